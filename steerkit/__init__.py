@@ -1,0 +1,91 @@
+"""Steer vision-language models at inference, so that their safety alignment holds when an image is attached.
+
+Everything public is here and is imported on first use: `import steerkit` loads neither torch nor transformers nor
+nnsight.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steerkit.adapter import Architecture, ModelAdapter
+    from steerkit.errors import SteerKitError
+    from steerkit.intervention import Intervention
+    from steerkit.method import Fit, Plan, SteeringMethod
+    from steerkit.methods.caa import CAA
+    from steerkit.methods.cmrm import CMRM
+    from steerkit.methods.refusal_direction import RefusalDirection
+    from steerkit.receipt import Receipt
+    from steerkit.registry import adapter_names, get_adapter, get_method, method_names
+    from steerkit.samples import Sample, read_samples
+    from steerkit.steer import steer
+    from steerkit.vector import Key, SteeringVector
+    from steerkit.vlm import VLM, load, wrap
+
+_HOME = {
+    "Architecture": "adapter",
+    "CAA": "methods.caa",
+    "CMRM": "methods.cmrm",
+    "Fit": "method",
+    "Intervention": "intervention",
+    "Key": "vector",
+    "ModelAdapter": "adapter",
+    "Plan": "method",
+    "Receipt": "receipt",
+    "RefusalDirection": "methods.refusal_direction",
+    "Sample": "samples",
+    "SteerKitError": "errors",
+    "SteeringMethod": "method",
+    "SteeringVector": "vector",
+    "VLM": "vlm",
+    "adapter_names": "registry",
+    "get_adapter": "registry",
+    "get_method": "registry",
+    "load": "vlm",
+    "method_names": "registry",
+    "read_samples": "samples",
+    "steer": "steer",
+    "wrap": "vlm",
+}
+
+__version__ = "0.1.0"
+
+__all__ = [  # noqa: RUF022 - by use, not by alphabet
+    "load",
+    "wrap",
+    "VLM",
+    "Sample",
+    "read_samples",
+    "SteeringMethod",
+    "CMRM",
+    "CAA",
+    "RefusalDirection",
+    "SteeringVector",
+    "Key",
+    "Intervention",
+    "steer",
+    "Receipt",
+    "ModelAdapter",
+    "Architecture",
+    "Plan",
+    "Fit",
+    "method_names",
+    "get_method",
+    "adapter_names",
+    "get_adapter",
+    "SteerKitError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'steerkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"steerkit.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,154 @@
+"""What steerkit must know of a model family, as one abstract class that is mostly declaration.
+
+An adapter holds no state and no model: it says where the decoder blocks are, how a prompt is built with and without its
+image, and which token is what. Everything else (batches, engines, steering) is common to all families.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+from steerkit.intervention import Site, View
+from steerkit.metadata import ModelRecord
+from steerkit.samples import ImageLike, Sample
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+Inputs: TypeAlias = "dict[str, Tensor]"
+"""Keyword arguments of a model's forward pass or `generate`."""
+
+Images: TypeAlias = "bool | View | Callable[[Sample], Sequence[ImageLike]]"
+"""Which images a prompt is shown with: True (its own), False (none), a view, or a function of the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Where things are in one model. Paths are dotted, from the model that `from_pretrained` returns.
+
+    Attributes:
+        layers: The list of decoder blocks; its parent is the decoder, whose forward pass sees the KV cache.
+        layer_count: Number of decoder blocks.
+        hidden_size: Width of their output.
+        image_token_ids: Ids that stand for image content in `input_ids`.
+        placeholder: Regular expression of everything that stands for the images in the prompt text once tokenised:
+            image tokens as often as they repeat, their delimiters and the line break that belongs to them.
+        user_marker: Text that opens the user's turn; the real tokens before it are the system's.
+        mlp: The MLP inside a block.
+        attention: The self-attention inside a block, or one path for each block where they differ.
+        text_module: The submodule that answers a prompt without an image; empty for the model itself.
+        transient: Attributes that the model caches between calls and that must not survive into the next one.
+        encoder_decoder: Whether the prompt goes to an encoder. The decoder's prompt is then its start token.
+    """
+
+    layers: str
+    layer_count: int
+    hidden_size: int
+    image_token_ids: frozenset[int]
+    placeholder: str
+    user_marker: str | None = None
+    mlp: str = "mlp"
+    attention: str | tuple[str, ...] = "self_attn"
+    text_module: str = ""
+    transient: tuple[str, ...] = ()
+    encoder_decoder: bool = False
+
+    @property
+    def decoder(self) -> str:
+        """Path of the module that owns the blocks."""
+        return self.layers.rpartition(".")[0]
+
+    def site(self, layer: int, site: Site) -> str:
+        """Path of the module whose output is the site."""
+        attention = self.attention if isinstance(self.attention, str) else self.attention[layer]
+        inner = {"resid_post": "", "mlp_out": f".{self.mlp}", "attn_out": f".{attention}"}[site]
+        return f"{self.layers}.{layer}{inner}"
+
+
+class ModelAdapter(ABC):
+    """One model family. Subclasses are final: they declare and implement, nothing overrides them.
+
+    Register one through the entry-point group `steerkit.adapters`, `name = "package.module:Class"`.
+
+    Attributes:
+        name: The family's name, as in the entry point.
+        model_types: The `config.model_type` values that it serves.
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def architecture(self, model: nn.Module) -> Architecture:
+        """Where the blocks of this model are, and what its tokens mean."""
+
+    @abstractmethod
+    def load_processor(self, source: str, **options: Any) -> Any:
+        """The processor of a repository or folder, with or without torchvision.
+
+        Args:
+            source: Repository id or folder.
+            **options: What `from_pretrained` takes: `revision`, `token`, `cache_dir`, `local_files_only` ...
+        """
+
+    @abstractmethod
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        """The prompt as text, ready to be answered.
+
+        Args:
+            processor: The model's processor.
+            sample: The sample; its images are not looked at.
+            image_count: Number of image placeholders, in front of the text of the first user turn; with 0 the prompt is
+                the same one with its images and their placeholders removed.
+        """
+
+    @abstractmethod
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        """Tokenise rendered prompts, left padded, and process their images.
+
+        Args:
+            processor: The model's processor.
+            texts: Rendered prompts.
+            images: The images of each prompt; either every prompt has some or none has.
+
+        Returns:
+            What the model (or its `text_module`, where there are no images) takes.
+        """
+
+    @abstractmethod
+    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+        """`(height, width)` of an image that processes to the same shapes, for each image in the inputs."""
+
+
+class SteerableModel(Protocol):
+    """What a method may ask of a model; `steerkit.VLM` is one."""
+
+    @property
+    def record(self) -> ModelRecord:
+        """What the model is."""
+        ...
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where its blocks are."""
+        ...
+
+    def capture(
+        self,
+        samples: Sequence[Sample],
+        *,
+        images: Images = True,
+        layers: Sequence[int] | None = None,
+        site: Site = "resid_post",
+        seed: int = 0,
+    ) -> dict[int, Tensor]:
+        """`{layer: [batch, hidden]}` at the last prompt token."""
+        ...
+
+    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
+        """The layers, sorted; all of them for None; an error for any outside the model."""
+        ...

@@ -1,0 +1,81 @@
+"""The state of an extraction on disk, so that one that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from steerkit.errors import CheckpointError
+from steerkit.statistics import Groups, Moments
+
+
+@dataclass(slots=True)
+class Progressed:
+    """What has been measured so far.
+
+    Attributes:
+        identity: Digest of method, model and anchor set: what a checkpoint belongs to.
+        digests: Digests of the samples done, in order.
+        groups: Their statistics.
+    """
+
+    identity: str
+    digests: list[str] = field(default_factory=list)
+    groups: Groups = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, state: Progressed) -> None:
+    """Write the state, complete or not at all."""
+    tensors: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+    for name, layers in state.groups.items():
+        for layer, moments in layers.items():
+            key = f"{name}/{layer}"
+            counts[key] = moments.count
+            for part in ("total", "rows", "outer"):
+                value = getattr(moments, part)
+                if value is not None:
+                    tensors[f"{key}/{part}"] = value.contiguous()
+    head = {"identity": state.identity, "digests": state.digests, "counts": counts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, identity: str) -> Progressed:
+    """Read the state back, or an empty one where there is no file.
+
+    Raises:
+        CheckpointError: The file belongs to another extraction or is damaged.
+    """
+    if not path.exists():
+        return Progressed(identity)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            head = json.loads((file.metadata() or {})["extraction"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        state = Progressed(head["identity"], list(head["digests"]))
+        for key, count in head["counts"].items():
+            name, _, layer = key.rpartition("/")
+            parts = (tensors[f"{key}/total"], tensors.get(f"{key}/rows"), tensors.get(f"{key}/outer"))
+            state.groups.setdefault(name, {})[int(layer)] = Moments(int(count), *parts)
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"the checkpoint {str(path)!r} is damaged ({type(error).__name__}: {error})",
+            expected="a checkpoint written by fit",
+            fix="delete it; the extraction then starts from the beginning",
+        ) from error
+    if state.identity != identity:
+        raise CheckpointError(
+            f"the checkpoint {str(path)!r} belongs to another extraction",
+            expected="the same method, options, model and number of anchors",
+            fix="delete it, or name another checkpoint",
+        )
+    return state

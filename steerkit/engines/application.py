@@ -1,0 +1,287 @@
+"""Interventions, compiled for one model: what every engine calls with the tensors that it finds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerkit import ops
+from steerkit.adapter import Architecture
+from steerkit.engines.calls import Pass, Prompt, Selection
+from steerkit.errors import EngineError, LayerRangeError, OptionError
+from steerkit.intervention import (
+    Add,
+    AddProjection,
+    Clamp,
+    Intervention,
+    LinearStrength,
+    Measure,
+    MeasuredContrast,
+    Scale,
+    Site,
+    StoredDirection,
+    is_finite,
+)
+from steerkit.receipt import Receipt
+from steerkit.vector import SteeringVector
+
+Place = tuple[int, Site]
+Contrasts = Mapping[int, Tensor]
+"""`{layer: [batch, hidden]}`."""
+
+MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int]], Contrasts]
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One intervention at one place."""
+
+    vector: SteeringVector
+    intervention: Intervention
+    layer: int
+    dose: float
+
+
+class Application:
+    """One or several vectors, ready to be applied to the hidden states of one model.
+
+    Args:
+        vectors: The vectors, in the order in which they are applied.
+        strengths: One factor each.
+        architecture: The model's.
+        receipt: Where the applications are counted.
+        measure: How a contrast is measured on a prompt; called once per prompt.
+
+    Raises:
+        EngineError: An intervention can't be run on this model.
+        LayerRangeError: An intervention names a layer that the model does not have.
+        OptionError: A strength is not finite.
+    """
+
+    def __init__(
+        self,
+        vectors: Sequence[SteeringVector],
+        strengths: Sequence[float],
+        architecture: Architecture,
+        receipt: Receipt,
+        measure: MeasureContrast,
+    ) -> None:
+        self.receipt = receipt
+        self._measure = measure
+        self._tensors: dict[Any, Tensor] = {}
+        self._steps: dict[Place, list[_Step]] = defaultdict(list)
+        self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
+        self.contrasts: list[tuple[MeasuredContrast, tuple[int, ...]]] = []
+        for vector, strength in zip(vectors, strengths, strict=True):
+            if not is_finite(strength):
+                raise OptionError(f"the strength is {strength!r}", expected="a finite number")
+            for intervention in vector.interventions:
+                self._compile(vector, intervention, float(strength), architecture)
+
+    @property
+    def places(self) -> list[Place]:
+        """Every layer and site that must be visited, in the order of the forward pass."""
+        order = {"attn_out": 0, "mlp_out": 1, "resid_post": 2}
+        return sorted({*self._steps, *self._reads}, key=lambda place: (place[0], order[place[1]]))
+
+    def _compile(
+        self, vector: SteeringVector, intervention: Intervention, strength: float, architecture: Architecture
+    ) -> None:
+        if intervention.tower == "vision":
+            raise EngineError(
+                "an intervention steers the vision tower", expected="the language model", fix="use another vector"
+            )
+        if architecture.encoder_decoder and intervention.tokens in ("image", "text", "system", "after_image"):
+            raise EngineError(
+                f"tokens={intervention.tokens!r} in an encoder-decoder model", expected="last, all or generated"
+            )
+        layers = _layers(vector, intervention, architecture)
+        for measure in _measures(intervention):
+            if measure.layer is None:
+                continue
+            if measure.layer >= architecture.layer_count:
+                raise LayerRangeError(
+                    f"a measure reads layer {measure.layer}", expected=f"below {architecture.layer_count}"
+                )
+            if intervention.phase != "generation" and measure.layer > min(layers):
+                raise EngineError(
+                    f"a measure reads layer {measure.layer} but decides on layer {min(layers)}, which comes before",
+                    expected="a reading layer at or below the first steered layer",
+                )
+            self._reads[measure.layer, intervention.site].append((vector, intervention, measure))
+        for layer in layers:
+            dose = strength * intervention.strength_at(layer)
+            self._steps[layer, intervention.site].append(_Step(vector, intervention, layer, dose))
+        contrast = intervention.contrast
+        if contrast is not None and (contrast, layers) not in self.contrasts:
+            self.contrasts.append((contrast, layers))
+
+    def begin(self, prompt: Prompt) -> None:
+        """Measure, without steering, what has to be measured on this prompt."""
+        if prompt.continues:
+            return
+        for contrast, layers in self.contrasts:
+            key = (contrast, layers)
+            if key not in prompt.memo:
+                prompt.memo[key] = self._measure(prompt, contrast, layers)
+
+    def apply(self, place: Place, h: Tensor, now: Pass) -> Tensor:
+        """The hidden state `[rows, tokens, hidden]` of a place after every intervention there."""
+        for vector, intervention, measure in self._reads.get(place, ()):
+            self._read(vector, intervention, measure, place, h, now)
+        for step in self._steps.get(place, ()):
+            selection = now.select(step.intervention.tokens, step.intervention.phase, h.device)
+            if selection is not None:
+                h = self._apply(step, place, h, selection, now)
+        return h
+
+    def _apply(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Pass) -> Tensor:
+        before = selection.read(h)
+        after = self._changed(step, place, before, selection, now)
+        self._count(step, place, before, after, selection, now)
+        return selection.write(h, after)
+
+    def _changed(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Pass) -> Tensor:
+        intervention = step.intervention
+        dose: float | Tensor = step.dose
+        if isinstance(intervention.strength, LinearStrength):
+            rule = intervention.strength
+            value = self._value(step, rule.measure, place, h, selection, now)
+            dose = step.dose * (rule.slope * value + rule.intercept).clamp(rule.minimum, rule.maximum)
+        changed = self._operate(step, place, h, dose, selection, now)
+        if intervention.norm_preserving:
+            changed = ops.preserve_norm(changed, h)
+        if intervention.gate is not None:
+            value = self._value(step, intervention.gate.measure, place, h, selection, now)
+            passes = value > intervention.gate.threshold
+            opened = passes if intervention.gate.above else ~passes
+            changed = torch.where(opened[:, None], changed, h)
+        return changed
+
+    def _operate(
+        self, step: _Step, place: Place, h: Tensor, dose: float | Tensor, selection: Selection, now: Pass
+    ) -> Tensor:
+        operation = step.intervention.operation
+        site = place[1]
+        if isinstance(operation, Add) and isinstance(operation.direction, MeasuredContrast):
+            direction = self._contrast(step, operation.direction, h, selection, now)
+            return (ops.add_relative if operation.relative else ops.add)(h, direction, dose)
+        if isinstance(operation, Add):
+            if not operation.relative and isinstance(dose, float):
+                return h + self._scaled(step, operation.direction, site, dose, h)
+            direction = self._stored(step, operation.direction, site, h.device)
+            return (ops.add_relative if operation.relative else ops.add)(h, direction, dose)
+        if isinstance(operation, (Clamp, Scale)):
+            direction = self._stored(step, operation.direction, site, h.device)
+            if isinstance(operation, Clamp):
+                return ops.clamp(h, direction, operation.minimum, operation.maximum, dose)
+            return ops.scale(h, direction, operation.factor, dose)
+        basis = self._basis(step, operation.direction, site, h.device)
+        if isinstance(operation, AddProjection):
+            contrast = self._contrast(step, operation.contrast, h, selection, now)
+            return ops.add_projection(h, contrast, basis, dose)
+        return ops.ablate(h, basis, dose)
+
+    # -- what operations read ----------------------------------------------------------------------------------------
+
+    def _stored(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
+        key = (id(step.vector), stored, step.layer, site, device)
+        if key not in self._tensors:
+            found = step.vector.direction(stored, step.layer, site)
+            if found is None:  # compile has checked this
+                raise LayerRangeError(f"no direction {stored.name!r} at layer {step.layer}")
+            self._tensors[key] = found.to(device=device, dtype=torch.float32)
+        return self._tensors[key]
+
+    def _scaled(self, step: _Step, stored: StoredDirection, site: Site, dose: float, h: Tensor) -> Tensor:
+        key = (id(step.vector), stored, step.layer, site, dose, h.device, h.dtype)
+        if key not in self._tensors:
+            self._tensors[key] = (dose * self._stored(step, stored, site, h.device)).to(h.dtype)
+        return self._tensors[key]
+
+    def _basis(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
+        key = ("basis", id(step.vector), stored, step.layer, site, device)
+        if key not in self._tensors:
+            self._tensors[key] = ops.orthonormal(self._stored(step, stored, site, device))
+        return self._tensors[key]
+
+    def _contrast(self, step: _Step, contrast: MeasuredContrast, h: Tensor, selection: Selection, now: Pass) -> Tensor:
+        layers = next(layers for known, layers in self.contrasts if known == contrast and step.layer in layers)
+        measured: Contrasts | None = now.prompt.memo.get((contrast, layers))
+        if measured is None:
+            raise EngineError(
+                "a contrast is needed in a forward pass that continues from a KV cache, without its prompt",
+                expected="generate(), or a forward pass over the whole prompt",
+            )
+        value = measured[step.layer].to(h.device)
+        if value.shape[0] != now.rows:  # beams and several answers per prompt repeat each row
+            value = value.repeat_interleave(now.rows // value.shape[0], dim=0)
+        return selection.per_row(value)
+
+    def _read(
+        self, vector: SteeringVector, intervention: Intervention, measure: Measure, place: Place, h: Tensor, now: Pass
+    ) -> None:
+        last = now.select("last", "prompt", h.device)
+        if last is None:
+            return
+        value = self._evaluate(_Step(vector, intervention, place[0], 1.0), measure, place[1], last.read(h))
+        kept = now.prompt.memo.setdefault((id(self), id(vector), measure), torch.zeros(now.rows, device=h.device))
+        if last.column is not None:
+            kept.copy_(value)
+        else:
+            kept[last.rows] = value
+
+    def _value(self, step: _Step, measure: Measure, place: Place, h: Tensor, selection: Selection, now: Pass) -> Tensor:
+        if measure.layer is None:
+            return self._evaluate(step, measure, place[1], h)
+        kept: Tensor = now.prompt.memo[id(self), id(step.vector), measure].to(h.device)
+        if kept.shape[0] != now.rows:
+            kept = kept.repeat_interleave(now.rows // kept.shape[0])
+        return selection.per_row(kept)
+
+    def _evaluate(self, step: _Step, measure: Measure, site: Site, h: Tensor) -> Tensor:
+        direction = self._stored(step, measure.direction, site, h.device)
+        reference = None
+        if measure.reference is not None:
+            reference = self._stored(step, measure.reference, site, h.device)
+        return (ops.projection if measure.kind == "projection" else ops.cosine)(h, direction, reference)
+
+    def _count(self, step: _Step, place: Place, before: Tensor, after: Tensor, selection: Selection, now: Pass) -> None:
+        count = selection.count(now.rows)
+        change: Tensor | None = None
+        if now.reads_prompt or (step.intervention.phase == "generation" and now.start == now.prompt_length):
+            with torch.no_grad():
+                wide = before.detach().float()
+                change = (after.detach().float() - wide).norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
+        generated = 0 if now.reads_prompt else count
+        if now.reads_prompt and now.start + now.length > now.prompt_length and selection.columns is not None:
+            generated = int((selection.columns + now.start >= now.prompt_length).sum())
+        self.receipt.add(*place, prompt=count - generated, generated=generated, change=change)
+
+
+def _layers(vector: SteeringVector, intervention: Intervention, architecture: Architecture) -> tuple[int, ...]:
+    direction = intervention.operation.direction
+    if intervention.layers != "all":
+        layers = tuple(sorted(intervention.layers))
+    elif isinstance(direction, StoredDirection) and direction.layer is None:
+        held = {key.layer for key in vector.tensors if key.site == intervention.site and key.name == direction.name}
+        layers = tuple(sorted(held))
+    else:
+        layers = tuple(range(architecture.layer_count))
+    if layers and layers[-1] >= architecture.layer_count:
+        raise LayerRangeError(
+            f"an intervention steers layer {layers[-1]}", expected=f"0 to {architecture.layer_count - 1}"
+        )
+    return layers
+
+
+def _measures(intervention: Intervention) -> list[Measure]:
+    found = [intervention.gate.measure] if intervention.gate is not None else []
+    if isinstance(intervention.strength, LinearStrength):
+        found.append(intervention.strength.measure)
+    return found

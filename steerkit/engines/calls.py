@@ -1,0 +1,389 @@
+"""Follows a model through its calls, so that an intervention knows which token it is looking at.
+
+Inside a decoder block a hidden state is only a tensor. What is padding, image or prompt, and how far generation has
+come, is known where the call begins. `CallTracker` notes it there, per thread: at `generate`, at a bare forward pass,
+and at each pass of the decoder. It changes nothing that the model computes, and every trace of it goes with its last
+user.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from steerkit.adapter import Architecture
+from steerkit.errors import EngineError
+from steerkit.intervention import Phase, Tokens
+from steerkit.positions import TokenRole, last_positions, select
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """One call of the model from outside, until it returns.
+
+    Attributes:
+        inputs: The keyword arguments of the call.
+        length: Number of prompt positions, padding included; None until the decoder has seen it.
+        generating: Whether the call is `generate`.
+        entry: The module whose forward pass is the call, where it is not `generate`.
+        memo: What engines remember of this prompt, by key.
+    """
+
+    inputs: Mapping[str, Any]
+    length: int | None
+    generating: bool
+    entry: nn.Module | None = None
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def input_ids(self) -> Tensor | None:
+        """`[batch, prompt]` ids, where the caller gave ids."""
+        return self.inputs.get("input_ids")
+
+    @property
+    def continues(self) -> bool:
+        """Whether the call is a forward pass that continues from a filled KV cache."""
+        cache = self.inputs.get("past_key_values")
+        return not self.generating and cache is not None and int(cache.get_seq_length()) > 0
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """`[batch, prompt]`, where the caller gave a two-dimensional mask."""
+        mask = self.inputs.get("attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+@dataclass(slots=True, eq=False)
+class Selection:
+    """Tokens of one pass: either one column of every row, or pairs of row and column."""
+
+    column: int | None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def read(self, h: Tensor) -> Tensor:
+        """`[n, hidden]` from `[rows, tokens, hidden]`."""
+        if self.column is not None:
+            return h[:, self.column]
+        return h[self.rows, self.columns]
+
+    def write(self, h: Tensor, values: Tensor) -> Tensor:
+        """A new tensor with the selected tokens replaced."""
+        if self.column is not None and h.shape[1] == 1:
+            return values.unsqueeze(1)
+        changed = h.clone()
+        if self.column is not None:
+            changed[:, self.column] = values
+        else:
+            changed[self.rows, self.columns] = values
+        return changed
+
+    def per_row(self, values: Tensor) -> Tensor:
+        """Spread one value per row of the pass over the selected tokens."""
+        return values if self.column is not None else values[self.rows]
+
+    def count(self, rows: int) -> int:
+        """Number of selected tokens."""
+        return rows if self.column is not None else int(self.rows.shape[0])  # type: ignore[union-attr]
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """One forward pass of the decoder: `length` positions from absolute position `start`."""
+
+    prompt: Prompt
+    tracker: CallTracker
+    rows: int
+    start: int
+    length: int
+    prompt_length: int
+    selections: dict[tuple[Tokens, Phase], Selection | None] = field(default_factory=dict)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether any position of this pass belongs to the prompt."""
+        return self.start < self.prompt_length
+
+    def select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
+        """The tokens of this pass that a selector means, or None if there are none."""
+        key = (tokens, phase)
+        if key not in self.selections:
+            self.selections[key] = self._select(tokens, phase, device)
+        return self.selections[key]
+
+    def _select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
+        if not self.reads_prompt and self.length == 1:
+            steered = phase != "prompt" and tokens in ("last", "all", "generated")
+            return Selection(0) if steered else None
+        roles = self.tracker.roles(self.prompt, self.prompt_length, device, tokens)
+        if roles.shape[0] != self.rows:
+            roles = roles.repeat_interleave(self.rows // roles.shape[0], dim=0)
+        if tokens == "last" and self.reads_prompt and self.start + self.length <= self.prompt_length:
+            column = self._common_last(roles) if phase != "generation" else None
+            if column is not None:
+                return Selection(column)
+        mask = select(tokens, phase, roles, self.start, self.length)
+        rows, columns = mask.nonzero(as_tuple=True)
+        return Selection(None, rows, columns) if rows.numel() else None
+
+    def _common_last(self, roles: Tensor) -> int | None:
+        """The column of the last prompt token if it is the same in every row and in this pass (left padding)."""
+        last = last_positions(roles)
+        first = int(last[0])
+        inside = self.start <= first < self.start + self.length
+        return first - self.start if inside and bool((last == first).all()) else None
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.prompts: list[Prompt] = []
+        self.current: Pass | None = None
+        self.unobserved = 0
+
+
+class CallTracker:
+    """Notes, per thread, which prompt a model is working on and where its decoder stands.
+
+    Obtain one with `CallTracker.of`; it is installed while anybody holds it and leaves the model as it found it.
+    """
+
+    _trackers: ClassVar[weakref.WeakKeyDictionary[nn.Module, CallTracker]] = weakref.WeakKeyDictionary()
+    _lock = threading.RLock()
+
+    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
+        self._model = weakref.ref(model)
+        self.architecture = architecture
+        self.thread = _PerThread()
+        self._users = 0
+        self._undo: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[Prompt], None]] = []
+        self.system_lengths: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @classmethod
+    @contextmanager
+    def of(cls, model: nn.Module, architecture: Architecture) -> Iterator[CallTracker]:
+        """The tracker of a model, installed for the time of the context."""
+        with cls._lock:
+            tracker = cls._trackers.get(model)
+            if tracker is None:
+                tracker = cls._trackers[model] = cls(model, architecture)
+            tracker._users += 1
+            if tracker._users == 1:
+                tracker._install(model)
+        try:
+            yield tracker
+        finally:
+            with cls._lock:
+                tracker._users -= 1
+                if tracker._users == 0:
+                    tracker._uninstall()
+                    cls._trackers.pop(model, None)
+
+    def listen(self, listener: Callable[[Prompt], None]) -> Callable[[], None]:
+        """Call a function at the start of every call from outside; returns what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    @property
+    def current(self) -> Pass | None:
+        """The decoder pass that this thread is in, or None where nothing is to be observed."""
+        return None if self.thread.unobserved else self.thread.current
+
+    @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Passes of this thread inside are nobody's: they are neither steered nor counted."""
+        outer = self.thread.current
+        self.thread.unobserved += 1
+        try:
+            yield
+        finally:
+            self.thread.unobserved -= 1
+            self.thread.current = outer
+
+    def roles(self, prompt: Prompt, length: int, device: torch.device, tokens: Tokens) -> Tensor:
+        """`[batch, prompt]` roles of the prompt's tokens.
+
+        Raises:
+            EngineError: The selector needs token ids (or a tokenizer, for `system`) and the caller gave none.
+        """
+        key = ("roles", tokens in ("system", "text"), tokens in ("image", "after_image"), device)
+        if key not in prompt.memo:
+            prompt.memo[key] = self._roles(prompt, length, device, tokens)
+        return prompt.memo[key]
+
+    def _roles(self, prompt: Prompt, length: int, device: torch.device, tokens: Tokens) -> Tensor:
+        by_content = tokens in ("image", "text", "system", "after_image")
+        ids, mask = prompt.input_ids, prompt.attention_mask
+        if self.architecture.encoder_decoder:
+            if by_content:
+                raise EngineError(
+                    f"tokens={tokens!r} in an encoder-decoder model",
+                    expected="last, all or generated: its decoder sees neither image nor text tokens",
+                )
+            return torch.full((1, length), int(TokenRole.TEXT), device=device)
+        if mask is not None and mask.shape[1] >= length:
+            real = mask[:, :length].to(device) != 0
+        elif ids is not None:
+            real = torch.ones_like(ids[:, :length], dtype=torch.bool, device=device)
+        else:
+            real = torch.ones((1, length), dtype=torch.bool, device=device)
+        roles = torch.where(real, int(TokenRole.TEXT), int(TokenRole.PAD))
+        if not by_content:
+            return roles
+        if ids is None:
+            raise EngineError(f"tokens={tokens!r} in a call without input_ids", expected="a call with input_ids")
+        ids = ids[:, :length].to(device)
+        for token in self.architecture.image_token_ids:
+            roles = torch.where(real & (ids == token), int(TokenRole.IMAGE), roles)
+        if tokens in ("system", "text") and self.architecture.user_marker is not None:
+            if self.system_lengths is None:
+                raise EngineError(
+                    f"tokens={tokens!r} needs the tokenizer, to tell the system's turn from the user's",
+                    expected="a model that was loaded or wrapped with its processor",
+                    fix="pass the VLM instead of the raw model: sk.steer(sk.wrap(model, processor), ...)",
+                )
+            lengths = self.system_lengths(ids, real).to(device)
+            system = torch.arange(length, device=device) < lengths[:, None]
+            roles = torch.where(system & (roles == int(TokenRole.TEXT)), int(TokenRole.SYSTEM), roles)
+        return roles
+
+    # -- installation ------------------------------------------------------------------------------------------------
+
+    def _install(self, model: nn.Module) -> None:
+        decoder = model.get_submodule(self.architecture.decoder)
+        entries = [model]
+        if self.architecture.text_module:
+            entries.append(model.get_submodule(self.architecture.text_module))
+        for entry in entries:
+            signature = inspect.signature(type(entry).forward)
+            begin = entry.register_forward_pre_hook(self._begin_forward(signature), with_kwargs=True)
+            end = entry.register_forward_hook(self._end_forward, always_call=True)
+            self._undo += [begin.remove, end.remove]
+            if callable(getattr(type(entry), "generate", None)):
+                self._undo.append(self._wrap_generate(entry))
+        signature = inspect.signature(type(decoder).forward)
+        begin = decoder.register_forward_pre_hook(self._begin_pass(signature), with_kwargs=True)
+        end = decoder.register_forward_hook(self._end_pass, always_call=True)
+        self._undo += [begin.remove, end.remove]
+
+    def _uninstall(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _wrap_generate(self, entry: nn.Module) -> Callable[[], None]:
+        own = vars(entry).get("generate")
+        inner = entry.generate  # type: ignore[operator]
+
+        @functools.wraps(inner)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            thread = self.thread
+            if thread.unobserved or (thread.prompts and thread.prompts[-1].generating):
+                return inner(*args, **kwargs)
+            thread.prompts.clear()  # no forward pass calls generate: what is left here was interrupted
+            given = dict(kwargs)
+            if args and isinstance(args[0], Tensor):
+                given.setdefault("input_ids" if not args[0].is_floating_point() else "pixel_values", args[0])
+            if isinstance(given.get("inputs"), Tensor):
+                given.setdefault("input_ids", given["inputs"])
+            with self._prompt(Prompt(given, self._prompt_length(given), generating=True)):
+                return inner(*args, **kwargs)
+
+        vars(entry)["generate"] = generate
+
+        def undo() -> None:
+            if own is None:
+                vars(entry).pop("generate", None)
+            else:
+                vars(entry)["generate"] = own
+
+        return undo
+
+    @contextmanager
+    def _prompt(self, prompt: Prompt) -> Iterator[None]:
+        prompts = self.thread.prompts
+        prompts.append(prompt)
+        try:
+            for listener in tuple(self._listeners):
+                listener(prompt)
+            yield
+        finally:
+            prompts.remove(prompt)
+
+    def _prompt_length(self, given: Mapping[str, Any]) -> int | None:
+        if self.architecture.encoder_decoder:
+            start = given.get("decoder_input_ids")
+            return start.shape[1] if isinstance(start, Tensor) else 1
+        for key in ("input_ids", "inputs_embeds"):
+            if isinstance(given.get(key), Tensor):
+                return int(given[key].shape[1])
+        return None
+
+    # -- what the hooks do -------------------------------------------------------------------------------------------
+
+    def _begin_forward(self, signature: inspect.Signature) -> Callable[..., None]:
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            thread = self.thread
+            if thread.unobserved:
+                return
+            if thread.prompts and thread.prompts[-1].entry is module:
+                thread.prompts.clear()  # no model calls itself: a keyboard interrupt skipped the hook that ends a pass
+            if thread.prompts:
+                return
+            prompt = Prompt(_bound(signature, module, args, kwargs), None, generating=False, entry=module)
+            thread.prompts.append(prompt)
+            for listener in tuple(self._listeners):
+                listener(prompt)
+
+        return begin
+
+    def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        prompts = self.thread.prompts
+        if prompts and prompts[-1].entry is module:
+            prompts.pop()
+
+    def _begin_pass(self, signature: inspect.Signature) -> Callable[..., None]:
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            thread = self.thread
+            if thread.unobserved:
+                return
+            given = kwargs if not args else _bound(signature, module, args, kwargs)
+            tokens = given.get("inputs_embeds")
+            if tokens is None:
+                tokens = given["input_ids"]
+            rows, length = int(tokens.shape[0]), int(tokens.shape[1])
+            cache = given.get("past_key_values")
+            start = 0 if cache is None else int(cache.get_seq_length())
+            prompt = thread.prompts[-1] if thread.prompts else Prompt(given, None, generating=False)
+            if prompt.length is not None:
+                prompt_length = prompt.length
+            elif start == 0 or length > 1:
+                prompt_length = start + length
+            else:
+                prompt_length = start
+            thread.current = Pass(prompt, self, rows, start, length, prompt_length)
+
+        return begin
+
+    def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self.thread.unobserved:
+            self.thread.current = None
+
+
+def _bound(
+    signature: inspect.Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Positional arguments by their names, together with the keyword arguments."""
+    if not args:
+        return dict(kwargs)
+    named = dict(signature.bind_partial(module, *args).arguments)
+    named.pop("self", None)
+    return {**named, **kwargs}

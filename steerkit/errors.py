@@ -1,0 +1,96 @@
+"""Every error that steerkit raises on purpose.
+
+Each names the value at fault, what was expected instead and how to mend it. All derive from `SteerKitError`; those that
+are also a familiar built-in kind of error derive from that as well, so `except ValueError` keeps working.
+"""
+
+from __future__ import annotations
+
+
+class SteerKitError(Exception):
+    """Base of every error raised by steerkit.
+
+    Args:
+        problem: What is wrong, with the value at fault.
+        expected: What would have been right.
+        fix: What the caller can do about it.
+    """
+
+    def __init__(self, problem: str, *, expected: str | None = None, fix: str | None = None) -> None:
+        self.problem = problem
+        self.expected = expected
+        self.fix = fix
+        parts = [problem.rstrip(".") + "."]
+        if expected:
+            parts.append(f"Expected: {expected.rstrip('.')}.")
+        if fix:
+            parts.append(f"Fix: {fix.rstrip('.')}.")
+        super().__init__(" ".join(parts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the three parts when an error crosses a process boundary."""
+        return _rebuild, (type(self), self.problem, self.expected, self.fix)
+
+
+def _rebuild(cls: type[SteerKitError], problem: str, expected: str | None, fix: str | None) -> SteerKitError:
+    return cls(problem, expected=expected, fix=fix)
+
+
+class SampleError(SteerKitError, ValueError):
+    """A sample or a row of a sample file is malformed; the message carries the row number."""
+
+
+class EmptyAnchorSetError(SteerKitError, ValueError):
+    """A method was asked to fit on no samples, or on none that carry a label it needs."""
+
+
+class MissingImageError(SteerKitError, ValueError):
+    """A sample has no image where the method or the model needs one, or its image can't be read."""
+
+
+class PackFormatError(SteerKitError, ValueError):
+    """A file is not a steerkit pack, or is truncated, forged or out of bounds."""
+
+
+class NonFiniteError(SteerKitError, ValueError):
+    """NaN or infinite values where only finite ones can be right."""
+
+
+class ModelMismatchError(SteerKitError, ValueError):
+    """A vector does not belong to the model it is being applied to."""
+
+
+class UnsupportedModelError(SteerKitError, ValueError):
+    """No adapter knows this model."""
+
+
+class ProcessorError(SteerKitError, ValueError):
+    """A processor is missing or lacks something that the operation needs."""
+
+
+class UnknownNameError(SteerKitError, LookupError):
+    """A method, adapter or engine of this name is not registered."""
+
+
+class PluginError(SteerKitError, ImportError):
+    """An entry point of another distribution could not be loaded; the message names the distribution."""
+
+
+class LayerRangeError(SteerKitError, IndexError):
+    """A layer index lies outside the model, or a vector holds no direction there."""
+
+
+class OptionError(SteerKitError, ValueError):
+    """An option has an impossible value, or two options conflict."""
+
+
+class EngineError(SteerKitError, RuntimeError):
+    """An engine can't run what it was asked to run; raised before it runs anything."""
+
+
+class NothingSteeredError(SteerKitError, RuntimeError):
+    """A steering context ended without having changed a single tensor."""
+
+
+class CheckpointError(SteerKitError, ValueError):
+    """An extraction checkpoint belongs to another extraction or is damaged."""

@@ -1,0 +1,81 @@
+"""Reading and writing pack files: one module per format version, and every older one kept for ever.
+
+To raise the format: add `v2.py` with the same two functions, list it in `_VERSIONS`, point `CURRENT` at it, keep
+`v1.py` and its tests. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steerkit.errors import PackFormatError
+from steerkit.formats import v1
+from steerkit.formats.container import RawPack, TensorInfo, parse_container, read_file
+
+CURRENT = 1
+_VERSIONS = {1: v1}
+
+
+def read_pack(path: str | Path) -> RawPack:
+    """Read and audit a pack file without building any tensor.
+
+    Args:
+        path: The `.safetensors` file.
+
+    Returns:
+        The document, the tensor table and the bytes, all within bounds and consistent with each other.
+
+    Raises:
+        PackFormatError: The file is missing, truncated, forged, of an unknown version or not a steerkit pack.
+    """
+    return parse_pack(read_file(path), name=str(path))
+
+
+def parse_pack(data: bytes, *, name: str = "the data") -> RawPack:
+    """The same as `read_pack`, from bytes."""
+    raw = parse_container(data, name=name)
+    version = raw.document.get("format_version")
+    module = _VERSIONS.get(version) if isinstance(version, int) and not isinstance(version, bool) else None
+    if module is None:
+        raise PackFormatError(
+            f"{name}: format_version is {version!r}",
+            expected="one of " + ", ".join(map(str, _VERSIONS)),
+            fix="upgrade steerkit, or ask the publisher for a pack of a known version",
+        )
+    module.audit(raw, name=name)
+    return raw
+
+
+def tensor_name(layer: int, site: str, name: str = "") -> str:
+    """The name of a direction inside the file, in the current format."""
+    return _VERSIONS[CURRENT].tensor_name(layer, site, name)
+
+
+def parse_tensor_name(full: str) -> tuple[int, str, str]:
+    """`(layer, site, name)` of a direction's name, in the current format."""
+    return _VERSIONS[CURRENT].parse_tensor_name(full)
+
+
+def tensors_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]]) -> str:
+    """sha256 of tensors given as `{name: (dtype, shape, little-endian bytes)}`, in the current format."""
+    return _VERSIONS[CURRENT].tensors_digest(tensors)
+
+
+def encode_document(document: Mapping[str, Any]) -> dict[str, str]:
+    """The `__metadata__` of a pack file."""
+    return _VERSIONS[CURRENT].encode_document(document)
+
+
+__all__ = [
+    "CURRENT",
+    "RawPack",
+    "TensorInfo",
+    "encode_document",
+    "parse_pack",
+    "parse_tensor_name",
+    "read_pack",
+    "tensor_name",
+    "tensors_digest",
+]

@@ -1,0 +1,91 @@
+"""Pack format v1; docs/pack-format.md specifies it on one page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from steerkit.errors import NonFiniteError, PackFormatError
+from steerkit.formats.container import RawPack
+
+SITES = ("resid_post", "mlp_out", "attn_out")
+OUTLIER = 1e4
+
+_NAME = re.compile(r"directions\.(0|[1-9][0-9]{0,4})\.([a-z_]{1,32})(?:\.([A-Za-z0-9_]{1,64}))?")
+
+
+def tensor_name(layer: int, site: str, name: str = "") -> str:
+    """`directions.{layer}.{site}` or `directions.{layer}.{site}.{name}`."""
+    return f"directions.{layer}.{site}" + (f".{name}" if name else "")
+
+
+def parse_tensor_name(full: str) -> tuple[int, str, str]:
+    """`(layer, site, name)`.
+
+    Raises:
+        PackFormatError: The name is not one of this format.
+    """
+    match = _NAME.fullmatch(full)
+    if match is None or match[2] not in SITES:
+        raise PackFormatError(
+            f"a tensor is named {full[:80]!r}", expected="directions.{layer}.{" + "|".join(SITES) + "}[.{name}]"
+        )
+    return int(match[1]), match[2], match[3] or ""
+
+
+def tensors_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]]) -> str:
+    """sha256 over every tensor in order of its name: name, type and shape as one JSON line, then the bytes."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        dtype, shape, data = tensors[name]
+        state.update(json.dumps([name, dtype, list(shape)], separators=(",", ":")).encode() + b"\n")
+        state.update(data)
+    return state.hexdigest()
+
+
+def encode_document(document: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata block of the file."""
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return {"format": "pt", "steerkit": text}
+
+
+def audit(raw: RawPack, *, name: str) -> None:
+    """Check the tensors against their names, their values and the digest in the document.
+
+    Raises:
+        PackFormatError: A name, a norm or the digest is wrong.
+        NonFiniteError: A direction holds NaN or infinity.
+    """
+    norms: dict[str, float] = {}
+    for key in raw.tensors:
+        parse_tensor_name(key)
+        values = raw.array(key)
+        rows = np.sqrt(np.square(values.astype(np.float64)).reshape(-1, values.shape[-1]).sum(axis=-1))
+        if not np.isfinite(rows).all():
+            raise NonFiniteError(
+                f"{name}: {key} holds NaN or infinite values", expected="finite directions", fix="extract it again"
+            )
+        if not rows.all():
+            raise PackFormatError(f"{name}: {key} is zero", expected="directions that do something")
+        norms[key] = float(rows.max())
+    if norms:
+        middle = float(np.median(list(norms.values())))
+        for key, norm in norms.items():
+            if norm > OUTLIER * middle:
+                raise PackFormatError(
+                    f"{name}: {key} has norm {norm:.3g}",
+                    expected=f"at most {OUTLIER:.0e} times the median of {middle:.3g}",
+                    fix="a direction this large only breaks the model: don't use this file",
+                )
+    digest = tensors_digest({key: (info.dtype, info.shape, raw.view(key)) for key, info in raw.tensors.items()})
+    if raw.document.get("tensors_sha256") != digest:
+        raise PackFormatError(
+            f"{name}: the tensors have sha256 {digest}",
+            expected=f"{raw.document.get('tensors_sha256')!r:.80} as the document says",
+            fix="the file was changed after it was written: get it again from its publisher",
+        )

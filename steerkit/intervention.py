@@ -1,0 +1,255 @@
+"""An intervention: what is done, where, when and how much, as data.
+
+Interventions are frozen pydantic models and travel inside the pack as JSON, so they can be read, checked, composed and
+refused, and any engine can run them. `ops.py` holds the arithmetic of each operation. This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Site: TypeAlias = Literal["resid_post", "mlp_out", "attn_out"]
+"""Where in a layer: the output of the block, of its MLP, or of its attention."""
+
+Tower: TypeAlias = Literal["language", "vision"]
+
+Tokens: TypeAlias = Literal["last", "all", "image", "text", "system", "after_image", "generated"]
+"""Which tokens, by meaning.
+
+`last` is the last real token of the prompt and, in the generation phase, the newest token. `all` is every real token.
+`system`, `image`, `text` (what is neither) and `after_image` (text behind the last image) are tokens of the prompt.
+`generated` are the tokens after the prompt. Padding is never selected.
+"""
+
+Phase: TypeAlias = Literal["prompt", "generation", "both"]
+
+View: TypeAlias = Literal["text", "caption", "original", "blank", "noise"]
+"""How a sample is shown to the model.
+
+`text`: its image and placeholder removed; `caption`: text only, with the caption in front; `original`: as it is;
+`blank`: a white image of the same size; `noise`: uniform RGB noise of the same size, seeded.
+"""
+
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Frozen(BaseModel):
+    """Base of everything that is serialised: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class StoredDirection(Frozen):
+    """A direction that the vector carries.
+
+    Attributes:
+        name: Which of the tensors stored for a layer; empty for the only one.
+        layer: Take the tensor stored at this layer, wherever it is applied. None: the one of the layer itself.
+    """
+
+    source: Literal["stored"] = "stored"
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9_]*$", max_length=64)
+    layer: int | None = Field(default=None, ge=0)
+
+
+class MeasuredContrast(Frozen):
+    """`h(positive) - h(negative)`, measured on the prompt itself without steering, at its last token.
+
+    Attributes:
+        positive: The view that is moved towards.
+        negative: The view that is moved away from.
+        form: `literal`: the contrast of a layer is added at that layer. `increments`: a layer adds only what it
+            contributes beyond the steered layer below, so that the additions sum to the measured contrast.
+        seed: Seed of a noise view.
+    """
+
+    source: Literal["contrast"] = "contrast"
+    positive: View = "text"
+    negative: View = "blank"
+    form: Literal["literal", "increments"] = "increments"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _differ(self) -> MeasuredContrast:
+        if self.positive == self.negative:
+            raise ValueError(f"a contrast of {self.positive!r} with itself is zero")
+        return self
+
+
+Direction: TypeAlias = Annotated[StoredDirection | MeasuredContrast, Field(discriminator="source")]
+
+
+class Add(Frozen):
+    """`h + s * d`, or `h + s * |h| * d / |d|` when `relative`."""
+
+    kind: Literal["add"] = "add"
+    direction: Direction = StoredDirection()
+    relative: bool = False
+
+
+class Ablate(Frozen):
+    """`h - s * P h` with P the projection on the direction, or on the span of `[k, hidden]` directions."""
+
+    kind: Literal["ablate"] = "ablate"
+    direction: StoredDirection = StoredDirection()
+
+
+class AddProjection(Frozen):
+    """`h + s * P c`: add the part of a measured contrast `c` that lies along a stored direction."""
+
+    kind: Literal["add_projection"] = "add_projection"
+    contrast: MeasuredContrast
+    direction: StoredDirection = StoredDirection()
+
+
+class Clamp(Frozen):
+    """Bound the coordinate of h along the unit direction to `[minimum, maximum]`; s blends from h to the result."""
+
+    kind: Literal["clamp"] = "clamp"
+    direction: StoredDirection = StoredDirection()
+    minimum: FiniteFloat | None = None
+    maximum: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Clamp:
+        if self.minimum is None and self.maximum is None:
+            raise ValueError("a clamp needs a minimum or a maximum")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} exceeds maximum {self.maximum}")
+        return self
+
+
+class Scale(Frozen):
+    """Multiply the coordinate of h along the direction by `factor`; s blends from h to the result."""
+
+    kind: Literal["scale"] = "scale"
+    direction: StoredDirection = StoredDirection()
+    factor: FiniteFloat
+
+
+Operation: TypeAlias = Annotated[Add | Ablate | AddProjection | Clamp | Scale, Field(discriminator="kind")]
+
+
+class Measure(Frozen):
+    """A number read off a hidden state: its projection on, or its cosine with, a stored direction.
+
+    Attributes:
+        kind: `projection` is `(h - r) . d / |d|`; `cosine` is `(h - r) . d / (|h - r| |d|)`.
+        direction: d.
+        reference: r, a stored direction that is subtracted first; None for zero.
+        layer: Read at the last prompt token of this layer, once per prompt, and hold the value from there on. None:
+            read at the very token and layer that is steered.
+    """
+
+    kind: Literal["projection", "cosine"]
+    direction: StoredDirection = StoredDirection()
+    reference: StoredDirection | None = None
+    layer: int | None = Field(default=None, ge=0)
+
+
+class Gate(Frozen):
+    """Steer only where the measure passes the threshold (`above`), or stays at or below it (`above=False`)."""
+
+    measure: Measure
+    threshold: FiniteFloat
+    above: bool = True
+
+
+class LinearStrength(Frozen):
+    """`clip(slope * measure + intercept, minimum, maximum)`."""
+
+    measure: Measure
+    slope: FiniteFloat
+    intercept: FiniteFloat = 0.0
+    minimum: FiniteFloat
+    maximum: FiniteFloat
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LinearStrength:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} exceeds maximum {self.maximum}")
+        return self
+
+
+Strength: TypeAlias = FiniteFloat | dict[int, FiniteFloat] | LinearStrength
+"""A number, a number per layer (absent layers: 0), or a bounded function of a measured quantity."""
+
+
+class Intervention(Frozen):
+    """One operation with its place, time and dose.
+
+    Attributes:
+        operation: What is done to the hidden state.
+        layers: 0-based decoder blocks, or `all`: every block that has a direction for it.
+        site: Where in the block.
+        tower: Language model or vision tower.
+        tokens: Which tokens, by meaning.
+        phase: While the prompt is read, while tokens are generated, or both.
+        gate: Condition on a measured quantity.
+        strength: Dose; multiplied by the strength given to `steer`.
+        norm_preserving: Rescale each changed token to the norm it had.
+    """
+
+    operation: Operation = Add()
+    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    site: Site = "resid_post"
+    tower: Tower = "language"
+    tokens: Tokens = "last"
+    phase: Phase = "both"
+    gate: Gate | None = None
+    strength: Strength = 1.0
+    norm_preserving: bool = False
+
+    @field_validator("layers")
+    @classmethod
+    def _distinct(cls, layers: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        if not isinstance(layers, str) and (not layers or len(set(layers)) != len(layers)):
+            raise ValueError(f"layers {list(layers)} are empty or repeat")
+        return layers
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Intervention:
+        if self.phase == "prompt" and self.tokens == "generated":
+            raise ValueError("tokens='generated' never occur in phase='prompt'")
+        if self.phase == "generation" and self.tokens in ("image", "text", "system", "after_image"):
+            raise ValueError(f"tokens={self.tokens!r} are prompt tokens and never occur in phase='generation'")
+        if isinstance(self.strength, dict) and any(layer < 0 for layer in self.strength):
+            raise ValueError("a per-layer strength names a negative layer")
+        return self
+
+    def strength_at(self, layer: int) -> float:
+        """The fixed part of the strength at a layer (1 for a measured strength)."""
+        if isinstance(self.strength, dict):
+            return self.strength.get(layer, 0.0)
+        return 1.0 if isinstance(self.strength, LinearStrength) else float(self.strength)
+
+    @property
+    def stored(self) -> tuple[StoredDirection, ...]:
+        """Every stored direction that this intervention reads."""
+        found: list[StoredDirection] = []
+        if isinstance(self.operation.direction, StoredDirection):
+            found.append(self.operation.direction)
+        measures = [self.gate.measure] if self.gate else []
+        if isinstance(self.strength, LinearStrength):
+            measures.append(self.strength.measure)
+        for measure in measures:
+            found.append(measure.direction)
+            if measure.reference is not None:
+                found.append(measure.reference)
+        return tuple(found)
+
+    @property
+    def contrast(self) -> MeasuredContrast | None:
+        """The contrast that must be measured on each prompt, if any."""
+        if isinstance(self.operation, AddProjection):
+            return self.operation.contrast
+        direction = self.operation.direction
+        return direction if isinstance(direction, MeasuredContrast) else None
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number can serve as a strength."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,281 @@
+"""The abstract steering method: what it measures, and how the measurements become a vector.
+
+A method is a frozen pydantic model; its fields are its options. It declares three pure steps and holds no fitted state;
+`fit`, common to all, streams the anchor set through them in batches, and can be stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from steerkit.adapter import SteerableModel
+from steerkit.checkpoint import Progressed, load_checkpoint, save_checkpoint
+from steerkit.errors import CheckpointError, EmptyAnchorSetError, MissingImageError, NonFiniteError, OptionError
+from steerkit.intervention import Frozen, Intervention
+from steerkit.metadata import AnchorRecord, MethodRecord, PackMetadata
+from steerkit.samples import Sample, anchor_digest
+from steerkit.statistics import Groups, Moments, merge_groups
+from steerkit.vector import Key, SteeringVector
+
+Observations = Mapping[str, Mapping[int, Tensor]]
+"""`{group: {layer: [rows, hidden]}}`: what one batch of samples contributes."""
+
+SAVE_EVERY = 2.0
+"""Seconds between two writes of a checkpoint."""
+
+
+class Plan(NamedTuple):
+    """What a fit is going to do.
+
+    Attributes:
+        layers: The decoder blocks to measure, 0-based.
+        second_moments: Whether `solve` needs more of the observations than their mean.
+        measures: Whether anchors are measured at all.
+    """
+
+    layers: list[int]
+    second_moments: bool = False
+    measures: bool = True
+
+
+class Fit(NamedTuple):
+    """What a method finds: its directions, and the interventions that use them."""
+
+    directions: Mapping[Key, Tensor]
+    interventions: tuple[Intervention, ...]
+
+
+class SteeringMethod(Frozen, ABC):
+    """Base of all methods. Subclasses are final: they add options as fields and implement the three steps.
+
+    Register one through the entry-point group `steerkit.methods`, `name = "package.module:Class"`.
+
+    Attributes:
+        name: The method's name, as in the entry point.
+        paper: Where it was published.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            found = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'options'}={item['input']!r:.60}: {item['msg']}"
+                for item in error.errors(include_url=False)
+            )
+            raise OptionError(
+                f"{type(self).__name__} can't be configured so ({found})",
+                expected="options " + ", ".join(type(self).model_fields),
+            ) from error
+
+    @abstractmethod
+    def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
+        """Check the options against the model and the anchors, before any model time is spent.
+
+        Raises:
+            SteerKitError: Something does not fit.
+        """
+
+    @abstractmethod
+    def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
+        """Measure one batch of samples."""
+
+    @abstractmethod
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        """Turn the statistics of all observations into directions and interventions."""
+
+    def fit(
+        self,
+        model: SteerableModel,
+        anchors: Sequence[Sample] = (),
+        *,
+        batch_size: int = 8,
+        checkpoint: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        anchor_name: str = "",
+        anchor_license: str | None = None,
+    ) -> SteeringVector:
+        """Extract a steering vector.
+
+        Args:
+            model: The model, as loaded or wrapped by steerkit.
+            anchors: The anchor set; any sequence, read one batch at a time.
+            batch_size: Samples per batch.
+            checkpoint: A file that keeps the state: written every two seconds and on interruption, read at the start,
+                deleted at the end. A fit that is run again with the same file goes on where the last one stopped.
+            progress: Called with (done, total) samples after each batch.
+            anchor_name: Name of the anchor set, for the metadata.
+            anchor_license: Its licence, for the metadata.
+
+        Returns:
+            The vector, with complete metadata.
+
+        Raises:
+            EmptyAnchorSetError: There are no anchors and the method needs some.
+            CheckpointError: The checkpoint belongs to another extraction, or the anchors changed.
+            NonFiniteError: The model produced NaN or infinity.
+            SteerKitError: Whatever the method's `plan` finds wrong.
+        """
+        if batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}", expected="at least 1")
+        plan = self.plan(model, anchors)
+        state = Progressed("")
+        record: AnchorRecord | None = None
+        if plan.measures:
+            state = self._measure(model, anchors, plan, batch_size, checkpoint, progress)
+            labels = Counter(anchors[index].label or "" for index in range(len(anchors)))
+            record = AnchorRecord(
+                name=anchor_name,
+                sha256=anchor_digest(state.digests),
+                size=len(anchors),
+                license=anchor_license,
+                labels={label: count for label, count in sorted(labels.items()) if label},
+            )
+        directions, interventions = self.solve(model, state.groups, plan.layers)
+        vector = SteeringVector(
+            {key: tensor.float() for key, tensor in directions.items()},
+            PackMetadata(
+                method=MethodRecord(name=self.name, config=self.model_dump(mode="json"), paper=self.paper),
+                interventions=interventions,
+                model=model.record,
+                anchors=record,
+                versions=_versions(),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            ),
+        )
+        if checkpoint is not None:
+            Path(checkpoint).unlink(missing_ok=True)
+        return vector
+
+    def _measure(
+        self,
+        model: SteerableModel,
+        anchors: Sequence[Sample],
+        plan: Plan,
+        batch_size: int,
+        checkpoint: str | Path | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Progressed:
+        total = len(anchors)
+        if total == 0:
+            raise EmptyAnchorSetError("the anchor set is empty", expected="at least one sample")
+        path = None if checkpoint is None else Path(checkpoint)
+        identity = self._identity(model, plan, total)
+        state = load_checkpoint(path, identity) if path is not None else Progressed(identity)
+        _check_resumed(state, anchors, batch_size)
+        written = time.monotonic()
+        unsaved = False
+        try:
+            for start in range(len(state.digests), total, batch_size):
+                batch = [anchors[index].loaded() for index in range(start, min(start + batch_size, total))]
+                observed = self._moments(model, batch, plan)
+                state.groups = merge_groups(state.groups, observed)
+                state.digests += [sample.digest() for sample in batch]
+                unsaved = True
+                if path is not None and time.monotonic() - written > SAVE_EVERY:
+                    save_checkpoint(path, state)
+                    written, unsaved = time.monotonic(), False
+                if progress is not None:
+                    progress(len(state.digests), total)
+        finally:
+            if path is not None and unsaved:
+                save_checkpoint(path, state)
+        return state
+
+    def _moments(self, model: SteerableModel, batch: Sequence[Sample], plan: Plan) -> Groups:
+        groups: Groups = {}
+        for name, by_layer in self.observe(model, batch, plan.layers).items():
+            for layer, rows in by_layer.items():
+                if rows.shape[0] == 0:
+                    continue
+                if not torch.isfinite(rows).all():
+                    raise NonFiniteError(
+                        f"the model's hidden states at layer {layer} hold NaN or infinity ({name})",
+                        expected="finite values",
+                        fix="load the model in bfloat16 or float32: float16 may overflow",
+                    )
+                groups.setdefault(name, {})[layer] = Moments.of(rows, second=plan.second_moments)
+        return groups
+
+    def _identity(self, model: SteerableModel, plan: Plan, total: int) -> str:
+        parts = [self.name, self.model_dump(mode="json"), model.record.model_dump(mode="json"), plan.layers, total]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def require_anchors(anchors: Sequence[Sample]) -> None:
+    """For `plan`: refuse an empty anchor set."""
+    if len(anchors) == 0:
+        raise EmptyAnchorSetError(
+            "the anchor set is empty", expected="at least one sample", fix="read some with steerkit.read_samples"
+        )
+
+
+def require_images(anchors: Sequence[Sample]) -> None:
+    """For `plan`: refuse anchors without images."""
+    for index in range(len(anchors)):
+        if not anchors[index].images:
+            raise MissingImageError(
+                f"anchor {index} ({str(anchors[index].text)[:60]!r}) has no image",
+                expected="an image in every anchor",
+                fix="give it one (a blank image will do for a method that replaces it), or leave the sample out",
+            )
+
+
+def require_labels(anchors: Sequence[Sample], *labels: str) -> None:
+    """For `plan`: refuse anchors that lack one of the labels altogether, or carry another."""
+    counts = Counter(anchors[index].label for index in range(len(anchors)))
+    for label in labels:
+        if not counts[label]:
+            raise EmptyAnchorSetError(
+                f"no anchor is labelled {label!r} (labels: {dict(counts)})",
+                expected="anchors labelled " + " and ".join(map(repr, labels)),
+                fix="label the samples, or configure the method with the labels that they carry",
+            )
+    if unknown := sorted(str(label) for label in counts if label not in labels):
+        raise EmptyAnchorSetError(
+            f"{sum(counts[label] for label in counts if label not in labels)} anchors are labelled {unknown}",
+            expected="only " + " and ".join(map(repr, labels)),
+            fix="leave them out",
+        )
+
+
+def by_label(batch: Sequence[Sample], captured: Mapping[int, Tensor], labels: Sequence[str]) -> Observations:
+    """Split captured rows into one group per label."""
+    groups: dict[str, dict[int, Tensor]] = {}
+    for label in labels:
+        chosen = [index for index, sample in enumerate(batch) if sample.label == label]
+        groups[label] = {layer: rows[chosen] for layer, rows in captured.items()}
+    return groups
+
+
+def _check_resumed(state: Progressed, anchors: Sequence[Sample], batch_size: int) -> None:
+    """The last batch of the done samples must be what the anchor set still holds there."""
+    done = len(state.digests)
+    for index in range(max(0, done - batch_size), done):
+        if anchors[index].digest() != state.digests[index]:
+            raise CheckpointError(
+                f"anchor {index} is no longer the sample that the checkpoint was made with",
+                expected="the same anchor set in the same order",
+                fix="delete the checkpoint to start again",
+            )
+
+
+def _versions() -> dict[str, str]:
+    names = ("steerkit-vlm", "torch", "transformers", "nnsight")
+    return {name: importlib.metadata.version(name) for name in names}

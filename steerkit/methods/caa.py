@@ -1,0 +1,57 @@
+"""CAA: contrastive activation addition (arXiv 2312.06681)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from steerkit.adapter import SteerableModel
+from steerkit.intervention import Add, FiniteFloat, Intervention
+from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.samples import Sample
+from steerkit.statistics import Groups
+from steerkit.vector import Key
+
+
+class CAA(SteeringMethod):
+    """Add the difference of the means of two labelled groups: `h' = h + c * (mean(positive) - mean(negative))`.
+
+    Hidden states are those of the last prompt token. The paper adds at one layer, to every token after the prompt; the
+    first of these is predicted at the prompt's last token, so that one is steered too. It finds the layer by a sweep;
+    without one we take the block at 40 % of the depth, where the paper's best layers lie (13 of 32 for Llama 2 7B).
+
+    Attributes:
+        positive: Label that is steered towards.
+        negative: Label that is steered away from.
+        layers: 0-based decoder blocks; None for the one at 40 % of the depth.
+        images: Show the anchors with their images.
+        phase: `both` steers the last prompt token and every generated one; `prompt` the former only.
+        multiplier: The paper's c.
+    """
+
+    name: ClassVar[str] = "caa"
+    paper: ClassVar[str] = "arXiv 2312.06681"
+
+    positive: str = "positive"
+    negative: str = "negative"
+    layers: tuple[int, ...] | None = None
+    images: bool = True
+    phase: Literal["prompt", "both"] = "both"
+    multiplier: FiniteFloat = 1.0
+
+    def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
+        """Both labels must occur, and no other."""
+        require_labels(anchors, self.positive, self.negative)
+        default = (int(0.4 * model.architecture.layer_count),)
+        return Plan(model.check_layers(default if self.layers is None else self.layers))
+
+    def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
+        """The hidden states of each label."""
+        return by_label(batch, model.capture(batch, images=self.images, layers=layers), (self.positive, self.negative))
+
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        """The difference of the means."""
+        positive, negative = found[self.positive], found[self.negative]
+        directions = {Key(layer): positive[layer].mean - negative[layer].mean for layer in layers}
+        add = Intervention(operation=Add(), layers=tuple(layers), phase=self.phase, strength=self.multiplier)
+        return Fit(directions, (add,))

@@ -1,0 +1,143 @@
+"""CMRM: cross-modality representation manipulation (arXiv 2410.09047, ACL Findings 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from torch import Tensor
+
+from steerkit import ops
+from steerkit.adapter import Images, SteerableModel
+from steerkit.intervention import Add, FiniteFloat, Intervention, MeasuredContrast
+from steerkit.method import Fit, Observations, Plan, SteeringMethod, require_anchors, require_images
+from steerkit.samples import Sample
+from steerkit.statistics import Groups, Moments
+from steerkit.vector import Key
+
+
+def _known_counterpart(value: Any) -> Any:
+    if callable(value) or value in ("blank", "noise", "original"):
+        return value
+    raise ValueError("must be 'blank', 'noise', 'original' or a function of the sample that returns its images")
+
+
+Counterpart = Annotated[
+    Any,
+    BeforeValidator(_known_counterpart),
+    PlainSerializer(
+        lambda value: value if isinstance(value, str) else f"function {value.__module__}.{value.__qualname__}"
+    ),
+]
+
+
+class CMRM(SteeringMethod):
+    """Undo the shift that an image causes in the hidden states of the prompt's last token.
+
+    With `h_t` the hidden state for the text alone, `h_c` that for the text with a counterpart image and `h` that for
+    the real prompt, at the output of each decoder block (Eq. 3 of the paper):
+
+        v = h_t - h_c                h' = h + alpha * v
+
+    At the dataset level v is aggregated over an anchor set; at the sample level it is measured on the very prompt that
+    is answered, once, before its first token. Both are measured on unsteered passes.
+
+    Where the paper leaves a choice, or we differ from it:
+
+    * Its Eq. 6 prints `h - v`, which contradicts its Eq. 3. We add, as Eq. 3 says; subtracting would double the shift.
+    * `form`: the paper adds each layer's full v at that layer (`literal`). But v[l] already contains what the layers
+      below passed up the residual stream, so the additions accumulate and over-correct, more with depth. `increments`,
+      the default, adds v[l] - v[l-1]: along the depth this sums to the measured shift, and alpha = 1 needs no tuning.
+    * Anchors: harmful prompts alone put the refusal direction into v, and harmless requests are refused too. Use
+      harmful and harmless prompts together.
+    * `aggregate`: the paper takes the first principal component; some readings take the mean. A principal component has
+      no sign and, if centred, no common shift: so its sign follows the mean, and centring and scale are explicit.
+
+    Attributes:
+        level: `dataset` or `sample`.
+        counterpart: Image of `h_c`: `blank` (white) or `noise`, of the original's size, `original`, or (dataset level)
+            a function of the sample that returns its images.
+        text_side: Text of `h_t`: the `query`, or (dataset level) the `caption` and the query.
+        aggregate: `mean`, or `pca` for the first principal component of the differences (dataset level).
+        center: Subtract the mean before the principal component is taken.
+        scale: Length of a principal component: `mean_projection` (that of the mean along it), `sigma` (the standard
+            deviation along it) or `unit`.
+        form: `increments` or `literal`; see above.
+        phase: `prompt` steers the last prompt token only; `both` every generated token as well.
+        layers: 0-based decoder blocks; None for all.
+        alpha: The paper's mixing coefficient.
+        seed: Seed of noise images.
+    """
+
+    name: ClassVar[str] = "cmrm"
+    paper: ClassVar[str] = "arXiv 2410.09047"
+
+    level: Literal["dataset", "sample"] = "dataset"
+    counterpart: Counterpart = "original"
+    text_side: Literal["query", "caption"] = "query"
+    aggregate: Literal["mean", "pca"] = "mean"
+    center: bool = False
+    scale: Literal["mean_projection", "sigma", "unit"] = "mean_projection"
+    form: Literal["increments", "literal"] = "increments"
+    phase: Literal["prompt", "both"] = "prompt"
+    layers: tuple[int, ...] | None = None
+    alpha: FiniteFloat = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _no_conflict(self) -> CMRM:
+        set_ = self.model_fields_set
+        if self.level == "sample":
+            if self.aggregate != "mean":
+                raise ValueError("aggregate='pca' conflicts with level='sample', which aggregates nothing")
+            if self.text_side != "query":
+                raise ValueError("text_side='caption' conflicts with level='sample', which sees no captions")
+            if callable(self.counterpart):
+                raise ValueError("a function as counterpart conflicts with level='sample': a pack holds no code")
+        if self.aggregate == "mean" and set_ & {"center", "scale"}:
+            raise ValueError(f"{sorted(set_ & {'center', 'scale'})} apply to aggregate='pca' only")
+        return self
+
+    def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
+        """Every anchor needs an image; the sample level needs no anchors and reads none."""
+        layers = model.check_layers(self.layers)
+        if self.level == "sample":
+            return Plan(layers, measures=False)
+        require_anchors(anchors)
+        require_images(anchors)
+        return Plan(layers, second_moments=self.aggregate == "pca")
+
+    def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
+        """The shift of each sample, by layer."""
+        images: Images = self.counterpart
+        text_view: Images = "caption" if self.text_side == "caption" else "text"
+        text = model.capture(batch, images=text_view, layers=layers)
+        counterpart = model.capture(batch, images=images, layers=layers, seed=self.seed)
+        shift = {layer: text[layer].float() - counterpart[layer].float() for layer in layers}
+        return {"shift": ops.increments(shift) if self.form == "increments" else shift}
+
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        """Aggregate the shifts; at the sample level, say how they are to be measured."""
+        if self.level == "sample":
+            contrast = MeasuredContrast(
+                positive="text",
+                negative=cast("Literal['blank', 'noise', 'original']", self.counterpart),
+                form=self.form,
+                seed=self.seed,
+            )
+            return Fit({}, (self._intervention(Add(direction=contrast), layers),))
+        directions = {Key(layer): self._aggregate(moments) for layer, moments in found["shift"].items()}
+        return Fit(directions, (self._intervention(Add(), layers),))
+
+    def _intervention(self, operation: Add, layers: Sequence[int]) -> Intervention:
+        return Intervention(
+            operation=operation, layers=tuple(layers), tokens="last", phase=self.phase, strength=self.alpha
+        )
+
+    def _aggregate(self, shift: Moments) -> Tensor:
+        if self.aggregate == "mean":
+            return shift.mean
+        direction, sigma = shift.principal(center=self.center)
+        length = {"unit": 1.0, "sigma": sigma, "mean_projection": float(shift.mean @ direction)}[self.scale]
+        return length * direction

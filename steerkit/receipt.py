@@ -1,0 +1,95 @@
+"""What an application really did: which layers, how many tokens, and how large the change was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class SiteCount:
+    """Counts of one layer and site.
+
+    Attributes:
+        prompt_tokens: Steered tokens of prompts.
+        generated_tokens: Steered tokens of answers.
+        relative_change: Mean of `|change| / |hidden state|` over the steered prompt tokens (over the first generated
+            token of each call where no prompt token is steered); NaN if none was measured.
+    """
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    _change: Any = 0.0
+    _measured: int = 0
+
+    @property
+    def relative_change(self) -> float:
+        """See the class."""
+        return float(self._change) / self._measured if self._measured else float("nan")
+
+
+@dataclass(eq=False)
+class Receipt:
+    """Filled in while a steering context is open; read it inside or afterwards.
+
+    Attributes:
+        sites: `{(layer, site): SiteCount}`.
+        nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
+    """
+
+    sites: dict[tuple[int, str], SiteCount] = field(default_factory=dict)
+    nnsight: Any = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were steered."""
+        return sorted({layer for layer, _ in self.sites})
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens steered, at the layer that saw most of them."""
+        return max((count.prompt_tokens for count in self.sites.values()), default=0)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Generated tokens steered, at the layer that saw most of them."""
+        return max((count.generated_tokens for count in self.sites.values()), default=0)
+
+    @property
+    def relative_change(self) -> Mapping[int, float]:
+        """`{layer: mean |change| / |hidden state|}`, the largest of a layer's sites."""
+        found: dict[int, float] = {}
+        for (layer, _), count in sorted(self.sites.items()):
+            found[layer] = max(found.get(layer, 0.0), count.relative_change)
+        return found
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was steered."""
+        return not self.sites
+
+    def add(self, layer: int, site: str, *, prompt: int, generated: int, change: Tensor | None) -> None:
+        """Count one application; `change` holds the relative change of each token."""
+        with self._lock:
+            count = self.sites.setdefault((layer, site), SiteCount())
+            count.prompt_tokens += prompt
+            count.generated_tokens += generated
+            if change is not None:
+                count._change = count._change + change.sum()
+                count._measured += int(change.numel())
+
+    def __str__(self) -> str:
+        """One line for people."""
+        if self.empty:
+            return "nothing was steered"
+        change = max(self.relative_change.values())
+        return (
+            f"steered {len(self.layers)} layers ({self.layers[0]}-{self.layers[-1]}), {self.prompt_tokens} prompt and "
+            f"{self.generated_tokens} generated tokens each, by up to {100 * change:.1f} % of the hidden state"
+        )

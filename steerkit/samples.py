@@ -1,0 +1,290 @@
+"""Samples and anchor sets: a text, its images, optionally a caption and a label.
+
+Images stay what the caller gave (a path, a PIL image or an array) until a batch needs their pixels, so an anchor set
+may be much larger than memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from steerkit.errors import MissingImageError, SampleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray"
+else:
+    ImageLike: TypeAlias = Any
+
+Turn: TypeAlias = tuple[str, str]
+"""One turn of a chat: `(role, text)`, role being `system`, `user` or `assistant`."""
+
+OnError: TypeAlias = "Literal['raise', 'skip'] | Callable[[int, SampleError], object]"
+
+_FIELDS = ("text", "image", "images", "caption", "label")
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt: its text, its images, and what is known about it.
+
+    Attributes:
+        text: The user's message, or a chat as `(role, text)` turns that ends with the user's.
+        images: Paths, PIL images or `[height, width, 3]` uint8 arrays; they belong to the first user turn.
+        caption: A description of the images, for methods whose reference is text with a caption.
+        label: The group that a contrastive method puts this sample in, such as `harmful` or `harmless`.
+    """
+
+    text: str | tuple[Turn, ...]
+    images: tuple[ImageLike, ...] = field(default=())
+    caption: str | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", _as_tuple(self.images))
+        if not isinstance(self.text, str):
+            object.__setattr__(self, "text", _checked_turns(self.text))
+        elif not self.text.strip():
+            raise SampleError("the text of a sample is empty", expected="a non-empty string or a list of turns")
+        for name in ("caption", "label"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise SampleError(f"{name} is {value!r}", expected="a string or None")
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The chat as turns; a plain text is one user turn."""
+        return (("user", self.text),) if isinstance(self.text, str) else self.text
+
+    def loaded(self) -> Sample:
+        """The same sample with every image opened as an RGB PIL image.
+
+        Raises:
+            MissingImageError: An image can't be read.
+        """
+        return replace(self, images=tuple(open_image(image) for image in self.images))
+
+    def digest(self) -> str:
+        """sha256 over text, pixels, caption and label; equal for a path and for the image it points to."""
+        state = hashlib.sha256()
+        head = {"turns": self.turns, "caption": self.caption, "label": self.label}
+        state.update(json.dumps(head, sort_keys=True, ensure_ascii=False).encode())
+        for image in self.loaded().images:
+            state.update(f"{image.size[0]}x{image.size[1]}:".encode())
+            state.update(image.tobytes())
+        return state.hexdigest()
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """Open a path, array or PIL image as an RGB PIL image.
+
+    Raises:
+        MissingImageError: The file is missing or is not an image, or the array has another shape or type.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise MissingImageError(
+                f"an image array has shape {image.shape} and type {image.dtype}",
+                expected="[height, width, 3] and uint8",
+            )
+        return Image.fromarray(image)
+    if not isinstance(image, (str, Path)):
+        raise MissingImageError(
+            f"an image is of type {type(image).__name__}", expected="a path, a PIL image or a uint8 array"
+        )
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise MissingImageError(
+            f"the image {str(image)!r} can't be read ({error})",
+            expected="an image file that Pillow opens",
+            fix="check the path; relative paths are taken from the folder of the sample file",
+        ) from error
+
+
+def read_samples(
+    source: str | Path | Iterable[Sample | Mapping[str, Any] | str],
+    *,
+    on_error: OnError = "raise",
+    columns: Mapping[str, str | None] | None = None,
+    image_root: str | Path | None = None,
+) -> list[Sample]:
+    """Read samples from a JSONL file, a CSV file or a list.
+
+    Args:
+        source: `*.jsonl` (one object a line), `*.csv` (with a header), or an iterable of samples, mappings or texts.
+            Fields: `text`, `image` (one) or `images` (a list; in CSV a JSON list), `caption`, `label`.
+        on_error: What becomes of a bad row: `raise` (default), `skip` (with a warning that names the row), or a
+            function of the row number (from 1, as an editor counts the lines) and the error, after which reading goes
+            on.
+        columns: New names for source fields, as `{"question": "text", "id": None}`; None drops the field.
+        image_root: Folder of relative image paths. Default: the folder of the file.
+
+    Returns:
+        The samples in order. Image files are checked to exist and to be images, but not decoded.
+
+    Raises:
+        SampleError: A bad row under `on_error="raise"`, an unknown kind of file, or no such file.
+    """
+    root = Path(image_root) if image_root is not None else None
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        rows: Iterator[tuple[int, Any]] = _file_rows(path)
+        root = root if root is not None else path.parent
+        name = str(path)
+    else:
+        rows = enumerate(iter(source), start=1)
+        name = "the list"
+    samples: list[Sample] = []
+    for number, row in rows:
+        try:
+            samples.append(_sample(row, columns or {}, root))
+        except (SampleError, MissingImageError) as error:
+            problem = SampleError(
+                f"{name}, row {number}: {error.problem}",
+                expected=error.expected,
+                fix=error.fix or "mend the row, or pass on_error='skip'",
+            )
+            if on_error == "raise":
+                raise problem from error
+            if on_error == "skip":
+                warnings.warn(str(problem), stacklevel=2)
+            else:
+                on_error(number, problem)
+    return samples
+
+
+def anchor_digest(digests: Iterable[str]) -> str:
+    """sha256 of an anchor set from the digests of its samples, in order."""
+    state = hashlib.sha256()
+    for digest in digests:
+        state.update(bytes.fromhex(digest))
+    return state.hexdigest()
+
+
+def _file_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if not path.is_file():
+        raise SampleError(f"no file {str(path)!r}", expected="a .jsonl or .csv file")
+    if path.suffix in (".jsonl", ".ndjson"):
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _json_row(line)
+    elif path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines)
+            for row in reader:
+                yield reader.line_num, row
+    else:
+        raise SampleError(f"{str(path)!r} ends in {path.suffix!r}", expected=".jsonl or .csv")
+
+
+def _sample(row: Any, columns: Mapping[str, str | None], root: Path | None) -> Sample:
+    if isinstance(row, Sample):
+        return row
+    from_csv = isinstance(row, dict) and all(isinstance(value, (str, type(None))) for value in row.values())
+    if isinstance(row, SampleError):
+        raise row
+    if isinstance(row, str):
+        row = {"text": row}
+    if not isinstance(row, Mapping):
+        raise SampleError(f"a row is a {type(row).__name__}", expected="an object with a text")
+    fields: dict[str, Any] = {}
+    for key, value in row.items():
+        target = columns.get(key, key)
+        if target is None:
+            continue
+        if target not in _FIELDS:
+            raise SampleError(
+                f"unknown field {key!r}",
+                expected="one of " + ", ".join(_FIELDS),
+                fix=f"rename it with columns={{{key!r}: 'text'}} or drop it with columns={{{key!r}: None}}",
+            )
+        if value is not None and not (from_csv and value == ""):
+            fields[target] = value
+    images = _images(fields, root, from_csv=from_csv)
+    if "text" not in fields:
+        raise SampleError("the field 'text' is missing", expected="a text in every row")
+    return Sample(text=fields["text"], images=images, caption=fields.get("caption"), label=_label(fields.get("label")))
+
+
+def _json_row(line: str) -> Any:
+    """The parsed line, or the error that says why not: whoever reads the rows decides what a bad one means."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return SampleError(f"not JSON ({error})", expected="one JSON object a line")
+    return row if isinstance(row, dict) else SampleError(f"a row is {row!r:.80}", expected="one JSON object a line")
+
+
+def _label(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _images(fields: Mapping[str, Any], root: Path | None, *, from_csv: bool) -> tuple[ImageLike, ...]:
+    if "image" in fields and "images" in fields:
+        raise SampleError("both 'image' and 'images' are given", expected="one of the two")
+    images = fields.get("images", fields.get("image", ()))
+    if from_csv and "images" in fields:
+        try:
+            images = json.loads(images)
+        except json.JSONDecodeError as error:
+            raise SampleError(f"'images' is {images!r} ({error})", expected="a JSON list of paths") from error
+    resolved: list[ImageLike] = []
+    for image in _as_tuple(images):
+        if isinstance(image, (str, Path)):
+            path = Path(image)
+            path = root / path if root is not None and not path.is_absolute() else path
+            _check_image_file(path)
+            resolved.append(path)
+        else:
+            resolved.append(image)
+    return tuple(resolved)
+
+
+def _check_image_file(path: Path) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            pass
+    except (OSError, Image.DecompressionBombError) as error:
+        raise MissingImageError(
+            f"the image {str(path)!r} can't be read ({error})", expected="an image file that Pillow opens"
+        ) from error
+
+
+def _as_tuple(images: Any) -> tuple[Any, ...]:
+    if images is None:
+        return ()
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+        return tuple(images)
+    return (images,)
+
+
+def _checked_turns(turns: Any) -> tuple[Turn, ...]:
+    checked: list[Turn] = []
+    for turn in turns:
+        role, text = (turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn
+        if role not in _ROLES or not isinstance(text, str):
+            raise SampleError(f"a turn is {turn!r}", expected="(role, text) with role system, user or assistant")
+        checked.append((role, text))
+    if not checked or checked[-1][0] != "user":
+        raise SampleError("a chat does not end with the user's turn", expected="turns that end with ('user', text)")
+    return tuple(checked)

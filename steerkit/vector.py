@@ -1,0 +1,355 @@
+"""The steering vector: directions by layer, the interventions that use them, and the metadata."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError
+from steerkit.formats import encode_document, parse_tensor_name, read_pack, tensor_name, tensors_digest
+from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection, is_finite
+from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+_TORCH: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_FILE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class Key(NamedTuple):
+    """The address of a direction: 0-based decoder block, site, and a name where a layer has several."""
+
+    layer: int
+    site: str = "resid_post"
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """Directions, the interventions that use them, and where they come from.
+
+    Immutable: algebra returns a new vector whose `metadata.history` says what was done.
+
+    Attributes:
+        tensors: `{Key: [hidden] or [k, hidden]}`, on the CPU.
+        metadata: The document that is saved with them, interventions included.
+
+    Raises:
+        OptionError: A tensor has the wrong shape or type, or an intervention reads a direction that is not there.
+        NonFiniteError: A direction holds NaN or infinity.
+        LayerRangeError: A direction lies outside the model's layers.
+    """
+
+    tensors: Mapping[Key, Tensor]
+    metadata: PackMetadata
+
+    def __post_init__(self) -> None:
+        tensors = {Key(*key): tensor.detach().cpu().contiguous() for key, tensor in sorted(self.tensors.items())}
+        model = self.metadata.model
+        for key, tensor in tensors.items():
+            _check_direction(key, tensor, model)
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        if len(dtypes) > 1:
+            raise OptionError(f"directions of several types {sorted(map(str, dtypes))}", expected="one type")
+        object.__setattr__(self, "tensors", MappingProxyType(tensors))
+        for intervention in self.interventions:
+            self._check_intervention(intervention)
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """What is done with the directions."""
+        return self.metadata.interventions
+
+    @property
+    def directions(self) -> dict[int, Tensor]:
+        """`{layer: [hidden] or [k, hidden]}`: the directions that the first intervention applies.
+
+        Empty for a vector that is measured on each prompt, such as sample-level CMRM.
+        """
+        for intervention in self.interventions:
+            direction = intervention.operation.direction
+            if isinstance(direction, StoredDirection):
+                return {
+                    key.layer: tensor
+                    for key, tensor in self.tensors.items()
+                    if key.site == intervention.site and key.name == direction.name
+                }
+        return {}
+
+    def direction(self, stored: StoredDirection, layer: int, site: str) -> Tensor | None:
+        """The tensor that a stored direction means at a layer, or None if there is none."""
+        return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name))
+
+    def select(self, layers: Iterable[int]) -> SteeringVector:
+        """The same vector on some layers only.
+
+        For CMRM in increments, prefer `CMRM(layers=...)`: it measures the increments between the chosen layers, whereas
+        this drops what the other layers contributed.
+
+        Raises:
+            LayerRangeError: The vector has no direction at a layer.
+        """
+        wanted = tuple(dict.fromkeys(layers))
+        steered = self.directions if self.directions else {layer: None for layer in range(self.layer_count)}
+        if not wanted:
+            raise LayerRangeError("no layer is selected", expected="at least one layer")
+        for layer in wanted:
+            if layer not in steered:
+                raise LayerRangeError(f"the vector has no direction at layer {layer}", expected=f"of {sorted(steered)}")
+        interventions = tuple(
+            i.model_copy(update={"layers": tuple(x for x in wanted if i.layers == "all" or x in i.layers)})
+            for i in self.interventions
+        )
+        shared = {d.layer for i in interventions for d in i.stored if d.layer is not None}
+        tensors = {key: t for key, t in self.tensors.items() if key.layer in wanted or key.layer in shared}
+        return self._derived(tensors, f"select layers {list(wanted)}", interventions)
+
+    def normalized(self) -> SteeringVector:
+        """The same vector with every direction scaled to norm 1 (each row of a `[k, hidden]` direction)."""
+        tensors = {
+            key: (t.float() / t.float().norm(dim=-1, keepdim=True)).to(t.dtype) for key, t in self.tensors.items()
+        }
+        return self._derived(tensors, "normalise")
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        """A vector that steers `factor` times as hard: added directions are scaled, other operations get the dose."""
+        if not is_finite(factor):
+            raise OptionError(f"a vector is scaled by {factor!r}", expected="a finite number")
+        if factor == 0:
+            raise OptionError("a vector is scaled by 0", expected="a factor that leaves something to apply")
+        scaled = {key for i in self.interventions if _adds(i) for key in self._read_keys(i)}
+        interventions = tuple(i if _adds(i) else _with_dose(i, factor) for i in self.interventions)
+        tensors = {key: (t.float() * factor).to(t.dtype) if key in scaled else t for key, t in self.tensors.items()}
+        return self._derived(tensors, f"scale by {factor}", interventions)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVector:
+        """The opposite vector."""
+        return self * -1.0
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        """The sum of two vectors that add their directions at the same places; a missing layer counts as zero.
+
+        Raises:
+            ModelMismatchError: They belong to models of another shape.
+            OptionError: They do something else with their directions than adding, or at other places.
+        """
+        mine, theirs = self.metadata.model, other.metadata.model
+        if (mine.architecture, mine.hidden_size, mine.layer_count) != (
+            theirs.architecture,
+            theirs.hidden_size,
+            theirs.layer_count,
+        ):
+            raise ModelMismatchError(
+                f"vectors of {mine.architecture} ({mine.hidden_size} x {mine.layer_count}) and "
+                f"{theirs.architecture} ({theirs.hidden_size} x {theirs.layer_count}) are added",
+                expected="the same model",
+            )
+        if self.interventions != other.interventions or not all(map(_adds, self.interventions)):
+            raise OptionError(
+                "the two vectors are not applied in the same way",
+                expected="equal interventions that add stored directions",
+                fix="apply them together instead: steer(model, [a, b])",
+            )
+        tensors = dict(self.tensors)
+        for key, tensor in other.tensors.items():
+            tensors[key] = (tensors[key].float() + tensor.float()).to(tensor.dtype) if key in tensors else tensor
+        return self._derived(tensors, f"add {other.metadata.method.name} {other.digest()[:12]}")
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        """The difference of two vectors; see `+`."""
+        return self + (-other)
+
+    @property
+    def layer_count(self) -> int:
+        """Number of decoder blocks of the model that the vector belongs to."""
+        return self.metadata.model.layer_count
+
+    def to(self, dtype: Dtype) -> SteeringVector:
+        """The same vector in another element type.
+
+        Raises:
+            NonFiniteError: A value does not fit the type.
+        """
+        if dtype not in _TORCH:
+            raise OptionError(f"dtype is {dtype!r}", expected="float32, float16 or bfloat16")
+        tensors = {key: tensor.to(_TORCH[dtype]) for key, tensor in self.tensors.items()}
+        return SteeringVector(tensors, self.metadata.model_copy(update={"dtype": dtype}))
+
+    def with_metadata(self, **fields: object) -> SteeringVector:
+        """The same vector with other metadata fields (license, authors, description, metrics, strength ...).
+
+        Raises:
+            OptionError: A field is unknown or has an impossible value.
+        """
+        try:
+            metadata = PackMetadata.model_validate({**self.metadata.model_dump(), **fields})
+        except ValueError as error:
+            raise OptionError(
+                f"metadata can't take {sorted(fields)} ({error})", expected="fields of PackMetadata"
+            ) from error
+        return SteeringVector(self.tensors, metadata)
+
+    def digest(self) -> str:
+        """sha256 of the tensors, as in the pack."""
+        return tensors_digest(
+            {
+                tensor_name(*key): (_FILE[tensor.dtype], tuple(tensor.shape), _bytes(tensor))
+                for key, tensor in self.tensors.items()
+            }
+        )
+
+    def save(self, path: str | Path, *, dtype: Dtype | None = None) -> Path:
+        """Write a pack: one safetensors file, complete or not at all.
+
+        Args:
+            path: Where to; an existing file is replaced once the new one is whole.
+            dtype: Element type of the directions; default: as they are.
+
+        Returns:
+            The path.
+        """
+        vector = self if dtype is None else self.to(dtype)
+        path = Path(path)
+        document = vector.metadata.model_copy(update={"tensors_sha256": vector.digest()}).model_dump(mode="json")
+        data = safetensors.torch.save(
+            {tensor_name(*key): tensor for key, tensor in vector.tensors.items()}, metadata=encode_document(document)
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> SteeringVector:
+        """Read a pack: parse, audit, construct; nothing is built before the audit has passed.
+
+        Raises:
+            PackFormatError: The file is missing, truncated, forged or no pack.
+            NonFiniteError: A direction holds NaN or infinity.
+        """
+        raw = read_pack(path)
+        metadata = parse_metadata(raw.document, name=str(path))
+        loaded = safetensors.torch.load(raw.data)
+        return cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata)
+
+    def __repr__(self) -> str:
+        """Method, model, layers and type on one line."""
+        model = self.metadata.model
+        return (
+            f"SteeringVector({self.metadata.method.name}, {model.architecture}, "
+            f"layers={sorted(self.directions) or 'measured'}, hidden={model.hidden_size}, {self.metadata.dtype})"
+        )
+
+    def _derived(
+        self, tensors: Mapping[Key, Tensor], step: str, interventions: tuple[Intervention, ...] | None = None
+    ) -> SteeringVector:
+        changes: dict[str, object] = {"history": (*self.metadata.history, step)}
+        if interventions is not None:
+            changes["interventions"] = interventions
+        return SteeringVector(tensors, self.metadata.model_copy(update=changes))
+
+    def _read_keys(self, intervention: Intervention) -> set[Key]:
+        direction = intervention.operation.direction
+        if not isinstance(direction, StoredDirection):
+            return set()
+        return {
+            key
+            for key in self.tensors
+            if key.site == intervention.site and key.name == direction.name and direction.layer in (None, key.layer)
+        }
+
+    def _check_intervention(self, intervention: Intervention) -> None:
+        site = intervention.site
+        layers = intervention.layers
+        if layers != "all":
+            for layer in layers:
+                if layer >= self.layer_count:
+                    raise LayerRangeError(f"an intervention names layer {layer}", expected=f"below {self.layer_count}")
+        for stored in intervention.stored:
+            present = {key.layer for key in self.tensors if key.site == site and key.name == stored.name}
+            needed = [stored.layer] if stored.layer is not None else ([] if layers == "all" else list(layers))
+            missing = [layer for layer in needed if layer not in present]
+            if missing or not present:
+                raise OptionError(
+                    f"an intervention reads direction {stored.name!r} at {site} of layers {missing or 'any'}",
+                    expected=f"layers that the vector holds: {sorted(present)}",
+                )
+
+
+def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
+    if tensor.dtype not in _FILE:
+        raise OptionError(
+            f"the direction at {tuple(key)} has type {tensor.dtype}", expected="float32, float16, bfloat16"
+        )
+    if tensor.dim() not in (1, 2) or tensor.shape[-1] != model.hidden_size:
+        raise OptionError(
+            f"the direction at {tuple(key)} has shape {tuple(tensor.shape)}",
+            expected=f"[{model.hidden_size}] or [k, {model.hidden_size}]",
+        )
+    if not 0 <= key.layer < model.layer_count:
+        raise LayerRangeError(
+            f"a direction is at layer {key.layer}", expected=f"0 to {model.layer_count - 1} for {model.architecture}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteError(f"the direction at {tuple(key)} holds NaN or infinity", expected="finite values")
+    if not tensor.float().norm(dim=-1).all():
+        raise OptionError(
+            f"the direction at {tuple(key)} is zero",
+            expected="a direction that does something",
+            fix="the two halves of the contrast are equal there: check the anchor set, or leave the layer out",
+        )
+
+
+def _adds(intervention: Intervention) -> bool:
+    """Whether scaling its directions is the same as scaling its dose (a measure would see the scaled direction too)."""
+    operation = intervention.operation
+    measured = intervention.gate is not None or isinstance(intervention.strength, LinearStrength)
+    plain = isinstance(operation, Add) and not operation.relative
+    return plain and not measured and isinstance(operation.direction, StoredDirection)
+
+
+def _with_dose(intervention: Intervention, factor: float) -> Intervention:
+    strength = intervention.strength
+    if isinstance(strength, LinearStrength):
+        bounds = sorted((strength.minimum * factor, strength.maximum * factor))
+        changed: object = strength.model_copy(
+            update={
+                "slope": strength.slope * factor,
+                "intercept": strength.intercept * factor,
+                "minimum": bounds[0],
+                "maximum": bounds[1],
+            }
+        )
+    elif isinstance(strength, dict):
+        changed = {layer: value * factor for layer, value in strength.items()}
+    else:
+        changed = strength * factor
+    return intervention.model_copy(update={"strength": changed})
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,154 @@
+"""The views of a prompt: the same inputs without their images, or with meaningless images in their place.
+
+Derived from the model's own inputs, so that raw `generate(**inputs)` and `VLM.generate(samples)` are measured alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steerkit.adapter import Architecture, Inputs, ModelAdapter
+from steerkit.errors import EngineError, MissingImageError, ProcessorError
+from steerkit.intervention import View
+
+_NOT_INPUTS = frozenset({"inputs", "inputs_embeds", "decoder_input_ids", "position_ids", "cache_position", "labels"})
+
+
+def view(
+    name: View, given: Mapping[str, Any], adapter: ModelAdapter, architecture: Architecture, processor: Any, seed: int
+) -> Inputs:
+    """The inputs of one view of a prompt.
+
+    Args:
+        name: The view.
+        given: Keyword arguments of the model's call.
+        adapter: The model's adapter.
+        architecture: The model's.
+        processor: Its processor.
+        seed: Seed of a noise view.
+
+    Raises:
+        EngineError: The view can't be derived from model inputs.
+        MissingImageError: The view replaces images and there are none.
+        ProcessorError: There is no processor.
+    """
+    if processor is None:
+        raise ProcessorError(
+            f"the view {name!r} of a prompt must be built, and there is no processor",
+            expected="a model that was loaded or wrapped with its processor",
+            fix="pass the VLM instead of the raw model: sk.steer(sk.wrap(model, processor), ...)",
+        )
+    inputs = {k: v for k, v in given.items() if isinstance(v, Tensor) and k not in _NOT_INPUTS}
+    if "input_ids" not in inputs:
+        raise EngineError("a contrast is measured on a call without input_ids", expected="a call with input_ids")
+    if name == "original":
+        return inputs
+    if name == "text":
+        return without_image(inputs, architecture, processor)
+    if name == "caption":
+        raise EngineError(
+            "the view 'caption' is measured on a prompt",
+            expected="text, original, blank or noise: inputs hold no caption",
+        )
+    return with_images(inputs, adapter, processor, noise_seed=seed if name == "noise" else None)
+
+
+def without_image(inputs: Inputs, architecture: Architecture, processor: Any) -> Inputs:
+    """The prompts with their images and placeholders removed, tokenised as they would be without them; left padded.
+
+    Raises:
+        EngineError: The tokenizer does not reproduce the prompt from its text, so the text can't be trusted.
+    """
+    tokenizer = processor.tokenizer
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    rows: list[list[int]] = []
+    for index, row in enumerate(ids):
+        kept = row if mask is None else row[mask[index] != 0]
+        text = decode(tokenizer, kept)
+        if encode(tokenizer, text) != kept.tolist():
+            raise EngineError(
+                f"prompt {index} of the batch is not reproduced by its own text {text[-80:]!r}",
+                expected="a tokenizer that reads its own output back",
+                fix="use a dataset-level vector, which needs no view of the prompt",
+            )
+        rows.append(encode(tokenizer, re.sub(architecture.placeholder, "", text)))
+    return pad_left(rows, tokenizer, ids.device)
+
+
+def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_seed: int | None) -> Inputs:
+    """The inputs with every image replaced by a white one, or by noise, of the size that the model sees."""
+    if not any(key.startswith("pixel_values") for key in inputs):
+        raise MissingImageError(
+            "a prompt without an image is to be shown with a meaningless one",
+            expected="prompts with images",
+            fix="don't steer text-only prompts with a contrast against an image",
+        )
+    images = [meaningless_image(size, noise_seed) for size in adapter.image_sizes(processor, inputs)]
+    processed = processor.image_processor(images=images, return_tensors="pt")
+    replaced: Inputs = dict(inputs)
+    for key, value in processed.items():
+        if key in inputs and value.shape == inputs[key].shape:
+            replaced[key] = value.to(device=inputs[key].device, dtype=inputs[key].dtype)
+        elif key in inputs:
+            raise EngineError(
+                f"a meaningless image gives {key} of shape {tuple(value.shape)}",
+                expected=f"{tuple(inputs[key].shape)} as the prompt's own",
+                fix="report this as a fault of the adapter's image_sizes",
+            )
+    return replaced
+
+
+def meaningless_image(size: tuple[int, int], seed: int | None) -> Image.Image:
+    """A white image of `(height, width)`, or uniform RGB noise where a seed is given: one per seed and size."""
+    if seed is None:
+        return Image.new("RGB", (size[1], size[0]), (255, 255, 255))
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def decode(tokenizer: Any, ids: Tensor) -> str:
+    """The exact text of the ids, special tokens included."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text in which special tokens are already written."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def pad_left(rows: list[list[int]], tokenizer: Any, device: torch.device) -> Inputs:
+    """Rows of ids as a left-padded batch."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), int(tokenizer.pad_token_id or 0), device=device)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row, device=device)
+        mask[index, width - len(row) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def system_lengths(ids: Tensor, real: Tensor, architecture: Architecture, tokenizer: Any) -> Tensor:
+    """`[rows]`: the position at which the user's turn opens; what is before it is padding or the system's."""
+    marker = architecture.user_marker
+    lengths = torch.zeros(ids.shape[0], dtype=torch.long)
+    if marker is None:
+        return lengths
+    for index, row in enumerate(ids):
+        begin = int(real[index].int().argmax())
+        end = next(
+            (k for k in range(begin + 1, len(row) + 1) if marker in decode(tokenizer, row[max(begin, k - 32) : k])),
+            None,
+        )
+        if end is None:
+            continue
+        while marker in decode(tokenizer, row[begin:end]) and begin < end:
+            begin += 1
+        lengths[index] = begin - 1
+    return lengths

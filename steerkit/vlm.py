@@ -1,0 +1,385 @@
+"""A vision-language model, its processor and its adapter, as one object: `load`, `wrap` and `VLM`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter
+from steerkit.engines import hooks
+from steerkit.errors import LayerRangeError, MissingImageError, OptionError, ProcessorError, SampleError
+from steerkit.intervention import Site, View
+from steerkit.metadata import ModelRecord
+from steerkit.registry import adapter_for
+from steerkit.samples import Sample
+from steerkit.views import meaningless_image
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) samples after each batch."""
+
+
+class VLM:
+    """A loaded model that methods can measure and that answers samples.
+
+    Build one with `steerkit.load` or `steerkit.wrap`.
+
+    Attributes:
+        model: The Hugging Face model, untouched.
+        processor: Its processor; None where only raw inputs will be used.
+        adapter: The family's adapter.
+        architecture: Where the model's blocks are.
+        record: What the model is, as written into packs.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter) -> None:
+        self.model = model
+        self.processor = processor
+        self.adapter = adapter
+        self.architecture: Architecture = adapter.architecture(model)
+        self.record: ModelRecord = _record(model, processor, self.architecture)
+        self._traced = threading.local()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the token embeddings."""
+        embeddings = cast("Any", self.model).get_input_embeddings()
+        return next(embeddings.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the model's floating-point inputs."""
+        return cast("torch.dtype", cast("Any", self.model).dtype)
+
+    def inputs(self, samples: Sequence[Sample], images: Images = True, *, seed: int = 0) -> Inputs:
+        """What the model takes for these samples, left padded, on the model's device.
+
+        Args:
+            samples: The samples.
+            images: True: their own images. False or `text`: without images and placeholders. `blank` or `noise`: white
+                or noise images of the same sizes. `caption`: text only, the caption in front. Or a function of a sample
+                that returns as many images as it has.
+            seed: Seed of noise images.
+
+        Returns:
+            Keyword arguments for `model(**inputs)` and `model.generate(**inputs)`; without images, for the model's text
+            module where it has one of its own.
+
+        Raises:
+            SampleError: There are no samples.
+            MissingImageError: Some samples have images and others have none, or an image can't be read.
+            ProcessorError: The VLM was wrapped without a processor.
+        """
+        processor = self.require_processor("building inputs")
+        if not samples:
+            raise SampleError("there are no samples", expected="at least one")
+        shown = [_shown(sample, images, seed) for sample in samples]
+        if len({bool(sample.images) for sample in shown}) > 1:
+            without = next(index for index, sample in enumerate(shown) if not sample.images)
+            raise MissingImageError(
+                f"sample {without} of the batch has no image and others have",
+                expected="images in every sample of a batch, or in none",
+                fix="pass the samples without images separately, or images=False",
+            )
+        texts = [self.adapter.render(processor, sample, len(sample.images)) for sample in shown]
+        encoded = self.adapter.encode(processor, texts, [list(sample.images) for sample in shown])
+        return {key: self._placed(value) for key, value in encoded.items()}
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        *,
+        images: Images = True,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Answer samples, in batches of left-padded prompts.
+
+        Args:
+            samples: The samples, with images or without; both kinds may be mixed.
+            images: As for `inputs`.
+            batch_size: Prompts per call of the model.
+            progress: Called with (done, total) after each batch.
+            **options: What `model.generate` takes, such as `max_new_tokens`.
+
+        Returns:
+            One text per sample, in order, without the prompt and without special tokens.
+        """
+        if options.get("num_return_sequences", 1) != 1:
+            raise OptionError(
+                "num_return_sequences is not 1", expected="one answer per sample", fix="repeat the sample"
+            )
+        tokenizer = self.require_processor("generate").tokenizer
+        texts: list[str | None] = [None] * len(samples)
+        done = 0
+        for batch in self._batches(samples, images, batch_size):
+            inputs = self.inputs([samples[index] for index in batch], images)
+            self.reset()
+            with torch.no_grad():
+                output = self._generate(inputs, options)
+            length = inputs["input_ids"].shape[1]
+            answers = output if self.architecture.encoder_decoder else output[:, length:]
+            for index, text in zip(batch, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
+                texts[index] = text.strip()
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(samples))
+        return cast("list[str]", texts)
+
+    def capture(
+        self,
+        samples: Sequence[Sample],
+        *,
+        images: Images = True,
+        layers: Sequence[int] | None = None,
+        site: Site = "resid_post",
+        batch_size: int = 8,
+        engine: Literal["nnsight", "hooks"] = "nnsight",
+        seed: int = 0,
+    ) -> dict[int, Tensor]:
+        """The hidden state of each sample's last prompt token.
+
+        Args:
+            samples: The samples.
+            images: As for `inputs`.
+            layers: 0-based decoder blocks; default: all.
+            site: Where in the block.
+            batch_size: Prompts per forward pass.
+            engine: `nnsight` traces the model; `hooks` is the one to use from several threads. Both give equal numbers.
+            seed: Seed of noise images.
+
+        Returns:
+            `{layer: [batch, hidden]}` on the model's device, in the model's type.
+
+        Raises:
+            LayerRangeError: A layer lies outside the model.
+        """
+        wanted = self.check_layers(layers)
+        if engine == "nnsight":
+            from steerkit.engines import nnsight
+
+            read = nnsight.capture
+        elif engine == "hooks":
+            read = hooks.capture
+        else:
+            raise OptionError(f"engine is {engine!r}", expected="'nnsight' or 'hooks'")
+        parts: list[tuple[list[int], dict[int, Tensor]]] = []
+        for batch in self._batches(samples, images, batch_size):
+            inputs = self.inputs([samples[index] for index in batch], images, seed=seed)
+            self.reset()
+            parts.append((batch, read(self.model, inputs, self.architecture, wanted, site)))
+        order = torch.tensor([index for batch, _ in parts for index in batch]).argsort()
+        return {
+            layer: torch.cat([found[layer] for _, found in parts])[order.to(parts[0][1][layer].device)]
+            for layer in wanted
+        }
+
+    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
+        """The layers, sorted; all of them for None.
+
+        Raises:
+            LayerRangeError: A layer lies outside the model, or none is given.
+        """
+        count = self.architecture.layer_count
+        if layers is None:
+            return list(range(count))
+        wanted = sorted(set(layers))
+        if not wanted:
+            raise LayerRangeError("no layer is given", expected=f"some of 0 to {count - 1}")
+        for layer in wanted:
+            if not 0 <= layer < count:
+                raise LayerRangeError(
+                    f"layer {layer} is outside the model", expected=f"0 to {count - 1} for {self.record.architecture}"
+                )
+        return wanted
+
+    def require_processor(self, purpose: str) -> Any:
+        """The processor.
+
+        Raises:
+            ProcessorError: The VLM was made from a model alone.
+        """
+        if self.processor is None:
+            raise ProcessorError(
+                f"{purpose} needs the model's processor",
+                expected="a VLM with a processor",
+                fix="sk.wrap(model, processor), and pass that instead of the raw model",
+            )
+        return self.processor
+
+    def reset(self) -> None:
+        """Forget what the model caches between calls (Qwen-VL's `rope_deltas`), so that calls are independent."""
+        for owner, name in self._transients():
+            setattr(owner, name, None)
+
+    @contextmanager
+    def transient_kept(self) -> Iterator[None]:
+        """Put back afterwards what the model caches between calls."""
+        kept = [(owner, name, getattr(owner, name)) for owner, name in self._transients()]
+        try:
+            yield
+        finally:
+            for owner, name, value in kept:
+                setattr(owner, name, value)
+
+    @contextmanager
+    def generating_with(self, generate: Callable[..., Tensor]) -> Iterator[None]:
+        """Let `generate` of this thread run through another engine's function of the inputs."""
+        outer = getattr(self._traced, "generate", None)
+        self._traced.generate = generate
+        try:
+            yield
+        finally:
+            self._traced.generate = outer
+
+    def _generate(self, inputs: Inputs, options: dict[str, Any]) -> Tensor:
+        target = hooks.call_target(self.model, inputs, self.architecture)
+        run = getattr(self._traced, "generate", None)
+        if run is not None:
+            return run(target, inputs, options)
+        return cast("Any", target).generate(**inputs, **options)
+
+    def _transients(self) -> list[tuple[nn.Module, str]]:
+        paths = [path.rpartition(".") for path in self.architecture.transient]
+        return [(self.model.get_submodule(owner), name) for owner, _, name in paths]
+
+    def _placed(self, value: Tensor) -> Tensor:
+        return value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+
+    def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> Iterator[list[int]]:
+        """Batches of indices, samples with images apart from those without."""
+        if size < 1:
+            raise OptionError(f"batch_size is {size}", expected="at least 1")
+        shown = images not in (False, "text", "caption")
+        groups = [
+            [index for index in range(len(samples)) if (bool(samples[index].images) and shown) is with_images]
+            for with_images in (True, False)
+        ]
+        for group in groups:
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
+
+    def __repr__(self) -> str:
+        """Class and sizes of the model."""
+        return f"VLM({self.record.architecture}, {self.record.layer_count} layers of {self.record.hidden_size})"
+
+
+def load(source: str, **options: Any) -> VLM:
+    """Load a model with its processor, from the Hugging Face hub or a folder.
+
+    Args:
+        source: Repository id or folder.
+        **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir` ...
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        UnsupportedModelError: No adapter serves this model type; raised before any weight is read.
+        ProcessorError: The processor can't be built.
+
+    Example:
+        >>> vlm = sk.load("llava-hf/llava-1.5-7b-hf", device_map="auto", dtype="bfloat16")
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
+    config = AutoConfig.from_pretrained(source, **shared)
+    adapter = adapter_for(config.model_type)
+    processor = adapter.load_processor(str(source), **shared)
+    model = AutoModelForImageTextToText.from_pretrained(source, **options)
+    return VLM(model.eval(), processor, adapter)
+
+
+def wrap(model: nn.Module, processor: Any = None) -> VLM:
+    """Use a model that is already loaded.
+
+    Args:
+        model: The Hugging Face model; it is neither copied nor changed.
+        processor: Its processor. Without one, only raw inputs can be used: `steer(model, vector)` and
+            `model.generate(**inputs)`.
+
+    Raises:
+        UnsupportedModelError: No adapter serves this model type.
+    """
+    if isinstance(model, VLM):
+        raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if not isinstance(model, nn.Module) or not isinstance(model_type, str):
+        raise OptionError(f"{type(model).__name__} is not a Hugging Face model", expected="a model with a config")
+    return VLM(model, processor, adapter_for(model_type))
+
+
+def _shown(sample: Sample, images: Images, seed: int) -> Sample:
+    """The sample as a view shows it, with its images opened."""
+    if images is True or images == "original":
+        return sample.loaded()
+    if images is False or images == "text":
+        return replace(sample, images=())
+    if images == "caption":
+        return _captioned(sample)
+    if images in ("blank", "noise"):
+        opened = sample.loaded().images
+        made = [meaningless_image((image.height, image.width), None if images == "blank" else seed) for image in opened]
+        return replace(sample, images=tuple(made))
+    if not callable(images):
+        raise OptionError(
+            f"images is {images!r}", expected="True, False, " + ", ".join(View.__args__) + " or a function"
+        )
+    made = tuple(images(sample))
+    if len(made) != len(sample.images):
+        raise MissingImageError(
+            f"the function gave {len(made)} images for a sample with {len(sample.images)}", expected="as many"
+        )
+    return replace(sample, images=made).loaded()
+
+
+def _captioned(sample: Sample) -> Sample:
+    if sample.caption is None:
+        raise SampleError(
+            f"the sample {str(sample.text)[:60]!r} has no caption", expected="a caption for the view 'caption'"
+        )
+    first = next(index for index, (role, _) in enumerate(sample.turns) if role == "user")
+    turns = list(sample.turns)
+    turns[first] = ("user", f"{sample.caption}\n{turns[first][1]}")
+    return replace(sample, text=tuple(turns) if len(turns) > 1 else turns[0][1], images=())
+
+
+def _record(model: nn.Module, processor: Any, architecture: Architecture) -> ModelRecord:
+    config = cast("Any", model).config
+    tokenizer = getattr(processor, "tokenizer", None)
+    images = getattr(processor, "image_processor", None)
+    return ModelRecord(
+        id=str(config.name_or_path or ""),
+        revision=getattr(config, "_commit_hash", None),
+        architecture=type(model).__name__,
+        model_type=config.model_type,
+        hidden_size=architecture.hidden_size,
+        layer_count=architecture.layer_count,
+        config_sha256=_digest(_stable(config.to_dict())),
+        tokenizer_sha256=None
+        if tokenizer is None
+        else _digest({"vocabulary": tokenizer.get_vocab(), "template": getattr(processor, "chat_template", None)}),
+        processor_sha256=None if images is None else _digest(_stable(images.to_dict())),
+    )
+
+
+def _stable(settings: Any) -> Any:
+    """Settings without what changes from one library version or loading option to the next."""
+    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "_commit_hash"}
+    if isinstance(settings, dict):
+        return {str(key): _stable(value) for key, value in settings.items() if key not in volatile}
+    return settings
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Sources, cards, verification and signing of packs: see the roadmap in the documentation."""
