@@ -1,0 +1,1 @@
+"""The model families that steerkit knows, one module each, found through the entry-point group `steerkit.adapters`."""

@@ -1,0 +1,231 @@
+"""What the families have in common: finding the blocks, loading a processor, chat prompts, and batches of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from steerkit.adapter import Architecture, Inputs
+from steerkit.errors import ProcessorError, SampleError, UnsupportedModelError
+from steerkit.samples import Sample
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+
+def checked(architecture: Architecture, model: nn.Module) -> Architecture:
+    """The declaration, once the model is known to have what it declares.
+
+    Raises:
+        UnsupportedModelError: A module is elsewhere; it is never looked for, because a list of blocks that only looks
+            right may belong to the vision tower.
+    """
+    name, path = type(model).__name__, architecture.layers
+    try:
+        blocks: Any = model.get_submodule(path)
+        found = len(blocks)
+    except (AttributeError, TypeError):
+        raise UnsupportedModelError(
+            f"{name} has no list of decoder blocks at {path!r}",
+            expected="a language model of the kinds that this family's adapter declares",
+            fix="write an adapter for it and register it under the entry-point group 'steerkit.adapters'",
+        ) from None
+    if found != architecture.layer_count:
+        raise UnsupportedModelError(
+            f"{name} has {found} blocks at {path!r}", expected=f"{architecture.layer_count} as its config says"
+        )
+    for layer in range(found):
+        for site in (architecture.site(layer, "mlp_out"), architecture.site(layer, "attn_out")):
+            try:
+                model.get_submodule(site)
+            except AttributeError:
+                raise UnsupportedModelError(
+                    f"{name} has no module {site!r}", expected=f"blocks as those of {architecture!r}"
+                ) from None
+    return architecture
+
+
+def image_token(config: Any) -> int:
+    """The id that stands for image content.
+
+    Raises:
+        UnsupportedModelError: The config names none, as those of some early conversions.
+    """
+    token = getattr(config, "image_token_id", None)
+    if token is None:
+        raise UnsupportedModelError(
+            f"the config of this {config.model_type} model names no image token",
+            expected="an image_token_id",
+            fix="use a newer revision of the repository, or set config.image_token_id",
+        )
+    return int(token)
+
+
+def load_processor(source: str, options: Mapping[str, Any]) -> Any:
+    """The processor of a repository or folder; without its video part where torchvision is missing.
+
+    Raises:
+        ProcessorError: There is none, or what is there is not a whole processor.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    try:
+        try:
+            processor: Any = AutoProcessor.from_pretrained(source, **options)
+        except ImportError:
+            # Video processors need torchvision, image processors don't.
+            processor = _without_video(source, options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ProcessorError(
+            f"the processor of {source!r} can't be loaded ({error})",
+            expected="a repository or folder with the files of a processor",
+            fix="check the name, or save one there with processor.save_pretrained(folder)",
+        ) from error
+    # A folder without a config of its own yields whatever part is found first.
+    if not isinstance(processor, ProcessorMixin):
+        raise ProcessorError(
+            f"{source!r} holds a {type(processor).__name__} only",
+            expected="a processor: tokenizer, image processor and chat template",
+            fix="add the model's config.json and preprocessor_config.json, or use processor.save_pretrained(folder)",
+        )
+    return processor
+
+
+def _without_video(source: str, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    kind: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(source, **options))]
+    parts = [part for part in kind.get_attributes() if "video" not in part]
+    waived: Any = type(
+        kind.__name__, (kind,), {"get_attributes": classmethod(lambda cls: list(parts)), "__module__": kind.__module__}
+    )
+    return waived.from_pretrained(source, **options)
+
+
+def render_chat(
+    processor: Any, sample: Sample, image_count: int, placeholder: str, published: str | None = None
+) -> str:
+    """The sample through the processor's own chat template, with a prompt for the answer.
+
+    Args:
+        processor: The processor.
+        sample: The sample.
+        image_count: How many images go in front of the first user turn's text.
+        placeholder: What stands for the images in the text.
+        published: The template to use where the processor has none.
+
+    Raises:
+        ProcessorError: There is no chat template, or it does not place the images.
+        SampleError: A text contains the image token.
+    """
+    token: str = processor.image_token
+    if any(token in text for _, text in sample.turns):
+        raise SampleError(
+            f"the text of a sample contains {token!r}",
+            expected="text only: the placeholders of its images are put there by the template",
+            fix=f"remove {token!r} from the text and pass the images as images",
+        )
+    template = getattr(processor, "chat_template", None) or published or processor.tokenizer.chat_template
+    if template is None:
+        raise ProcessorError(
+            f"this {type(processor).__name__} has no chat template",
+            expected="the template that the model was trained with",
+            fix="set processor.chat_template, or use a revision of the repository that has a chat_template file",
+        )
+    # A prompt without an image is the one with an image, less the placeholder: whatever else a template does about
+    # images then stays the same, and the two differ in the image alone.
+    shown = max(image_count, 1)
+    chat: list[dict[str, Any]] = []
+    for role, text in sample.turns:
+        content = [{"type": "text", "text": text}]
+        if role == "user" and shown:
+            content = [{"type": "image"}] * shown + content
+            shown = 0
+        chat.append({"role": role, "content": content})
+    prompt: str = processor.apply_chat_template(
+        chat, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    if prompt.count(token) != max(image_count, 1):
+        raise ProcessorError(
+            f"the chat template of this {type(processor).__name__} writes {token!r} {prompt.count(token)} times",
+            expected=f"{max(image_count, 1)}, once for each image",
+            fix="set processor.chat_template to the template of the vision-language model, not of its language model",
+        )
+    return prompt if image_count else re.sub(placeholder, "", prompt)
+
+
+def encode_chat(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    """Rendered chat prompts and their images as one left-padded batch.
+
+    Raises:
+        SampleError: Prompts and images do not match.
+    """
+    check_images(texts, images)
+    for text, own in zip(texts, images, strict=True):
+        if text.count(processor.image_token) != len(own):
+            raise SampleError(
+                f"a prompt has {text.count(processor.image_token)} image placeholders and {len(own)} images",
+                expected="as many placeholders as images",
+                fix="render the prompt with the number of its images",
+            )
+    begin = processor.tokenizer.bos_token
+    batch = processor(
+        text=list(texts),
+        images=[list(own) for own in images] if any(images) else None,
+        padding=True,
+        padding_side="left",
+        # Some templates write the token that begins a text, which the tokenizer would add again.
+        add_special_tokens=begin is None or not all(text.startswith(begin) for text in texts),
+        return_tensors="pt",
+    )
+    return tensors(batch)
+
+
+def check_images(texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> None:
+    """Every prompt has its images, or none has any.
+
+    Raises:
+        SampleError: It is not so.
+    """
+    if len(texts) != len(images):
+        raise SampleError(
+            f"{len(texts)} prompts and {len(images)} lists of images", expected="one list for each prompt"
+        )
+    if any(images) and not all(images):
+        raise SampleError(
+            "a batch mixes prompts with and without images",
+            expected="all of one kind",
+            fix="encode the prompts without images in a batch of their own",
+        )
+
+
+def pad_left(rows: Sequence[Sequence[int]], filler: int) -> Inputs:
+    """Rows of token ids as one batch, padded in front."""
+    import torch
+
+    width = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[filler] * (width - len(row)) + list(row) for row in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
+def tensors(batch: Mapping[str, Any]) -> Inputs:
+    """The tensors of a batch; token types, which none of these models takes, are left out."""
+    import torch
+
+    return {key: value for key, value in batch.items() if isinstance(value, torch.Tensor) and key != "token_type_ids"}
+
+
+def pixel_sizes(inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """`(height, width)` of every image of a `[images, channels, height, width]` batch."""
+    images, _, height, width = inputs["pixel_values"].shape
+    return [(height, width)] * images
+
+
+def row_sizes(sizes: Tensor, scale: int = 1) -> list[tuple[int, int]]:
+    """Rows `(height, width)` of a tensor, times a scale, as integers."""
+    return [(int(height) * scale, int(width) * scale) for height, width in sizes.tolist()]
