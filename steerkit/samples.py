@@ -52,10 +52,10 @@ class Sample:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", _as_tuple(self.images))
-        if not isinstance(self.text, str):
+        if isinstance(self.text, str):
+            _check_text(self.text)
+        else:
             object.__setattr__(self, "text", _checked_turns(self.text))
-        elif not self.text.strip():
-            raise SampleError("the text of a sample is empty", expected="a non-empty string or a list of turns")
         for name in ("caption", "label"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -94,28 +94,22 @@ def open_image(image: ImageLike) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise MissingImageError(
                 f"an image array has shape {image.shape} and type {image.dtype}",
                 expected="[height, width, 3] and uint8",
             )
         return Image.fromarray(image)
-    if not isinstance(image, (str, Path)):
-        raise MissingImageError(
-            f"an image is of type {type(image).__name__}", expected="a path, a PIL image or a uint8 array"
-        )
+    _check_image_type(image)
     try:
+        if isinstance(image, Image.Image):
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
         with Image.open(image) as opened:
             return opened.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise MissingImageError(
-            f"the image {str(image)!r} can't be read ({error})",
-            expected="an image file that Pillow opens",
-            fix="check the path; relative paths are taken from the folder of the sample file",
-        ) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(image, error) from error
 
 
 def read_samples(
@@ -143,18 +137,22 @@ def read_samples(
         SampleError: A bad row under `on_error="raise"`, an unknown kind of file, or no such file.
     """
     root = Path(image_root) if image_root is not None else None
+    from_csv = False
     if isinstance(source, (str, Path)):
         path = Path(source)
         rows: Iterator[tuple[int, Any]] = _file_rows(path)
         root = root if root is not None else path.parent
         name = str(path)
+        from_csv = path.suffix == ".csv"
+    elif isinstance(source, Mapping):
+        raise SampleError("the samples are one mapping", expected="a file or a list", fix="put it in a list")
     else:
         rows = enumerate(iter(source), start=1)
         name = "the list"
     samples: list[Sample] = []
     for number, row in rows:
         try:
-            samples.append(_sample(row, columns or {}, root))
+            samples.append(_sample(row, columns or {}, root, from_csv=from_csv))
         except (SampleError, MissingImageError) as error:
             problem = SampleError(
                 f"{name}, row {number}: {error.problem}",
@@ -181,24 +179,45 @@ def anchor_digest(digests: Iterable[str]) -> str:
 def _file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise SampleError(f"no file {str(path)!r}", expected="a .jsonl or .csv file")
-    if path.suffix in (".jsonl", ".ndjson"):
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _json_row(line)
-    elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines)
-            for row in reader:
-                yield reader.line_num, row
-    else:
+    if path.suffix not in (".jsonl", ".ndjson", ".csv"):
         raise SampleError(f"{str(path)!r} ends in {path.suffix!r}", expected=".jsonl or .csv")
+    try:
+        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as lines:
+            yield from _csv_rows(path, lines) if path.suffix == ".csv" else _json_rows(lines)
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{str(path)!r} is not UTF-8 ({error})", expected="text in UTF-8") from error
 
 
-def _sample(row: Any, columns: Mapping[str, str | None], root: Path | None) -> Sample:
+def _json_rows(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _json_row(line)
+
+
+def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(lines)
+    try:
+        names = reader.fieldnames or ()
+        if len(set(names)) < len(names):
+            raise SampleError(f"{str(path)!r} repeats a column: {list(names)}", expected="every column once")
+        for row in reader:
+            surplus = row.pop(None, None)  # type: ignore[call-overload]
+            if surplus is not None:
+                yield (
+                    reader.line_num,
+                    SampleError(f"{surplus} lie beyond the last column", expected=f"{len(names)} cells"),
+                )
+            else:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise SampleError(
+            f"{str(path)!r} is not CSV from line {reader.line_num + 1} on ({error})", expected="comma-separated values"
+        ) from error
+
+
+def _sample(row: Any, columns: Mapping[str, str | None], root: Path | None, *, from_csv: bool) -> Sample:
     if isinstance(row, Sample):
         return row
-    from_csv = isinstance(row, dict) and all(isinstance(value, (str, type(None))) for value in row.values())
     if isinstance(row, SampleError):
         raise row
     if isinstance(row, str):
@@ -216,8 +235,13 @@ def _sample(row: Any, columns: Mapping[str, str | None], root: Path | None) -> S
                 expected="one of " + ", ".join(_FIELDS),
                 fix=f"rename it with columns={{{key!r}: 'text'}} or drop it with columns={{{key!r}: None}}",
             )
-        if value is not None and not (from_csv and value == ""):
-            fields[target] = value
+        if value is None or (from_csv and value == ""):
+            continue
+        if target in fields:
+            raise SampleError(
+                f"two fields are {target!r}", expected="one", fix="drop the other with columns={...: None}"
+            )
+        fields[target] = value
     images = _images(fields, root, from_csv=from_csv)
     if "text" not in fields:
         raise SampleError("the field 'text' is missing", expected="a text in every row")
@@ -227,10 +251,19 @@ def _sample(row: Any, columns: Mapping[str, str | None], root: Path | None) -> S
 def _json_row(line: str) -> Any:
     """The parsed line, or the error that says why not: whoever reads the rows decides what a bad one means."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = json.loads(line, object_pairs_hook=_distinct)
+    except SampleError as error:
+        return error
+    except (ValueError, RecursionError) as error:
         return SampleError(f"not JSON ({error})", expected="one JSON object a line")
     return row if isinstance(row, dict) else SampleError(f"a row is {row!r:.80}", expected="one JSON object a line")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise SampleError(f"an object repeats one of its keys {[key for key, _ in pairs]}", expected="every key once")
+    return row
 
 
 def _label(value: Any) -> str | None:
@@ -254,6 +287,7 @@ def _images(fields: Mapping[str, Any], root: Path | None, *, from_csv: bool) -> 
             _check_image_file(path)
             resolved.append(path)
         else:
+            _check_image_type(image)
             resolved.append(image)
     return tuple(resolved)
 
@@ -264,9 +298,37 @@ def _check_image_file(path: Path) -> None:
     try:
         with Image.open(path):
             pass
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_image_type(image: Any) -> None:
+    import numpy as np
+    from PIL import Image
+
+    if not isinstance(image, (str, Path, Image.Image, np.ndarray)):
         raise MissingImageError(
-            f"the image {str(path)!r} can't be read ({error})", expected="an image file that Pillow opens"
+            f"an image is of type {type(image).__name__}", expected="a path, a PIL image or a uint8 array"
+        )
+
+
+def _unreadable(image: Any, error: Exception) -> MissingImageError:
+    what = repr(str(image)) if isinstance(image, (str, Path)) else "that was opened"
+    return MissingImageError(
+        f"the image {what} can't be read ({error})",
+        expected="an image file that Pillow opens",
+        fix="check the path; relative paths are taken from the folder of the sample file",
+    )
+
+
+def _check_text(text: str, role: str = "user") -> None:
+    if role == "user" and not text.strip():
+        raise SampleError("the text of a sample is empty", expected="a non-empty string or a list of turns")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(
+            f"the text {text!r:.80} holds half a character ({error.reason})", expected="Unicode"
         ) from error
 
 
@@ -279,12 +341,20 @@ def _as_tuple(images: Any) -> tuple[Any, ...]:
 
 
 def _checked_turns(turns: Any) -> tuple[Turn, ...]:
+    if not isinstance(turns, Sequence):
+        raise SampleError(f"the text of a sample is {turns!r:.80}", expected="a string or a list of turns")
     checked: list[Turn] = []
     for turn in turns:
-        role, text = (turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn
-        if role not in _ROLES or not isinstance(text, str):
-            raise SampleError(f"a turn is {turn!r}", expected="(role, text) with role system, user or assistant")
-        checked.append((role, text))
+        pair = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else turn
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or pair[0] not in _ROLES
+            or not isinstance(pair[1], str)
+        ):
+            raise SampleError(f"a turn is {turn!r:.80}", expected="(role, text) with role system, user or assistant")
+        _check_text(pair[1], pair[0])
+        checked.append((pair[0], pair[1]))
     if not checked or checked[-1][0] != "user":
         raise SampleError("a chat does not end with the user's turn", expected="turns that end with ('user', text)")
     return tuple(checked)
