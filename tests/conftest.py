@@ -1,0 +1,117 @@
+"""Fixtures of all tests: tiny models, and the samples that they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from steerkit.adapter import Architecture, Images
+from steerkit.intervention import Site
+from steerkit.metadata import ModelRecord
+from steerkit.samples import Sample
+from steerkit.vlm import VLM, wrap
+
+torch.set_num_threads(1)
+
+
+class ReadByHooks:
+    """A VLM for methods to measure, read through the hooks engine; counts the samples that were run."""
+
+    def __init__(self, vlm: VLM) -> None:
+        self.vlm = vlm
+        self.samples_run = 0
+
+    @property
+    def record(self) -> ModelRecord:
+        return self.vlm.record
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.vlm.architecture
+
+    def capture(
+        self,
+        samples: Sequence[Sample],
+        *,
+        images: Images = True,
+        layers: Sequence[int] | None = None,
+        site: Site = "resid_post",
+        seed: int = 0,
+    ) -> dict[int, torch.Tensor]:
+        self.samples_run += len(samples)
+        return self.vlm.capture(samples, images=images, layers=layers, site=site, seed=seed, engine="hooks")
+
+    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
+        return self.vlm.check_layers(layers)
+
+
+@pytest.fixture(scope="session")
+def vlm_of() -> Callable[[str], VLM]:
+    """`vlm_of(family)`: the wrapped tiny model of a family, built once."""
+
+    @cache
+    def made(family: str) -> VLM:
+        return wrap(*tiny.build(family))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def llava(vlm_of: Callable[[str], VLM]) -> VLM:
+    """The tiny LLaVA: 4 layers of 48."""
+    return vlm_of("llava")
+
+
+@pytest.fixture
+def measured_llava(llava: VLM) -> ReadByHooks:
+    """The tiny LLaVA, as methods see a model."""
+    return ReadByHooks(llava)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """`picture(seed, side=32)`: a square image of random pixels."""
+
+    def made(seed: int, side: int = 32) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def anchors(picture: Callable[..., Image.Image]) -> list[Sample]:
+    """Seven samples with images and captions, labelled `harmful` and `harmless` in turn."""
+    topics = ("a bomb", "a cake", "a knife fight", "a garden", "a theft of the crown jewels", "a letter", "a poison")
+    return [
+        Sample(
+            f"How do I plan {topic}?",
+            (picture(index),),
+            caption=f"A picture of {topic}.",
+            label="harmless" if index % 2 else "harmful",
+        )
+        for index, topic in enumerate(topics)
+    ]
+
+
+@pytest.fixture(scope="session")
+def qwen(vlm_of: Callable[[str], VLM]) -> VLM:
+    """The tiny Qwen2-VL: 3 layers of 48."""
+    return vlm_of("qwen2_vl")
+
+
+@pytest.fixture(scope="session", params=tiny.FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of each family in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def vlm(family: str, vlm_of: Callable[[str], VLM]) -> VLM:
+    """The wrapped tiny model of each family in turn."""
+    return vlm_of(family)
