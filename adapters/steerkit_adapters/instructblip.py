@@ -67,9 +67,7 @@ class InstructBlipAdapter(ModelAdapter):
 
     def render(self, processor: Any, sample: Sample, image_count: int) -> str:
         """The bare text, whatever the number of images; earlier turns come before it, each on lines of its own."""
-        token = _image_token(processor)
-        if any(token in text for _, text in sample.turns):
-            raise SampleError(f"the text of a sample contains {token!r}", expected="text only")
+        shared.check_text(sample, [_image_token(processor)])
         return "\n".join(text for _, text in sample.turns)
 
     def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:

@@ -42,7 +42,8 @@ def checked(architecture: Architecture, model: nn.Module) -> Architecture:
                 model.get_submodule(site)
             except AttributeError:
                 raise UnsupportedModelError(
-                    f"{name} has no module {site!r}", expected=f"blocks as those of {architecture!r}"
+                    f"{name} has no module {site!r}",
+                    expected=f"{architecture.mlp!r} and {architecture.attention!r} in every block",
                 ) from None
     return architecture
 
@@ -77,7 +78,7 @@ def load_processor(source: str, options: Mapping[str, Any]) -> Any:
         except ImportError:
             # Video processors need torchvision, image processors don't.
             processor = _without_video(source, options)
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:
         raise ProcessorError(
             f"the processor of {source!r} can't be loaded ({error})",
             expected="a repository or folder with the files of a processor",
@@ -122,14 +123,10 @@ def render_chat(
         SampleError: A text contains the image token.
     """
     token: str = processor.image_token
-    if any(token in text for _, text in sample.turns):
-        raise SampleError(
-            f"the text of a sample contains {token!r}",
-            expected="text only: the placeholders of its images are put there by the template",
-            fix=f"remove {token!r} from the text and pass the images as images",
-        )
-    template = getattr(processor, "chat_template", None) or published or processor.tokenizer.chat_template
-    if template is None:
+    check_text(sample, processor.all_special_multimodal_tokens)
+    # None: the processor's own, which it finds itself.
+    template = None if processor.chat_template else published or processor.tokenizer.chat_template
+    if template is None and not processor.chat_template:
         raise ProcessorError(
             f"this {type(processor).__name__} has no chat template",
             expected="the template that the model was trained with",
@@ -155,6 +152,21 @@ def render_chat(
             fix="set processor.chat_template to the template of the vision-language model, not of its language model",
         )
     return prompt if image_count else re.sub(placeholder, "", prompt)
+
+
+def check_text(sample: Sample, reserved: Sequence[str]) -> None:
+    """No text of the sample contains a token that stands for an image or a video.
+
+    Raises:
+        SampleError: One does.
+    """
+    for token in reserved:
+        if any(token in text for _, text in sample.turns):
+            raise SampleError(
+                f"the text of a sample contains {token!r}",
+                expected="text only: placeholders are put there by the adapter",
+                fix=f"remove {token!r} from the text and pass the images as images",
+            )
 
 
 def encode_chat(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:

@@ -15,6 +15,9 @@ import torch
 
 from tiny import instructblip, llava, qwen_vl
 
+# Models of this size are slower on several threads than on one.
+torch.set_num_threads(1)
+
 FAMILIES: tuple[str, ...] = (*llava.BUILDERS, *qwen_vl.BUILDERS, *instructblip.BUILDERS)
 """Every name that `build` knows."""
 

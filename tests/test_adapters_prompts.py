@@ -1,0 +1,148 @@
+"""Prompts as text: exactly what each published template gives, with and without images."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import tiny
+
+from steerkit.adapter import ModelAdapter
+from steerkit.errors import ProcessorError, SampleError
+from steerkit.registry import adapter_for
+from steerkit.samples import Sample
+
+PLAIN = Sample("What is this?")
+CHAT = Sample((("system", "Be brief."), ("user", "Bake a cake."), ("assistant", "No."), ("user", "Why?")))
+
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN_OPEN = "<|im_start|>user\n"
+QWEN_CLOSE = "What is this?<|im_end|>\n<|im_start|>assistant\n"
+QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+QWEN_CHAT = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + QWEN_IMAGE + "Bake a cake.<|im_end|>\n"
+    "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+)
+# name: the plain sample with no image, with one and with two; the chat with one
+GOLDEN: dict[str, tuple[str, str, str, str]] = {
+    "llava": (
+        "USER: What is this? ASSISTANT:",
+        "USER: <image>\nWhat is this? ASSISTANT:",
+        "USER: <image>\n<image>\nWhat is this? ASSISTANT:",
+        "Be brief. USER: <image>\nBake a cake. ASSISTANT: No. USER: Why? ASSISTANT:",
+    ),
+    "llava_next": (
+        "[INST] What is this? [/INST]",
+        "[INST] <image>\nWhat is this? [/INST]",
+        "[INST] <image>\n<image>\nWhat is this? [/INST]",
+        "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] <image>\nBake a cake. [/INST] No.</s> [INST] Why? [/INST]",
+    ),
+    "llava_onevision": (
+        "<|im_start|>user \nWhat is this?<|im_end|><|im_start|>assistant\n",
+        "<|im_start|>user <image>\nWhat is this?<|im_end|><|im_start|>assistant\n",
+        "<|im_start|>user <image><image>\nWhat is this?<|im_end|><|im_start|>assistant\n",
+        "<|im_start|>system \nBe brief.<|im_end|><|im_start|>user <image>\nBake a cake.<|im_end|>"
+        "<|im_start|>assistant \nNo.<|im_end|><|im_start|>user \nWhy?<|im_end|><|im_start|>assistant\n",
+    ),
+    "vipllava": (
+        "###Human: What is this?###Assistant:",
+        "###Human: <image>\nWhat is this?###Assistant:",
+        "###Human: <image>\n<image>\nWhat is this?###Assistant:",
+        "Be brief.###Human: <image>\nBake a cake.###Assistant: No.###Human: Why?###Assistant:",
+    ),
+    **{
+        name: (
+            QWEN_SYSTEM + QWEN_OPEN + QWEN_CLOSE,
+            QWEN_SYSTEM + QWEN_OPEN + QWEN_IMAGE + QWEN_CLOSE,
+            QWEN_SYSTEM + QWEN_OPEN + QWEN_IMAGE * 2 + QWEN_CLOSE,
+            QWEN_CHAT,
+        )
+        for name in ("qwen2_vl", "qwen2_5_vl")
+    },
+    **{
+        name: (
+            QWEN_OPEN + QWEN_CLOSE,
+            QWEN_OPEN + QWEN_IMAGE + QWEN_CLOSE,
+            QWEN_OPEN + QWEN_IMAGE * 2 + QWEN_CLOSE,
+            QWEN_CHAT,
+        )
+        for name in ("qwen3_vl", "qwen3_5")
+    },
+    **{
+        name: ("What is this?", "What is this?", "What is this?", "Be brief.\nBake a cake.\nNo.\nWhy?")
+        for name in ("instructblip-llama", "instructblip-t5")
+    },
+}
+
+
+def family(name: str) -> tuple[Any, Any, ModelAdapter]:
+    model, processor = tiny.build(name)
+    return model, processor, adapter_for(model.config.model_type)
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_prompts_are_those_of_the_template(name: str) -> None:
+    model, processor, adapter = family(name)
+    shown = tuple(adapter.render(processor, PLAIN, count) for count in (0, 1, 2))
+    assert (*shown, adapter.render(processor, CHAT, 1)) == GOLDEN[name]
+    placeholder = adapter.architecture(model).placeholder
+    for sample in (PLAIN, CHAT):
+        bare = adapter.render(processor, sample, 0)
+        assert re.search(placeholder, bare) is None
+        for count in (1, 2):
+            assert re.sub(placeholder, "", adapter.render(processor, sample, count)) == bare
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_user_marker_opens_the_users_turn(name: str) -> None:
+    model, processor, adapter = family(name)
+    marker = adapter.architecture(model).user_marker
+    prompt = adapter.render(processor, CHAT, 1)
+    if marker is not None:
+        before, _, after = prompt.partition(marker)
+        assert "Be brief." in before
+        assert "Bake a cake." in after
+
+
+def test_llava_without_a_template_uses_the_published_prompt() -> None:
+    _, processor, adapter = family("llava")
+    processor.chat_template = None
+    # A template of the language model, which knows no images, must not be taken for the model's.
+    processor.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert adapter.render(processor, PLAIN, 1) == "USER: <image>\nWhat is this?\nASSISTANT:"
+    assert adapter.render(processor, PLAIN, 0) == "USER: What is this?\nASSISTANT:"
+    chat = "Be brief. USER: <image>\nBake a cake.\nASSISTANT: No.</s>USER: Why?\nASSISTANT:"
+    assert adapter.render(processor, CHAT, 1) == chat
+
+
+def test_no_template_is_an_error() -> None:
+    _, processor, adapter = family("qwen2_vl")
+    processor.chat_template = None
+    processor.tokenizer.chat_template = None
+    with pytest.raises(ProcessorError, match="has no chat template"):
+        adapter.render(processor, PLAIN, 0)
+
+
+def test_a_template_that_ignores_images_is_an_error() -> None:
+    _, processor, adapter = family("qwen3_vl")
+    processor.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
+    with pytest.raises(ProcessorError, match=r"writes '<\|image_pad\|>' 0 times"):
+        adapter.render(processor, PLAIN, 1)
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_image_tokens_in_the_text_are_refused(name: str) -> None:
+    _, processor, adapter = family(name)
+    token = str(processor.image_token)
+    with pytest.raises(SampleError, match="placeholders are put there by the adapter"):
+        adapter.render(processor, Sample(f"What is {token}?"), 1)
+
+
+def test_begin_token_of_the_template_is_not_doubled() -> None:
+    _, processor, adapter = family("llava")
+    processor.chat_template = "{{ bos_token }}" + processor.chat_template
+    text = adapter.render(processor, PLAIN, 0)
+    assert text.startswith("<s>USER:")
+    row = adapter.encode(processor, [text], [[]])["input_ids"][0].tolist()
+    assert row.count(processor.tokenizer.bos_token_id) == 1
