@@ -50,7 +50,7 @@ def test_video_settings_of_a_repository_are_passed_over(tmp_path: Path) -> None:
     assert loaded.chat_template is not None
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "instructblip-llama"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 def test_a_folder_of_parts_is_refused(name: str, tmp_path: Path) -> None:
     model, processor = tiny.build(name)
     processor.tokenizer.save_pretrained(tmp_path)
@@ -82,3 +82,13 @@ def test_early_repositories_are_refused(name: str, field: str, message: str, tmp
     model, _ = tiny.build(name)
     with pytest.raises(ProcessorError, match=message):
         adapter_for(model.config.model_type).load_processor(str(folder))
+
+
+def test_instructblip_is_loaded_from_repositories_that_name_the_video_processor(tmp_path: Path) -> None:
+    folder = tiny.save("instructblip-llama", tmp_path)
+    document = folder / "processor_config.json"
+    settings = json.loads(document.read_text())
+    document.write_text(json.dumps(settings | {"processor_class": "InstructBlipVideoProcessor"}))
+    loaded = adapter_for("instructblip").load_processor(str(folder))
+    assert type(loaded).__name__ == "InstructBlipProcessor"
+    assert "pixel_values" in adapter_for("instructblip").encode(loaded, ["What is this?"], [[PICTURE]])

@@ -116,6 +116,20 @@ def test_llava_without_a_template_uses_the_published_prompt() -> None:
     assert adapter.render(processor, CHAT, 1) == chat
 
 
+def test_line_break_of_the_llama3_template_goes_with_the_image() -> None:
+    _, processor, adapter = family("llava_next")
+    processor.chat_template = (
+        "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'}}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+        "{{ '\n' + content['text'] + '<|eot_id|>' }}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    )
+    begin, end = "<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert adapter.render(processor, PLAIN, 2) == f"{begin}<image><image>\nWhat is this?<|eot_id|>{end}"
+    assert adapter.render(processor, PLAIN, 0) == f"{begin}What is this?<|eot_id|>{end}"
+
+
 def test_no_template_is_an_error() -> None:
     _, processor, adapter = family("qwen2_vl")
     processor.chat_template = None

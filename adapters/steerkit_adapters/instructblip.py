@@ -55,8 +55,11 @@ class InstructBlipAdapter(ModelAdapter):
         return shared.checked(declared, model)
 
     def load_processor(self, source: str, **options: Any) -> Any:
-        """AutoProcessor; early repositories that do not tell the number of queries are refused."""
-        processor = shared.load_processor(source, options)
+        """Its own class; early repositories that do not tell the number of queries are refused."""
+        from transformers import InstructBlipProcessor
+
+        # Revisions of Salesforce's repositories name InstructBlipVideoProcessor, which has no image processor.
+        processor = shared.load_processor(source, options, InstructBlipProcessor)
         if processor.num_query_tokens is None:
             raise ProcessorError(
                 f"the processor of {source!r} does not know how many queries the Q-Former has",

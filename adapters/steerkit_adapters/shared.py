@@ -64,8 +64,13 @@ def image_token(config: Any) -> int:
     return int(token)
 
 
-def load_processor(source: str, options: Mapping[str, Any]) -> Any:
+def load_processor(source: str, options: Mapping[str, Any], kind: Any = None) -> Any:
     """The processor of a repository or folder; without its video part where torchvision is missing.
+
+    Args:
+        source: Repository id or folder.
+        options: Keyword arguments of `from_pretrained`.
+        kind: Class of the processor, where what a repository says of it can't be relied on.
 
     Raises:
         ProcessorError: There is none, or what is there is not a whole processor.
@@ -74,7 +79,7 @@ def load_processor(source: str, options: Mapping[str, Any]) -> Any:
 
     try:
         try:
-            processor: Any = AutoProcessor.from_pretrained(source, **options)
+            processor: Any = (kind or AutoProcessor).from_pretrained(source, **options)
         except ImportError:
             # Video processors need torchvision, image processors don't.
             processor = _without_video(source, options)
@@ -214,10 +219,11 @@ def check_images(texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) 
         )
 
 
-def pad_left(rows: Sequence[Sequence[int]], filler: int) -> Inputs:
-    """Rows of token ids as one batch, padded in front."""
+def pad_left(rows: Sequence[Sequence[int]], padding: int | None) -> Inputs:
+    """Rows of token ids as one batch, padded in front with any id, since padding is masked."""
     import torch
 
+    filler = padding or 0
     width = max(map(len, rows))
     return {
         "input_ids": torch.tensor([[filler] * (width - len(row)) + list(row) for row in rows]),

@@ -1,4 +1,7 @@
-"""Small trained byte-level BPE tokenizers, with the special tokens and chat templates that the real models publish."""
+"""Small trained byte-level BPE tokenizers, with special tokens and chat templates as the real models publish them.
+
+The templates are shortened: no videos, no tools.
+"""
 
 from __future__ import annotations
 
