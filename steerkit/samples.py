@@ -79,7 +79,7 @@ class Sample:
         state = hashlib.sha256()
         head = {"turns": self.turns, "caption": self.caption, "label": self.label}
         state.update(json.dumps(head, sort_keys=True, ensure_ascii=False).encode())
-        for image in self.loaded().images:
+        for image in map(open_image, self.images):
             state.update(f"{image.size[0]}x{image.size[1]}:".encode())
             state.update(image.tobytes())
         return state.hexdigest()

@@ -19,7 +19,7 @@ from steerkit.errors import LayerRangeError, MissingImageError, OptionError, Pro
 from steerkit.intervention import Site, View
 from steerkit.metadata import ModelRecord
 from steerkit.registry import adapter_for
-from steerkit.samples import Sample
+from steerkit.samples import Sample, open_image
 from steerkit.views import meaningless_image
 
 Progress = Callable[[int, int], None]
@@ -89,7 +89,7 @@ class VLM:
                 fix="pass the samples without images separately, or images=False",
             )
         texts = [self.adapter.render(processor, sample, len(sample.images)) for sample in shown]
-        encoded = self.adapter.encode(processor, texts, [list(sample.images) for sample in shown])
+        encoded = self.adapter.encode(processor, texts, [list(map(open_image, sample.images)) for sample in shown])
         return {key: self._placed(value) for key, value in encoded.items()}
 
     def generate(
@@ -328,7 +328,7 @@ def _shown(sample: Sample, images: Images, seed: int) -> Sample:
     if images == "caption":
         return _captioned(sample)
     if images in ("blank", "noise"):
-        opened = sample.loaded().images
+        opened = map(open_image, sample.images)
         made = [meaningless_image((image.height, image.width), None if images == "blank" else seed) for image in opened]
         return replace(sample, images=tuple(made))
     if not callable(images):

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,13 +40,17 @@ class Size:
 class DemoFamily(ABC):
     """A tiny model, its tokenizer, and what training needs to know of them."""
 
-    def __init__(self, model: nn.Module, tokenizer: transformers.PreTrainedTokenizerFast, image_token: str) -> None:
+    answer_prefix: ClassVar[str]
+    """What stands between the end of a prompt and the first word of an answer."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, image_token: str) -> None:
         """Hold the parts; `image_token` is the placeholder that image embeddings replace."""
         self.model: Any = model
-        self.tokenizer: Any = tokenizer
+        self.tokenizer = tokenizer
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(image_token)
         eos, pad, bos = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id
-        for part in (model, getattr(model, "language_model", None)):
+        parts: tuple[Any, ...] = (model, getattr(model, "language_model", None))
+        for part in parts:
             if getattr(part, "generation_config", None) is not None:
                 part.generation_config = transformers.GenerationConfig(
                     eos_token_id=eos, pad_token_id=pad, bos_token_id=bos, do_sample=False, max_new_tokens=32
@@ -55,11 +59,6 @@ class DemoFamily(ABC):
     @abstractmethod
     def prompt(self, question: str, with_image: bool) -> str:
         """The whole prompt, its image placeholder expanded to one token per embedding."""
-
-    @property
-    @abstractmethod
-    def answer_prefix(self) -> str:
-        """What stands between the end of a prompt and the first word of an answer."""
 
     @property
     @abstractmethod

@@ -17,9 +17,11 @@ from steerkit.demo.family import NORMALISE, PATCHES_PER_SIDE, SQUARE, DemoFamily
 class InstructBlipDemo(DemoFamily):
     """InstructBLIP: a vision tower, a Q-Former that reads the question, a projection, a Llama decoder."""
 
+    answer_prefix = " "
+
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""
-        tokenizer = tokenization.llama_tokenizer(None)
+        tokenizer: Any = tokenization.llama_tokenizer(None)
         self._tokens = size.queries
         shared = {
             "hidden_size": size.vision_hidden,
@@ -57,8 +59,6 @@ class InstructBlipDemo(DemoFamily):
         nn.init.xavier_uniform_(model.language_projection.weight)
         super().__init__(model, tokenizer, "<image>")
 
-    answer_prefix = " "
-
     @property
     def decoder(self) -> Any:
         """The Llama decoder."""
@@ -82,7 +82,7 @@ class InstructBlipDemo(DemoFamily):
         projection = self.model.language_projection.parameters()
         return [*self.model.qformer.parameters(), self.model.query_tokens, *projection]
 
-    def _queries(self, images: list[Image.Image], questions: list[str]) -> Tensor:
+    def _queries(self, images: list[Image.Image], questions: list[str]) -> Any:
         encoded = self.tokenizer(questions, padding=True, padding_side="right", return_tensors="pt")
         return self.model.get_image_features(
             pixel_values=pixels_of(images),

@@ -18,9 +18,11 @@ from steerkit.demo.family import NORMALISE, PATCHES_PER_SIDE, SQUARE, DemoFamily
 class LlavaDemo(DemoFamily):
     """LLaVA-1.5: a CLIP tower, a two-layer projector, a Llama decoder."""
 
+    answer_prefix = " "
+
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""
-        tokenizer = tokenization.llama_tokenizer(tokenization.LLAVA_TEMPLATE)
+        tokenizer: Any = tokenization.llama_tokenizer(tokenization.LLAVA_TEMPLATE)
         self._tokens = PATCHES_PER_SIDE**2
         vision = transformers.CLIPVisionConfig(
             hidden_size=size.vision_hidden,
@@ -43,8 +45,6 @@ class LlavaDemo(DemoFamily):
         for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
             nn.init.xavier_uniform_(layer.weight)
         super().__init__(model, tokenizer, "<image>")
-
-    answer_prefix = " "
 
     @property
     def decoder(self) -> Any:

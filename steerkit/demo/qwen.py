@@ -19,9 +19,11 @@ from steerkit.demo.family import NORMALISE, PATCHES_PER_SIDE, DemoFamily, Size, 
 class QwenDemo(DemoFamily):
     """Qwen2.5-VL: its windowed vision tower with a patch merger, and a decoder with three-part positions."""
 
+    answer_prefix = ""
+
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""
-        tokenizer = tokenization.qwen_tokenizer()
+        tokenizer: Any = tokenization.qwen_tokenizer()
         number = tokenizer.convert_tokens_to_ids
         self._tokens = PATCHES_PER_SIDE**2
         self._patch = world.IMAGE_SIDE // PATCHES_PER_SIDE // 2
@@ -56,8 +58,6 @@ class QwenDemo(DemoFamily):
             tie_word_embeddings=True,
         )
         super().__init__(transformers.Qwen2_5_VLForConditionalGeneration(config), tokenizer, "<|image_pad|>")
-
-    answer_prefix = ""
 
     @property
     def decoder(self) -> Any:
