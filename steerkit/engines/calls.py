@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -281,7 +281,7 @@ class CallTracker:
 
     def _wrap_generate(self, entry: nn.Module) -> Callable[[], None]:
         own = vars(entry).get("generate")
-        inner = entry.generate  # type: ignore[operator]
+        inner: Callable[..., Any] = cast("Any", entry).generate
 
         @functools.wraps(inner)
         def generate(*args: Any, **kwargs: Any) -> Any:
@@ -346,9 +346,11 @@ class CallTracker:
         return begin
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        prompts = self.thread.prompts
-        if prompts and prompts[-1].entry is module:
-            prompts.pop()
+        thread = self.thread
+        if thread.unobserved:  # a contrast is measured while the pass that it belongs to begins
+            return
+        if thread.prompts and thread.prompts[-1].entry is module:
+            thread.prompts.pop()
 
     def _begin_pass(self, signature: inspect.Signature) -> Callable[..., None]:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
