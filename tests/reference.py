@@ -1,0 +1,259 @@
+"""What steering must amount to, in plain PyTorch: forward hooks, hand-written module paths, positions as numbers.
+
+Nothing here comes from steerkit's engines, operations or selectors, so an error there can't hide here as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import steerkit as sk
+from steerkit.metadata import MethodRecord, PackMetadata
+
+CAUSAL = "model.language_model.layers"
+BLOCKS = {"instructblip-llama": "language_model.model.layers", "instructblip-t5": "language_model.decoder.block"}
+INNER = {
+    "instructblip-t5": {"resid_post": "", "mlp_out": ".layer.2.DenseReluDense", "attn_out": ".layer.0.SelfAttention"}
+}
+USUAL = {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".self_attn"}
+
+Where = Callable[[Tensor], Tensor]
+"""From the absolute positions `[tokens]` of a pass to the steered ones, `[tokens]` or `[rows, tokens]` booleans."""
+
+Change = Callable[[Tensor, Tensor], Tensor]
+"""From the steered tokens `[n, hidden]` and their rows `[n]` to what they become."""
+
+
+def picture(seed: int, height: int = 32, width: int = 32) -> Image.Image:
+    """A random image."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+TEXTS = (
+    "What is this?",
+    "Describe the image in detail please.",
+    "How do I bake a cake for the neighbour?",
+)
+WITH_IMAGE = tuple(sk.Sample(text, images=(picture(index),)) for index, text in enumerate(TEXTS))
+TEXT_ONLY = tuple(sk.Sample(text) for text in TEXTS)
+
+
+def white(sample: sk.Sample) -> sk.Sample:
+    """The sample with white images of the same sizes."""
+    return replace(sample, images=tuple(Image.new("RGB", image.size, "white") for image in sample.images))
+
+
+def noisy(sample: sk.Sample, seed: int) -> sk.Sample:
+    """The sample with uniform noise of the same sizes."""
+    return replace(sample, images=tuple(picture(seed, image.height, image.width) for image in sample.images))
+
+
+def module_at(model: torch.nn.Module, family: str, layer: int, site: str = "resid_post") -> torch.nn.Module:
+    """The module whose output is the site."""
+    inner = INNER.get(family, USUAL)[site]
+    block = model.get_submodule(f"{BLOCKS.get(family, CAUSAL)}.{layer}")
+    if family == "qwen3_5" and site == "attn_out" and not hasattr(block, "self_attn"):
+        inner = ".linear_attn"
+    return block.get_submodule(inner.lstrip(".")) if inner else block
+
+
+def target(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """What takes the inputs: InstructBLIP answers a text without an image by its language model."""
+    if "pixel_values" not in inputs and hasattr(model, "qformer"):
+        return model.language_model
+    return model
+
+
+def tensor_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass
+class Edit:
+    """One change of one module's output."""
+
+    layer: int
+    where: Where
+    change: Change
+    site: str = "resid_post"
+    seen: int = field(default=0, init=False)
+
+
+@contextmanager
+def edited(model: torch.nn.Module, family: str, edits: Sequence[Edit], *, cached: bool = True) -> Iterator[None]:
+    """Change outputs by plain hooks, for one call of the model.
+
+    Args:
+        model: The model.
+        family: Its name in `tiny`.
+        edits: What to change.
+        cached: Whether passes continue where the last one ended; otherwise each begins at position 0, unless it is of a
+            single token (InstructBLIP ignores `use_cache=False` where there is an image).
+    """
+
+    def hook(edit: Edit) -> Callable[..., Any]:
+        def run(module: Any, args: Any, output: Any) -> Any:
+            h = tensor_of(output)
+            start = edit.seen if cached or h.shape[1] == 1 else 0
+            edit.seen = start + h.shape[1]
+            mask = edit.where(torch.arange(start, start + h.shape[1])).expand(h.shape[0], h.shape[1])
+            rows, columns = mask.nonzero(as_tuple=True)
+            if not len(rows):
+                return output
+            h = h.clone()
+            h[rows, columns] = edit.change(h[rows, columns], rows).to(h.dtype)
+            return (h, *output[1:]) if isinstance(output, tuple) else h
+
+        return run
+
+    handles = [module_at(model, family, e.layer, e.site).register_forward_hook(hook(e)) for e in edits]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def captured(
+    model: Any, family: str, inputs: Mapping[str, Any], site: str = "resid_post", position: int | Tensor = -1
+) -> list[Tensor]:
+    """`[batch, hidden]` of every layer at one position, from one whole forward pass."""
+    found: list[Tensor] = []
+    layers = len(model.get_submodule(BLOCKS.get(family, CAUSAL)))
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        h = tensor_of(output)
+        found.append(h[torch.arange(h.shape[0]), position].clone())
+
+    handles = [module_at(model, family, layer, site).register_forward_hook(keep) for layer in range(layers)]
+    more = {}
+    if family == "instructblip-t5":
+        more["decoder_input_ids"] = torch.zeros_like(inputs["input_ids"][:, :1])
+    forget(model)
+    try:
+        with torch.no_grad():
+            target(model, inputs)(**inputs, **more)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def forget(model: Any) -> None:
+    """Qwen-VL keeps the offset of the last image prompt, and uses it for the next text."""
+    inner = getattr(model, "model", None)
+    if hasattr(inner, "rope_deltas"):
+        inner.rope_deltas = None
+
+
+def no_images(model: Any) -> dict[str, Any]:
+    """The option that keeps image tokens, which mean nothing in an answer, out of it."""
+    token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
+    return {"suppress_tokens": [token]}
+
+
+def generate(model: Any, inputs: Mapping[str, Any], steps: int = 5, **options: Any) -> Any:
+    """Exactly `steps` new tokens, none of them an image's, with their logits; random numbers are the same every time."""
+    forget(model)
+    torch.manual_seed(5)
+    return target(model, inputs).generate(
+        **inputs,
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        **no_images(model),
+        **options,
+    )
+
+
+def distance(one: Any, other: Any) -> float:
+    """The largest difference of two generations' logits; infinite where their tokens differ."""
+    if one.sequences.shape != other.sequences.shape or not torch.equal(one.sequences, other.sequences):
+        return float("inf")
+    pairs = [*zip(one.logits, other.logits, strict=True), *zip(one.scores, other.scores, strict=True)]
+    return max(float((a - b).nan_to_num(0.0).abs().max()) for a, b in pairs)
+
+
+def prompt_length(family: str, inputs: Mapping[str, Any]) -> int:
+    """Positions of the prompt in the decoder, padding included."""
+    return 1 if family == "instructblip-t5" else inputs["input_ids"].shape[1]
+
+
+def directions(vlm: sk.VLM, norm: float = 6.0, seed: int = 0, site: str = "resid_post") -> dict[sk.Key, Tensor]:
+    """A random direction for each layer."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    made = torch.randn(vlm.record.layer_count, vlm.record.hidden_size, generator=generator)
+    made = norm * made / made.norm(dim=1, keepdim=True)
+    return {sk.Key(layer, site): row for layer, row in enumerate(made)}
+
+
+def vector(
+    vlm: sk.VLM, tensors: Mapping[sk.Key, Tensor], *interventions: sk.Intervention, **record: Any
+) -> sk.SteeringVector:
+    """A steering vector of any content for a model."""
+    return sk.SteeringVector(
+        tensors,
+        PackMetadata(
+            method=MethodRecord(name="test"),
+            interventions=interventions or (sk.Intervention(),),
+            model=vlm.record.model_copy(update=record),
+        ),
+    )
+
+
+def adds(tensors: Mapping[sk.Key, Tensor], where: Where, strength: float = 1.0) -> list[Edit]:
+    """Edits that add each direction at its layer."""
+    return [
+        Edit(key.layer, where, lambda h, rows, d=tensor: h + strength * d, key.site)  # type: ignore[misc]
+        for key, tensor in tensors.items()
+    ]
+
+
+def only(position: int) -> Where:
+    """One position of every row."""
+    return lambda positions: positions == position
+
+
+def since(position: int) -> Where:
+    """A position and all after it."""
+    return lambda positions: positions >= position
+
+
+def touched(model: Any, family: str, layer: int, steered: Callable[[], Any], call: Callable[[], Any]) -> list[Tensor]:
+    """Which tokens steering changes: for each pass a `[rows, tokens]` mask of changed outputs of a block.
+
+    Args:
+        model: The model.
+        family: Its name in `tiny`.
+        layer: The block.
+        steered: Opens the steering context; hooks before and after it see the output before and after the change.
+        call: Calls the model.
+    """
+    before: list[Tensor] = []
+    after: list[Tensor] = []
+    block = module_at(model, family, layer)
+    handles = [block.register_forward_hook(lambda m, a, output: before.append(tensor_of(output).detach().clone()))]
+    try:
+        with steered():
+            handles.append(block.register_forward_hook(lambda m, a, o: after.append(tensor_of(o).detach().clone())))
+            call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(one != other).any(dim=-1) for one, other in zip(before, after, strict=True)]
+
+
+def places(mask: Tensor) -> list[list[int]]:
+    """The true columns of each row."""
+    return [row.nonzero().flatten().tolist() for row in mask]
