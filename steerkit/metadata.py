@@ -116,4 +116,8 @@ def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
         found = "; ".join(
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)[:5]
         )
-        raise PackFormatError(f"{name}: the steerkit document is invalid ({found})", expected="format v1") from error
+        raise PackFormatError(
+            f"{name}: the steerkit document is invalid ({found})",
+            expected="a document of format v1",
+            fix="get the file again from its publisher, or upgrade steerkit",
+        ) from error

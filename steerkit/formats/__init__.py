@@ -12,7 +12,7 @@ from typing import Any
 
 from steerkit.errors import PackFormatError
 from steerkit.formats import v1
-from steerkit.formats.container import RawPack, TensorInfo, parse_container, read_file
+from steerkit.formats.container import RawPack, TensorInfo, parse_container, read_file, refused
 
 CURRENT = 1
 _VERSIONS = {1: v1}
@@ -76,6 +76,7 @@ __all__ = [
     "parse_pack",
     "parse_tensor_name",
     "read_pack",
+    "refused",
     "tensor_name",
     "tensors_digest",
 ]

@@ -7,6 +7,8 @@ what a reader must know before it allocates: sizes, names, element types, and th
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,16 @@ MAX_TENSORS = 65_536
 MAX_DEPTH = 32
 
 _ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+
+
+def refused(
+    problem: str,
+    expected: str,
+    fix: str = "get the file again from its publisher: it was damaged, or is not made by steerkit",
+) -> PackFormatError:
+    """The error about a file that is not a pack."""
+    return PackFormatError(problem, expected=expected, fix=fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +73,17 @@ def read_file(path: str | Path) -> bytes:
     """The whole file, read once, so that what is checked is what is used."""
     path = Path(path)
     try:
+        if not path.is_file() and path.exists():
+            raise refused(f"{str(path)!r} is not a file", expected="a .safetensors file", fix="name the file itself")
         size = path.stat().st_size
-        if not path.is_file():
-            raise PackFormatError(f"{str(path)!r} is not a file", expected="a .safetensors file")
         if size > MAX_FILE:
-            raise PackFormatError(f"{str(path)!r} has {size} bytes", expected=f"at most {MAX_FILE}")
+            raise refused(f"{str(path)!r} has {size} bytes", expected=f"at most {MAX_FILE}")
         return path.read_bytes()
-    except OSError as error:
-        raise PackFormatError(
-            f"{str(path)!r} can't be read ({error.strerror})", expected="an existing .safetensors file"
+    except PackFormatError:
+        raise
+    except (OSError, ValueError) as error:
+        raise refused(
+            f"{str(path)!r} can't be read ({error})", expected="an existing .safetensors file", fix="check the path"
         ) from error
 
 
@@ -80,66 +94,66 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
         PackFormatError: Any bound is exceeded or any two parts disagree.
     """
     if len(data) < 8:
-        raise PackFormatError(f"{name} has {len(data)} bytes", expected="a safetensors file, which has at least 8")
+        raise refused(f"{name} has {len(data)} bytes", expected="a safetensors file, which has at least 8")
     (length,) = struct.unpack("<Q", data[:8])
     if length > MAX_HEADER:
-        raise PackFormatError(
+        raise refused(
             f"{name}: the first 8 bytes announce a header of {length} bytes",
             expected=f"at most {MAX_HEADER}",
             fix="this is not a safetensors file (a pickle or a text, perhaps); pickles are never read",
         )
     if len(data) < 8 + length:
-        raise PackFormatError(
+        raise refused(
             f"{name} is truncated: {len(data)} bytes", expected=f"at least {8 + length}", fix="download it again"
         )
     header = _json_object(data[8 : 8 + length], f"{name}: the header")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("steerkit"), str):
-        raise PackFormatError(
+        raise refused(
             f"{name} has no 'steerkit' document in its metadata",
             expected="a steerkit pack",
             fix="if this is another library's vector, convert it first",
         )
     if unknown := sorted(set(metadata) - {"steerkit", "format"}):
-        raise PackFormatError(f"{name}: unknown metadata {unknown}", expected="only 'steerkit' and 'format'")
+        raise refused(f"{name}: unknown metadata {unknown}", expected="only 'steerkit' and 'format'")
     tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
-    document = _json_object(metadata["steerkit"].encode(), f"{name}: the steerkit document")
+    document = _json_object(metadata["steerkit"].encode(errors="surrogatepass"), f"{name}: the steerkit document")
     return RawPack(document=document, tensors=tensors, data=data)
 
 
 def _tensor_table(header: dict[str, Any], *, start: int, size: int, name: str) -> dict[str, TensorInfo]:
     if len(header) > MAX_TENSORS:
-        raise PackFormatError(f"{name} lists {len(header)} tensors", expected=f"at most {MAX_TENSORS}")
+        raise refused(f"{name} lists {len(header)} tensors", expected=f"at most {MAX_TENSORS}")
     tensors: dict[str, TensorInfo] = {}
     for key, entry in header.items():
         where = f"{name}: tensor {key[:80]!r}"
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise PackFormatError(f"{where} has a malformed entry", expected="dtype, shape and data_offsets")
+            raise refused(f"{where} has a malformed entry", expected="dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in _ELEMENT:
-            raise PackFormatError(f"{where} has type {dtype!r:.40}", expected="F32, F16 or BF16")
+        if not isinstance(dtype, str) or dtype not in _ELEMENT:
+            raise refused(f"{where} has type {dtype!r:.40}", expected="F32, F16 or BF16")
         if not _naturals(shape) or not 1 <= len(shape) <= 2 or 0 in shape:
-            raise PackFormatError(f"{where} has shape {shape!r:.80}", expected="[hidden] or [k, hidden]")
+            raise refused(f"{where} has shape {shape!r:.80}", expected="[hidden] or [k, hidden]")
         if not _naturals(offsets) or len(offsets) != 2:
-            raise PackFormatError(f"{where} has offsets {offsets!r:.80}", expected="[begin, end]")
+            raise refused(f"{where} has offsets {offsets!r:.80}", expected="[begin, end]")
         elements = 1
         for side in shape:
             elements *= side
         if offsets[1] - offsets[0] != elements * _ELEMENT[dtype]:
-            raise PackFormatError(
+            raise refused(
                 f"{where} spans {offsets[1] - offsets[0]} bytes", expected=f"{elements * _ELEMENT[dtype]} for its shape"
             )
         tensors[key] = TensorInfo(dtype, tuple(shape), start + offsets[0], start + offsets[1])
     position = start
     for key, info in sorted(tensors.items(), key=lambda item: item[1].begin):
         if info.begin != position:
-            raise PackFormatError(
+            raise refused(
                 f"{name}: tensor {key[:80]!r} begins at byte {info.begin}",
                 expected=f"{position}, right behind the tensor before it (no overlap, no hole)",
             )
         position = info.end
     if position != size:
-        raise PackFormatError(
+        raise refused(
             f"{name} has {size} bytes",
             expected=f"{position} as its tensor table says",
             fix="the file is truncated or has been appended to: download it again",
@@ -155,29 +169,31 @@ def _json_object(text: bytes, what: str) -> dict[str, Any]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            raise PackFormatError(f"{what} repeats a key", expected="every key once")
+            raise refused(f"{what} repeats a key", expected="every key once")
         return table
 
-    def no_constant(value: str) -> float:
-        raise PackFormatError(f"{what} holds {value}", expected="finite numbers")
+    def finite(value: str) -> float:
+        number = float(value)
+        if not math.isfinite(number):
+            raise refused(f"{what} holds {value:.40}", expected="finite numbers")
+        return number
 
     if _depth(text) > MAX_DEPTH:
-        raise PackFormatError(f"{what} is nested more than {MAX_DEPTH} deep", expected="a plain document")
+        raise refused(f"{what} is nested more than {MAX_DEPTH} deep", expected="a plain document")
     try:
-        value = json.loads(text.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except (UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, PackFormatError):
-            raise
-        raise PackFormatError(f"{what} is not JSON ({error})", expected="a JSON object") from error
+        value = json.loads(text.decode(), object_pairs_hook=no_duplicates, parse_constant=finite, parse_float=finite)
+    except PackFormatError:
+        raise
+    except ValueError as error:
+        raise refused(f"{what} is not JSON ({error})", expected="a JSON object") from error
     if not isinstance(value, dict):
-        raise PackFormatError(f"{what} is a {type(value).__name__}", expected="a JSON object")
+        raise refused(f"{what} is a {type(value).__name__}", expected="a JSON object")
     return value
 
 
 def _depth(text: bytes) -> int:
-    """Upper bound of the nesting, cheap and without recursion: brackets inside strings count too."""
-    raw = np.frombuffer(text, dtype=np.uint8)
+    """How deep brackets nest outside strings, without recursion."""
+    raw = np.frombuffer(_STRING.sub(b"", text), dtype=np.uint8)
     opened = (raw == ord("{")) | (raw == ord("["))
     closed = (raw == ord("}")) | (raw == ord("]"))
-    steps = opened.astype(np.int64) - closed.astype(np.int64)
-    return int(np.cumsum(steps).max(initial=0))
+    return int(np.cumsum(opened.view(np.int8) - closed.view(np.int8), dtype=np.int32).max(initial=0))

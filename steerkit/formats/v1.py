@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from steerkit.errors import NonFiniteError, PackFormatError
-from steerkit.formats.container import RawPack
+from steerkit.formats.container import RawPack, refused
 
 SITES = ("resid_post", "mlp_out", "attn_out")
 OUTLIER = 1e4
@@ -32,7 +32,7 @@ def parse_tensor_name(full: str) -> tuple[int, str, str]:
     """
     match = _NAME.fullmatch(full)
     if match is None or match[2] not in SITES:
-        raise PackFormatError(
+        raise refused(
             f"a tensor is named {full[:80]!r}", expected="directions.{layer}.{" + "|".join(SITES) + "}[.{name}]"
         )
     return int(match[1]), match[2], match[3] or ""
@@ -49,9 +49,9 @@ def tensors_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | mem
 
 
 def encode_document(document: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata block of the file."""
+    """The metadata block of the file; one key only, because safetensors writes several in random order."""
     text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return {"format": "pt", "steerkit": text}
+    return {"steerkit": text}
 
 
 def audit(raw: RawPack, *, name: str) -> None:
@@ -63,7 +63,10 @@ def audit(raw: RawPack, *, name: str) -> None:
     """
     norms: dict[str, float] = {}
     for key in raw.tensors:
-        parse_tensor_name(key)
+        try:
+            parse_tensor_name(key)
+        except PackFormatError as error:
+            raise refused(f"{name}: {error.problem}", f"{error.expected}") from None
         values = raw.array(key)
         rows = np.sqrt(np.square(values.astype(np.float64)).reshape(-1, values.shape[-1]).sum(axis=-1))
         if not np.isfinite(rows).all():
@@ -71,20 +74,20 @@ def audit(raw: RawPack, *, name: str) -> None:
                 f"{name}: {key} holds NaN or infinite values", expected="finite directions", fix="extract it again"
             )
         if not rows.all():
-            raise PackFormatError(f"{name}: {key} is zero", expected="directions that do something")
+            raise refused(f"{name}: {key} is zero", expected="directions that do something")
         norms[key] = float(rows.max())
     if norms:
-        middle = float(np.median(list(norms.values())))
+        middle = sorted(norms.values())[(len(norms) - 1) // 2]
         for key, norm in norms.items():
             if norm > OUTLIER * middle:
-                raise PackFormatError(
+                raise refused(
                     f"{name}: {key} has norm {norm:.3g}",
                     expected=f"at most {OUTLIER:.0e} times the median of {middle:.3g}",
                     fix="a direction this large only breaks the model: don't use this file",
                 )
     digest = tensors_digest({key: (info.dtype, info.shape, raw.view(key)) for key, info in raw.tensors.items()})
     if raw.document.get("tensors_sha256") != digest:
-        raise PackFormatError(
+        raise refused(
             f"{name}: the tensors have sha256 {digest}",
             expected=f"{raw.document.get('tensors_sha256')!r:.80} as the document says",
             fix="the file was changed after it was written: get it again from its publisher",
