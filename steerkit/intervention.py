@@ -227,18 +227,21 @@ class Intervention(Frozen):
         return 1.0 if isinstance(self.strength, LinearStrength) else float(self.strength)
 
     @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Every quantity that decides whether, or how much, it steers."""
+        gate = () if self.gate is None else (self.gate.measure,)
+        return (*gate, self.strength.measure) if isinstance(self.strength, LinearStrength) else gate
+
+    @property
     def stored(self) -> tuple[StoredDirection, ...]:
-        """Every stored direction that this intervention reads."""
+        """Every stored direction that this intervention reads; one that is read at a fixed layer carries it."""
         found: list[StoredDirection] = []
         if isinstance(self.operation.direction, StoredDirection):
             found.append(self.operation.direction)
-        measures = [self.gate.measure] if self.gate else []
-        if isinstance(self.strength, LinearStrength):
-            measures.append(self.strength.measure)
-        for measure in measures:
-            found.append(measure.direction)
-            if measure.reference is not None:
-                found.append(measure.reference)
+        for measure in self.measures:
+            for stored in filter(None, (measure.direction, measure.reference)):
+                elsewhere = stored.layer is None and measure.layer is not None
+                found.append(stored.model_copy(update={"layer": measure.layer}) if elsewhere else stored)
         return tuple(found)
 
     @property

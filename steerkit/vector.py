@@ -14,8 +14,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError
-from steerkit.formats import encode_document, parse_tensor_name, read_pack, tensor_name, tensors_digest
+from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError, SteerKitError
+from steerkit.formats import (
+    encode_document,
+    parse_pack,
+    parse_tensor_name,
+    read_pack,
+    refused,
+    tensor_name,
+    tensors_digest,
+)
 from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection, is_finite
 from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
 
@@ -45,7 +53,7 @@ class SteeringVector:
 
     Attributes:
         tensors: `{Key: [hidden] or [k, hidden]}`, on the CPU.
-        metadata: The document that is saved with them, interventions included.
+        metadata: The document that is saved with them, interventions included; its `dtype` is that of the tensors.
 
     Raises:
         OptionError: A tensor has the wrong shape or type, or an intervention reads a direction that is not there.
@@ -64,6 +72,9 @@ class SteeringVector:
         dtypes = {tensor.dtype for tensor in tensors.values()}
         if len(dtypes) > 1:
             raise OptionError(f"directions of several types {sorted(map(str, dtypes))}", expected="one type")
+        for dtype in dtypes:
+            name = str(dtype).removeprefix("torch.")
+            object.__setattr__(self, "metadata", self.metadata.model_copy(update={"dtype": name}))
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
         for intervention in self.interventions:
             self._check_intervention(intervention)
@@ -100,27 +111,34 @@ class SteeringVector:
         this drops what the other layers contributed.
 
         Raises:
-            LayerRangeError: The vector has no direction at a layer.
+            LayerRangeError: The vector steers nothing at a layer.
         """
         wanted = tuple(dict.fromkeys(layers))
-        steered = self.directions if self.directions else {layer: None for layer in range(self.layer_count)}
         if not wanted:
             raise LayerRangeError("no layer is selected", expected="at least one layer")
+        steered = {layer for i in self.interventions for layer in self._layers(i)}
         for layer in wanted:
             if layer not in steered:
-                raise LayerRangeError(f"the vector has no direction at layer {layer}", expected=f"of {sorted(steered)}")
+                raise LayerRangeError(f"the vector steers nothing at layer {layer}", expected=f"of {sorted(steered)}")
         interventions = tuple(
-            i.model_copy(update={"layers": tuple(x for x in wanted if i.layers == "all" or x in i.layers)})
+            i.model_copy(update={"layers": kept})
             for i in self.interventions
+            if (kept := tuple(layer for layer in wanted if layer in self._layers(i)))
         )
         shared = {d.layer for i in interventions for d in i.stored if d.layer is not None}
         tensors = {key: t for key, t in self.tensors.items() if key.layer in wanted or key.layer in shared}
         return self._derived(tensors, f"select layers {list(wanted)}", interventions)
 
     def normalized(self) -> SteeringVector:
-        """The same vector with every direction scaled to norm 1 (each row of a `[k, hidden]` direction)."""
+        """The same vector with every direction scaled to norm 1 (each row of a `[k, hidden]` direction).
+
+        The references of measures are points, not directions, and stay what they are.
+        """
+        measures = [m for i in self.interventions for m in i.measures]
+        points = {m.reference.name for m in measures if m.reference is not None} - {m.direction.name for m in measures}
         tensors = {
-            key: (t.float() / t.float().norm(dim=-1, keepdim=True)).to(t.dtype) for key, t in self.tensors.items()
+            key: t if key.name in points else (t.float() / t.float().norm(dim=-1, keepdim=True)).to(t.dtype)
+            for key, t in self.tensors.items()
         }
         return self._derived(tensors, "normalise")
 
@@ -130,8 +148,11 @@ class SteeringVector:
             raise OptionError(f"a vector is scaled by {factor!r}", expected="a finite number")
         if factor == 0:
             raise OptionError("a vector is scaled by 0", expected="a factor that leaves something to apply")
-        scaled = {key for i in self.interventions if _adds(i) for key in self._read_keys(i)}
-        interventions = tuple(i if _adds(i) else _with_dose(i, factor) for i in self.interventions)
+        kept = {d.name for i in self.interventions if not _adds(i) for d in i.stored}
+        dosed = [not _adds(i) or i.stored[0].name in kept for i in self.interventions]
+        pairs = list(zip(self.interventions, dosed, strict=True))
+        scaled = {key for i, by_dose in pairs if not by_dose for key in self._read_keys(i)}
+        interventions = tuple(_with_dose(i, factor) if by_dose else i for i, by_dose in pairs)
         tensors = {key: (t.float() * factor).to(t.dtype) if key in scaled else t for key, t in self.tensors.items()}
         return self._derived(tensors, f"scale by {factor}", interventions)
 
@@ -166,8 +187,9 @@ class SteeringVector:
                 fix="apply them together instead: steer(model, [a, b])",
             )
         tensors = dict(self.tensors)
+        dtype = _TORCH[self.metadata.dtype]
         for key, tensor in other.tensors.items():
-            tensors[key] = (tensors[key].float() + tensor.float()).to(tensor.dtype) if key in tensors else tensor
+            tensors[key] = (tensors[key].float() + tensor.float()).to(dtype) if key in tensors else tensor.to(dtype)
         return self._derived(tensors, f"add {other.metadata.method.name} {other.digest()[:12]}")
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
@@ -188,7 +210,7 @@ class SteeringVector:
         if dtype not in _TORCH:
             raise OptionError(f"dtype is {dtype!r}", expected="float32, float16 or bfloat16")
         tensors = {key: tensor.to(_TORCH[dtype]) for key, tensor in self.tensors.items()}
-        return SteeringVector(tensors, self.metadata.model_copy(update={"dtype": dtype}))
+        return SteeringVector(tensors, self.metadata.model_copy(update={"dtype": dtype, "tensors_sha256": None}))
 
     def with_metadata(self, **fields: object) -> SteeringVector:
         """The same vector with other metadata fields (license, authors, description, metrics, strength ...).
@@ -222,6 +244,9 @@ class SteeringVector:
 
         Returns:
             The path.
+
+        Raises:
+            PackFormatError: What would be written could not be read again, such as an outlier among the directions.
         """
         vector = self if dtype is None else self.to(dtype)
         path = Path(path)
@@ -229,6 +254,7 @@ class SteeringVector:
         data = safetensors.torch.save(
             {tensor_name(*key): tensor for key, tensor in vector.tensors.items()}, metadata=encode_document(document)
         )
+        parse_pack(data, name=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -253,8 +279,16 @@ class SteeringVector:
         """
         raw = read_pack(path)
         metadata = parse_metadata(raw.document, name=str(path))
-        loaded = safetensors.torch.load(raw.data)
-        return cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata)
+        try:
+            loaded = safetensors.torch.load(raw.data)
+            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata)
+        except NonFiniteError:
+            raise
+        except (safetensors.SafetensorError, SteerKitError) as error:
+            raise refused(f"{path}: {error}", expected="a document that fits its tensors") from error
+        if vector.metadata.dtype != metadata.dtype:
+            raise refused(f"{path}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented")
+        return vector
 
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""
@@ -267,7 +301,7 @@ class SteeringVector:
     def _derived(
         self, tensors: Mapping[Key, Tensor], step: str, interventions: tuple[Intervention, ...] | None = None
     ) -> SteeringVector:
-        changes: dict[str, object] = {"history": (*self.metadata.history, step)}
+        changes: dict[str, object] = {"history": (*self.metadata.history, step), "tensors_sha256": None}
         if interventions is not None:
             changes["interventions"] = interventions
         return SteeringVector(tensors, self.metadata.model_copy(update=changes))
@@ -282,20 +316,28 @@ class SteeringVector:
             if key.site == intervention.site and key.name == direction.name and direction.layer in (None, key.layer)
         }
 
+    def _layers(self, intervention: Intervention) -> list[int]:
+        """The layers that an intervention steers; `all` means those that hold its direction."""
+        if intervention.layers != "all":
+            return sorted(intervention.layers)
+        direction = intervention.operation.direction
+        if not isinstance(direction, StoredDirection) or direction.layer is not None:
+            return list(range(self.layer_count))
+        return sorted({key.layer for key in self._read_keys(intervention)})
+
     def _check_intervention(self, intervention: Intervention) -> None:
+        layers = self._layers(intervention)
+        named = [*layers, *(m.layer for m in intervention.measures if m.layer is not None)]
+        for layer in named:
+            if layer >= self.layer_count:
+                raise LayerRangeError(f"an intervention names layer {layer}", expected=f"below {self.layer_count}")
         site = intervention.site
-        layers = intervention.layers
-        if layers != "all":
-            for layer in layers:
-                if layer >= self.layer_count:
-                    raise LayerRangeError(f"an intervention names layer {layer}", expected=f"below {self.layer_count}")
         for stored in intervention.stored:
             present = {key.layer for key in self.tensors if key.site == site and key.name == stored.name}
-            needed = [stored.layer] if stored.layer is not None else ([] if layers == "all" else list(layers))
-            missing = [layer for layer in needed if layer not in present]
-            if missing or not present:
+            needed = {*layers} if stored.layer is None else {stored.layer}
+            if not present or needed - present:
                 raise OptionError(
-                    f"an intervention reads direction {stored.name!r} at {site} of layers {missing or 'any'}",
+                    f"an intervention reads direction {stored.name!r} at {site} of layers {sorted(needed - present)}",
                     expected=f"layers that the vector holds: {sorted(present)}",
                 )
 
