@@ -1,0 +1,178 @@
+"""Interventions as data: each survives its JSON, and each impossible one is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from steerkit.intervention import (
+    Ablate,
+    Add,
+    AddProjection,
+    Clamp,
+    Gate,
+    Intervention,
+    LinearStrength,
+    Measure,
+    MeasuredContrast,
+    Scale,
+    StoredDirection,
+    is_finite,
+)
+
+NAMED = StoredDirection(name="refusal", layer=3)
+COSINE = Measure(kind="cosine", direction=NAMED, reference=StoredDirection(name="centre"), layer=2)
+PROJECTION = Measure(kind="projection")
+
+EVERY = {
+    "add": Intervention(),
+    "add relative": Intervention(operation=Add(direction=NAMED, relative=True), layers=(0, 5), site="mlp_out"),
+    "add contrast": Intervention(
+        operation=Add(direction=MeasuredContrast(positive="caption", negative="noise", form="literal", seed=7))
+    ),
+    "ablate": Intervention(operation=Ablate(direction=NAMED), tokens="all", norm_preserving=True),
+    "add projection": Intervention(operation=AddProjection(contrast=MeasuredContrast(), direction=NAMED)),
+    "clamp": Intervention(operation=Clamp(minimum=-1.5, maximum=2.0), site="attn_out", tower="vision"),
+    "clamp below": Intervention(operation=Clamp(minimum=0.0)),
+    "scale": Intervention(operation=Scale(factor=0.0), phase="generation", tokens="generated"),
+    "gate": Intervention(gate=Gate(measure=COSINE, threshold=0.1, above=False), tokens="image", phase="prompt"),
+    "per layer": Intervention(strength={3: 0.5, 10: -2.0}, layers=(3, 10)),
+    "linear": Intervention(strength=LinearStrength(measure=PROJECTION, slope=2, intercept=1, minimum=0, maximum=3)),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_an_intervention_survives_its_json(kind: str) -> None:
+    intervention = EVERY[kind]
+    read = Intervention.model_validate_json(intervention.model_dump_json())
+    assert read == intervention
+    assert type(read.operation) is type(intervention.operation)
+    assert type(read.strength) is type(intervention.strength)
+    assert Intervention.model_validate(intervention.model_dump(mode="json")) == intervention
+
+
+def test_the_json_says_what_the_intervention_is() -> None:
+    assert EVERY["add relative"].model_dump(mode="json") == {
+        "operation": {
+            "kind": "add",
+            "direction": {"source": "stored", "name": "refusal", "layer": 3},
+            "relative": True,
+        },
+        "layers": [0, 5],
+        "site": "mlp_out",
+        "tower": "language",
+        "tokens": "last",
+        "phase": "both",
+        "gate": None,
+        "strength": 1.0,
+        "norm_preserving": False,
+    }
+
+
+def _refused(problem: str, kind: type[Any], fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        kind(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Intervention, {}),
+        (StoredDirection, {}),
+        (MeasuredContrast, {}),
+        (Add, {}),
+        (Ablate, {}),
+        (AddProjection, {"contrast": MeasuredContrast()}),
+        (Clamp, {"minimum": 0.0}),
+        (Scale, {"factor": 1.0}),
+        (Measure, {"kind": "cosine"}),
+        (Gate, {"measure": PROJECTION, "threshold": 0.0}),
+        (LinearStrength, {"measure": PROJECTION, "slope": 1, "minimum": 0, "maximum": 1}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_unknown_keys_are_refused_and_known_ones_frozen(kind: type[Any], fields: dict[str, Any]) -> None:
+    made = kind(**fields)
+    _refused("Extra inputs are not permitted", kind, {**fields, "surprise": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(made, next(iter(kind.model_fields)), None)
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "fields"),
+    [
+        ("with itself is zero", MeasuredContrast, {"positive": "blank"}),
+        ("greater than or equal to 0", MeasuredContrast, {"seed": -1}),
+        ("'text', 'caption'", MeasuredContrast, {"positive": "picture"}),
+        ("pattern", StoredDirection, {"name": "a.b"}),
+        ("pattern", StoredDirection, {"name": "a\n"}),
+        ("at most 64", StoredDirection, {"name": "a" * 65}),
+        ("greater than or equal to 0", StoredDirection, {"layer": -1}),
+        ("minimum or a maximum", Clamp, {}),
+        ("minimum 2.0 exceeds maximum 1.0", Clamp, {"minimum": 2, "maximum": 1}),
+        ("finite number", Clamp, {"minimum": float("nan")}),
+        ("finite number", Scale, {"factor": float("inf")}),
+        ("Field required", Scale, {}),
+        ("'projection' or 'cosine'", Measure, {"kind": "angle"}),
+        ("greater than or equal to 0", Measure, {"kind": "cosine", "layer": -1}),
+        ("finite number", Gate, {"measure": PROJECTION, "threshold": float("nan")}),
+        (
+            "minimum 1.0 exceeds maximum 0.0",
+            LinearStrength,
+            {"measure": PROJECTION, "slope": 1, "minimum": 1, "maximum": 0},
+        ),
+        ("Field required", LinearStrength, {"measure": PROJECTION, "slope": 1}),
+        ("empty or repeat", Intervention, {"layers": ()}),
+        (r"\[1, 1\] are empty or repeat", Intervention, {"layers": (1, 1)}),
+        ("greater than or equal to 0", Intervention, {"layers": (-1,)}),
+        ("'all'", Intervention, {"layers": "some"}),
+        ("never occur in phase='prompt'", Intervention, {"tokens": "generated", "phase": "prompt"}),
+        ("never occur in phase='generation'", Intervention, {"tokens": "image", "phase": "generation"}),
+        ("never occur in phase='generation'", Intervention, {"tokens": "text", "phase": "generation"}),
+        ("never occur in phase='generation'", Intervention, {"tokens": "system", "phase": "generation"}),
+        ("never occur in phase='generation'", Intervention, {"tokens": "after_image", "phase": "generation"}),
+        ("'resid_post', 'mlp_out' or 'attn_out'", Intervention, {"site": "resid_pre"}),
+        ("finite number", Intervention, {"strength": float("inf")}),
+        ("finite number", Intervention, {"strength": {0: float("nan")}}),
+        ("negative layer", Intervention, {"strength": {-1: 1.0}}),
+        ("does not match any of the expected tags", Intervention, {"operation": {"kind": "explode"}}),
+        ("source", Intervention, {"operation": {"kind": "add", "direction": {"source": "elsewhere"}}}),
+        ("stored", Intervention, {"operation": {"kind": "ablate", "direction": {"source": "contrast"}}}),
+    ],
+)
+def test_what_is_impossible_is_refused(problem: str, kind: type[Any], fields: dict[str, Any]) -> None:
+    _refused(problem, kind, fields)
+
+
+def test_the_fixed_part_of_the_strength() -> None:
+    assert Intervention(strength=2.5).strength_at(7) == 2.5
+    assert [EVERY["per layer"].strength_at(layer) for layer in (3, 4, 10)] == [0.5, 0.0, -2.0]
+    assert EVERY["linear"].strength_at(3) == 1.0
+
+
+def test_every_direction_that_is_read_is_named_with_the_layer_it_is_read_at() -> None:
+    assert EVERY["add"].stored == (StoredDirection(),)
+    assert EVERY["add contrast"].stored == ()
+    assert EVERY["add projection"].stored == (NAMED,)
+    assert EVERY["gate"].stored == (StoredDirection(), NAMED, StoredDirection(name="centre", layer=2))
+    assert EVERY["linear"].stored == (StoredDirection(), StoredDirection())
+    assert EVERY["gate"].measures == (COSINE,)
+    assert EVERY["linear"].measures == (PROJECTION,)
+    both = EVERY["linear"].model_copy(update={"gate": EVERY["gate"].gate})
+    assert both.measures == (COSINE, PROJECTION)
+
+
+def test_the_contrast_that_must_be_measured() -> None:
+    assert EVERY["add"].contrast is None
+    assert EVERY["ablate"].contrast is None
+    assert EVERY["add projection"].contrast == MeasuredContrast()
+    assert EVERY["add contrast"].contrast == MeasuredContrast(
+        positive="caption", negative="noise", form="literal", seed=7
+    )
+
+
+def test_only_finite_numbers_are_strengths() -> None:
+    assert all(map(is_finite, (0, -2, 1.5)))
+    assert not any(map(is_finite, (True, "1", None, float("nan"), float("inf"))))  # type: ignore[arg-type]
