@@ -232,15 +232,16 @@ class CallTracker:
             return torch.full((1, length), int(TokenRole.TEXT), device=device)
         if mask is not None and mask.shape[1] >= length:
             real = mask[:, :length].to(device) != 0
-        elif ids is not None:
-            real = torch.ones_like(ids[:, :length], dtype=torch.bool, device=device)
-        else:
-            real = torch.ones((1, length), dtype=torch.bool, device=device)
+        else:  # ids alone: a pass that continues from a KV cache has only its own
+            real = torch.ones((1 if ids is None else ids.shape[0], length), dtype=torch.bool, device=device)
         roles = torch.where(real, int(TokenRole.TEXT), int(TokenRole.PAD))
         if not by_content:
             return roles
-        if ids is None:
-            raise EngineError(f"tokens={tokens!r} in a call without input_ids", expected="a call with input_ids")
+        if ids is None or ids.shape[1] < length:
+            raise EngineError(
+                f"tokens={tokens!r} in a call without the input_ids of the whole prompt",
+                expected="generate(**inputs), or a forward pass over the whole prompt",
+            )
         ids = ids[:, :length].to(device)
         for token in self.architecture.image_token_ids:
             roles = torch.where(real & (ids == token), int(TokenRole.IMAGE), roles)
