@@ -117,6 +117,12 @@ class VLM:
             raise OptionError(
                 "num_return_sequences is not 1", expected="one answer per sample", fix="repeat the sample"
             )
+        if options.get("return_dict_in_generate"):
+            raise OptionError(
+                "return_dict_in_generate is set",
+                expected="options under which generate returns ids",
+                fix="for scores call model.generate(**vlm.inputs(samples), ...)",
+            )
         tokenizer = self.require_processor("generate").tokenizer
         texts: list[str | None] = [None] * len(samples)
         done = 0
@@ -161,8 +167,11 @@ class VLM:
 
         Raises:
             LayerRangeError: A layer lies outside the model.
+            SampleError: There are no samples.
         """
         wanted = self.check_layers(layers)
+        if not samples:
+            raise SampleError("there are no samples", expected="at least one")
         if engine == "nnsight":
             from steerkit.engines import nnsight
 
@@ -289,11 +298,11 @@ def load(source: str, **options: Any) -> VLM:
     Example:
         >>> vlm = sk.load("llava-hf/llava-1.5-7b-hf", device_map="auto", dtype="bfloat16")
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, PretrainedConfig
 
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-    config = AutoConfig.from_pretrained(source, **shared)
-    adapter = adapter_for(config.model_type)
+    config, _ = PretrainedConfig.get_config_dict(source, **shared)  # AutoConfig refuses the types that it does not know
+    adapter = adapter_for(str(config.get("model_type", "")))
     processor = adapter.load_processor(str(source), **shared)
     model = AutoModelForImageTextToText.from_pretrained(source, **options)
     return VLM(model.eval(), processor, adapter)
