@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,10 +64,11 @@ class Receipt:
 
     @property
     def relative_change(self) -> Mapping[int, float]:
-        """`{layer: mean |change| / |hidden state|}`, the largest of a layer's sites."""
+        """`{layer: mean |change| / |hidden state|}`, the largest of a layer's sites; NaN if none was measured."""
         found: dict[int, float] = {}
         for (layer, _), count in sorted(self.sites.items()):
-            found[layer] = max(found.get(layer, 0.0), count.relative_change)
+            known, change = found.get(layer, math.nan), count.relative_change
+            found[layer] = change if math.isnan(known) else max(known, change)
         return found
 
     @property
@@ -88,8 +90,9 @@ class Receipt:
         """One line for people."""
         if self.empty:
             return "nothing was steered"
-        change = max(self.relative_change.values())
+        changes = [change for change in self.relative_change.values() if not math.isnan(change)]
+        size = f", by up to {100 * max(changes):.1f} % of the hidden state" if changes else ""
         return (
             f"steered {len(self.layers)} layers ({self.layers[0]}-{self.layers[-1]}), {self.prompt_tokens} prompt and "
-            f"{self.generated_tokens} generated tokens each, by up to {100 * change:.1f} % of the hidden state"
+            f"{self.generated_tokens} generated tokens each{size}"
         )
