@@ -120,8 +120,12 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
-    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-        """`(height, width)` of an image that processes to the same shapes, for each image in the inputs."""
+    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
+        """`(height, width)` of an image that processes to the same shapes, for each image in the inputs.
+
+        In the groups that the image processor wants them in: by prompt where it treats prompts with several images
+        differently, otherwise all in one.
+        """
 
 
 class SteerableModel(Protocol):

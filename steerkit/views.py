@@ -90,7 +90,9 @@ def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_see
             expected="prompts with images",
             fix="don't steer text-only prompts with a contrast against an image",
         )
-    images = [meaningless_image(size, noise_seed) for size in adapter.image_sizes(processor, inputs)]
+    images = [
+        [meaningless_image(size, noise_seed) for size in group] for group in adapter.image_sizes(processor, inputs)
+    ]
     processed = processor.image_processor(images=images, return_tensors="pt")
     replaced: Inputs = dict(inputs)
     for key, value in processed.items():

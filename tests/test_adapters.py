@@ -195,13 +195,23 @@ def test_image_sizes_process_to_the_same_shapes(case: Case) -> None:
     sizes = [(32, 32), (64, 24), (20, 60)]
     inputs = case.encode(*[(PLAIN, [picture(*size)]) for size in sizes])
     found = case.adapter.image_sizes(case.processor, inputs)
-    assert len(found) == 3
-    blank = [Image.new("RGB", (width, height)) for height, width in found]
+    assert sum(map(len, found)) == 3
+    blank = [[Image.new("RGB", (width, height)) for height, width in group] for group in found]
     again = case.processor.image_processor(images=blank, return_tensors="pt")
     for key, value in again.items():
         assert value.shape == inputs[key].shape
         if key not in ("pixel_values",):
             assert torch.equal(value, inputs[key])
+
+
+def test_image_sizes_process_to_the_same_shapes_with_several_images(case: Case) -> None:
+    if case.one_image:
+        return
+    inputs = case.encode((PLAIN, [picture(32, 32), picture(64, 24)]), (PLAIN, [picture(20, 60)]))
+    found = case.adapter.image_sizes(case.processor, inputs)
+    blank = [[Image.new("RGB", (width, height)) for height, width in group] for group in found]
+    again = case.processor.image_processor(images=blank, return_tensors="pt")
+    assert again["pixel_values"].shape == inputs["pixel_values"].shape
 
 
 def test_encoding_leaves_the_processor_alone(case: Case) -> None:

@@ -102,7 +102,7 @@ class InstructBlipAdapter(ModelAdapter):
             "pixel_values": pixels["pixel_values"],
         }
 
-    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
         """The size of the processed image."""
         return shared.pixel_sizes(inputs)
 

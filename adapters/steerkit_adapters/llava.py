@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -79,9 +80,16 @@ class LlavaAdapter(ModelAdapter):
         """The processor repeats the image token for every patch."""
         return shared.encode_chat(processor, texts, images)
 
-    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
         """The size of the original where tiles depend on it, else that of the processed image."""
-        return shared.row_sizes(inputs["image_sizes"]) if "image_sizes" in inputs else shared.pixel_sizes(inputs)
+        if "image_sizes" not in inputs:
+            return shared.pixel_sizes(inputs)
+        sizes = shared.row_sizes(inputs["image_sizes"])
+        if "batch_num_images" not in inputs:
+            return [sizes]
+        # OneVision tiles an image only where it is the only one of its prompt
+        ordered = iter(sizes)
+        return [list(itertools.islice(ordered, int(count))) for count in inputs["batch_num_images"]]
 
 
 def _placeholder(break_is_text: bool) -> str:

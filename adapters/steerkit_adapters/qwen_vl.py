@@ -57,6 +57,6 @@ class QwenVLAdapter(ModelAdapter):
         """The processor repeats the image token for every merged patch."""
         return shared.encode_chat(processor, texts, images)
 
-    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
         """The grid of patches times the side of a patch: a size that needs no resizing."""
-        return shared.row_sizes(inputs["image_grid_thw"][:, 1:], processor.image_processor.patch_size)
+        return [shared.row_sizes(inputs["image_grid_thw"][:, 1:], processor.image_processor.patch_size)]

@@ -238,10 +238,10 @@ def tensors(batch: Mapping[str, Any]) -> Inputs:
     return {key: value for key, value in batch.items() if isinstance(value, torch.Tensor) and key != "token_type_ids"}
 
 
-def pixel_sizes(inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """`(height, width)` of every image of a `[images, channels, height, width]` batch."""
+def pixel_sizes(inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
+    """`(height, width)` of every image of a `[images, channels, height, width]` batch, in one group."""
     images, _, height, width = inputs["pixel_values"].shape
-    return [(height, width)] * images
+    return [[(height, width)] * images]
 
 
 def row_sizes(sizes: Tensor, scale: int = 1) -> list[tuple[int, int]]:
