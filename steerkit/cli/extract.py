@@ -1,0 +1,142 @@
+"""`steerkit extract`: fit a steering vector on an anchor set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steerkit.cli import options as opt
+from steerkit.cli.console import clean, say
+from steerkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from steerkit.method import SteeringMethod
+    from steerkit.samples import Sample
+    from steerkit.vector import SteeringVector
+
+
+def extract(
+    model: opt.Model,
+    anchors: Annotated[
+        Path | None,
+        typer.Argument(metavar="[ANCHORS]", help="Anchor set, .jsonl or .csv; none for a method that needs none."),
+    ] = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The pack to write.")],
+    method: Annotated[str, typer.Option(help="Name of the method; `steerkit methods` lists them.")] = "cmrm",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the method, as JSON or text. Repeat for more."),
+    ] = None,
+    batch_size: opt.BatchSize = 8,
+    dtype: opt.Dtype = None,
+    device_map: opt.DeviceMap = None,
+    revision: opt.Revision = None,
+    license_: Annotated[str | None, typer.Option("--license", help="Licence of the pack.")] = None,
+    anchor_name: Annotated[str | None, typer.Option(help="Name of the anchor set. Default: its file name.")] = None,
+    columns: opt.Columns = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Where the state is kept. Default: FILE.partial.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of resuming.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Fit a steering vector on an anchor set.
+
+    The vector is written as a pack: one file that holds its directions and says how they came to be.
+
+    An extraction that is stopped, even killed, goes on where it was when the same command is run again.
+    """
+    from steerkit.cli.loading import check_without_weights, load_model, load_options
+
+    partial = checkpoint if checkpoint is not None else output.with_name(f"{output.name}.partial")
+    opt.check_output(output, force=force)
+    opt.check_output(partial, force=True)
+    loading = load_options(dtype, device_map, revision)
+    chosen, renamed = opt.settings(set_), opt.columns(columns)
+    samples = read_file(anchors, renamed, skip=skip_bad_rows) if anchors is not None else []
+    fitter = _configured(method, chosen)
+    name = anchor_name if anchor_name is not None else (anchors.stem if anchors is not None else "")
+    try:
+        check_without_weights(model, loading, lambda skeleton: fitter.plan(skeleton, samples))
+        vlm = load_model(model, loading)
+        if fresh:
+            partial.unlink(missing_ok=True)
+        vector = _fit(fitter, vlm, samples, partial, batch_size=batch_size, anchor_name=name)
+    except KeyboardInterrupt as error:
+        say(_stopped(partial, len(samples)))
+        raise typer.Exit(130) from error
+    except Exception:
+        if done := measured(partial):
+            say(f"{done} of {len(samples)} samples are kept in {partial}: the same command goes on from there.")
+        raise
+    if license_ is not None:
+        vector = vector.with_metadata(license=license_)
+    vector.save(output)
+    typer.echo(clean(f"Wrote {output}: {vector!r}"))
+
+
+def read_file(path: Path, columns: dict[str, str | None], *, skip: bool) -> list[Sample]:
+    """The samples of a file; bad rows end the command, or are named and left out.
+
+    Raises:
+        SampleError: A row is bad, or there is no such file.
+    """
+    from steerkit.samples import read_samples
+
+    bad: list[int] = []
+
+    def leave_out(number: int, error: Exception) -> None:
+        bad.append(number)
+        say(f"left out: {error}")
+
+    samples = read_samples(path, columns=columns, on_error=leave_out if skip else "raise")
+    if bad:
+        say(f"{len(bad)} of {len(samples) + len(bad)} rows of {path} were left out")
+    return samples
+
+
+def _configured(name: str, options: dict[str, Any]) -> SteeringMethod:
+    from steerkit.registry import get_method
+
+    kind = get_method(name)
+    opt.check_names(options, kind.model_fields, f"method {name!r}")
+    return kind(**options)
+
+
+def _fit(fitter: SteeringMethod, vlm: Any, samples: list[Sample], partial: Path, **options: Any) -> SteeringVector:
+    from steerkit.cli.progress import progress
+
+    done = measured(partial)
+    if done:
+        say(f"Resuming from {partial}: {done} of {len(samples)} samples are done.")
+    try:
+        with progress(f"Extracting with {fitter.name}", total=len(samples), done=done) as report:
+            return fitter.fit(vlm, samples, checkpoint=partial, progress=report, **options)
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.problem,
+            expected=error.expected,
+            fix="pass --fresh to start again (the checkpoint is deleted), or name another one with --checkpoint",
+        ) from error
+
+
+def measured(partial: Path) -> int:
+    """How many samples a checkpoint holds; 0 for none, and for a file that the fit itself will refuse."""
+    import json
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(partial, framework="np") as file:
+            return len(json.loads((file.metadata() or {})["extraction"])["digests"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _stopped(partial: Path, total: int) -> str:
+    if not (done := measured(partial)):
+        return "Stopped before anything was measured. The same command starts again."
+    return f"Stopped: {done} of {total} samples are in {partial}. The same command goes on from there."

@@ -1,0 +1,108 @@
+"""`steerkit inspect`: everything that a pack says of itself, and how large its directions are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steerkit.cli.console import clean, console, print_json
+from steerkit.cli.options import AsJson, Debug
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from steerkit.formats import RawPack
+
+BAR = 40
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pack.", show_default=False)],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a pack holds, after an audit.
+
+    Every field of its document, and the norm of its directions by layer. No model is needed.
+    """
+    from steerkit.formats import read_pack
+    from steerkit.metadata import parse_metadata
+
+    raw = read_pack(file)
+    document = parse_metadata(raw.document, name=str(file)).model_dump(mode="json")
+    tensors = _tensors(raw)
+    if as_json:
+        print_json({"file": str(file), "bytes": len(raw.data), "metadata": document, "tensors": tensors})
+        return
+    out = console()
+    out.print(f"{clean(file)}  {len(raw.data)} bytes, {len(tensors)} directions, audit passed", soft_wrap=True)
+    out.print(_fields(document), soft_wrap=True)
+    if tensors:
+        out.print(_chart(tensors))
+    else:
+        out.print("No stored directions: this vector is measured on each prompt.")
+
+
+def _tensors(raw: RawPack) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from steerkit.formats import parse_tensor_name
+
+    found: list[dict[str, Any]] = []
+    for name, info in raw.tensors.items():
+        layer, site, part = parse_tensor_name(name)
+        rows = raw.array(name).reshape(-1, info.shape[-1]).astype(np.float64)
+        found.append(
+            {
+                "layer": layer,
+                "site": site,
+                "name": part,
+                "dtype": info.dtype,
+                "shape": list(info.shape),
+                "norms": [float(norm) for norm in np.linalg.norm(rows, axis=1)],
+            }
+        )
+    return sorted(found, key=lambda entry: (entry["site"], entry["name"], entry["layer"]))
+
+
+def _fields(document: dict[str, Any]) -> str:
+    rows = list(_flat(document))
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"{clean(key):<{width}}  {clean(value)}" for key, value in rows)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every leaf of a document with its dotted path."""
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        items = [(f"{path}.{key}" if path else str(key), each) for key, each in value.items()]
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        items = [(f"{path}[{index}]", each) for index, each in enumerate(value)]
+    if items:
+        for key, each in items:
+            yield from _flat(each, key)
+    elif isinstance(value, list):
+        yield path, ", ".join(map(str, value)) or "-"
+    else:
+        yield path, "-" if value in (None, "", {}) else str(value)
+
+
+def _chart(tensors: list[dict[str, Any]]) -> Table:
+    """One bar for each direction, as long as its norm; of several rows, the longest."""
+    from rich.bar import Bar
+    from rich.table import Table
+
+    table = Table(title="Norm of the directions, by layer", title_justify="left", box=None, pad_edge=False)
+    table.add_column("layer", justify="right")
+    table.add_column("site")
+    table.add_column("", width=BAR, no_wrap=True)
+    table.add_column("norm", justify="right")
+    largest = max(max(entry["norms"]) for entry in tensors)
+    for entry in tensors:
+        norm, rows = max(entry["norms"]), len(entry["norms"])
+        site = f"{entry['site']} {entry['name']}".strip() + (f" ({rows} rows)" if rows > 1 else "")
+        table.add_row(str(entry["layer"]), clean(site), Bar(largest, 0, norm, width=BAR), f"{norm:.4g}")
+    return table

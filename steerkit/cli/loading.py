@@ -1,0 +1,86 @@
+"""Loading a model for a command: checks that need no weights first, then the weights, with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerkit.errors import OptionError, SteerKitError
+
+if TYPE_CHECKING:
+    from steerkit.vlm import VLM
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def load_options(dtype: str | None, device_map: str | None, revision: str | None) -> dict[str, Any]:
+    """Keyword arguments for `steerkit.load` from what was given.
+
+    Raises:
+        OptionError: The type is unknown.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"--dtype is {dtype!r}", expected="one of " + ", ".join(DTYPES))
+    given = {"dtype": dtype, "device_map": device_map, "revision": revision}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def check_without_weights(source: str, options: Mapping[str, Any], check: Callable[[VLM], object]) -> None:
+    """Run a check on the model's skeleton, which has every shape and no weights.
+
+    A model that can't be built so is left to the same check after loading.
+
+    Raises:
+        SteerKitError: What the check finds wrong, an unsupported model, or a source that is no model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    import steerkit as sk
+    from steerkit.registry import adapter_for
+
+    shared = {key: value for key, value in options.items() if key == "revision"}
+    config = _readable(source, lambda: AutoConfig.from_pretrained(source, **shared))
+    adapter_for(config.model_type)
+    skeleton = None
+    with suppress(Exception), torch.device("meta"):
+        skeleton = sk.wrap(AutoModelForImageTextToText.from_config(config))
+    if skeleton is not None:
+        check(skeleton)
+
+
+def load_model(source: str, options: Mapping[str, Any]) -> VLM:
+    """`steerkit.load` with progress, on the GPU where there is one.
+
+    Raises:
+        SteerKitError: The model can't be loaded.
+    """
+    import torch
+
+    import steerkit as sk
+    from steerkit.cli.progress import loading_progress
+
+    with loading_progress(f"Loading {source}"):
+        vlm = _readable(source, lambda: sk.load(source, **options))
+        if "device_map" not in options and torch.cuda.is_available():
+            vlm.model.to("cuda")
+    return vlm
+
+
+def _readable(source: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns; the errors that transformers has for a wrong source or option, in our form."""
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise OptionError(f"the folder {source!r} holds no config.json", expected="a folder that holds a model")
+    try:
+        return load()
+    except SteerKitError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise OptionError(
+            f"the model {source!r} can't be loaded ({reason.strip()})",
+            expected="a folder, or a repository id of the Hugging Face hub that you have access to",
+            fix="check the name and the revision; `hf auth login` for a gated repository; --debug shows it all",
+        ) from error

@@ -1,0 +1,98 @@
+"""Progress on stderr: a bar with the time left on a terminal, elsewhere one line at the start and one at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from steerkit.cli.console import say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Report = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@contextmanager
+def progress(label: str, *, total: int | None = None, done: int = 0) -> Iterator[Report]:
+    """Show how far a piece of work is.
+
+    Args:
+        label: What is being done.
+        total: Number of steps, where it is known.
+        done: Steps that were done before, which say nothing of the speed.
+    """
+    if not sys.stderr.isatty():
+        start = time.monotonic()
+        say(f"{label} ..." if total is None else f"{label}: {done} of {total} ...")
+        yield lambda done, total: None
+        say(f"{label}: done in {time.monotonic() - start:.1f} s")
+        return
+    with _bars() as bars:
+        task = bars.add_task(label, total=total, completed=done)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def loading_progress(label: str) -> Iterator[None]:
+    """Show how far transformers is with loading weights; downloads show bars of the hub's own."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        enabled = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            with progress(label):
+                yield
+        finally:
+            if enabled:
+                logging.enable_progress_bar()
+        return
+    say(f"{label} ...")
+    hook = getattr(logging, "set_tqdm_hook", None)
+    previous = hook(_rich_instead) if hook else None
+    try:
+        yield
+    finally:
+        if hook:
+            hook(previous)
+
+
+def _rich_instead(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """In place of a tqdm over a sequence, the same sequence under a rich bar."""
+    items = args[0] if args else options.get("iterable")
+    if items is None or not hasattr(items, "__len__"):
+        return factory(*args, **options)
+    return _tracked(items, options.get("desc") or "Loading")
+
+
+def _tracked(items: Any, label: str) -> Iterator[Any]:
+    with _bars() as bars:
+        yield from bars.track(items, total=len(items), description=label)
+
+
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=Console(stderr=True),
+    )
