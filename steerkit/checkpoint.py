@@ -45,8 +45,12 @@ def save_checkpoint(path: Path, state: Progressed) -> None:
     head = {"identity": state.identity, "digests": state.digests, "counts": counts}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
-    temporary.replace(path)
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load_checkpoint(path: Path, identity: str) -> Progressed:
@@ -66,7 +70,7 @@ def load_checkpoint(path: Path, identity: str) -> Progressed:
             name, _, layer = key.rpartition("/")
             parts = (tensors[f"{key}/total"], tensors.get(f"{key}/rows"), tensors.get(f"{key}/outer"))
             state.groups.setdefault(name, {})[int(layer)] = Moments(int(count), *parts)
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(
             f"the checkpoint {str(path)!r} is damaged ({type(error).__name__}: {error})",
             expected="a checkpoint written by fit",

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from steerkit.adapter import SteerableModel
 from steerkit.checkpoint import Progressed, load_checkpoint, save_checkpoint
-from steerkit.errors import CheckpointError, EmptyAnchorSetError, MissingImageError, NonFiniteError, OptionError
+from steerkit.errors import (
+    CheckpointError,
+    EmptyAnchorSetError,
+    MissingImageError,
+    NonFiniteError,
+    OptionError,
+    SampleError,
+)
 from steerkit.intervention import Frozen, Intervention
 from steerkit.metadata import AnchorRecord, MethodRecord, PackMetadata
 from steerkit.samples import Sample, anchor_digest
@@ -178,15 +185,16 @@ class SteeringMethod(Frozen, ABC):
         path = None if checkpoint is None else Path(checkpoint)
         identity = self._identity(model, plan, total)
         state = load_checkpoint(path, identity) if path is not None else Progressed(identity)
-        _check_resumed(state, anchors, batch_size)
+        _check_resumed(state, anchors)
         written = time.monotonic()
         unsaved = False
         try:
             for start in range(len(state.digests), total, batch_size):
                 batch = [anchors[index].loaded() for index in range(start, min(start + batch_size, total))]
-                observed = self._moments(model, batch, plan)
-                state.groups = merge_groups(state.groups, observed)
-                state.digests += [sample.digest() for sample in batch]
+                groups = merge_groups(state.groups, self._moments(model, batch, plan))
+                digests = state.digests + [sample.digest() for sample in batch]
+                # one assignment: an interrupt can't fall between a batch and the note that it is done
+                state = Progressed(identity, digests, groups)
                 unsaved = True
                 if path is not None and time.monotonic() - written > SAVE_EVERY:
                     save_checkpoint(path, state)
@@ -237,6 +245,17 @@ def require_images(anchors: Sequence[Sample]) -> None:
             )
 
 
+def require_captions(anchors: Sequence[Sample]) -> None:
+    """For `plan`: refuse anchors without captions."""
+    for index in range(len(anchors)):
+        if anchors[index].caption is None:
+            raise SampleError(
+                f"anchor {index} ({str(anchors[index].text)[:60]!r}) has no caption",
+                expected="a caption in every anchor",
+                fix="give it one, or leave the sample out",
+            )
+
+
 def require_labels(anchors: Sequence[Sample], *labels: str) -> None:
     """For `plan`: refuse anchors that lack one of the labels altogether, or carry another."""
     counts = Counter(anchors[index].label for index in range(len(anchors)))
@@ -264,11 +283,10 @@ def by_label(batch: Sequence[Sample], captured: Mapping[int, Tensor], labels: Se
     return groups
 
 
-def _check_resumed(state: Progressed, anchors: Sequence[Sample], batch_size: int) -> None:
-    """The last batch of the done samples must be what the anchor set still holds there."""
-    done = len(state.digests)
-    for index in range(max(0, done - batch_size), done):
-        if anchors[index].digest() != state.digests[index]:
+def _check_resumed(state: Progressed, anchors: Sequence[Sample]) -> None:
+    """The samples that are done must be those that the anchor set still holds."""
+    for index, digest in enumerate(state.digests):
+        if anchors[index].digest() != digest:
             raise CheckpointError(
                 f"anchor {index} is no longer the sample that the checkpoint was made with",
                 expected="the same anchor set in the same order",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
+
 from steerkit.adapter import SteerableModel
 from steerkit.intervention import Add, FiniteFloat, Intervention
 from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
@@ -38,6 +40,12 @@ class CAA(SteeringMethod):
     images: bool = True
     phase: Literal["prompt", "both"] = "both"
     multiplier: FiniteFloat = 1.0
+
+    @model_validator(mode="after")
+    def _two_labels(self) -> CAA:
+        if self.positive == self.negative:
+            raise ValueError(f"positive and negative are both {self.positive!r}")
+        return self
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other."""

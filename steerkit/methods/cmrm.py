@@ -10,8 +10,17 @@ from torch import Tensor
 
 from steerkit import ops
 from steerkit.adapter import Images, SteerableModel
+from steerkit.errors import EmptyAnchorSetError
 from steerkit.intervention import Add, FiniteFloat, Intervention, MeasuredContrast
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, require_anchors, require_images
+from steerkit.method import (
+    Fit,
+    Observations,
+    Plan,
+    SteeringMethod,
+    require_anchors,
+    require_captions,
+    require_images,
+)
 from steerkit.samples import Sample
 from steerkit.statistics import Groups, Moments
 from steerkit.vector import Key
@@ -23,12 +32,14 @@ def _known_counterpart(value: Any) -> Any:
     raise ValueError("must be 'blank', 'noise', 'original' or a function of the sample that returns its images")
 
 
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
 Counterpart = Annotated[
     Any,
     BeforeValidator(_known_counterpart),
-    PlainSerializer(
-        lambda value: value if isinstance(value, str) else f"function {value.__module__}.{value.__qualname__}"
-    ),
+    PlainSerializer(lambda value: value if isinstance(value, str) else f"function {value.__module__}.{_name(value)}"),
 ]
 
 
@@ -100,12 +111,20 @@ class CMRM(SteeringMethod):
         return self
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
-        """Every anchor needs an image; the sample level needs no anchors and reads none."""
+        """Every anchor needs an image (and a caption where it is shown); the sample level reads no anchors."""
         layers = model.check_layers(self.layers)
         if self.level == "sample":
             return Plan(layers, measures=False)
         require_anchors(anchors)
         require_images(anchors)
+        if self.text_side == "caption":
+            require_captions(anchors)
+        if self.aggregate == "pca" and self.center and len(anchors) < 2:
+            raise EmptyAnchorSetError(
+                "one anchor has no principal component once its mean is subtracted",
+                expected="at least two anchors",
+                fix="add anchors, or use center=False",
+            )
         return Plan(layers, second_moments=self.aggregate == "pca")
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from steerkit.adapter import SteerableModel
 from steerkit.intervention import Ablate, Add, FiniteFloat, Intervention, StoredDirection, Tokens
@@ -46,6 +46,12 @@ class RefusalDirection(SteeringMethod):
     images: bool = False
     tokens: Tokens = "all"
     coefficient: FiniteFloat = 1.0
+
+    @model_validator(mode="after")
+    def _two_labels(self) -> RefusalDirection:
+        if self.harmful == self.harmless:
+            raise ValueError(f"harmful and harmless are both {self.harmful!r}")
+        return self
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other."""
