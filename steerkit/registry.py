@@ -81,17 +81,13 @@ def adapter_for(model_type: str) -> ModelAdapter:
 
 
 @cache
-def _points(group: str) -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+def _points(group: str) -> dict[str, list[EntryPoint]]:
+    """The entry points of each name: one, unless two distributions claim it."""
+    found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=group):
-        other = found.get(point.name)
-        if other is not None and other.value != point.value:
-            raise PluginError(
-                f"{_owner(point)} and {_owner(other)} both register {point.name!r} under {group!r}",
-                expected="every name once",
-                fix="remove one of the two distributions",
-            )
-        found[point.name] = point
+        same = found.setdefault(point.name, [])
+        if all(point.value != other.value for other in same):
+            same.append(point)
     return found
 
 
@@ -108,7 +104,13 @@ def _load(group: str, kind: str, name: str, base: type) -> Any:
             f"unknown {kind} {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
             expected="one of " + (", ".join(sorted(points)) or "none (is steerkit-vlm installed?)"),
         )
-    point = points[name]
+    point, *others = points[name]
+    if others:
+        raise PluginError(
+            f"{_owner(point)} and {_owner(others[0])} both register the {kind} {name!r}",
+            expected="every name once",
+            fix="remove one of the two distributions",
+        )
     try:
         loaded = point.load()
     except Exception as error:
@@ -119,5 +121,14 @@ def _load(group: str, kind: str, name: str, base: type) -> Any:
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise PluginError(
             f"{kind} {name!r} of {_owner(point)} is {loaded!r}", expected=f"a subclass of steerkit.{base.__name__}"
+        )
+    missing = [
+        *getattr(loaded, "__abstractmethods__", ()),
+        *(x for x in base.__annotations__ if not hasattr(loaded, x)),
+    ]
+    if missing:
+        raise PluginError(
+            f"{kind} {name!r} of {_owner(point)} does not define {sorted(missing)}",
+            expected=f"all that steerkit.{base.__name__} declares",
         )
     return loaded
