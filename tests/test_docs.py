@@ -1,0 +1,220 @@
+"""The documentation holds what it says: its code runs, its commands exist, its lists are complete."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers
+from doc_code import python_blocks, run_page
+from PIL import Image
+from tiny import text
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from typer.testing import CliRunner
+
+import steerkit as sk
+from steerkit import errors
+from steerkit.cli import COMMANDS, app
+from steerkit.demo import model_path, world
+from steerkit.formats import v1
+from steerkit.metadata import PackMetadata
+from steerkit.views import decode, encode, without_image
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_page(DOCS / "tutorial.md")
+    assert "steered 8 layers" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_method_of_the_guide_runs() -> None:
+    names = run_page(DOCS / "add-a-method.md")
+    assert names["loaded"].metadata.method.name == "mean_centring"
+    with pytest.raises(errors.EmptyAnchorSetError, match="target"):
+        names["MeanCentring"](layer=4).fit(names["vlm"], [sk.Sample("hello", label="background")])
+
+
+def test_readme_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for index, row in enumerate(world.prompts("harmful", "train", 4) + world.prompts("harmless", "train", 4)):
+        row.image.save(elsewhere / f"{index}.png")
+        rows.append(json.dumps({"text": row.question, "image": f"{index}.png", "label": row.label}))
+    for name in ("anchors.jsonl", "prompts.jsonl"):
+        (elsewhere / name).write_text("\n".join(rows))
+    published = '"llava-hf/llava-1.5-7b-hf", dtype="bfloat16", device_map="auto"'
+    assert published in README
+    names = run_page(ROOT / "README.md", lambda code: code.replace(published, repr(model_path("llava"))))
+    assert len(names["answers"]) == 8
+    assert "steered 8 layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")))])
+def test_every_page_with_code_is_run(page: str) -> None:
+    run = {"README.md", "docs/tutorial.md", "docs/add-a-method.md", "docs/add-a-model.md", "docs/pack-format.md"}
+    assert bool(list(python_blocks(ROOT / page))) is (page in run)
+
+
+# -- the pack format -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_reader_of_the_format_page_reads_packs(tmp_path: Path, dtype: Any) -> None:
+    read_pack = run_page(DOCS / "pack-format.md")["read_pack"]
+    metadata = PackMetadata.model_validate(
+        {
+            "method": {"name": "made by hand"},
+            "interventions": [{}],
+            "model": {"architecture": "Any", "model_type": "any", "hidden_size": 5, "layer_count": 3},
+        }
+    )
+    tensors = {sk.Key(0): torch.randn(5), sk.Key(2): torch.randn(2, 5), sk.Key(1, "mlp_out", "b"): torch.randn(5)}
+    vector = sk.SteeringVector(tensors, metadata).to(dtype)
+    path = vector.save(tmp_path / "pack.safetensors")
+    document, directions = read_pack(path)
+    assert document["tensors_sha256"] == vector.digest()
+    assert set(directions) == {v1.tensor_name(*key) for key in vector.tensors}
+    for key, tensor in vector.tensors.items():
+        shape, values = directions[v1.tensor_name(*key)]
+        assert torch.equal(torch.tensor(values).reshape(shape), tensor.float())
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="changed"):
+        read_pack(path)
+
+
+def test_format_page_lists_every_field_of_the_document() -> None:
+    page = (DOCS / "pack-format.md").read_text(encoding="utf-8")
+    for model in (PackMetadata, *(PackMetadata.model_fields[name].annotation for name in ("method", "model"))):
+        for field in model.model_fields:  # type: ignore[union-attr]
+            assert re.search(rf"\b{field}\b", page), field
+    for field in sk.Intervention.model_fields:
+        assert f"`{field}`" in page, field
+
+
+# -- the adapter of the guide ----------------------------------------------------------------------------------------
+
+
+def _blip2() -> tuple[Any, Any]:
+    tokenizer = text.llama()
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    processor = transformers.Blip2Processor(
+        image_processor=BlipImageProcessorPil(
+            size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ),
+        tokenizer=tokenizer,
+        num_query_tokens=4,
+    )
+    language = transformers.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        word_embed_proj_dim=48,
+        ffn_dim=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = transformers.Blip2Config(
+        vision_config=transformers.Blip2VisionConfig(**tower, image_size=32, patch_size=8).to_dict(),
+        qformer_config=transformers.Blip2QFormerConfig(**tower, encoder_hidden_size=32, vocab_size=100).to_dict(),
+        text_config=language.to_dict(),
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.Blip2ForConditionalGeneration(config)
+        tiny._scatter(model)
+    return model.eval(), processor
+
+
+def test_adapter_of_the_guide_serves_its_family() -> None:
+    adapter = run_page(DOCS / "add-a-model.md")["Blip2Adapter"]()
+    model, processor = _blip2()
+    vlm = sk.VLM(model, processor, adapter)
+    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    samples = [sk.Sample("What is this?", (picture,)), sk.Sample("Describe the image in detail.", (picture,))]
+
+    inputs = vlm.inputs(samples)
+    plain = vlm.inputs(samples, images=False)
+    assert without_image(inputs, vlm.architecture, processor)["input_ids"].tolist() == plain["input_ids"].tolist()
+    shown = decode(processor.tokenizer, inputs["input_ids"][1])
+    assert encode(processor.tokenizer, shown) == inputs["input_ids"][1].tolist()
+
+    together = vlm.capture(samples, engine="hooks")
+    for index, sample in enumerate(samples):
+        alone = vlm.capture([sample], engine="hooks")
+        for layer in range(3):
+            torch.testing.assert_close(alone[layer][0], together[layer][index], rtol=1e-4, atol=1e-4)
+
+    vector = sk.CMRM(counterpart="blank").fit(vlm, samples)
+    with torch.no_grad():
+        before = model(**inputs).logits[:, -1]
+        with sk.steer(vlm, vector) as receipt:
+            after = model(**inputs).logits[:, -1]
+        restored = model(**inputs).logits[:, -1]
+    assert receipt.layers == [0, 1, 2]
+    assert not torch.allclose(before, after)
+    assert torch.equal(before, restored)
+
+
+# -- lists and commands ----------------------------------------------------------------------------------------------
+
+
+def test_every_error_is_documented() -> None:
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind.__module__ == errors.__name__]
+    for kind in kinds:
+        assert kind.__name__ in page
+        for base in kind.__bases__:
+            if kind is not errors.SteerKitError and base is not errors.SteerKitError:
+                assert f"| `{kind.__name__}` | `{base.__name__}` |" in page
+
+
+def test_every_command_and_option_of_the_page_exists() -> None:
+    page = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        for line in re.findall(rf"^steerkit {command} .*$", page, re.MULTILINE):
+            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", line.partition("#")[0]):
+                assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), f"{command} {option}"
+        assert re.search(rf"^## .*\b{command}\b", page, re.MULTILINE), command
+
+
+def test_readme_and_ci_use_the_same_commands() -> None:
+    blocks = re.findall(r"^```sh\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    demo, tests = blocks
+    assert demo.endswith("steerkit demo")
+    assert "\n" not in demo + tests
+    pattern = re.search(r"grep -E '(.*?)' README.md", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    assert pattern is not None
+    assert [line for line in README.splitlines() if re.search(pattern[1], line)] == [tests]
+    assert subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=False).returncode == 0
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} -> {target}"
