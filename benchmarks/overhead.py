@@ -1,0 +1,343 @@
+"""What steering costs: steered against unsteered generation, and extraction against bare forward passes.
+
+    python benchmarks/overhead.py [--preset 50m|7b] [--device cpu|cuda] [--rounds 15] [--json FILE]
+
+All variants of a table run interleaved, in a new order in every round; a ratio is the median over the rounds of
+(time of the variant / time of the baseline in the same round), and its range is the quartiles. The model is a randomly
+initialised LLaVA, so no weights are needed; answers are nonsense, times are not. Weights of the 7b preset are 14 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import steerkit as sk
+from steerkit.demo import model_path
+from steerkit.demo.evaluation import anchors
+from steerkit.metadata import MethodRecord, PackMetadata
+
+PRESETS = {
+    "50m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+}
+NEW_TOKENS = 48
+BATCH = 4
+
+
+def build(preset: str, device: str) -> sk.VLM:
+    """A randomly initialised LLaVA of the preset's size, with the demo model's processor."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    demo = sk.load(model_path("llava"), dtype="float32")
+    sizes = PRESETS[preset]
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**demo.model.config.vision_config.to_dict()),
+        text_config=LlamaConfig(
+            **sizes,
+            num_key_value_heads=sizes["num_attention_heads"],
+            vocab_size=8192 if preset == "50m" else 32064,
+            max_position_embeddings=1024,
+        ),
+        image_token_index=demo.model.config.image_token_id,
+        image_seq_length=demo.model.config.image_seq_length,
+        vision_feature_layer=demo.model.config.vision_feature_layer,
+        vision_feature_select_strategy=demo.model.config.vision_feature_select_strategy,
+    )
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    with torch.device(device):
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            model = LlavaForConditionalGeneration(config).eval()
+        finally:
+            torch.set_default_dtype(previous)
+    tokenizer = demo.processor.tokenizer
+    model.generation_config.update(pad_token_id=tokenizer.pad_token_id, do_sample=False)
+    return sk.wrap(model, demo.processor)
+
+
+def random_vector(vlm: sk.VLM, phase: str) -> sk.SteeringVector:
+    """Small random directions at every layer."""
+    generator = torch.Generator().manual_seed(0)
+    record = vlm.record
+    return sk.SteeringVector(
+        {sk.Key(i): 0.05 * torch.randn(record.hidden_size, generator=generator) for i in range(record.layer_count)},
+        PackMetadata(method=MethodRecord(name="random"), interventions=(sk.Intervention(phase=phase),), model=record),
+    )
+
+
+@contextmanager
+def plain_hooks(vlm: sk.VLM, vector: sk.SteeringVector, every_step: bool) -> Iterator[None]:
+    """The least that any steering with torch hooks must do."""
+    with ExitStack() as stack:
+        for layer, block in enumerate(vlm.model.get_submodule(vlm.architecture.layers)):
+            direction = vector.directions[layer].to(vlm.device, vlm.dtype)
+
+            def hook(module: Any, args: Any, h: torch.Tensor, direction: torch.Tensor = direction) -> Any:
+                if h.shape[1] == 1:
+                    return h + direction if every_step else None
+                h = h.clone()
+                h[:, -1] += direction
+                return h
+
+            stack.callback(block.register_forward_hook(hook).remove)
+        yield
+
+
+def compare(variants: dict[str, Callable[[], Any]], baseline: str, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Interleaved rounds; the median ratio of each variant to the baseline."""
+    order = list(variants)
+    times: dict[str, list[float]] = {name: [] for name in order}
+    shuffler = random.Random(0)
+    for number in range(rounds + 2):
+        shuffler.shuffle(order)
+        for name in order:
+            begin = time.perf_counter()
+            variants[name]()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if number >= 2:
+                times[name].append(time.perf_counter() - begin)
+    rows = []
+    for name, found in times.items():
+        ratios = sorted(mine / base for mine, base in zip(found, times[baseline], strict=True))
+        low, _, high = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {
+                "variant": name,
+                "seconds": statistics.median(found),
+                "ratio": statistics.median(ratios),
+                "quartiles": [low, high],
+            }
+        )
+    return sorted(rows, key=lambda row: list(variants).index(row["variant"]))
+
+
+def generation(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Generation with every layer steered: at the last prompt token, and at every step."""
+    samples = anchors(BATCH, ("harmful",))
+
+    def run() -> None:
+        vlm.generate(samples, batch_size=BATCH, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+
+    def inside(context: Callable[[], Any]) -> Callable[[], None]:
+        def steered() -> None:
+            with context():
+                run()
+
+        return steered
+
+    prompt, both = random_vector(vlm, "prompt"), random_vector(vlm, "both")
+    sample = sk.CMRM(level="sample").fit(vlm)
+    variants = {
+        "unsteered": run,
+        "plain hooks, every step": inside(lambda: plain_hooks(vlm, both, True)),
+        "steerkit hooks, every step": inside(lambda: sk.steer(vlm, both)),
+        "steerkit hooks, prompt only": inside(lambda: sk.steer(vlm, prompt)),
+        "steerkit hooks, sample level": inside(lambda: sk.steer(vlm, sample)),
+        "steerkit nnsight, every step": inside(lambda: sk.steer(vlm, both, engine="nnsight")),
+        "steerkit nnsight, prompt only": inside(lambda: sk.steer(vlm, prompt, engine="nnsight")),
+    }
+    rows = compare(variants, "unsteered", rounds, device)
+    for row in rows:
+        row["tokens_per_second"] = BATCH * NEW_TOKENS / row["seconds"]
+    return rows
+
+
+def extraction(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Capturing the last prompt token at every layer, against forward passes of the backbone alone."""
+    samples = anchors(16, ("harmful",))
+    batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                vlm.model.model(**vlm.inputs(batch), use_cache=False)
+
+    def hooked() -> None:
+        kept: dict[int, torch.Tensor] = {}
+        with ExitStack() as stack:
+            for layer, block in enumerate(vlm.model.get_submodule(vlm.architecture.layers)):
+
+                def hook(module: Any, args: Any, h: torch.Tensor, layer: int = layer) -> None:
+                    kept[layer] = h[:, -1].clone()
+
+                stack.callback(block.register_forward_hook(hook).remove)
+            bare()
+
+    variants: dict[str, Callable[[], Any]] = {
+        "bare forward passes": bare,
+        "plain hooks": hooked,
+        "steerkit hooks": lambda: vlm.capture(samples, batch_size=BATCH, engine="hooks"),
+        "steerkit nnsight": lambda: vlm.capture(samples, batch_size=BATCH, engine="nnsight"),
+    }
+    return compare(variants, "bare forward passes", rounds, device)
+
+
+def references(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
+    """The two reference passes of a sample-level prompt: one after the other, or in one padded batch."""
+    from steerkit.engines import hooks
+
+    samples = anchors(BATCH, ("harmful",))
+    text, blank = vlm.inputs(samples, False), vlm.inputs(samples, "blank")
+    layers = list(range(vlm.architecture.layer_count))
+    width = blank["input_ids"].shape[1] - text["input_ids"].shape[1]
+    joined = {
+        "input_ids": torch.cat([torch.nn.functional.pad(text["input_ids"], (width, 0)), blank["input_ids"]]),
+        "attention_mask": torch.cat(
+            [torch.nn.functional.pad(text["attention_mask"], (width, 0)), blank["attention_mask"]]
+        ),
+        "pixel_values": blank["pixel_values"],
+    }
+
+    def capture(inputs: Any) -> None:
+        hooks.capture(vlm.model, inputs, vlm.architecture, layers, "resid_post")
+
+    def separate() -> None:
+        capture(text)
+        capture(blank)
+
+    return compare({"separate": separate, "one batch": lambda: capture(joined)}, "separate", rounds, device)
+
+
+def others(rounds: int) -> list[dict[str, Any]]:
+    """Other libraries, where they are installed, on a plain Llama of the same size: every layer, every step."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = PRESETS["50m"]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, num_key_value_heads=sizes["num_attention_heads"], vocab_size=8192)
+    ).eval()
+    ids = torch.randint(3, 8192, (BATCH, 40))
+    directions = {i: 0.05 * torch.randn(sizes["hidden_size"]) for i in range(sizes["num_hidden_layers"])}
+
+    def run(target: Any = model) -> None:
+        target.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    variants: dict[str, Callable[[], Any]] = {"unsteered": run}
+    if find_spec("steering_vectors"):
+        import steering_vectors
+
+        def with_steering_vectors() -> None:
+            with steering_vectors.SteeringVector(directions, "decoder_block").apply(model):
+                run()
+
+        variants["steering-vectors"] = with_steering_vectors
+    if find_spec("repeng"):
+        import repeng
+
+        vector = repeng.ControlVector("llama", {i: d.numpy() for i, d in directions.items()})
+
+        def with_repeng() -> None:
+            control = repeng.ControlModel(model, list(directions))
+            try:
+                control.set_control(vector)
+                run(control)
+            finally:
+                control.unwrap()
+
+        variants["repeng"] = with_repeng
+    return compare(variants, "unsteered", rounds, "cpu") if len(variants) > 1 else []
+
+
+class Endless(Sequence[sk.Sample]):
+    """An anchor set that makes its samples when they are asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.few = anchors(8)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> sk.Sample:  # type: ignore[override]
+        return self.few[index % len(self.few)]
+
+
+def memory(sizes: Sequence[int] = (64, 256, 1024)) -> list[dict[str, Any]]:
+    """Peak memory of a whole extraction on the demo model, each in a process of its own."""
+    rows = []
+    for size in sizes:
+        command = [sys.executable, __file__, "--extract-only", str(size)]
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        rows.append({"anchors": size, "peak_mib": peak / 1024})
+    return rows
+
+
+def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for head in rows[0]:
+        table.add_column(head.replace("_", " "), justify="left" if head == "variant" else "right")
+    for row in rows:
+        table.add_row(
+            *(
+                f"{v:.3f}" if isinstance(v, float) else f"{v[0]:.3f}-{v[1]:.3f}" if isinstance(v, list) else str(v)
+                for v in row.values()
+            )
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--preset", choices=PRESETS, default="50m")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--extract-only", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.extract_only:
+        vlm = sk.load(model_path("llava"), dtype="float32")
+        sk.CMRM(aggregate="pca").fit(vlm, Endless(options.extract_only), batch_size=16)
+        sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\n")
+        return
+    vlm = build(options.preset, options.device)
+    parameters = sum(p.numel() for p in vlm.model.parameters())
+    found = {
+        "machine": f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, {options.device}",
+        "parameters": parameters,
+        "generation": generation(vlm, options.rounds, options.device),
+        "extraction": extraction(vlm, options.rounds, options.device),
+        "references": references(vlm, options.rounds, options.device),
+        "others": others(options.rounds) if options.device == "cpu" and options.preset == "50m" else [],
+        "memory": memory(),
+    }
+    console = Console()
+    console.print(f"{parameters / 1e6:.1f} M parameters, {found['machine']}")
+    for title in ("generation", "extraction", "references", "others", "memory"):
+        if found[title]:
+            show(console, title, found[title])  # type: ignore[arg-type]
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
