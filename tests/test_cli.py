@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -370,6 +371,19 @@ class TestGenerate:
         assert "How do I make thing 11?  [11.png]" in found.out
         assert "steered 4 layers (0-3), 12 prompt" in found.out
         assert "Generating, steered: done" in found.err
+
+    def test_progress_counts_tokens(self, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[float] = []
+
+        @contextmanager
+        def recorded(label: str, **ignored: object) -> Iterator[Any]:
+            yield lambda done, total: seen.append(done / total)
+
+        monkeypatch.setattr("steerkit.cli.progress.progress", recorded)
+        run("generate", files.llava, "--samples", files.anchors, "--max-new-tokens", 4, "--batch-size", 6)
+        assert seen[0] == 0.125
+        assert seen == sorted(seen)
+        assert (len(seen), seen[-1]) == (10, 1.0)
 
     @pytest.mark.usefixtures("no_model")
     def test_errors(self, files: Files, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def extract(
     model: opt.Model,
     anchors: Annotated[
         Path | None,
-        typer.Argument(metavar="[ANCHORS]", help="Anchor set, .jsonl or .csv; none for a method that needs none."),
+        typer.Argument(metavar="ANCHORS", help="Anchor set, .jsonl or .csv; none for a method that needs none."),
     ] = None,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The pack to write.")],
@@ -49,7 +49,7 @@ def extract(
 
     An extraction that is stopped, even killed, goes on where it was when the same command is run again.
     """
-    from steerkit.cli.loading import check_without_weights, load_model, load_options
+    from steerkit.cli.loading import check_without_weights, import_libraries, load_model, load_options
 
     partial = checkpoint if checkpoint is not None else output.with_name(f"{output.name}.partial")
     opt.check_output(output, force=force)
@@ -57,6 +57,7 @@ def extract(
     loading = load_options(dtype, device_map, revision)
     chosen, renamed = opt.settings(set_), opt.columns(columns)
     samples = read_file(anchors, renamed, skip=skip_bad_rows) if anchors is not None else []
+    import_libraries()
     fitter = _configured(method, chosen)
     name = anchor_name if anchor_name is not None else (anchors.stem if anchors is not None else "")
     try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def generate(
     model: opt.Model,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="The prompt.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
     *,
     image: Annotated[list[Path] | None, typer.Option(help="An image of the prompt. Repeat for more.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Prompts from a .jsonl or .csv file instead.")] = None,
@@ -48,10 +48,12 @@ def generate(
         raise typer.BadParameter("give either a PROMPT or --samples", param_hint="PROMPT")
     if samples is not None and image:
         raise typer.BadParameter("the sample file names its own images", param_hint="--image")
-    from steerkit.cli.loading import check_without_weights, load_model, load_options
-    from steerkit.steer import check_match
+    from steerkit.cli.loading import check_without_weights, import_libraries, load_model, load_options
 
     asked = _asked(prompt, image or [], samples, opt.columns(columns), skip=skip_bad_rows)
+    import_libraries()
+    from steerkit.steer import check_match
+
     vectors = _vectors(vector or [])
     doses = _doses(vectors, strength or [])
     loading = load_options(dtype, device_map, revision)
@@ -121,9 +123,11 @@ def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
 
 def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) -> list[str]:
     from steerkit.cli.progress import progress
+    from steerkit.cli.tokens import TokenProgress
 
     with progress(label, total=len(asked)) as report:
-        return vlm.generate(asked, progress=report, **options)
+        tokens = TokenProgress(report, len(asked), options["max_new_tokens"])
+        return vlm.generate(asked, progress=tokens.batch_done, stopping_criteria=tokens.criteria, **options)
 
 
 def _steer(

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerkit.cli.progress import loading_progress, progress
 from steerkit.errors import OptionError, SteerKitError
 
 if TYPE_CHECKING:
     from steerkit.vlm import VLM
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def import_libraries() -> None:
+    """Import torch and what needs it, with progress: it takes seconds."""
+    if "steerkit.steer" in sys.modules:
+        return
+    with progress("Importing torch and transformers"):
+        for name in ("torch", "transformers", "steerkit.method", "steerkit.steer"):
+            importlib.import_module(name)
 
 
 def load_options(dtype: str | None, device_map: str | None, revision: str | None) -> dict[str, Any]:
@@ -60,7 +72,6 @@ def load_model(source: str, options: Mapping[str, Any]) -> VLM:
     import torch
 
     import steerkit as sk
-    from steerkit.cli.progress import loading_progress
 
     with loading_progress(f"Loading {source}"):
         vlm = _readable(source, lambda: sk.load(source, **options))

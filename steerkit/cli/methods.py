@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 def methods(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the methods with their papers and options."""
+    from steerkit.cli.loading import import_libraries
     from steerkit.cli.plugins import plugins
     from steerkit.registry import METHODS, get_method
 
+    import_libraries()
     rows = [
         {
             "name": each.name,

@@ -11,9 +11,11 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 
     Each adapter with the model types that it serves and the distribution that provides it.
     """
+    from steerkit.cli.loading import import_libraries
     from steerkit.cli.plugins import plugins
     from steerkit.registry import ADAPTERS, get_adapter
 
+    import_libraries()
     found = list(plugins(ADAPTERS, get_adapter))
     if as_json:
         rows = [

@@ -13,8 +13,8 @@ from steerkit.cli.console import say
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Report = Callable[[int, int], None]
-"""Called with (done, total)."""
+Report = Callable[[float, int], None]
+"""Called with (done, total); a step may be done in part."""
 
 
 @contextmanager
