@@ -13,7 +13,7 @@ NEEDED = (
     "steerkit_adapters/py.typed",
     "steerkit_vectors_hub/py.typed",
     "steerkit/demo/models/llava/model.safetensors",
-    "steerkit/demo/models/llava/config.json",
+    *(str(path) for path in Path("steerkit/demo/models").rglob("*") if path.is_file()),
 )
 
 

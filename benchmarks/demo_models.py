@@ -3,8 +3,8 @@
     python benchmarks/demo_models.py FOLDER [FOLDER ...] [--split test|dev] [--count 200] [--json FILE]
 
 Each folder holds one trained model (`python -m steerkit.demo.train --family llava --seed 0 --out FOLDER`); without
-folders, the three that ship with the package. Several folders of one family are its training seeds: the table then gives
-the mean and the range.
+folders, the three that ship with the package. Several folders of one family are its training seeds: the table then
+gives the mean and the range.
 """
 
 from __future__ import annotations
