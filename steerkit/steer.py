@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,7 +113,7 @@ class steer:
             tracker = stack.enter_context(CallTracker.of(vlm.model, vlm.architecture))
             if vlm.processor is not None:
                 tracker.system_lengths = _system_lengths(vlm.architecture, vlm.processor)
-            stack.callback(tracker.listen(application.begin))
+            stack.callback(tracker.listen(self._begin(application)))
             if self._engine == "hooks":
                 stack.enter_context(hooks.applied(vlm.model, tracker, application, any_thread=self._any_thread))
             else:
@@ -121,6 +122,15 @@ class steer:
                 receipt.nnsight = stack.enter_context(nnsight.applied(vlm, tracker, application))
             self._open.append((stack.pop_all(), receipt))
         return receipt
+
+    def _begin(self, application: Application) -> Callable[[Prompt], None]:
+        owner = None if self._any_thread else threading.get_ident()
+
+        def begin(prompt: Prompt) -> None:
+            if owner is None or threading.get_ident() == owner:
+                application.begin(prompt)
+
+        return begin
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,6 +15,7 @@ from steerkit.adapter import Architecture
 from steerkit.engines.calls import Pass, Prompt, Selection
 from steerkit.errors import EngineError, LayerRangeError, OptionError
 from steerkit.intervention import (
+    Ablate,
     Add,
     AddProjection,
     Clamp,
@@ -39,12 +40,13 @@ MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int]], Contrasts]
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One intervention at one place."""
+    """One intervention at one place; `layers` are all that it steers."""
 
     vector: SteeringVector
     intervention: Intervention
     layer: int
     dose: float
+    layers: tuple[int, ...] = ()
 
 
 class Application:
@@ -101,6 +103,7 @@ class Application:
                 f"tokens={intervention.tokens!r} in an encoder-decoder model", expected="last, all or generated"
             )
         layers = _layers(vector, intervention, architecture)
+        _check_single(vector, intervention, layers)
         for measure in _measures(intervention):
             if measure.layer is None:
                 continue
@@ -116,7 +119,7 @@ class Application:
             self._reads[measure.layer, intervention.site].append((vector, intervention, measure))
         for layer in layers:
             dose = strength * intervention.strength_at(layer)
-            self._steps[layer, intervention.site].append(_Step(vector, intervention, layer, dose))
+            self._steps[layer, intervention.site].append(_Step(vector, intervention, layer, dose, layers))
         contrast = intervention.contrast
         if contrast is not None and (contrast, layers) not in self.contrasts:
             self.contrasts.append((contrast, layers))
@@ -211,8 +214,7 @@ class Application:
         return self._tensors[key]
 
     def _contrast(self, step: _Step, contrast: MeasuredContrast, h: Tensor, selection: Selection, now: Pass) -> Tensor:
-        layers = next(layers for known, layers in self.contrasts if known == contrast and step.layer in layers)
-        measured: Contrasts | None = now.prompt.memo.get((contrast, layers))
+        measured: Contrasts | None = now.prompt.memo.get((contrast, step.layers))
         if measured is None:
             raise EngineError(
                 "a contrast is needed in a forward pass that continues from a KV cache, without its prompt",
@@ -230,7 +232,9 @@ class Application:
         if last is None:
             return
         value = self._evaluate(_Step(vector, intervention, place[0], 1.0), measure, place[1], last.read(h))
-        kept = now.prompt.memo.setdefault((id(self), id(vector), measure), torch.zeros(now.rows, device=h.device))
+        kept = now.prompt.memo.setdefault(
+            (id(self), id(vector), measure, place[1]), torch.zeros(now.rows, device=h.device)
+        )
         if last.column is not None:
             kept.copy_(value)
         else:
@@ -239,7 +243,14 @@ class Application:
     def _value(self, step: _Step, measure: Measure, place: Place, h: Tensor, selection: Selection, now: Pass) -> Tensor:
         if measure.layer is None:
             return self._evaluate(step, measure, place[1], h)
-        kept: Tensor = now.prompt.memo[id(self), id(step.vector), measure].to(h.device)
+        kept: Tensor | None = now.prompt.memo.get((id(self), id(step.vector), measure, place[1]))
+        if kept is None:
+            raise EngineError(
+                f"a measure that is read at the last prompt token of layer {measure.layer} is needed in a forward pass "
+                "that ends before it, or continues from a KV cache without the prompt",
+                expected="generate() without chunked prefill, or a forward pass over the whole prompt",
+            )
+        kept = kept.to(h.device)
         if kept.shape[0] != now.rows:
             kept = kept.repeat_interleave(now.rows // kept.shape[0])
         return selection.per_row(kept)
@@ -254,7 +265,8 @@ class Application:
     def _count(self, step: _Step, place: Place, before: Tensor, after: Tensor, selection: Selection, now: Pass) -> None:
         count = selection.count(now.rows)
         change: Tensor | None = None
-        if now.reads_prompt or (step.intervention.phase == "generation" and now.start == now.prompt_length):
+        answers_only = step.intervention.phase == "generation" or step.intervention.tokens == "generated"
+        if now.reads_prompt or (answers_only and now.start == now.prompt_length):
             with torch.no_grad():
                 wide = before.detach().float()
                 change = (after.detach().float() - wide).norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
@@ -278,6 +290,20 @@ def _layers(vector: SteeringVector, intervention: Intervention, architecture: Ar
             f"an intervention steers layer {layers[-1]}", expected=f"0 to {architecture.layer_count - 1}"
         )
     return layers
+
+
+def _check_single(vector: SteeringVector, intervention: Intervention, layers: Sequence[int]) -> None:
+    """Only projections know what to do with several directions: whatever else reads some wants one."""
+    spans = isinstance(intervention.operation, (Ablate, AddProjection))
+    for stored in intervention.stored[1 if spans else 0 :]:
+        for layer in layers:
+            found = vector.direction(stored, layer, intervention.site)
+            if found is not None and found.dim() != 1:
+                raise EngineError(
+                    f"an intervention of kind {intervention.operation.kind!r} reads {found.shape[0]} directions "
+                    f"{stored.name!r} at layer {layer}",
+                    expected="one direction [hidden]; only ablate and add_projection take [k, hidden]",
+                )
 
 
 def _measures(intervention: Intervention) -> list[Measure]:
