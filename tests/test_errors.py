@@ -1,0 +1,43 @@
+"""Errors: their three parts, the built-in kinds they also are, and their way across processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from steerkit import errors
+from steerkit.errors import SteerKitError
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, SteerKitError) and kind is not SteerKitError
+]
+BUILT_IN = {
+    "UnknownNameError": LookupError,
+    "PluginError": ImportError,
+    "LayerRangeError": IndexError,
+    "EngineError": RuntimeError,
+    "NothingSteeredError": RuntimeError,
+}
+
+
+def test_the_message_has_problem_expectation_and_fix() -> None:
+    error = SteerKitError("x is 3.", expected="x below 2", fix="lower x")
+    assert str(error) == "x is 3. Expected: x below 2. Fix: lower x."
+    assert (error.problem, error.expected, error.fix) == ("x is 3.", "x below 2", "lower x")
+    assert str(SteerKitError("x is 3")) == "x is 3."
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_also_the_familiar_kind(kind: type[SteerKitError]) -> None:
+    assert issubclass(kind, BUILT_IN.get(kind.__name__, ValueError))
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_crosses_a_process_boundary_whole(kind: type[SteerKitError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("p", expected="e", fix="f")))
+    assert type(error) is kind
+    assert (error.problem, error.expected, error.fix, str(error)) == ("p", "e", "f", "p. Expected: e. Fix: f.")
