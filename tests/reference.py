@@ -115,6 +115,8 @@ def edited(model: torch.nn.Module, family: str, edits: Sequence[Edit], *, cached
 
         return run
 
+    for edit in edits:
+        edit.seen = 0
     handles = [module_at(model, family, e.layer, e.site).register_forward_hook(hook(e)) for e in edits]
     try:
         yield
@@ -162,7 +164,7 @@ def no_images(model: Any) -> dict[str, Any]:
 
 
 def generate(model: Any, inputs: Mapping[str, Any], steps: int = 5, **options: Any) -> Any:
-    """Exactly `steps` new tokens, none of them an image's, with their logits; random numbers are the same every time."""
+    """Exactly `steps` new tokens, none of them an image's, with their logits; seeded."""
     forget(model)
     torch.manual_seed(5)
     return target(model, inputs).generate(
@@ -215,8 +217,7 @@ def vector(
 def adds(tensors: Mapping[sk.Key, Tensor], where: Where, strength: float = 1.0) -> list[Edit]:
     """Edits that add each direction at its layer."""
     return [
-        Edit(key.layer, where, lambda h, rows, d=tensor: h + strength * d, key.site)  # type: ignore[misc]
-        for key, tensor in tensors.items()
+        Edit(key.layer, where, lambda h, rows, d=tensor: h + strength * d, key.site) for key, tensor in tensors.items()
     ]
 
 

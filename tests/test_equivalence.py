@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ def contrast(
     shift = [a - b for a, b in zip(text, image, strict=True)]
     if form == "literal":
         return shift
-    return [shift[0], *(above - below for below, above in zip(shift, shift[1:], strict=False))]
+    return [shift[0], *(above - below for below, above in pairwise(shift))]
 
 
 def contrast_edits(contrasts: list[torch.Tensor], position: int, each: int = 1) -> list[Edit]:

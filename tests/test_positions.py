@@ -119,7 +119,7 @@ def seen(vlm: sk.VLM, family: str, intervention: sk.Intervention, call: Callable
         ("all", span(0, 43), span(1, 43)),
         ("system", span(0, 13), span(1, 13)),
         ("image", span(18, 33), span(18, 23) + span(26, 33)),
-        ("text", span(14, 17) + span(34, 43), span(14, 17) + [24, 25] + span(34, 43)),
+        ("text", span(14, 17) + span(34, 43), [*span(14, 17), 24, 25, *span(34, 43)]),
         ("after_image", span(34, 43), span(34, 43)),
     ],
 )
@@ -144,7 +144,7 @@ def test_llava_with_one_and_two_images(llava: sk.VLM) -> None:
         "after_image": [span(51, 61), span(37, 61)],
         "all": [span(31, 61), span(0, 61)],
         "system": [span(31, 31), span(0, 0)],
-        "text": [span(32, 34) + span(51, 61), span(1, 3) + [20] + span(37, 61)],
+        "text": [span(32, 34) + span(51, 61), [*span(1, 3), 20, *span(37, 61)]],
         "last": [[61], [61]],
     }
     for tokens, rows in expected.items():
