@@ -124,8 +124,9 @@ class SteeringMethod(Frozen, ABC):
             model: The model, as loaded or wrapped by steerkit.
             anchors: The anchor set; any sequence, read one batch at a time.
             batch_size: Samples per batch.
-            checkpoint: A file that keeps the state: written every two seconds and on interruption, read at the start,
-                deleted at the end. A fit that is run again with the same file goes on where the last one stopped.
+            checkpoint: A file that keeps the state: written every two seconds, on interruption and at the end, read at
+                the start. A fit that is run again with the same file goes on where the last one stopped. Delete it once
+                the vector is saved.
             progress: Called with (done, total) samples after each batch.
             anchor_name: Name of the anchor set, for the metadata.
             anchor_license: Its licence, for the metadata.
@@ -166,8 +167,6 @@ class SteeringMethod(Frozen, ABC):
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
         )
-        if checkpoint is not None:
-            Path(checkpoint).unlink(missing_ok=True)
         return vector
 
     def _measure(

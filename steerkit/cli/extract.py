@@ -66,6 +66,10 @@ def extract(
         if fresh:
             partial.unlink(missing_ok=True)
         vector = _fit(fitter, vlm, samples, partial, batch_size=batch_size, anchor_name=name)
+        if license_ is not None:
+            vector = vector.with_metadata(license=license_)
+        vector.save(output)
+        partial.unlink(missing_ok=True)
     except KeyboardInterrupt as error:
         say(_stopped(partial, len(samples)))
         raise typer.Exit(130) from error
@@ -73,9 +77,6 @@ def extract(
         if done := measured(partial):
             say(f"{done} of {len(samples)} samples are kept in {partial}: the same command goes on from there.")
         raise
-    if license_ is not None:
-        vector = vector.with_metadata(license=license_)
-    vector.save(output)
     typer.echo(clean(f"Wrote {output}: {vector!r}"))
 
 
