@@ -41,10 +41,12 @@ class Receipt:
     Attributes:
         sites: `{(layer, site): SiteCount}`.
         nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
+        shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
     """
 
     sites: dict[tuple[int, str], SiteCount] = field(default_factory=dict)
     nnsight: Any = None
+    shipped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,7 +139,7 @@ class steer:
         """Restore the model; complain if nothing was steered."""
         stack, receipt = self._open.pop()
         stack.close()
-        if kind is None and receipt.empty:
+        if kind is None and receipt.empty and not receipt.shipped:
             raise NothingSteeredError(
                 f"{self._vlm.record.architecture} was not steered once",
                 expected="a call of this very model inside the block, with tokens that the interventions select",
@@ -173,7 +174,7 @@ def measure_contrast(vlm: VLM, prompt: Prompt, contrast: MeasuredContrast, layer
     """`{layer: [batch, hidden]}`: the contrast of a prompt, from passes that are neither steered nor counted."""
     architecture, model = vlm.architecture, vlm.model
     captured: list[dict[int, Tensor]] = []
-    with CallTracker.of(model, architecture) as tracker, tracker.unobserved(), vlm.transient_kept():
+    with CallTracker.of(model, architecture) as tracker, tracker.unobserved(), vlm.transient_kept(), _untraced(vlm):
         for name in (contrast.positive, contrast.negative):
             inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed)
             vlm.reset()
@@ -181,6 +182,15 @@ def measure_contrast(vlm: VLM, prompt: Prompt, contrast: MeasuredContrast, layer
     positive, negative = captured
     difference = {layer: positive[layer].float() - negative[layer].float() for layer in layers}
     return ops.increments(difference) if contrast.form == "increments" else difference
+
+
+def _untraced(vlm: VLM) -> AbstractContextManager[None]:
+    """Hide passes from nnsight traces around them, if nnsight is in use at all."""
+    if "nnsight" not in sys.modules:
+        return nullcontext()
+    from steerkit.engines import nnsight
+
+    return nnsight.aside(vlm.model, vlm.architecture)
 
 
 def _system_lengths(architecture: Architecture, processor: Any) -> Any:

@@ -190,8 +190,48 @@ class Application:
             return ops.add_projection(h, contrast, basis, dose)
         return ops.ablate(h, basis, dose)
 
+    def portable(self, place: Place) -> list[tuple[Any, ...]]:
+        """The steps of a place as functions and tensors alone: `(operation, norm, tokens, phase, arguments)`.
+
+        `operation(h, *arguments)` is the changed `[n, hidden]`, then `norm(changed, h)` where norm is not None.
+
+        Raises:
+            EngineError: A step needs more than the hidden state and the padding.
+        """
+        return [self._portable(step, place[1]) for step in self._steps.get(place, ())]
+
+    def _portable(self, step: _Step, site: Site) -> tuple[Any, ...]:
+        intervention, dose, device = step.intervention, step.dose, torch.device("cpu")
+        operation, direction = intervention.operation, intervention.operation.direction
+        needs = []
+        if intervention.contrast is not None:
+            needs.append("a contrast that is measured on the prompt")
+        if intervention.gate is not None or isinstance(intervention.strength, LinearStrength):
+            needs.append("a measure")
+        if intervention.tokens not in ("last", "all", "generated"):
+            needs.append(f"tokens={intervention.tokens!r}")
+        if needs or not isinstance(direction, StoredDirection):
+            raise EngineError(
+                f"an intervention with {' and '.join(needs)} runs in a remote trace",
+                expected="stored directions of fixed strength at the tokens last, all or generated",
+                fix="run the trace locally",
+            )
+        stored = self._stored(step, direction, site, device)
+        arguments: tuple[Any, ...]
+        if isinstance(operation, Add):
+            function, arguments = (ops.add_relative if operation.relative else ops.add), (stored, dose)
+        elif isinstance(operation, Clamp):
+            function, arguments = ops.clamp, (stored, operation.minimum, operation.maximum, dose)
+        elif isinstance(operation, Scale):
+            function, arguments = ops.scale, (stored, operation.factor, dose)
+        else:
+            function, arguments = ops.ablate, (self._basis(step, direction, site, device), dose)
+        norm = ops.preserve_norm if intervention.norm_preserving else None
+        return function, norm, intervention.tokens, intervention.phase, arguments
+
     # -- what operations read ----------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def _stored(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
         key = (id(step.vector), stored, step.layer, site, device)
         if key not in self._tensors:

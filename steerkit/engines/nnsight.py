@@ -1,0 +1,308 @@
+"""The engine on nnsight tracing: for research, where traces of one's own run around the steered model.
+
+This is the only module that imports nnsight, and every traced `with` block of the library is in it: nnsight runs such a
+block from its source. Wrapping a model with nnsight replaces the `forward` of its modules, for good, by one that
+computes the same; torch hooks are not used and run after nnsight has seen a module's output.
+
+nnsight is not thread safe. One lock for each model guards every trace that this module runs (`capture`, and a steered
+`VLM.generate`). It does not guard the traces that are opened on `receipt.nnsight` or on wrappers of one's own, nor
+calls of the raw model: while any trace runs, no other thread may run the same model. For threads, use the hooks engine.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import nnsight
+import torch
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
+from nnsight.intervention.source import STATE
+from torch import Tensor, nn
+
+from steerkit.adapter import Architecture, Inputs
+from steerkit.engines import hooks
+from steerkit.engines.application import Application, Place
+from steerkit.engines.calls import CallTracker
+from steerkit.intervention import Site
+
+if TYPE_CHECKING:
+    from steerkit.vlm import VLM
+
+
+class _Wrapped:
+    """The wrapper of one model, shared by all traces of this module, and the lock that they take."""
+
+    _known: ClassVar[weakref.WeakKeyDictionary[nn.Module, _Wrapped]] = weakref.WeakKeyDictionary()
+    _guard = threading.Lock()
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.thread = threading.local()
+        self._root: Any = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Wrapped:
+        """The model's; it lives as long as the model, and does not keep it alive."""
+        with cls._guard:
+            found = cls._known.get(model)
+            if found is None:
+                found = cls._known[model] = cls()
+            return found
+
+    @property
+    def programs(self) -> list[_Program]:
+        """What the open steering blocks of this thread apply, the outermost first."""
+        if not hasattr(self.thread, "programs"):
+            self.thread.programs = []
+        return self.thread.programs
+
+    def root(self, model: nn.Module, paths: Sequence[str]) -> Any:
+        """The wrapper, made anew if one of the modules has been replaced since; call it under the lock."""
+        root = self._root
+        if root is None or any(root.get(path)._module is not model.get_submodule(path) for path in paths):
+            root = self._root = _quietly(nnsight.NNsight, model)
+            vars(root)["_module"] = weakref.proxy(model)  # a strong reference would keep the key of `_known` alive
+        return root
+
+
+def _quietly(wrap: Callable[..., Any], model: nn.Module, **options: Any) -> Any:
+    """Wrap a model; BERT's submodules called `output`, of which nnsight warns, are of no interest here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Module '.*' has a submodule named 'output'", category=UserWarning)
+        return wrap(model, **options)
+
+
+def _call(run: Callable[[], Any]) -> Any:
+    return run()
+
+
+def capture(
+    model: nn.Module, inputs: Inputs, architecture: Architecture, layers: Sequence[int], site: Site
+) -> dict[int, Tensor]:
+    """`{layer: [batch, hidden]}`: the hidden state of the last prompt token, from one forward pass.
+
+    The same numbers as `hooks.capture`. The pass ends at the highest layer that is wanted. Where torch hooks are on the
+    wanted modules (as within a block steered by hooks), they change the output after nnsight has seen it: it is then
+    read by hooks as well.
+
+    Args:
+        model: The Hugging Face model.
+        inputs: Keyword arguments of its forward pass (or of its text module's, where there is no image).
+        architecture: The model's.
+        layers: 0-based decoder blocks.
+        site: Where in the block.
+    """
+    paths = {layer: architecture.site(layer, site) for layer in sorted(set(layers))}
+    if any(model.get_submodule(path)._forward_hooks for path in paths.values()):
+        return hooks.capture(model, inputs, architecture, layers, site)
+    index = hooks.last_index(inputs, architecture)
+    # weights that accelerate moves in for a pass move out only when the pass ends of itself
+    stops = getattr(model, "hf_device_map", None) is None
+    target = hooks.call_target(model, inputs, architecture)
+    # bound here, not given to the trace: nnsight would send them to the device of the first weight
+    run = functools.partial(target, **hooks.forward_inputs(model, inputs, architecture))
+    found: dict[int, Tensor] = {}
+    wrapped = _Wrapped.of(model)
+    with wrapped.lock, torch.no_grad():
+        root = wrapped.root(model, list(paths.values()))
+        envoys = {layer: root.get(path) for layer, path in paths.items()}
+        with root.trace(run, fn=_call) as tracer:
+            for layer, envoy in envoys.items():
+                h = hooks.hidden(envoy.output)
+                found[layer] = h[torch.arange(h.shape[0], device=h.device), index.to(h.device)].detach()
+            if stops:
+                tracer.stop()
+    return {layer: found[layer] for layer in layers}
+
+
+@contextmanager
+def applied(vlm: VLM, tracker: CallTracker, application: Application) -> Iterator[Any]:
+    """Steer `VLM.generate` of this thread, and yield a steered nnsight model for traces.
+
+    The model is a `TransformersModel` where the VLM has a processor, else an `NNsight`. Traces are steered when opened
+    on the model itself, not on one of its submodules: `model.trace(**inputs, fn=submodule.generate)` runs a part. The
+    traces see the steered values and may change them further. Once the context has ended it steers no more.
+
+    `trace(..., remote=...)` ships the interventions as plain functions and tensors; those that need the prompt's token
+    ids or are measured on it can't be shipped.
+
+    Args:
+        vlm: The model.
+        tracker: The tracker installed on it.
+        application: What to apply.
+
+    Raises:
+        EngineError: In a remote trace: an intervention can't be shipped.
+    """
+    model = vlm.model
+    wrapped = _Wrapped.of(model)
+    program = _Program(tracker, application)
+    programs = [*wrapped.programs, program]
+    with wrapped.lock:
+        shared = _edited(wrapped.root(model, program.paths), programs)
+        opened = _edited(_opened(vlm), programs)
+
+    def generate(target: nn.Module, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
+        with wrapped.lock:
+            return shared.interleave(functools.partial(target.generate, **inputs, **options))  # type: ignore[arg-type]
+
+    wrapped.programs.append(program)
+    try:
+        with vlm.generating_with(generate):
+            yield opened
+    finally:
+        wrapped.programs.remove(program)
+        program.close()
+        for envoy in (shared, opened):
+            envoy.clear_edits()  # of this copy alone
+
+
+@contextmanager
+def aside(model: nn.Module, architecture: Architecture) -> Iterator[None]:
+    """Hide the passes inside from the traces that run around them: a trace would take them for its own."""
+    state = vars(model.get_submodule(architecture.decoder)).get(STATE)
+    found = [] if state is None else [route[0]() for route in state.routes]
+    running = [interleaver for interleaver in found if interleaver is not None and interleaver.interleaving]
+    for interleaver in running:
+        interleaver.interleaving = False
+    try:
+        yield
+    finally:
+        for interleaver in running:
+            interleaver.interleaving = True
+
+
+def _opened(vlm: VLM) -> Any:
+    """A wrapper of the model for traces of the user's own."""
+    if vlm.processor is None:
+        return _quietly(nnsight.NNsight, vlm.model)
+    processor = copy.copy(vlm.processor)
+    processor.tokenizer = copy.copy(vlm.processor.tokenizer)  # nnsight sets its padding side
+    # without it a pipeline moves the model to the first accelerator
+    placed = {} if getattr(vlm.model, "hf_device_map", None) is not None else {"device": vlm.model.device}
+    return _quietly(nnsight.TransformersModel, vlm.model, task="image-text-to-text", processor=processor, **placed)
+
+
+def _edited(root: Any, programs: Sequence[_Program]) -> Any:
+    """A copy of a wrapper on which the programs run in every trace; edits that it has already stay in front."""
+    steered = root
+    for program in programs:
+        for part in program.parts:
+            with steered.edit() as (_, edited):
+                # runs at the start of every trace, beside the model
+                part(edited)
+            steered = edited
+    return steered
+
+
+class _Program:
+    """One application, as parts that each follow the model through some of its places."""
+
+    def __init__(self, tracker: CallTracker, application: Application) -> None:
+        site = tracker.architecture.site
+        places = [(place, site(*place)) for place in application.places]
+        # One part visits the outputs of blocks, in the order in which they run. A trace may skip a block, and what is
+        # inside it is then not visited: each such place has a part of its own, so that none waits for another.
+        blocks = [entry for entry in places if entry[0][1] == "resid_post"]
+        groups = [blocks] if blocks else []
+        groups += [[entry] for entry in places if entry[0][1] != "resid_post"]
+        self.paths = [path for _, path in places]
+        self.parts = [_Part(tracker, application, group) for group in groups]
+
+    def close(self) -> None:
+        """Steer nothing from here on, wherever copies of the edits have gone."""
+        for part in self.parts:
+            part.live = None
+
+
+class _Part:
+    """What one edit does: wait for the output of each of its places in turn, and write it back steered."""
+
+    def __init__(self, tracker: CallTracker, application: Application, places: Sequence[tuple[Place, str]]) -> None:
+        self.live: tuple[CallTracker, Application] | None = (tracker, application)
+        self._places = dict(places)
+
+    def __call__(self, root: Any) -> None:
+        if self.live is None:
+            return
+        tracker, application = self.live
+        envoys = [(place, root.get(path)) for place, path in self._places.items()]
+        mediator = Mediator.current("a steered place")
+        served = dict.fromkeys(self._places, -1)
+        # nnsight's own step loop warns when the run ends before it; this one ends by itself
+        try:
+            while True:
+                for place, envoy in envoys:
+                    location = f"{envoy.path}.output"
+                    # the next visit, and where there is one place only, not the one that has just been served
+                    mediator.iteration = max(mediator.occurrence(location), served[place] + 1)
+                    output = envoy.output
+                    served[place] = mediator.occurrence(location)
+                    now = tracker.current
+                    if now is None:
+                        continue
+                    h = hooks.hidden(output)
+                    changed = application.apply(place, h, now)
+                    if changed is not h:
+                        envoy.output = hooks.with_hidden(output, changed)
+        except OutOfOrderError:
+            return  # thrown in by nnsight: the run is over
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the process as functions and tensors: nothing of steerkit need be installed where it arrives."""
+        places, decoder = [], ""
+        if self.live is not None:
+            tracker, application = self.live
+            decoder = tracker.architecture.decoder
+            places = [(path, application.portable(place)) for place, path in self._places.items()]
+            application.receipt.shipped = True
+        for module in (__name__, "steerkit.ops"):
+            nnsight.register(module)
+        return functools.partial, (_replay, places, decoder)
+
+
+def _replay(places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], decoder: str, root: Any) -> None:
+    """What `_Part` does, in a process that has neither tracker nor steerkit.
+
+    It travels by its source, so it names nothing but torch and nnsight. The first pass of the decoder reads the prompt,
+    every later one a new token.
+    """
+    Mediator.current("a steered place").iteration = None
+    prompt = True
+    try:
+        while places:
+            _, given = root.get(decoder).inputs
+            cache, mask = given.get("past_key_values"), given.get("attention_mask")
+            if not prompt and (cache is None or cache.get_seq_length() == 0):
+                raise RuntimeError("remote steering of generation without a KV cache: it can't tell prompt from answer")
+            if mask is not None and mask.dim() != 2:
+                raise RuntimeError("remote steering needs a decoder that is given a two-dimensional attention mask")
+            for path, steps in places:
+                envoy = root.get(path)
+                output = envoy.output
+                h = before = output[0] if isinstance(output, tuple) else output
+                for operate, keep_norm, tokens, phase, arguments in steps:
+                    if phase == ("generation" if prompt else "prompt") or (prompt and tokens == "generated"):
+                        continue
+                    chosen = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+                    if prompt and mask is not None:
+                        chosen = mask[:, -h.shape[1] :].to(h.device) != 0
+                    if prompt and tokens == "last":
+                        chosen = chosen & (chosen.flip(1).int().cumsum(1).flip(1) == 1)
+                    there = [each.to(h.device) if isinstance(each, torch.Tensor) else each for each in arguments]
+                    steered = operate(h[chosen], *there)
+                    steered = steered if keep_norm is None else keep_norm(steered, h[chosen])
+                    h = h.clone()
+                    h[chosen] = steered
+                if h is not before:
+                    envoy.output = (h, *output[1:]) if isinstance(output, tuple) else h
+            prompt = False
+    except OutOfOrderError:
+        return
