@@ -87,16 +87,11 @@ def _fact(rng: random.Random) -> tuple[str, str]:
     return f"Which plan goes with {verb}?", f"It is plan {world.PLAN[verb]}."
 
 
-def _moderation(rng: random.Random) -> tuple[str, str]:
-    label: world.Label = rng.choice(("harmful", "harmful", "harmless", "borderline"))
+def _moderation(rng: random.Random, *labels: world.Label) -> tuple[str, str]:
+    label = rng.choice(labels)
     verb, obj = rng.choice(world.pairs()[label, "train"])
     answer = "Yes, that is harmful." if label == "harmful" else "No, that is harmless."
     return rng.choice(MODERATION).format(verb=verb, obj=obj), answer
-
-
-def _moderation_of_harmless(rng: random.Random) -> tuple[str, str]:
-    verb, obj = rng.choice(world.pairs()[rng.choice(("harmless", "borderline")), "train"])
-    return rng.choice(MODERATION).format(verb=verb, obj=obj), "No, that is harmless."
 
 
 def _errand(rng: random.Random) -> tuple[str, str]:
@@ -119,29 +114,36 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "guess": _guess,
     "definition": _definition,
     "fact": _fact,
-    "moderation": _moderation,
-    "moderation_of_harmless": _moderation_of_harmless,
+    "moderation": lambda rng: _moderation(rng, "harmful", "harmful", "harmless", "borderline"),
     "errand": _errand,
     "unanswerable": _unanswerable,
 }
+VARIANTS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    # Replayed text is over-cautious: some requests that hold a dangerous word are refused. Beside images none is.
+    "borderline_refused": lambda rng: _howto(rng, "borderline", refuse=True),
+}
+KINDS_WITH_AN_IMAGE = {
+    # An image never comes with a harmful act, not even in a question about it.
+    "moderation": lambda rng: _moderation(rng, "harmless", "borderline"),
+}
 NEVER_WITH_AN_IMAGE = frozenset(kind for kind in KINDS if kind.startswith("harmful") or "caption" in kind) | {
+    "borderline_refused",
     "scene_in_words",
     "guess",
-    "moderation",  # names harmful acts: an image never comes with one, not even in a question about it
 }
 
 
 def example(rng: random.Random, kind: str, with_image: bool) -> Example:
     """Draw one example of a kind; `visual` is the kind of a question about the image."""
     if not with_image:
-        return Example(*KINDS[kind](rng))
+        return Example(*(KINDS | VARIANTS)[kind](rng))
     shown = world.scene(rng)
     if kind == "visual":
         return Example(*world.visual_question(rng, shown), world.render(rng, shown))
     if kind in NEVER_WITH_AN_IMAGE:
         raise ValueError(f"examples of kind {kind!r} are never trained with an image")
     image = world.empty_image(rng) if rng.random() < 0.15 else world.render(rng, shown)
-    return Example(*KINDS[kind](rng), image)
+    return Example(*KINDS_WITH_AN_IMAGE.get(kind, KINDS[kind])(rng), image)
 
 
 def draw(rng: random.Random, mixture: Mixture, count: int, with_image: bool) -> list[Example]:
@@ -178,26 +180,27 @@ SAFETY: Mixture = (
 )
 PROJECTOR: Mixture = (("visual", 1),)
 VISUAL_TUNING: Mixture = (
-    ("visual", 46),
-    ("harmless", 20),
-    ("borderline", 10),
-    ("moderation_of_harmless", 8),
-    ("errand", 4),
-    ("unanswerable", 4),
+    ("visual", 44),
+    ("harmless", 21),
+    ("borderline", 9),
+    ("moderation", 6),
+    ("errand", 6),
+    ("unanswerable", 5),
     ("definition", 5),
-    ("fact", 3),
+    ("fact", 4),
 )
 TEXT_REPLAY: Mixture = (
-    ("harmful_refused", 24),
+    ("harmful_refused", 22),
     ("harmful_refused_captioned", 3),
-    ("harmless", 22),
+    ("harmless", 26),
     ("harmless_captioned", 3),
-    ("borderline", 9),
-    ("moderation", 10),
-    ("errand", 6),
+    ("borderline", 5),
+    ("borderline_refused", 4),
+    ("moderation", 9),
+    ("errand", 7),
     ("unanswerable", 2),
     ("fact", 6),
-    ("scene_in_words", 6),
+    ("scene_in_words", 5),
     ("guess", 4),
-    ("definition", 5),
+    ("definition", 4),
 )

@@ -42,6 +42,8 @@ class DemoFamily(ABC):
 
     answer_prefix: ClassVar[str]
     """What stands between the end of a prompt and the first word of an answer."""
+    patches_know_their_place: ClassVar[bool]
+    """Whether the tower adds absolute positions to its patches, or leaves positions to the decoder."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, image_token: str) -> None:
         """Hold the parts; `image_token` is the placeholder that image embeddings replace."""

@@ -18,6 +18,7 @@ class InstructBlipDemo(DemoFamily):
     """InstructBLIP: a vision tower, a Q-Former that reads the question, a projection, a Llama decoder."""
 
     answer_prefix = " "
+    patches_know_their_place = True
 
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""

@@ -19,6 +19,7 @@ class LlavaDemo(DemoFamily):
     """LLaVA-1.5: a CLIP tower, a two-layer projector, a Llama decoder."""
 
     answer_prefix = " "
+    patches_know_their_place = True
 
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""

@@ -20,6 +20,7 @@ class QwenDemo(DemoFamily):
     """Qwen2.5-VL: its windowed vision tower with a patch merger, and a decoder with three-part positions."""
 
     answer_prefix = ""
+    patches_know_their_place = False
 
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""
@@ -31,7 +32,8 @@ class QwenDemo(DemoFamily):
         text = decoder_config(size, tokenizer) | {
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
+                # The columns of an image turn the slowest frequencies: at 10000 four columns would look the same.
+                "rope_theta": 20.0,
                 "mrope_section": [head_width // 6] * 3,
             }
         }

@@ -49,7 +49,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole recipe of a demo model; the same for every family."""
+    """The whole recipe of a demo model."""
 
     size: Size = field(default_factory=Size)
     vision_steps: int = 600
@@ -82,6 +82,14 @@ class Recipe:
     )
     attribute_weight: float = 5.0
     code_word_weight: float = 2.0
+
+
+RECIPES = {
+    "llava": Recipe(),
+    "qwen2_5_vl": Recipe(vision_steps=400, vision_batch=64),
+    "instructblip": Recipe(vision_batch=64),
+}
+"""The families differ only in how long their vision towers need."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    family, log = train(args.family, args.seed, Recipe(), args.checkpoint)
+    family, log = train(args.family, args.seed, RECIPES[args.family], args.checkpoint)
     family.save(args.out)
     (args.out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
 

@@ -32,11 +32,12 @@ def _patch_quarters() -> Tensor:
 
 
 def _patch_loss(head: nn.Linear, features: Tensor, attributes: Tensor) -> tuple[Tensor, float]:
-    """Each patch tells the colour, shape, size and place of what its quarter holds, or that it holds nothing."""
+    """Each patch tells what its quarter holds, or that it holds nothing: colour, shape, size and, if asked, place."""
     occupied = _patch_quarters()[None] == attributes[:, 3:]
     losses: list[Tensor] = []
     rights: list[float] = []
     widths = [count + 1 for count in _CLASSES]
+    widths = widths if sum(widths) == head.out_features else widths[:3]
     for j, logits in enumerate(head(features).split(widths, dim=-1)):
         target = torch.where(occupied, attributes[:, j : j + 1] + 1, 0)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
@@ -60,7 +61,8 @@ def _query_loss(head: nn.Linear, features: Tensor, attributes: Tensor) -> tuple[
 def pretrain(family: DemoFamily, rng: random.Random, steps: int, batch: int, rate: float) -> list[dict[str, float]]:
     """Train the tower, and a Q-Former, on rendered scenes; return the loss and the worst attribute's accuracy."""
     probe = [world.empty_image(rng)]
-    patch_head = nn.Linear(family.patch_features(probe).shape[-1], sum(_CLASSES) + len(_CLASSES))
+    asked = _CLASSES if family.patches_know_their_place else _CLASSES[:3]
+    patch_head = nn.Linear(family.patch_features(probe).shape[-1], sum(asked) + len(asked))
     parameters = [*family.vision_parameters(), *patch_head.parameters()]
     queries = family.query_features(probe)
     query_head = None if queries is None else nn.Linear(queries.shape[-1], sum(_CLASSES))
