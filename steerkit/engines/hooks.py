@@ -80,12 +80,15 @@ def capture(
         site: Where in the block.
     """
     found: dict[int, Tensor] = {}
+    owner = threading.get_ident()
     index = last_index(inputs, architecture)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     last = max(layers) if getattr(model, "hf_device_map", None) is None else None
 
     def hook_at(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() != owner:
+                return
             h = hidden(output)
             found[layer] = h[torch.arange(h.shape[0], device=h.device), index.to(h.device)].detach()
             if layer == last:
