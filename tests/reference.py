@@ -258,3 +258,16 @@ def touched(model: Any, family: str, layer: int, steered: Callable[[], Any], cal
 def places(mask: Tensor) -> list[list[int]]:
     """The true columns of each row."""
     return [row.nonzero().flatten().tolist() for row in mask]
+
+
+def state(model: torch.nn.Module) -> list[Any]:
+    """Everything that steering might leave on a model: hooks and instance attributes of every module."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+    return [
+        (
+            name,
+            sorted(vars(module)),
+            [len(getattr(module, each)) for each in (*hooks, "_forward_pre_hooks_with_kwargs")],
+        )
+        for name, module in model.named_modules()
+    ]

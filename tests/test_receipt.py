@@ -1,0 +1,75 @@
+"""Receipts count exactly what was steered."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from reference import TEXT_ONLY, WITH_IMAGE, captured, directions, generate, vector
+
+import steerkit as sk
+
+
+@pytest.mark.parametrize(
+    ("intervention", "options", "prompt", "generated"),
+    [
+        ({"phase": "prompt"}, {}, 3, 0),
+        ({"phase": "both"}, {}, 3, 12),
+        ({"phase": "generation"}, {}, 0, 12),
+        ({"tokens": "generated"}, {}, 0, 12),
+        ({"phase": "prompt"}, {"num_beams": 2}, 6, 0),
+        ({"phase": "both"}, {"num_beams": 2}, 6, 24),
+        ({"phase": "both"}, {"num_return_sequences": 2, "do_sample": True}, 6, 24),
+        ({"phase": "prompt", "tokens": "image"}, {}, 48, 0),
+        ({"phase": "prompt", "tokens": "all"}, {}, 31 + 45 + 40, 0),
+        # without a cache every pass reads the prompt, and is steered there, again
+        ({"phase": "both"}, {"use_cache": False}, 15, 3 * (1 + 2 + 3 + 4)),
+    ],
+)
+def test_counts(llava: sk.VLM, intervention: Any, options: Any, prompt: int, generated: int) -> None:
+    inputs = llava.inputs(WITH_IMAGE)
+    steering = vector(llava, directions(llava), sk.Intervention(layers=(1, 3), **intervention))
+    with sk.steer(llava, steering) as receipt:
+        assert receipt.empty
+        generate(llava.model, inputs, steps=5, **options)
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (prompt, generated)
+    assert receipt.layers == [1, 3]
+    assert {key: (c.prompt_tokens, c.generated_tokens) for key, c in receipt.sites.items()} == {
+        (1, "resid_post"): (prompt, generated),
+        (3, "resid_post"): (prompt, generated),
+    }
+    assert all(0.1 < change < 10 for change in receipt.relative_change.values())
+
+
+def test_calls_add_up(llava: sk.VLM) -> None:
+    with sk.steer(llava, vector(llava, directions(llava))) as receipt:
+        llava.generate([*TEXT_ONLY, *WITH_IMAGE], batch_size=2, max_new_tokens=3, min_new_tokens=3)
+        with torch.no_grad():
+            llava.model(**llava.inputs(TEXT_ONLY))
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (9, 12)
+
+
+def test_the_relative_change_is_that_of_the_steered_tokens(llava: sk.VLM) -> None:
+    inputs = llava.inputs(WITH_IMAGE)
+    d = directions(llava)[sk.Key(1)]
+    h = captured(llava.model, "llava", inputs)[1]
+    with sk.steer(llava, vector(llava, {sk.Key(1): d}), strength=0.5) as receipt:
+        generate(llava.model, inputs)
+    assert receipt.relative_change[1] == pytest.approx(float((0.5 * d.norm() / h.norm(dim=1)).mean()), rel=1e-5)
+    size = f"{100 * receipt.relative_change[1]:.1f}"
+    counts = "steered 1 layers (1-1), 3 prompt and 12 generated tokens each"
+    assert str(receipt) == f"{counts}, by up to {size} % of the hidden state"
+
+
+def test_what_was_not_measured_is_not_reported() -> None:
+    receipt = sk.Receipt()
+    assert str(receipt) == "nothing was steered"
+    receipt.add(2, "resid_post", prompt=0, generated=1, change=None)
+    assert math.isnan(receipt.relative_change[2])
+    assert str(receipt) == "steered 1 layers (2-2), 0 prompt and 1 generated tokens each"
+    receipt.add(2, "mlp_out", prompt=2, generated=0, change=torch.tensor([0.25, 0.75]))
+    assert receipt.relative_change == {2: 0.5}
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (2, 1)
+    assert str(receipt).endswith("2 prompt and 1 generated tokens each, by up to 50.0 % of the hidden state")
