@@ -75,7 +75,7 @@ class Application:
     ) -> None:
         self.receipt = receipt
         self._measure = measure
-        self._tensors: dict[Any, Tensor] = {}
+        self._tensors: dict[Any, Tensor] = {}  # made outside inference mode, to serve passes with gradients too
         self._steps: dict[Place, list[_Step]] = defaultdict(list)
         self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
         self.contrasts: list[tuple[MeasuredContrast, tuple[int, ...]]] = []
@@ -241,12 +241,14 @@ class Application:
             self._tensors[key] = found.to(device=device, dtype=torch.float32)
         return self._tensors[key]
 
+    @torch.inference_mode(False)
     def _scaled(self, step: _Step, stored: StoredDirection, site: Site, dose: float, h: Tensor) -> Tensor:
         key = (id(step.vector), stored, step.layer, site, dose, h.device, h.dtype)
         if key not in self._tensors:
             self._tensors[key] = (dose * self._stored(step, stored, site, h.device)).to(h.dtype)
         return self._tensors[key]
 
+    @torch.inference_mode(False)
     def _basis(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
         key = ("basis", id(step.vector), stored, step.layer, site, device)
         if key not in self._tensors:
