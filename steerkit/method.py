@@ -156,7 +156,7 @@ class SteeringMethod(Frozen, ABC):
                 labels={label: count for label, count in sorted(labels.items()) if label},
             )
         directions, interventions = self.solve(model, state.groups, plan.layers)
-        vector = SteeringVector(
+        return SteeringVector(
             {key: tensor.float() for key, tensor in directions.items()},
             PackMetadata(
                 method=MethodRecord(name=self.name, config=self.model_dump(mode="json"), paper=self.paper),
@@ -167,7 +167,6 @@ class SteeringMethod(Frozen, ABC):
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
         )
-        return vector
 
     def _measure(
         self,

@@ -157,3 +157,10 @@ def test_a_selection_reads_and_writes_its_own_tokens_only() -> None:
         assert torch.equal(h, kept)
         assert (changed != h).any(-1).sum() == selection.count(2)
         assert torch.equal(selection.read(changed), selection.read(h) + 100)
+
+
+def test_padding_is_known_without_a_mask_as_generate_knows_it(llava: sk.VLM, watched: Watched) -> None:
+    inputs = llava.inputs(TEXT_ONLY)
+    assert not inputs["attention_mask"].all()
+    generate(llava.model, {"input_ids": inputs["input_ids"]}, steps=1)
+    assert torch.equal(watched.prompts[0].inputs["attention_mask"], inputs["attention_mask"])

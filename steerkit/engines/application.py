@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,15 @@ class _Step:
     layer: int
     dose: float
     layers: tuple[int, ...] = ()
+    scaled: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that happens is the addition of one and the same stored direction."""
+        change = self.intervention
+        unconditional = change.gate is None and not change.norm_preserving
+        added = isinstance(change.operation, Add) and not change.operation.relative and change.contrast is None
+        return unconditional and added and not isinstance(change.strength, LinearStrength)
 
 
 class Application:
@@ -150,6 +159,10 @@ class Application:
         return selection.write(h, after)
 
     def _changed(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Pass) -> Tensor:
+        # visited by every block for every token: a direction that is at hand is added without further ado
+        scaled = step.scaled.get((h.device, h.dtype))
+        if scaled is not None:
+            return h + scaled
         intervention = step.intervention
         dose: float | Tensor = step.dose
         if isinstance(intervention.strength, LinearStrength):
@@ -171,13 +184,14 @@ class Application:
     ) -> Tensor:
         operation = step.intervention.operation
         site = place[1]
-        if isinstance(operation, Add) and isinstance(operation.direction, MeasuredContrast):
-            direction = self._contrast(step, operation.direction, h, selection, now)
-            return (ops.add_relative if operation.relative else ops.add)(h, direction, dose)
         if isinstance(operation, Add):
-            if not operation.relative and isinstance(dose, float):
-                return h + self._scaled(step, operation.direction, site, dose, h)
-            direction = self._stored(step, operation.direction, site, h.device)
+            given = operation.direction
+            if isinstance(given, MeasuredContrast):
+                direction = self._contrast(step, given, h, selection, now)
+            elif step.plain:
+                return h + self._scaled(step, given, site, h)
+            else:
+                direction = self._stored(step, given, site, h.device)
             return (ops.add_relative if operation.relative else ops.add)(h, direction, dose)
         if isinstance(operation, (Clamp, Scale)):
             direction = self._stored(step, operation.direction, site, h.device)
@@ -242,11 +256,10 @@ class Application:
         return self._tensors[key]
 
     @torch.inference_mode(False)
-    def _scaled(self, step: _Step, stored: StoredDirection, site: Site, dose: float, h: Tensor) -> Tensor:
-        key = (id(step.vector), stored, step.layer, site, dose, h.device, h.dtype)
-        if key not in self._tensors:
-            self._tensors[key] = (dose * self._stored(step, stored, site, h.device)).to(h.dtype)
-        return self._tensors[key]
+    def _scaled(self, step: _Step, stored: StoredDirection, site: Site, h: Tensor) -> Tensor:
+        scaled = (step.dose * self._stored(step, stored, site, h.device)).to(h.dtype)
+        step.scaled[h.device, h.dtype] = scaled
+        return scaled
 
     @torch.inference_mode(False)
     def _basis(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:

@@ -295,6 +295,7 @@ class CallTracker:
                 given.setdefault("input_ids" if not args[0].is_floating_point() else "pixel_values", args[0])
             if isinstance(given.get("inputs"), Tensor):
                 given.setdefault("input_ids", given["inputs"])
+            _infer_mask(given, cast("Any", entry).generation_config)
             with self._prompt(Prompt(given, self._prompt_length(given), generating=True)):
                 return inner(*args, **kwargs)
 
@@ -379,6 +380,17 @@ class CallTracker:
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self.thread.unobserved:
             self.thread.current = None
+
+
+def _infer_mask(given: dict[str, Any], config: Any) -> None:
+    """Take padding for padding where the caller gave no mask, as `generate` itself does."""
+    config = given.get("generation_config") or config
+    ids, ends = given.get("input_ids"), given.get("eos_token_id", config.eos_token_id)
+    pad = given.get("pad_token_id", config.pad_token_id)
+    if not isinstance(ids, Tensor) or given.get("attention_mask") is not None or pad is None:
+        return
+    if pad not in (ends if isinstance(ends, list) else [ends]) and bool((ids == pad).any()):
+        given["attention_mask"] = (ids != pad).long()
 
 
 def _bound(
