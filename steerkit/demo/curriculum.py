@@ -204,3 +204,7 @@ TEXT_REPLAY: Mixture = (
     ("guess", 4),
     ("definition", 4),
 )
+INSTRUCTBLIP_TEXT_REPLAY: Mixture = tuple(
+    (kind, {"scene_in_words": 8, "guess": 12}.get(kind, weight)) for kind, weight in TEXT_REPLAY
+)
+"""A bare question, without a chat template, stays ordinary text only when more of them are replayed."""

@@ -84,12 +84,16 @@ class Recipe:
     code_word_weight: float = 2.0
 
 
+_PROJECTOR, _TUNING = Recipe().image_stages
 RECIPES = {
     "llava": Recipe(),
     "qwen2_5_vl": Recipe(vision_steps=400, vision_batch=64),
-    "instructblip": Recipe(vision_batch=64),
+    "instructblip": Recipe(
+        vision_batch=64,
+        image_stages=(_PROJECTOR, dataclasses.replace(_TUNING, text=curriculum.INSTRUCTBLIP_TEXT_REPLAY)),
+    ),
 }
-"""The families differ only in how long their vision towers need."""
+"""The families differ in how long their vision towers need, and InstructBLIP in the text replayed."""
 
 
 @dataclass(frozen=True)
