@@ -12,7 +12,7 @@ from functools import lru_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from steerkit.demo import curriculum, world
+from steerkit.demo import curriculum
 
 SYSTEM_TURN = "You are a helpful assistant."
 
@@ -120,9 +120,3 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = QWEN_TEMPLATE
     return tokenizer
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Words of the toy world that are not one token (there should be none)."""
-    words = [*world.VERBS, *world.OBJECTS, *world.CODE_WORDS, *world.COLORS, *world.SHAPES, *world.SIZES]
-    return [word for word in words if len(tokenizer.encode(f" {word}", add_special_tokens=False)) != 1]
