@@ -15,8 +15,8 @@ from steerkit import ops
 from steerkit.engines import hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
-from steerkit.errors import ModelMismatchError, NothingSteeredError, OptionError
-from steerkit.intervention import MeasuredContrast
+from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
+from steerkit.intervention import MeasuredContrast, Site
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
 from steerkit.views import system_lengths, view
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from steerkit.adapter import Architecture
 
 Engine = Literal["hooks", "nnsight"]
+
+
+class _Opened(threading.local):
+    """The blocks that a thread has opened with one and the same `steer` object."""
+
+    def __init__(self) -> None:
+        self.blocks: list[tuple[ExitStack, Receipt]] = []
 
 
 class steer:
@@ -87,18 +94,19 @@ class steer:
             raise OptionError(
                 f"{len(self._strengths)} strengths for {len(self._vectors)} vectors", expected="one number, or one each"
             )
+        _check_eager(self._vlm.model)
         for each in self._vectors:
             check_match(each, self._vlm, shape_only=match == "shape")
         self._engine = engine
         self._any_thread = threads == "all"
-        self._open: list[tuple[ExitStack, Receipt]] = []
+        self._open = _Opened()
         self._compile(Receipt())
 
     def _compile(self, receipt: Receipt) -> Application:
         vlm = self._vlm
 
-        def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int]) -> Contrasts:
-            return measure_contrast(vlm, prompt, contrast, layers)
+        def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site) -> Contrasts:
+            return measure_contrast(vlm, prompt, contrast, layers, site)
 
         application = Application(self._vectors, self._strengths, vlm.architecture, receipt, measure)
         if application.contrasts:
@@ -121,7 +129,7 @@ class steer:
                 from steerkit.engines import nnsight
 
                 receipt.nnsight = stack.enter_context(nnsight.applied(vlm, tracker, application))
-            self._open.append((stack.pop_all(), receipt))
+            self._open.blocks.append((stack.pop_all(), receipt))
         return receipt
 
     def _begin(self, application: Application) -> Callable[[Prompt], None]:
@@ -137,7 +145,7 @@ class steer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the model; complain if nothing was steered."""
-        stack, receipt = self._open.pop()
+        stack, receipt = self._open.blocks.pop()
         stack.close()
         if kind is None and receipt.empty and not receipt.shipped:
             raise NothingSteeredError(
@@ -170,15 +178,35 @@ def check_match(vector: SteeringVector, vlm: VLM, *, shape_only: bool) -> None:
         )
 
 
-def measure_contrast(vlm: VLM, prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int]) -> Contrasts:
-    """`{layer: [batch, hidden]}`: the contrast of a prompt, from passes that are neither steered nor counted."""
+def _check_eager(model: nn.Module) -> None:
+    """Refuse a compiled model: its graph does not see hooks that are added later.
+
+    Raises:
+        EngineError: The model or one of its modules has been compiled.
+    """
+    for name, module in model.named_modules():
+        if module._compiled_call_impl is not None or name == "_orig_mod":
+            raise EngineError(
+                f"{name or type(model).__name__} has been compiled with torch.compile",
+                expected="a model that runs eagerly",
+                fix="steer the model as it was before it was compiled, or load it again",
+            )
+
+
+def measure_contrast(
+    vlm: VLM, prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site
+) -> Contrasts:
+    """`{layer: [batch, hidden]}`: the contrast of a prompt, from passes that are neither steered nor counted.
+
+    The two views are read in a pass each: in one batch, the shorter text would be padded to the length of the image.
+    """
     architecture, model = vlm.architecture, vlm.model
     captured: list[dict[int, Tensor]] = []
     with CallTracker.of(model, architecture) as tracker, tracker.unobserved(), vlm.transient_kept(), _untraced(vlm):
         for name in (contrast.positive, contrast.negative):
             inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed)
             vlm.reset()
-            captured.append(hooks.capture(model, inputs, architecture, layers, "resid_post"))
+            captured.append(hooks.capture(model, inputs, architecture, layers, site))
     positive, negative = captured
     difference = {layer: positive[layer].float() - negative[layer].float() for layer in layers}
     return ops.increments(difference) if contrast.form == "increments" else difference

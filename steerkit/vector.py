@@ -65,7 +65,11 @@ class SteeringVector:
     metadata: PackMetadata
 
     def __post_init__(self) -> None:
-        tensors = {Key(*key): tensor.detach().cpu().contiguous() for key, tensor in sorted(self.tensors.items())}
+        # a copy: whoever holds the tensors that were given can't change the vector
+        tensors = {
+            Key(*key): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, tensor in sorted(self.tensors.items())
+        }
         model = self.metadata.model
         for key, tensor in tensors.items():
             _check_direction(key, tensor, model)
@@ -133,7 +137,14 @@ class SteeringVector:
         """The same vector with every direction scaled to norm 1 (each row of a `[k, hidden]` direction).
 
         The references of measures are points, not directions, and stay what they are.
+
+        Raises:
+            OptionError: The vector stores no directions: they are measured on each prompt.
         """
+        if not self.tensors:
+            raise OptionError(
+                "a vector that is measured on each prompt is normalised", expected="a vector that stores directions"
+            )
         measures = [m for i in self.interventions for m in i.measures]
         points = {m.reference.name for m in measures if m.reference is not None} - {m.direction.name for m in measures}
         tensors = {
@@ -290,6 +301,10 @@ class SteeringVector:
             raise refused(f"{path}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented")
         return vector
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and other processes get a vector that has passed the same checks."""
+        return SteeringVector, (dict(self.tensors), self.metadata)
+
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""
         model = self.metadata.model
@@ -362,7 +377,7 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
         raise OptionError(
             f"the direction at {tuple(key)} is zero",
             expected="a direction that does something",
-            fix="the two halves of the contrast are equal there: check the anchor set, or leave the layer out",
+            fix="what was subtracted or added cancels there: leave the layer out, or check the anchor set",
         )
 
 

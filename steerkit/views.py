@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from steerkit.adapter import Architecture, Inputs, ModelAdapter
-from steerkit.errors import EngineError, MissingImageError, ProcessorError
+from steerkit.errors import EngineError, ProcessorError
 from steerkit.intervention import View
 
 _NOT_INPUTS = frozenset({"inputs", "inputs_embeds", "decoder_input_ids", "position_ids", "cache_position", "labels"})
@@ -36,7 +36,6 @@ def view(
 
     Raises:
         EngineError: The view can't be derived from model inputs.
-        MissingImageError: The view replaces images and there are none.
         ProcessorError: There is no processor.
     """
     if processor is None:
@@ -83,13 +82,12 @@ def without_image(inputs: Inputs, architecture: Architecture, processor: Any) ->
 
 
 def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_seed: int | None) -> Inputs:
-    """The inputs with every image replaced by a white one, or by noise, of the size that the model sees."""
+    """The inputs with every image replaced by a white one, or by noise, of the size that the model sees.
+
+    Prompts without an image are as they were.
+    """
     if not any(key.startswith("pixel_values") for key in inputs):
-        raise MissingImageError(
-            "a prompt without an image is to be shown with a meaningless one",
-            expected="prompts with images",
-            fix="don't steer text-only prompts with a contrast against an image",
-        )
+        return inputs  # without an image there is nothing to replace: the contrast with the text alone is zero
     images = [
         [meaningless_image(size, noise_seed) for size in group] for group in adapter.image_sizes(processor, inputs)
     ]

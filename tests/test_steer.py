@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from threading import Barrier
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import transformers
 from reference import (
@@ -36,13 +39,12 @@ from reference import (
 import steerkit as sk
 from steerkit.errors import (
     EngineError,
-    MissingImageError,
     ModelMismatchError,
     NothingSteeredError,
     OptionError,
     ProcessorError,
 )
-from steerkit.intervention import Ablate, Add, Scale
+from steerkit.intervention import Ablate, Add, MeasuredContrast, Scale
 
 CLEARLY = 1e-2
 
@@ -183,19 +185,87 @@ def test_a_contrast_is_measured_on_unsteered_passes(llava: sk.VLM, inputs: Any) 
         assert distance(found, generate(llava.model, inputs)) == 0.0
 
 
-def test_a_contrast_needs_processor_and_image(llava: sk.VLM) -> None:
+def test_a_contrast_needs_the_processor(llava: sk.VLM) -> None:
     sample_level = sk.CMRM(level="sample", counterpart="blank").fit(llava)
     with pytest.raises(ProcessorError, match="measured on each prompt"):
         sk.steer(llava.model, sample_level)
-    with restored(llava):
-        with pytest.raises(MissingImageError, match="without an image"), sk.steer(llava, sample_level):
-            generate(llava.model, llava.inputs(TEXT_ONLY))
-        with sk.steer(llava, sample_level):  # the failed prompt leaves nothing behind in an open context
-            with pytest.raises(MissingImageError):
-                llava.model(**llava.inputs(TEXT_ONLY))
-            found = generate(llava.model, llava.inputs(WITH_IMAGE))
-    with sk.steer(llava, sample_level):
-        assert distance(found, generate(llava.model, llava.inputs(WITH_IMAGE))) == 0.0
+
+
+@pytest.mark.parametrize("counterpart", ["blank", "noise", "original"])
+def test_a_prompt_without_an_image_needs_no_correction(family: str, counterpart: str) -> None:
+    vlm = sk.wrap(*tiny.build(family))
+    sample_level = sk.CMRM(level="sample", counterpart=counterpart).fit(vlm)
+    samples = [WITH_IMAGE[0], TEXT_ONLY[1]]
+    plain = vlm.generate(samples, max_new_tokens=4)
+    with sk.steer(vlm, sample_level):
+        steered = vlm.generate(samples, max_new_tokens=4)
+    assert steered[1] == plain[1]
+    assert steered[0] != plain[0]
+
+
+def test_a_contrast_is_measured_at_the_site_that_it_steers(llava: sk.VLM, inputs: Any) -> None:
+    change = sk.Intervention(operation=Add(direction=MeasuredContrast(form="literal")), site="mlp_out", phase="prompt")
+    shifted = {
+        layer: llava.capture(WITH_IMAGE, images=False, site="mlp_out", engine="hooks")[layer]
+        - llava.capture(WITH_IMAGE, images="blank", site="mlp_out", engine="hooks")[layer]
+        for layer in range(llava.architecture.layer_count)
+    }
+    with ExitStack() as stack:
+        for layer, shift in shifted.items():
+            block = llava.model.get_submodule(f"model.language_model.layers.{layer}.mlp")
+
+            def hook(module: Any, args: Any, out: Any, shift: Any = shift) -> Any:
+                return torch.cat([out[:, :-1], out[:, -1:] + shift[:, None]], dim=1)
+
+            stack.callback(block.register_forward_hook(hook).remove)
+        expected = llava.model(**inputs).logits
+    metadata = vector(llava, directions(llava)).metadata.model_copy(update={"interventions": (change,)})
+    with sk.steer(llava, sk.SteeringVector({}, metadata)):
+        found = llava.model(**inputs).logits
+    assert torch.equal(found, expected)
+    assert (found - llava.model(**inputs).logits).abs().max() > CLEARLY
+
+
+def test_a_compiled_model_is_refused(plain: sk.SteeringVector) -> None:
+    model, _ = tiny.build("llava")
+    with pytest.raises(EngineError, match=r"compiled with torch\.compile"):
+        sk.steer(torch.compile(model, backend="eager"), plain)
+    model.compile(backend="eager")
+    with pytest.raises(EngineError, match=r"compiled with torch\.compile"):
+        sk.steer(model, plain)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo")
+def test_a_model_compiled_inside_the_block_is_not_steered_after_it(plain: sk.SteeringVector, inputs: Any) -> None:
+    model, _ = tiny.build("llava")
+    with torch.no_grad():
+        before = model(**inputs).logits
+        with sk.steer(model, plain):
+            model.compile(backend="eager")
+            assert (model(**inputs).logits - before).abs().max() > CLEARLY
+        assert (model(**inputs).logits - before).abs().max() < 1e-5
+    torch._dynamo.reset()
+
+
+def test_a_steered_model_is_not_copied(plain: sk.SteeringVector) -> None:
+    model, _ = tiny.build("llava")
+    with pytest.raises(EngineError, match="copied or pickled while it is steered"), sk.steer(model, plain):
+        copy.deepcopy(model)
+
+
+def test_one_steer_object_serves_several_threads(llava: sk.VLM, plain: sk.SteeringVector, inputs: Any) -> None:
+    steering = sk.steer(llava.model, plain)
+    first, second = Barrier(2), Barrier(2)
+
+    def run() -> int:
+        with steering as receipt:
+            first.wait(timeout=60)
+            llava.model(**inputs)
+            second.wait(timeout=60)
+        return receipt.prompt_tokens
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [each.result() for each in [pool.submit(run), pool.submit(run)]] == [3, 3]
 
 
 def test_a_contrast_can_not_follow_a_cache_without_its_prompt(llava: sk.VLM, inputs: Any) -> None:

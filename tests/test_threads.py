@@ -67,13 +67,24 @@ def test_another_threads_calls_are_not_steered(llava: sk.VLM) -> None:
 
 
 def test_another_threads_prompts_are_not_measured(llava: sk.VLM) -> None:
-    """A text alone can't be contrasted with an image; that is no concern of a thread that does not steer."""
+    """What this thread does not steer is not measured: its passes are as many as without a block."""
     steering = sk.CMRM(level="sample", counterpart="blank").fit(llava)
-    text, image = llava.inputs(TEXT_ONLY), llava.inputs(WITH_IMAGE)
-    plain = llava.model.generate(**text, **OPTIONS)
+    image = llava.inputs(WITH_IMAGE)
+    passes: list[int] = []
+    decoder = llava.model.get_submodule(llava.architecture.decoder)
+    counting = decoder.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def run() -> tuple[torch.Tensor, int]:
+        passes.clear()
+        return llava.model.generate(**image, **OPTIONS), len(passes)
+
+    plain, count = run()
     with ThreadPoolExecutor(1) as pool, sk.steer(llava, steering):
-        assert torch.equal(pool.submit(lambda: llava.model.generate(**text, **OPTIONS)).result(), plain)
-        llava.model.generate(**image, **OPTIONS)
+        ids, others = pool.submit(run).result()
+        assert torch.equal(ids, plain)
+        assert others == count
+        assert run()[1] == count + 2
+    counting.remove()
 
 
 @pytest.mark.parametrize("level", ["dataset", "sample"])

@@ -10,7 +10,7 @@ import torch
 from reference import TEXT_ONLY, TEXTS, WITH_IMAGE, noisy, picture, white
 
 import steerkit as sk
-from steerkit.errors import EngineError, MissingImageError, ProcessorError
+from steerkit.errors import EngineError, ProcessorError
 from steerkit.views import meaningless_image, system_lengths, view
 
 AWKWARD = (
@@ -107,10 +107,15 @@ def test_views_keep_device_and_type(llava: sk.VLM) -> None:
     assert blank["input_ids"] is inputs["input_ids"]
 
 
+def test_a_prompt_without_an_image_stays_as_it_is(llava: sk.VLM) -> None:
+    inputs = llava.inputs(TEXT_ONLY)
+    for name in ("blank", "noise", "original"):
+        assert derived(llava, name, inputs).keys() == inputs.keys()
+        assert all(derived(llava, name, inputs)[key] is value for key, value in inputs.items())
+
+
 def test_views_refuse(llava: sk.VLM) -> None:
     inputs = llava.inputs(WITH_IMAGE)
-    with pytest.raises(MissingImageError, match="without an image"):
-        derived(llava, "blank", llava.inputs(TEXT_ONLY))
     with pytest.raises(EngineError, match="caption"):
         derived(llava, "caption", inputs)
     with pytest.raises(EngineError, match="without input_ids"):

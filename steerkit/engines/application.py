@@ -35,7 +35,7 @@ Place = tuple[int, Site]
 Contrasts = Mapping[int, Tensor]
 """`{layer: [batch, hidden]}`."""
 
-MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int]], Contrasts]
+MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int], Site], Contrasts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,8 @@ class Application:
         self._tensors: dict[Any, Tensor] = {}  # made outside inference mode, to serve passes with gradients too
         self._steps: dict[Place, list[_Step]] = defaultdict(list)
         self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
-        self.contrasts: list[tuple[MeasuredContrast, tuple[int, ...]]] = []
+        self.contrasts: list[tuple[MeasuredContrast, tuple[int, ...], Site]] = []
+        self.closed = False
         for vector, strength in zip(vectors, strengths, strict=True):
             if not is_finite(strength):
                 raise OptionError(f"the strength is {strength!r}", expected="a finite number")
@@ -130,17 +131,17 @@ class Application:
             dose = strength * intervention.strength_at(layer)
             self._steps[layer, intervention.site].append(_Step(vector, intervention, layer, dose, layers))
         contrast = intervention.contrast
-        if contrast is not None and (contrast, layers) not in self.contrasts:
-            self.contrasts.append((contrast, layers))
+        if contrast is not None and (contrast, layers, intervention.site) not in self.contrasts:
+            self.contrasts.append((contrast, layers, intervention.site))
 
     def begin(self, prompt: Prompt) -> None:
         """Measure, without steering, what has to be measured on this prompt."""
         if prompt.continues:
             return
-        for contrast, layers in self.contrasts:
-            key = (contrast, layers)
+        for contrast, layers, site in self.contrasts:
+            key = (contrast, layers, site)
             if key not in prompt.memo:
-                prompt.memo[key] = self._measure(prompt, contrast, layers)
+                prompt.memo[key] = self._measure(prompt, contrast, layers, site)
 
     def apply(self, place: Place, h: Tensor, now: Pass) -> Tensor:
         """The hidden state `[rows, tokens, hidden]` of a place after every intervention there."""
@@ -269,7 +270,7 @@ class Application:
         return self._tensors[key]
 
     def _contrast(self, step: _Step, contrast: MeasuredContrast, h: Tensor, selection: Selection, now: Pass) -> Tensor:
-        measured: Contrasts | None = now.prompt.memo.get((contrast, step.layers))
+        measured: Contrasts | None = now.prompt.memo.get((contrast, step.layers, step.intervention.site))
         if measured is None:
             raise EngineError(
                 "a contrast is needed in a forward pass that continues from a KV cache, without its prompt",

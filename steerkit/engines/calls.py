@@ -193,6 +193,18 @@ class CallTracker:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a steered model would be bound to the original.
+
+        Raises:
+            EngineError: Always.
+        """
+        raise EngineError(
+            "a model is copied or pickled while it is steered",
+            expected="a model that nothing is attached to",
+            fix="copy it outside the steering block",
+        )
+
     @property
     def current(self) -> Pass | None:
         """The decoder pass that this thread is in, or None where nothing is to be observed."""

@@ -45,6 +45,7 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
             handles.append(module.register_forward_hook(_hook(tracker, application, place, owner)))
         yield
     finally:
+        application.closed = True
         for handle in handles:
             handle.remove()
 
@@ -52,7 +53,8 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
 def _hook(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         now = tracker.current
-        if now is None or (owner is not None and threading.get_ident() != owner):
+        # a graph that was compiled inside the block keeps its hooks: they do nothing once the block has ended
+        if now is None or application.closed or (owner is not None and threading.get_ident() != owner):
             return None
         h = hidden(output)
         changed = application.apply(place, h, now)
