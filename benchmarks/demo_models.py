@@ -1,6 +1,6 @@
 """Every form of CMRM on demo models: the tables of docs/demo-models.md.
 
-    python benchmarks/demo_models.py FOLDER [FOLDER ...] [--split test|dev] [--count 200] [--json FILE]
+    python benchmarks/demo_models.py FOLDER [FOLDER ...] [--split test|dev] [--count 200] [--core] [--json FILE]
 
 Each folder holds one trained model (`python -m steerkit.demo.train --family llava --seed 0 --out FOLDER`); without
 folders, the three that ship with the package. Several folders of one family are its training seeds: the table then
@@ -29,8 +29,8 @@ COLUMNS = ("unsafe_rate", "over_refusal", "utility", "garbled", "garbled_harmles
 ANCHORS = 100
 
 
-def conditions(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector | None, float, bool]]:
-    """`(name, vector, strength, with image)` of every row of the table."""
+def conditions(vlm: sk.VLM, *, core: bool) -> Iterator[tuple[str, sk.SteeringVector | None, float, bool]]:
+    """`(name, vector, strength, with image)` of every row of the table, or of the five that matter most."""
     mixed = anchors(ANCHORS)
     harmful = anchors(ANCHORS, ("harmful",))
     visual = anchors(ANCHORS, ("harmful", "harmless", "visual"))
@@ -41,6 +41,8 @@ def conditions(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector | None, flo
     yield "dataset (default)", dataset, 1.0, True
     yield "sample (default)", sk.CMRM(level="sample").fit(vlm), 1.0, True
     yield "random direction, same norms", random_like(dataset), 1.0, True
+    if core:
+        return
     for counterpart in ("original", "blank", "noise"):
         name = f"counterpart {counterpart}"
         yield f"dataset, {name}", sk.CMRM(counterpart=counterpart).fit(vlm, mixed, batch_size=50), 1.0, True
@@ -59,12 +61,12 @@ def conditions(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector | None, flo
         yield f"dataset, alpha {alpha:g}", dataset, alpha, True
 
 
-def evaluate(folder: str, split: str, count: int, console: Console) -> tuple[str, dict[str, Figures]]:
+def evaluate(folder: str, split: str, count: int, core: bool, console: Console) -> tuple[str, dict[str, Figures]]:
     """All conditions on one model."""
     vlm = sk.load(folder, dtype="float32")
     sets = PromptSets.draw(split, count)  # type: ignore[arg-type]
     found: dict[str, Figures] = {}
-    for name, vector, strength, images in conditions(vlm):
+    for name, vector, strength, images in conditions(vlm, core=core):
         found[name] = measure(vlm, sets, vector, strength=strength, images=images)
         console.print(f"{folder} {name}: " + ", ".join(f"{c} {getattr(found[name], c):.3f}" for c in COLUMNS))
     return vlm.record.model_type, found
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--core", action="store_true", help="text, image, both levels of CMRM, and the control only")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -88,7 +91,7 @@ def main() -> None:
     progress, console = Console(stderr=True), Console(width=150)
     families: dict[str, list[dict[str, Figures]]] = defaultdict(list)
     for folder in options.folders or [model_path(name) for name in MODELS]:
-        family, found = evaluate(folder, options.split, options.count, progress)
+        family, found = evaluate(folder, options.split, options.count, options.core, progress)
         families[family].append(found)
     for family, models in families.items():
         table = Table(
