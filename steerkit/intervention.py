@@ -7,6 +7,7 @@ refused, and any engine can run them. `ops.py` holds the arithmetic of each oper
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -253,6 +254,6 @@ class Intervention(Frozen):
         return direction if isinstance(direction, MeasuredContrast) else None
 
 
-def is_finite(value: float) -> bool:
-    """Whether a number can serve as a strength."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that can serve as a strength: any real one, numpy's scalars among them."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

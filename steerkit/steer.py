@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from steerkit import ops
+from steerkit.arguments import as_strengths, as_vectors
 from steerkit.engines import hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
@@ -86,14 +87,8 @@ class steer:
                 "engine='nnsight' with threads='all'", expected="one thread: nnsight traces are not thread safe"
             )
         self._vlm = model if isinstance(model, VLM) else wrap(model, processor=None)
-        self._vectors = [vector] if isinstance(vector, SteeringVector) else list(vector)
-        if not self._vectors:
-            raise OptionError("no vector is given", expected="at least one")
-        self._strengths = [strength] * len(self._vectors) if isinstance(strength, (int, float)) else list(strength)
-        if len(self._strengths) != len(self._vectors):
-            raise OptionError(
-                f"{len(self._strengths)} strengths for {len(self._vectors)} vectors", expected="one number, or one each"
-            )
+        self._vectors = as_vectors(vector)
+        self._strengths = as_strengths(strength, len(self._vectors))
         _check_eager(self._vlm.model)
         for each in self._vectors:
             check_match(each, self._vlm, shape_only=match == "shape")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -174,5 +176,5 @@ def test_the_contrast_that_must_be_measured() -> None:
 
 
 def test_only_finite_numbers_are_strengths() -> None:
-    assert all(map(is_finite, (0, -2, 1.5)))
-    assert not any(map(is_finite, (True, "1", None, float("nan"), float("inf"))))  # type: ignore[arg-type]
+    assert all(map(is_finite, (0, -2, 1.5, np.float32(2), np.int64(2), Fraction(1, 2))))
+    assert not any(map(is_finite, (True, "1", None, 1j, float("nan"), float("inf"), np.float32("nan"), np.bool_(True))))

@@ -1,0 +1,76 @@
+"""What a caller may write for the vectors and strengths of `steer`, and what that means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any, NoReturn
+
+import numpy as np
+from torch import Tensor
+
+from steerkit.errors import OptionError
+from steerkit.vector import SteeringVector
+
+
+def as_vectors(given: Any) -> list[SteeringVector]:
+    """One vector, or several, as a list.
+
+    Raises:
+        OptionError: There is none, or something that is none.
+    """
+    if isinstance(given, SteeringVector):
+        return [given]
+    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Tensor))
+    vectors: list[SteeringVector] = []
+    for vector in given if several else [given]:
+        if not isinstance(vector, SteeringVector):
+            raise OptionError(
+                f"the vector is {vector!r:.80} of type {type(vector).__name__}",
+                expected="a SteeringVector, or several",
+                fix="sk.SteeringVector.load(path) for a pack, or what a method's fit returns",
+            )
+        vectors.append(vector)
+    if not vectors:
+        raise OptionError("no vector is given", expected="at least one")
+    return vectors
+
+
+def as_strengths(given: Any, count: int) -> list[float]:
+    """A strength for each of `count` vectors, from one number or from as many.
+
+    Numbers are those of Python and numpy, and arrays and tensors without a dimension.
+
+    Raises:
+        OptionError: It is something else, or another number of them.
+    """
+    if _is_scalar(given):
+        return [_number(given)] * count
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        _refuse(given)
+    strengths = [_number(each) for each in given]
+    if len(strengths) != count:
+        raise OptionError(f"{len(strengths)} strengths for {count} vectors", expected="one number, or one each")
+    return strengths
+
+
+def _is_scalar(given: Any) -> bool:
+    return isinstance(given, Real) or (isinstance(given, (Tensor, np.ndarray)) and given.ndim == 0)
+
+
+def _number(given: Any) -> float:
+    """The number; whether it is finite is checked where it is compiled."""
+    if isinstance(given, bool) or not _is_scalar(given):
+        _refuse(given)
+    try:
+        return float(given)
+    except (TypeError, ValueError, RuntimeError):
+        _refuse(given)
+
+
+def _refuse(given: Any) -> NoReturn:
+    raise OptionError(
+        f"the strength is {given!r:.80} of type {type(given).__name__}",
+        expected="a finite number, or one for each vector",
+        fix="strength=1.0 is the dose that the method intends",
+    )
