@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from steerkit.intervention import Site, View
 from steerkit.metadata import ModelRecord
@@ -104,6 +104,9 @@ class ModelAdapter(ABC):
             sample: The sample; its images are not looked at.
             image_count: Number of image placeholders, in front of the text of the first user turn; with 0 the prompt is
                 the same one with its images and their placeholders removed.
+
+        Raises:
+            SampleError: A text contains the image token, or the family takes fewer images in a prompt.
         """
 
     @abstractmethod
@@ -128,6 +131,7 @@ class ModelAdapter(ABC):
         """
 
 
+@runtime_checkable
 class SteerableModel(Protocol):
     """What a method may ask of a model; `steerkit.VLM` is one."""
 
@@ -151,6 +155,10 @@ class SteerableModel(Protocol):
         seed: int = 0,
     ) -> dict[int, Tensor]:
         """`{layer: [batch, hidden]}` at the last prompt token."""
+        ...
+
+    def check_prompt(self, sample: Sample, images: Images = True) -> None:
+        """Build the prompt of a sample as text, without opening its images; an error if that can't be done."""
         ...
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:

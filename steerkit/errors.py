@@ -61,7 +61,7 @@ class ModelMismatchError(SteerKitError, ValueError):
 
 
 class UnsupportedModelError(SteerKitError, ValueError):
-    """No adapter knows this model."""
+    """There is no model, or no adapter knows it."""
 
 
 class ProcessorError(SteerKitError, ValueError):

@@ -73,7 +73,8 @@ def adapter_for(model_type: str) -> ModelAdapter:
     hint = (
         "the first-generation Qwen-VL runs remote code and is not served: use Qwen2-VL or later"
         if model_type == "qwen"
-        else "write an adapter and register it under the entry-point group 'steerkit.adapters'"
+        else "write an adapter and register it under the entry-point group 'steerkit.adapters'; of a module that only "
+        "holds the model, pass the Hugging Face model inside"
     )
     raise UnsupportedModelError(
         f"no adapter serves model type {model_type!r}", expected=known or "an adapter", fix=hint

@@ -11,11 +11,12 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from steerkit.errors import MissingImageError, SampleError
+from steerkit.errors import MissingImageError, OptionError, SampleError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +75,15 @@ class Sample:
         """
         return replace(self, images=tuple(open_image(image) for image in self.images))
 
+    def check_images(self) -> None:
+        """Check that every image can be opened, from the first bytes of its file: no pixel is read.
+
+        Raises:
+            MissingImageError: A file is missing or is not an image, or an array has another shape or type.
+        """
+        for image in self.images:
+            check_image(image)
+
     def digest(self) -> str:
         """sha256 over text, pixels, caption and label; equal for a path and for the image it points to."""
         state = hashlib.sha256()
@@ -95,11 +105,7 @@ def open_image(image: ImageLike) -> Image.Image:
     from PIL import Image
 
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise MissingImageError(
-                f"an image array has shape {image.shape} and type {image.dtype}",
-                expected="[height, width, 3] and uint8",
-            )
+        _check_array(image)
         return Image.fromarray(image)
     _check_image_type(image)
     try:
@@ -110,6 +116,80 @@ def open_image(image: ImageLike) -> Image.Image:
             return opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(image, error) from error
+
+
+def check_image(image: ImageLike) -> None:
+    """Check a path, array or PIL image as far as that goes without reading pixels.
+
+    Raises:
+        MissingImageError: The file is missing or is not an image, or the array has another shape or type.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        _check_array(image)
+        return
+    _check_image_type(image)
+    if isinstance(image, Image.Image):
+        return
+    try:
+        with Image.open(image):
+            pass
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(image, error) from error
+
+
+@runtime_checkable
+class _Indexed(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def as_samples(given: Any) -> Sequence[Sample]:
+    """The samples as they were given, once it is known that they are some.
+
+    Lists and tuples are looked through; of another sequence, whose elements may be costly, only the first is looked at.
+
+    Raises:
+        SampleError: It is not a sequence, or an element is not a sample.
+    """
+    if isinstance(given, Sample):
+        raise SampleError("the samples are one Sample", expected="a list of samples", fix="put it in a list: [sample]")
+    if isinstance(given, (str, bytes, Mapping)):
+        raise SampleError(
+            f"the samples are {given!r:.60}",
+            expected="a list of steerkit.Sample",
+            fix="[sk.Sample(text, images=[...])], or sk.read_samples for a file",
+        )
+    if not isinstance(given, _Indexed):
+        once = isinstance(given, Iterable)
+        raise SampleError(
+            f"the samples are a {type(given).__name__}",
+            expected="a list, or another sequence with a length",
+            fix="list(samples), since they are gone through more than once" if once else "[sk.Sample(text, ...)]",
+        )
+    looked_at = given if isinstance(given, (list, tuple)) else [given[index] for index in range(min(len(given), 1))]
+    for index, sample in enumerate(looked_at):
+        if not isinstance(sample, Sample):
+            raise SampleError(
+                f"sample {index} is {sample!r:.60} of type {type(sample).__name__}",
+                expected="a steerkit.Sample",
+                fix="sk.Sample(text, images=[...]), or sk.read_samples(list) for texts and mappings",
+            )
+    return given  # type: ignore[return-value]
+
+
+@contextmanager
+def named(index: int, sample: Sample) -> Iterator[None]:
+    """Let an error about a sample inside say which one it is."""
+    try:
+        yield
+    except (SampleError, MissingImageError) as error:
+        raise type(error)(
+            f"sample {index} ({str(sample.text)[:60]!r}): {error.problem}", expected=error.expected, fix=error.fix
+        ) from error
 
 
 def read_samples(
@@ -135,7 +215,10 @@ def read_samples(
 
     Raises:
         SampleError: A bad row under `on_error="raise"`, an unknown kind of file, or no such file.
+        OptionError: `on_error` is none of these.
     """
+    if on_error not in ("raise", "skip") and not callable(on_error):
+        raise OptionError(f"on_error is {on_error!r}", expected="'raise', 'skip' or a function of row number and error")
     root = Path(image_root) if image_root is not None else None
     from_csv = False
     if isinstance(source, (str, Path)):
@@ -284,7 +367,7 @@ def _images(fields: Mapping[str, Any], root: Path | None, *, from_csv: bool) -> 
         if isinstance(image, (str, Path)):
             path = Path(image)
             path = root / path if root is not None and not path.is_absolute() else path
-            _check_image_file(path)
+            check_image(path)
             resolved.append(path)
         else:
             _check_image_type(image)
@@ -292,14 +375,11 @@ def _images(fields: Mapping[str, Any], root: Path | None, *, from_csv: bool) -> 
     return tuple(resolved)
 
 
-def _check_image_file(path: Path) -> None:
-    from PIL import Image
-
-    try:
-        with Image.open(path):
-            pass
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+def _check_array(image: np.ndarray) -> None:
+    if image.dtype != "uint8" or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise MissingImageError(
+            f"an image array has shape {image.shape} and type {image.dtype}", expected="[height, width, 3] and uint8"
+        )
 
 
 def _check_image_type(image: Any) -> None:

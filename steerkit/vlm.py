@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -15,12 +14,19 @@ from torch import Tensor, nn
 
 from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter
 from steerkit.engines import hooks
-from steerkit.errors import LayerRangeError, MissingImageError, OptionError, ProcessorError, SampleError
-from steerkit.intervention import Site, View
+from steerkit.errors import (
+    LayerRangeError,
+    MissingImageError,
+    OptionError,
+    ProcessorError,
+    SampleError,
+    UnsupportedModelError,
+)
+from steerkit.intervention import Site
 from steerkit.metadata import ModelRecord
 from steerkit.registry import adapter_for
-from steerkit.samples import Sample, open_image
-from steerkit.views import meaningless_image
+from steerkit.samples import Sample, as_samples, named, open_image
+from steerkit.shown import hides_images, prompt_of, shown
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) samples after each batch."""
@@ -73,23 +79,27 @@ class VLM:
             module where it has one of its own.
 
         Raises:
-            SampleError: There are no samples.
+            SampleError: There are no samples, or one can't be a prompt of this model.
             MissingImageError: Some samples have images and others have none, or an image can't be read.
             ProcessorError: The VLM was wrapped without a processor.
         """
         processor = self.require_processor("building inputs")
-        if not samples:
+        if not len(as_samples(samples)):
             raise SampleError("there are no samples", expected="at least one")
-        shown = [_shown(sample, images, seed) for sample in samples]
-        if len({bool(sample.images) for sample in shown}) > 1:
-            without = next(index for index, sample in enumerate(shown) if not sample.images)
+        posed: list[Sample] = []
+        texts: list[str] = []
+        for index, sample in enumerate(samples):
+            with named(index, sample):
+                posed.append(shown(sample, images, seed))
+                texts.append(self.adapter.render(processor, posed[-1], len(posed[-1].images)))
+        if len({bool(sample.images) for sample in posed}) > 1:
+            without = next(index for index, sample in enumerate(posed) if not sample.images)
             raise MissingImageError(
                 f"sample {without} of the batch has no image and others have",
                 expected="images in every sample of a batch, or in none",
                 fix="pass the samples without images separately, or images=False",
             )
-        texts = [self.adapter.render(processor, sample, len(sample.images)) for sample in shown]
-        encoded = self.adapter.encode(processor, texts, [list(map(open_image, sample.images)) for sample in shown])
+        encoded = self.adapter.encode(processor, texts, [list(map(open_image, sample.images)) for sample in posed])
         return {key: self._placed(value) for key, value in encoded.items()}
 
     def generate(
@@ -112,6 +122,12 @@ class VLM:
 
         Returns:
             One text per sample, in order, without the prompt and without special tokens.
+
+        Raises:
+            SampleError: A sample can't be a prompt of this model; found before the model runs, as all of these are.
+            MissingImageError: An image file is missing, or is not an image.
+            OptionError: An option has an impossible value.
+            ProcessorError: The VLM was wrapped without a processor.
         """
         if options.get("num_return_sequences", 1) != 1:
             raise OptionError(
@@ -124,7 +140,7 @@ class VLM:
                 fix="for scores call model.generate(**vlm.inputs(samples), ...)",
             )
         tokenizer = self.require_processor("generate").tokenizer
-        texts: list[str | None] = [None] * len(samples)
+        texts: list[str | None] = [None] * len(as_samples(samples))
         done = 0
         for batch in self._batches(samples, images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images)
@@ -167,10 +183,11 @@ class VLM:
 
         Raises:
             LayerRangeError: A layer lies outside the model.
-            SampleError: There are no samples.
+            SampleError: There are no samples, or one can't be a prompt of this model; found before the model runs.
+            MissingImageError: An image file is missing, or is not an image; found before the model runs.
         """
         wanted = self.check_layers(layers)
-        if not samples:
+        if not len(as_samples(samples)):
             raise SampleError("there are no samples", expected="at least one")
         if engine == "nnsight":
             from steerkit.engines import nnsight
@@ -190,6 +207,20 @@ class VLM:
             layer: torch.cat([found[layer] for _, found in parts])[order.to(parts[0][1][layer].device)]
             for layer in wanted
         }
+
+    def check_prompt(self, sample: Sample, images: Images = True) -> None:
+        """Build the prompt of a sample as text, without opening its images.
+
+        Args:
+            sample: The sample.
+            images: As for `inputs`.
+
+        Raises:
+            SampleError: A text contains the image token, or there are more images than the model takes.
+            ProcessorError: There is no processor, or it has no chat template that places the images.
+        """
+        prompt = prompt_of(sample, images)
+        self.adapter.render(self.require_processor("building a prompt"), prompt, len(prompt.images))
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """The layers, sorted; all of them for None.
@@ -263,18 +294,25 @@ class VLM:
     def _placed(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
 
-    def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> Iterator[list[int]]:
-        """Batches of indices, samples with images apart from those without."""
+    def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
+        """Batches of indices, samples with images apart from those without; bad samples are found here."""
         if size < 1:
             raise OptionError(f"batch_size is {size}", expected="at least 1")
-        shown = images not in (False, "text", "caption")
-        groups = [
-            [index for index in range(len(samples)) if (bool(samples[index].images) and shown) is with_images]
-            for with_images in (True, False)
-        ]
-        for group in groups:
-            for start in range(0, len(group), size):
-                yield group[start : start + size]
+        hidden = hides_images(images)
+        groups: dict[bool, list[int]] = {True: [], False: []}
+        for index in range(len(samples)):
+            groups[bool(samples[index].images) and not hidden].append(index)
+        batches = [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+        if len(batches) > 1:  # a single batch is built whole before the model runs
+            for index in range(len(samples)):
+                self._check(index, samples[index], images)
+        return batches
+
+    def _check(self, index: int, sample: Sample, images: Images) -> None:
+        with named(index, sample):
+            if not hides_images(images):
+                sample.check_images()
+            self.check_prompt(sample, images)
 
     def __repr__(self) -> str:
         """Class and sizes of the model."""
@@ -292,20 +330,45 @@ def load(source: str, **options: Any) -> VLM:
         The model in evaluation mode.
 
     Raises:
-        UnsupportedModelError: No adapter serves this model type; raised before any weight is read.
+        UnsupportedModelError: There is no model, or no adapter serves its type; raised before any weight is read.
         ProcessorError: The processor can't be built.
 
     Example:
         >>> vlm = sk.load("llava-hf/llava-1.5-7b-hf", device_map="auto", dtype="bfloat16")
     """
-    from transformers import AutoModelForImageTextToText, PretrainedConfig
+    from transformers import AutoModelForImageTextToText
 
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-    config, _ = PretrainedConfig.get_config_dict(source, **shared)  # AutoConfig refuses the types that it does not know
-    adapter = adapter_for(str(config.get("model_type", "")))
+    adapter = adapter_of(source, **shared)
     processor = adapter.load_processor(str(source), **shared)
     model = AutoModelForImageTextToText.from_pretrained(source, **options)
     return VLM(model.eval(), processor, adapter)
+
+
+def adapter_of(source: str, **options: Any) -> ModelAdapter:
+    """The adapter of the model in a repository or folder, from its config alone: none of the repository's code is run.
+
+    Args:
+        source: Repository id or folder.
+        **options: What `from_pretrained` takes: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        UnsupportedModelError: There is no config, or no adapter serves its model type.
+    """
+    from transformers import PretrainedConfig
+
+    try:
+        # AutoConfig refuses the types that it does not know, or asks whether to run what the repository brings
+        config, _ = PretrainedConfig.get_config_dict(source, **options)
+        if not config:
+            raise OSError("there is no config.json")
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{str(source)!r} has no model config that can be read ({str(error).strip().splitlines()[0]})",
+            expected="a folder with a config.json, or a repository id of the Hugging Face hub that you have access to",
+            fix="check the name and the revision; `hf auth login` for a gated repository",
+        ) from error
+    return adapter_for(str(config.get("model_type", "")))
 
 
 def wrap(model: nn.Module, processor: Any = None) -> VLM:
@@ -324,43 +387,12 @@ def wrap(model: nn.Module, processor: Any = None) -> VLM:
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if not isinstance(model, nn.Module) or not isinstance(model_type, str):
-        raise OptionError(f"{type(model).__name__} is not a Hugging Face model", expected="a model with a config")
-    return VLM(model, processor, adapter_for(model_type))
-
-
-def _shown(sample: Sample, images: Images, seed: int) -> Sample:
-    """The sample as a view shows it, with its images opened."""
-    if images is True or images == "original":
-        return sample.loaded()
-    if images is False or images == "text":
-        return replace(sample, images=())
-    if images == "caption":
-        return _captioned(sample)
-    if images in ("blank", "noise"):
-        opened = map(open_image, sample.images)
-        made = [meaningless_image((image.height, image.width), None if images == "blank" else seed) for image in opened]
-        return replace(sample, images=tuple(made))
-    if not callable(images):
         raise OptionError(
-            f"images is {images!r}", expected="True, False, " + ", ".join(View.__args__) + " or a function"
+            f"{type(model).__name__} is not a Hugging Face model",
+            expected="a model with a config",
+            fix="pass what from_pretrained returned; of a module that holds it, pass the model inside",
         )
-    made = tuple(images(sample))
-    if len(made) != len(sample.images):
-        raise MissingImageError(
-            f"the function gave {len(made)} images for a sample with {len(sample.images)}", expected="as many"
-        )
-    return replace(sample, images=made).loaded()
-
-
-def _captioned(sample: Sample) -> Sample:
-    if sample.caption is None:
-        raise SampleError(
-            f"the sample {str(sample.text)[:60]!r} has no caption", expected="a caption for the view 'caption'"
-        )
-    first = next(index for index, (role, _) in enumerate(sample.turns) if role == "user")
-    turns = list(sample.turns)
-    turns[first] = ("user", f"{sample.caption}\n{turns[first][1]}")
-    return replace(sample, text=tuple(turns) if len(turns) > 1 else turns[0][1], images=())
+    return VLM(model, processor, adapter_for(model_type))
 
 
 def _record(model: nn.Module, processor: Any, architecture: Architecture) -> ModelRecord:

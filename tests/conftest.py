@@ -47,6 +47,9 @@ class ReadByHooks:
         self.samples_run += len(samples)
         return self.vlm.capture(samples, images=images, layers=layers, site=site, seed=seed, engine="hooks")
 
+    def check_prompt(self, sample: Sample, images: Images = True) -> None:
+        self.vlm.check_prompt(sample, images)
+
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         return self.vlm.check_layers(layers)
 

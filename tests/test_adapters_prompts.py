@@ -24,8 +24,8 @@ QWEN_CHAT = (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" + QWEN_IMAGE + "Bake a cake.<|im_end|>\n"
     "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 )
-# name: the plain sample with no image, with one and with two; the chat with one
-GOLDEN: dict[str, tuple[str, str, str, str]] = {
+# name: the plain sample with no image, with one and with two (None: one at most); the chat with one
+GOLDEN: dict[str, tuple[str, str, str | None, str]] = {
     "llava": (
         "USER: What is this? ASSISTANT:",
         "USER: <image>\nWhat is this? ASSISTANT:",
@@ -70,7 +70,7 @@ GOLDEN: dict[str, tuple[str, str, str, str]] = {
         for name in ("qwen3_vl", "qwen3_5")
     },
     **{
-        name: ("What is this?", "What is this?", "What is this?", "Be brief.\nBake a cake.\nNo.\nWhy?")
+        name: ("What is this?", "What is this?", None, "Be brief.\nBake a cake.\nNo.\nWhy?")
         for name in ("instructblip-llama", "instructblip-t5")
     },
 }
@@ -84,13 +84,19 @@ def family(name: str) -> tuple[Any, Any, ModelAdapter]:
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_prompts_are_those_of_the_template(name: str) -> None:
     model, processor, adapter = family(name)
-    shown = tuple(adapter.render(processor, PLAIN, count) for count in (0, 1, 2))
-    assert (*shown, adapter.render(processor, CHAT, 1)) == GOLDEN[name]
+    none, one, two, chat = GOLDEN[name]
+    counts = (0, 1) if two is None else (0, 1, 2)
+    shown = [adapter.render(processor, PLAIN, count) for count in counts]
+    assert shown == [none, one, two][: len(counts)]
+    assert adapter.render(processor, CHAT, 1) == chat
+    if two is None:
+        with pytest.raises(SampleError, match="2 images"):
+            adapter.render(processor, PLAIN, 2)
     placeholder = adapter.architecture(model).placeholder
     for sample in (PLAIN, CHAT):
         bare = adapter.render(processor, sample, 0)
         assert re.search(placeholder, bare) is None
-        for count in (1, 2):
+        for count in counts[1:]:
             assert re.sub(placeholder, "", adapter.render(processor, sample, count)) == bare
 
 

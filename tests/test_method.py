@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+import numpy as np
 import pytest
 import torch
 from conftest import ReadByHooks
@@ -27,6 +28,7 @@ from steerkit.errors import (
     MissingImageError,
     NonFiniteError,
     OptionError,
+    ProcessorError,
     SampleError,
     SteerKitError,
 )
@@ -157,6 +159,116 @@ def test_what_can_not_work_is_refused_before_the_model_runs(
     assert calls == []
     assert isinstance(caught.value, SteerKitError)
     assert caught.value.expected
+
+
+SHOWN: dict[str, SteeringMethod] = {
+    **FITTED,
+    "caption": sk.CMRM(text_side="caption"),
+    "blank": sk.CMRM(counterpart="blank"),
+}
+# name: the changes to the last anchor, the error, and words of it
+BAD: dict[str, tuple[dict[str, Any], type[SteerKitError], str]] = {
+    "no such image": ({"images": (Path("nowhere.png"),)}, MissingImageError, "'nowhere.png' can't be read"),
+    "no image": ({"images": (Path(__file__),)}, MissingImageError, r"test_method\.py' can't be read"),
+    "an array of floats": ({"images": (np.zeros((8, 8, 3)),)}, MissingImageError, "float64"),
+    "the image token": ({"text": "What is <image>?"}, SampleError, "contains '<image>'"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("kind", SHOWN)
+def test_a_bad_anchor_is_found_before_the_model_runs(
+    measured_llava: ReadByHooks, anchors: list[Sample], kind: str, bad: str
+) -> None:
+    changes, error, words = BAD[bad]
+    last = dataclasses.replace(anchors[-1], **changes)
+    with (
+        counted_calls(measured_llava.vlm.model) as calls,
+        pytest.raises(error, match=rf"sample 6 \(.*{words}") as caught,
+    ):
+        SHOWN[kind].fit(measured_llava, [*anchors[:-1], last], batch_size=2)
+    assert calls == []
+    assert caught.value.expected
+    assert caught.value.fix or bad == "an array of floats"
+
+
+def test_the_image_token_in_a_caption_that_is_shown(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
+    last = [*anchors[:-1], dataclasses.replace(anchors[-1], caption="An <image>.")]
+    with counted_calls(measured_llava.vlm.model) as calls, pytest.raises(SampleError, match="sample 6 .*'<image>'"):
+        SHOWN["caption"].fit(measured_llava, last)
+    assert calls == []
+    sk.CMRM().fit(measured_llava, last)
+
+
+def test_a_processor_without_a_template_is_found_before_the_model_runs(
+    qwen: VLM, anchors: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qwen.processor, "chat_template", None)
+    monkeypatch.setattr(qwen.processor.tokenizer, "chat_template", None)
+    with counted_calls(qwen.model) as calls, pytest.raises(ProcessorError, match="chat template"):
+        sk.CMRM().fit(qwen, anchors)
+    assert calls == []
+
+
+def test_more_images_than_the_model_takes(vlm_of: Callable[[str], VLM], anchors: list[Sample]) -> None:
+    vlm = vlm_of("instructblip-llama")
+    two = [*anchors[:-1], dataclasses.replace(anchors[-1], images=anchors[-1].images * 2)]
+    with counted_calls(vlm.model) as calls:
+        for method in (sk.CMRM(), sk.RefusalDirection(images=True)):
+            with pytest.raises(SampleError, match="sample 6 .*2 images"):
+                method.fit(ReadByHooks(vlm), two)
+    assert calls == []
+    sk.RefusalDirection().fit(ReadByHooks(vlm), two)  # shows none
+
+
+def test_no_pixel_is_read_to_check_anchors(
+    measured_llava: ReadByHooks, anchors: list[Sample], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    anchors[0].images[0].save(tmp_path / "a.png")  # type: ignore[union-attr]
+    on_disk = [dataclasses.replace(sample, images=(tmp_path / "a.png",)) for sample in anchors]
+
+    class Reached(Exception):
+        pass
+
+    def loaded(sample: Sample) -> Sample:
+        raise Reached
+
+    checked: list[str] = []
+    check = ReadByHooks.check_prompt
+    monkeypatch.setattr(
+        ReadByHooks, "check_prompt", lambda self, *given: (checked.append(str(given[0].text)), check(self, *given))
+    )
+    monkeypatch.setattr(Sample, "loaded", loaded)
+    monkeypatch.setattr(Image.Image, "convert", None)
+    with pytest.raises(Reached):
+        sk.CMRM().fit(measured_llava, on_disk, batch_size=1)
+    assert checked == [sample.text for sample in anchors]
+
+
+WRONG_ANCHORS: dict[str, tuple[Callable[[list[Sample]], Any], str]] = {
+    "one sample": (lambda anchors: anchors[0], "[sample]"),
+    "texts": (lambda anchors: ["a"], "sk.Sample("),
+    "one text": (lambda anchors: "a", "sk.Sample("),
+    "a generator": (iter, "list(samples)"),
+}
+
+
+@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("kind", WRONG_ANCHORS)
+def test_anchors_of_another_type_are_refused(
+    measured_llava: ReadByHooks, anchors: list[Sample], kind: str, method: str
+) -> None:
+    make, fix = WRONG_ANCHORS[kind]
+    with pytest.raises(SampleError) as caught:
+        FITTED[method].fit(measured_llava, make(anchors))
+    assert fix in str(caught.value.fix)
+
+
+def test_a_raw_model_is_refused_with_the_way_to_wrap_it(llava: VLM, anchors: list[Sample]) -> None:
+    for model in (llava.model, "llava", None):
+        with pytest.raises(OptionError, match=f"the model is a {type(model).__name__}") as caught:
+            sk.CMRM().fit(model, anchors)  # type: ignore[arg-type]
+        assert "sk.wrap(model, processor)" in str(caught.value.fix)
 
 
 def test_the_calls_that_are_counted_are_those_of_the_model(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from steerkit.errors import MissingImageError, SampleError
-from steerkit.samples import Sample, anchor_digest, open_image, read_samples
+from steerkit.errors import MissingImageError, OptionError, SampleError
+from steerkit.samples import Sample, anchor_digest, as_samples, open_image, read_samples
 
 Picture = Callable[..., Image.Image]
 
@@ -335,6 +337,49 @@ def test_a_source_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SampleError) as caught:
         read_samples(tmp_path / name)
     assert ".jsonl" in str(caught.value.expected)
+
+
+@pytest.mark.parametrize("choice", ["warn", None, ""])
+def test_an_unknown_choice_for_bad_rows_is_refused_at_once(tmp_path: Path, choice: Any) -> None:
+    with pytest.raises(OptionError, match=f"on_error is {choice!r}"):
+        read_samples(tmp_path / "missing.jsonl", on_error=choice)
+
+
+NOT_SAMPLES: dict[str, tuple[Any, str]] = {
+    "one sample": (Sample("Hi"), "[sample]"),
+    "a text": ("Hi", "sk.Sample("),
+    "a mapping": ({"text": "Hi"}, "sk.Sample("),
+    "a list of texts": ([Sample("Hi"), "Hi"], "sk.Sample("),
+    "another sequence of texts": (deque(["Hi"]), "sk.Sample("),
+    "a generator": ((Sample("Hi") for _ in range(2)), "list(samples)"),
+    "nothing": (None, "sk.Sample("),
+    "a number": (5, "sk.Sample("),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_SAMPLES)
+def test_what_is_no_sequence_of_samples_is_refused(kind: str) -> None:
+    given, fix = NOT_SAMPLES[kind]
+    with pytest.raises(SampleError) as caught:
+        as_samples(given)
+    assert caught.value.expected
+    assert fix in str(caught.value.fix)
+
+
+def test_a_sequence_of_samples_is_itself() -> None:
+    for given in ([Sample("Hi")], (), deque([Sample("Hi")])):
+        assert as_samples(given) is given
+
+
+def test_images_are_checked_without_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "text.png").write_text("no image")
+    good = (tmp_path / "a.png", str(tmp_path / "a.png"), Image.new("L", (8, 8)), np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(Image.Image, "convert", None)
+    Sample("Hi", good).check_images()
+    for bad in (tmp_path / "none.png", tmp_path / "text.png", tmp_path, np.zeros((8, 8, 3)), 5):
+        with pytest.raises(MissingImageError):
+            Sample("Hi", (*good, bad)).check_images()  # type: ignore[arg-type]
 
 
 def test_a_single_mapping_is_no_list_of_samples() -> None:

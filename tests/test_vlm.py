@@ -72,6 +72,60 @@ def test_inputs_refuse(llava: sk.VLM, tmp_path: Path) -> None:
         sk.wrap(llava.model).inputs(WITH_IMAGE)
 
 
+def test_a_bad_sample_is_named(llava: sk.VLM, tmp_path: Path) -> None:
+    with pytest.raises(MissingImageError, match=r"sample 1 \('Why\?'\): the image .* can't be read"):
+        llava.inputs([WITH_IMAGE[0], sk.Sample("Why?", images=(tmp_path / "none.png",))])
+    with pytest.raises(SampleError, match="sample 1 .*contains '<image>'"):
+        llava.inputs([TEXT_ONLY[0], sk.Sample("<image>?")])
+
+
+@pytest.mark.parametrize("given", [["a"], WITH_IMAGE[0], "a", (sample for sample in WITH_IMAGE), None])
+def test_samples_of_another_type_are_refused(llava: sk.VLM, given: Any) -> None:
+    for use in (llava.inputs, llava.generate, llava.capture):
+        with pytest.raises(SampleError, match="sample") as caught:
+            use(given)
+        assert caught.value.expected
+        assert caught.value.fix
+
+
+# name: a sample that no batch can hold, the error and words of it
+BAD: dict[str, tuple[sk.Sample, type[sk.SteerKitError], str]] = {
+    "no such image": (sk.Sample("Why?", ("nowhere.png",)), MissingImageError, "'nowhere.png' can't be read"),
+    "no image": (sk.Sample("Why?", (Path(__file__),)), MissingImageError, "can't be read"),
+    "the image token": (sk.Sample("<image>?"), SampleError, "contains '<image>'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_bad_sample_is_found_before_the_model_runs(llava: sk.VLM, kind: str, batch_size: int) -> None:
+    bad, error, words = BAD[kind]
+    calls: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: calls.append(type(module).__name__))
+        for module in llava.model.modules()
+    ]
+    try:
+        for samples in ([*WITH_IMAGE, bad], [*TEXT_ONLY, bad], [*MIXED, bad]):
+            where = "" if batch_size == 8 else f"sample {len(samples) - 1} "
+            with pytest.raises(error, match=f"{where}.*{words}"):
+                llava.generate(samples, batch_size=batch_size, **OPTIONS)
+            for engine in ("hooks", "nnsight"):
+                with pytest.raises(error, match=words):
+                    llava.capture(samples, batch_size=batch_size, engine=engine)
+        assert calls == []
+        llava.generate(TEXT_ONLY[:1], **OPTIONS)
+        assert calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_images_that_are_not_shown_need_not_exist(llava: sk.VLM) -> None:
+    samples = [sk.Sample("Why?", ("nowhere.png",)), sk.Sample("How?", ("nowhere.png",))]
+    assert len(llava.generate(samples, images=False, batch_size=1, **OPTIONS)) == 2
+
+
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
@@ -171,10 +225,28 @@ def test_wrapping_refuses(llava: sk.VLM) -> None:
         sk.wrap(llava)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="Linear is not a Hugging Face model"):
         sk.wrap(torch.nn.Linear(2, 2))
-    with pytest.raises(OptionError, match="str is not"):
+    with pytest.raises(OptionError, match="str is not") as caught:
         sk.wrap("llava")  # type: ignore[arg-type]
+    assert "from_pretrained" in str(caught.value.fix)
     with pytest.raises(UnsupportedModelError, match="no adapter serves model type 'llama'"):
         sk.wrap(copy.deepcopy(tiny.build("instructblip-llama")[0].language_model))
+
+
+class Holder(torch.nn.Module):
+    """A module that holds a model and passes for it, as PEFT's does."""
+
+    def __init__(self, inner: Any, model_type: str | None) -> None:
+        super().__init__()
+        self.base_model = inner
+        self.config = copy.deepcopy(inner.config)
+        self.config.model_type = model_type or inner.config.model_type
+
+
+@pytest.mark.parametrize("model_type", [None, "unheard_of"])
+def test_of_a_module_that_holds_the_model_the_model_is_asked_for(llava: sk.VLM, model_type: str | None) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        sk.wrap(Holder(llava.model, model_type))
+    assert "pass the Hugging Face model inside" in str(caught.value.fix)
 
 
 def test_a_record_tells_models_apart(llava: sk.VLM, vlm_of: Any) -> None:
@@ -206,6 +278,19 @@ def test_loads_in_another_type(saved: Path) -> None:
     assert loaded.dtype == torch.bfloat16
     assert loaded.inputs(WITH_IMAGE)["pixel_values"].dtype == torch.bfloat16
     assert loaded.capture(WITH_IMAGE, engine="hooks")[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}"])
+def test_refuses_to_load_what_is_no_model(content: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    if content is not None:
+        folder.mkdir()
+        if content:
+            (folder / "config.json").write_text(content)
+    with pytest.raises(UnsupportedModelError, match="has no model config that can be read") as refused:
+        sk.load(str(folder))
+    assert isinstance(refused.value.__cause__, OSError)
+    assert refused.value.fix
 
 
 @pytest.mark.parametrize("kind", ["qwen", "unheard_of", "llama"])

@@ -69,7 +69,8 @@ class InstructBlipAdapter(ModelAdapter):
         return processor
 
     def render(self, processor: Any, sample: Sample, image_count: int) -> str:
-        """The bare text, whatever the number of images; earlier turns come before it, each on lines of its own."""
+        """The bare text, with or without an image; earlier turns come before it, each on lines of its own."""
+        _check_count(image_count)
         shared.check_text(sample, [_image_token(processor)])
         return "\n".join(text for _, text in sample.turns)
 
@@ -80,10 +81,7 @@ class InstructBlipAdapter(ModelAdapter):
         pads the Q-Former's text on the same side, whose absolute positions would shift.
         """
         shared.check_images(texts, images)
-        if any(len(own) > 1 for own in images):
-            raise SampleError(
-                f"a prompt has {max(map(len, images))} images", expected="at most one: InstructBLIP was trained on one"
-            )
+        _check_count(max(map(len, images), default=0))
         tokenizer = processor.tokenizer
         queries = [tokenizer.convert_tokens_to_ids(_image_token(processor))] * processor.num_query_tokens
         with_image = any(images)
@@ -105,6 +103,15 @@ class InstructBlipAdapter(ModelAdapter):
     def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
         """The size of the processed image."""
         return shared.pixel_sizes(inputs)
+
+
+def _check_count(images: int) -> None:
+    if images > 1:
+        raise SampleError(
+            f"a prompt has {images} images",
+            expected="at most one: InstructBLIP was trained on one",
+            fix="leave the others out, or put them together in one image",
+        )
 
 
 def _image_token(processor: Any) -> str:

@@ -51,7 +51,7 @@ class CAA(SteeringMethod):
         """Both labels must occur, and no other."""
         require_labels(anchors, self.positive, self.negative)
         default = (int(0.4 * model.architecture.layer_count),)
-        return Plan(model.check_layers(default if self.layers is None else self.layers))
+        return Plan(model.check_layers(default if self.layers is None else self.layers), shown=(self.images,))
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The hidden states of each label."""

@@ -125,7 +125,8 @@ class CMRM(SteeringMethod):
                 expected="at least two anchors",
                 fix="add anchors, or use center=False",
             )
-        return Plan(layers, second_moments=self.aggregate == "pca")
+        shown: tuple[Images, ...] = ("caption", True) if self.text_side == "caption" else (True,)
+        return Plan(layers, second_moments=self.aggregate == "pca", shown=shown)
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The shift of each sample, by layer."""

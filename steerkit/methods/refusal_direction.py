@@ -57,7 +57,8 @@ class RefusalDirection(SteeringMethod):
         """Both labels must occur, and no other."""
         require_labels(anchors, self.harmful, self.harmless)
         default = int(0.6 * model.architecture.layer_count)
-        return Plan(model.check_layers((default if self.layer is None else self.layer,)))
+        layers = model.check_layers((default if self.layer is None else self.layer,))
+        return Plan(layers, shown=(self.images,))
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The hidden states of each label."""

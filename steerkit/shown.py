@@ -1,0 +1,67 @@
+"""How a sample is shown to a model: with its own images, with meaningless ones, as text, or as text with a caption."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from steerkit.adapter import Images
+from steerkit.errors import MissingImageError, OptionError, SampleError
+from steerkit.intervention import View
+from steerkit.samples import Sample, open_image
+from steerkit.views import meaningless_image
+
+
+def shown(sample: Sample, images: Images, seed: int) -> Sample:
+    """The sample as a view shows it, with its images opened.
+
+    Raises:
+        SampleError: The view shows a caption and there is none.
+        MissingImageError: An image can't be read, or a function gives another number of them.
+    """
+    if hides_images(images):
+        return prompt_of(sample, images)
+    if images is True or images == "original":
+        return sample.loaded()
+    if callable(images):
+        made = tuple(images(sample))
+        if len(made) != len(sample.images):
+            raise MissingImageError(
+                f"the function gave {len(made)} images for a sample with {len(sample.images)}", expected="as many"
+            )
+        return replace(sample, images=made).loaded()
+    opened = map(open_image, sample.images)
+    made = [meaningless_image((image.height, image.width), None if images == "blank" else seed) for image in opened]
+    return replace(sample, images=tuple(made))
+
+
+def prompt_of(sample: Sample, images: Images) -> Sample:
+    """The sample with the text and as many images as a view shows; they are not opened.
+
+    Raises:
+        SampleError: The view shows a caption and there is none.
+    """
+    if not hides_images(images):
+        return sample
+    return _captioned(sample) if images == "caption" else replace(sample, images=())
+
+
+def hides_images(images: Images) -> bool:
+    """Whether a view is text alone.
+
+    Raises:
+        OptionError: It is no view.
+    """
+    if not callable(images) and images not in (True, False, *View.__args__):
+        raise OptionError(
+            f"images is {images!r}", expected="True, False, " + ", ".join(View.__args__) + " or a function"
+        )
+    return images in (False, "text", "caption")
+
+
+def _captioned(sample: Sample) -> Sample:
+    if sample.caption is None:
+        raise SampleError("it has no caption", expected="a caption for the view 'caption'")
+    first = next(index for index, (role, _) in enumerate(sample.turns) if role == "user")
+    turns = list(sample.turns)
+    turns[first] = ("user", f"{sample.caption}\n{turns[first][1]}")
+    return replace(sample, text=tuple(turns) if len(turns) > 1 else turns[0][1], images=())
