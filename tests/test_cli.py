@@ -337,12 +337,35 @@ class TestExtract:
             ("is a folder", [files.llava, files.anchors, "-o", tmp_path]),
             ("no file", [files.llava, "nothing.jsonl", "-o", new]),
             ("holds no config.json", [tmp_path, files.anchors, "-o", new]),
-            ("can't be loaded", ["./no/such/model", files.anchors, "-o", new]),
+            ("'./no/such/model' has no model config", ["./no/such/model", files.anchors, "-o", new]),
         ):
             found = run("extract", *arguments)
             assert found.code == 1
             assert message in found.err
         assert not new.exists()
+
+    @pytest.mark.usefixtures("no_model")
+    @pytest.mark.parametrize(("kind", "hint"), [("qwen", "use Qwen2-VL or later"), ("unheard_of", "write an adapter")])
+    def test_a_repository_is_not_asked_to_run_its_code(
+        self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, hint: str
+    ) -> None:
+        def asked(*args: object) -> str:
+            raise AssertionError("the user was asked whether to run code")
+
+        monkeypatch.setattr("builtins.input", asked)
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "c.C"}}))
+        (tmp_path / "c.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+        for command in (
+            ["extract", tmp_path, files.anchors, "-o", tmp_path / "x.safetensors"],
+            ["generate", tmp_path, "What is this?"],
+        ):
+            found = run(*command)
+            message = " ".join(found.err.split())
+            assert found.code == 1
+            assert f"no adapter serves model type '{kind}'" in message
+            assert "llava_next" in message
+            assert hint in message
+        assert not (tmp_path / "ran").exists()
 
 
 class TestGenerate:

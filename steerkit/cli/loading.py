@@ -51,11 +51,12 @@ def check_without_weights(source: str, options: Mapping[str, Any], check: Callab
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     import steerkit as sk
-    from steerkit.registry import adapter_for
+    from steerkit.vlm import adapter_of
 
     shared = {key: value for key, value in options.items() if key == "revision"}
-    config = _readable(source, lambda: AutoConfig.from_pretrained(source, **shared))
-    adapter_for(config.model_type)
+    _readable(source, lambda: adapter_of(source, **shared))
+    # its type is served, so transformers has its class and needs none of the repository's code
+    config = _readable(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **shared))
     skeleton = None
     with suppress(Exception), torch.device("meta"):
         skeleton = sk.wrap(AutoModelForImageTextToText.from_config(config))
