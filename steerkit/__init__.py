@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steerkit.receipt import Receipt
     from steerkit.registry import adapter_names, get_adapter, get_method, method_names
     from steerkit.samples import Sample, read_samples
-    from steerkit.steer import steer
+    from steerkit.steering import steer
     from steerkit.vector import Key, SteeringVector
     from steerkit.vlm import VLM, load, wrap
 
@@ -46,7 +46,7 @@ _HOME = {
     "load": "vlm",
     "method_names": "registry",
     "read_samples": "samples",
-    "steer": "steer",
+    "steer": "steering",
     "wrap": "vlm",
 }
 

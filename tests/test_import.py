@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,9 @@ def test_the_lazy_names_are_the_public_ones() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'steeer'"):
         steerkit.steeer  # noqa: B018
+
+
+def test_a_public_name_is_not_hidden_by_a_module_of_its_own_name() -> None:
+    """`import steerkit.steer` would put a module where `sk.steer` has to be the class."""
+    modules = {path.stem for path in Path(steerkit.__file__).parent.iterdir()}
+    assert not modules & set(steerkit.__all__)

@@ -52,7 +52,7 @@ def generate(
 
     asked = _asked(prompt, image or [], samples, opt.columns(columns), skip=skip_bad_rows)
     import_libraries()
-    from steerkit.steer import check_match
+    from steerkit.steering import check_match
 
     vectors = _vectors(vector or [])
     doses = _doses(vectors, strength or [])
@@ -135,7 +135,7 @@ def _steer(
 ) -> tuple[list[str] | None, Receipt | None]:
     if not vectors:
         return None, None
-    from steerkit.steer import steer
+    from steerkit.steering import steer
 
     with steer(vlm, vectors, strength=doses) as receipt:
         answers = _answer(vlm, asked, "Generating, steered", options)

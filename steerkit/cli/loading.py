@@ -20,10 +20,10 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 def import_libraries() -> None:
     """Import torch and what needs it, with progress: it takes seconds."""
-    if "steerkit.steer" in sys.modules:
+    if "steerkit.steering" in sys.modules:
         return
     with progress("Importing torch and transformers"):
-        for name in ("torch", "transformers", "steerkit.method", "steerkit.steer"):
+        for name in ("torch", "transformers", "steerkit.method", "steerkit.steering"):
             importlib.import_module(name)
 
 

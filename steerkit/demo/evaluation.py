@@ -16,7 +16,7 @@ from steerkit.demo import world
 from steerkit.method import SteeringMethod
 from steerkit.methods.cmrm import CMRM
 from steerkit.samples import Sample
-from steerkit.steer import steer
+from steerkit.steering import steer
 from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM
 

@@ -84,16 +84,20 @@ class Recipe:
     code_word_weight: float = 2.0
 
 
+_PRETRAINING, _SAFETY = Recipe().text_stages
 _PROJECTOR, _TUNING = Recipe().image_stages
 RECIPES = {
-    "llava": Recipe(),
+    "llava": Recipe(
+        text_stages=(dataclasses.replace(_PRETRAINING, steps=700), dataclasses.replace(_SAFETY, steps=280)),
+        image_stages=(_PROJECTOR, dataclasses.replace(_TUNING, steps=600)),
+    ),
     "qwen2_5_vl": Recipe(vision_steps=400, vision_batch=64),
     "instructblip": Recipe(
         vision_batch=64,
         image_stages=(_PROJECTOR, dataclasses.replace(_TUNING, text=curriculum.INSTRUCTBLIP_TEXT_REPLAY)),
     ),
 }
-"""The families differ in how long their vision towers need, and InstructBLIP in the text replayed."""
+"""The families differ in how long their stages are, and InstructBLIP in the text replayed."""
 
 
 @dataclass(frozen=True)
