@@ -19,7 +19,7 @@ from steerkit.formats import (
     encode_document,
     parse_pack,
     parse_tensor_name,
-    read_pack,
+    read_file,
     refused,
     tensor_name,
     tensors_digest,
@@ -54,6 +54,7 @@ class SteeringVector:
     Attributes:
         tensors: `{Key: [hidden] or [k, hidden]}`, on the CPU.
         metadata: The document that is saved with them, interventions included; its `dtype` is that of the tensors.
+        source: Where it was loaded from; of a vector that was changed since, None.
 
     Raises:
         OptionError: A tensor has the wrong shape or type, or an intervention reads a direction that is not there.
@@ -63,6 +64,7 @@ class SteeringVector:
 
     tensors: Mapping[Key, Tensor]
     metadata: PackMetadata
+    source: str | None = None
 
     def __post_init__(self) -> None:
         tensors = {Key(*key): tensor.detach().cpu().contiguous() for key, tensor in sorted(self.tensors.items())}
@@ -277,17 +279,27 @@ class SteeringVector:
             PackFormatError: The file is missing, truncated, forged or no pack.
             NonFiniteError: A direction holds NaN or infinity.
         """
-        raw = read_pack(path)
-        metadata = parse_metadata(raw.document, name=str(path))
+        return cls.from_bytes(read_file(path), source=str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, source: str = "the data") -> SteeringVector:
+        """The same as `load`, from the bytes of a pack.
+
+        Args:
+            data: All of the file.
+            source: Where they are from, for messages and for the attribute of that name.
+        """
+        raw = parse_pack(data, name=source)
+        metadata = parse_metadata(raw.document, name=source)
         try:
             loaded = safetensors.torch.load(raw.data)
-            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata)
+            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata, source)
         except NonFiniteError:
             raise
         except (safetensors.SafetensorError, SteerKitError) as error:
-            raise refused(f"{path}: {error}", expected="a document that fits its tensors") from error
+            raise refused(f"{source}: {error}", expected="a document that fits its tensors") from error
         if vector.metadata.dtype != metadata.dtype:
-            raise refused(f"{path}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented")
+            raise refused(f"{source}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented")
         return vector
 
     def __repr__(self) -> str:
