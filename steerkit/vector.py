@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import safetensors.torch
 import torch
@@ -26,6 +27,9 @@ from steerkit.formats import (
 )
 from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection, is_finite
 from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
+
+if TYPE_CHECKING:
+    from steerkit_vectors_hub.push import Publication
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -252,11 +256,7 @@ class SteeringVector:
         """
         vector = self if dtype is None else self.to(dtype)
         path = Path(path)
-        document = vector.metadata.model_copy(update={"tensors_sha256": vector.digest()}).model_dump(mode="json")
-        data = safetensors.torch.save(
-            {tensor_name(*key): tensor for key, tensor in vector.tensors.items()}, metadata=encode_document(document)
-        )
-        parse_pack(data, name=str(path))
+        data = vector.to_bytes(name=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -270,6 +270,22 @@ class SteeringVector:
             Path(temporary).unlink(missing_ok=True)
             raise
         return path
+
+    def to_bytes(self, *, name: str = "the pack") -> bytes:
+        """The pack that `save` writes.
+
+        Args:
+            name: What to call it in messages.
+
+        Raises:
+            PackFormatError: As for `save`.
+        """
+        document = self.metadata.model_copy(update={"tensors_sha256": self.digest()}).model_dump(mode="json")
+        data = safetensors.torch.save(
+            {tensor_name(*key): tensor for key, tensor in self.tensors.items()}, metadata=encode_document(document)
+        )
+        parse_pack(data, name=name)
+        return data
 
     @classmethod
     def load(cls, path: str | Path) -> SteeringVector:
@@ -301,6 +317,38 @@ class SteeringVector:
         if vector.metadata.dtype != metadata.dtype:
             raise refused(f"{source}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented")
         return vector
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        branch: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """Publish the vector on the Hugging Face hub: the pack, a model card and a plot, in one commit.
+
+        Args:
+            repo_id: `owner/name`; it is created if need be.
+            private: Whether a repository that is created is private; default: as the hub has it for the owner.
+            branch: Where the commit goes; default: the main branch.
+            message: Of the commit.
+            token: Default: that of `hf auth login` or HF_TOKEN.
+            dry_run: Make everything and upload nothing.
+
+        Returns:
+            The files, and a reference to what was published.
+
+        Raises:
+            PublishError: The metadata lack the licence, the model's id or commit, or the source of the anchors.
+            AccessError: The hub refuses the token.
+            DownloadError: The hub can't be reached.
+        """
+        push = importlib.import_module("steerkit_vectors_hub.push").push_to_hub  # the core imports no hub by itself
+        options = {"private": private, "branch": branch, "message": message, "token": token, "dry_run": dry_run}
+        return push(self, repo_id, **options)
 
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""

@@ -1,13 +1,16 @@
-"""What the tests of the vectors hub share: packs, and a process of their own that loads one."""
+"""What the tests of the vectors hub share: packs, a cache, a hub, and a process of their own that loads one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
+from loopback_hub import LoopbackHub, running_hub
 
 from steerkit.metadata import PackMetadata
 from steerkit.vector import Key, SteeringVector
@@ -29,6 +32,26 @@ COMPLETE = {
         {"name": "over_refusal", "value": 0.01},
     ],
 }
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no token or offline mode of the machine's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("STEERKIT_CACHE", str(folder))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_TOKEN", "STEERKIT_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")
+    return folder
+
+
+@pytest.fixture
+def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A hub without repositories, that the environment points to."""
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
 
 
 def vector(seed: int = 0, width: int = 8, **fields: object) -> SteeringVector:

@@ -249,7 +249,11 @@ class _HubHandler(_Handler):
         else:
             repo_id, _, action = path.removeprefix("/api/models/").rpartition("/")[0].rpartition("/")
             branch = unquote(path.rpartition("/")[2])
-            if action == "preupload":
+            if action == "branch":
+                repository = self.hub.repositories[repo_id]
+                repository.branches.setdefault(branch, repository.branches["main"])
+                self.answer(200)
+            elif action == "preupload":
                 self._upload_modes(self.hub.repositories[repo_id], json.loads(body))
             else:
                 self._commit(repo_id, branch, [json.loads(line) for line in body.splitlines()])

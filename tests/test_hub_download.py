@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_support import loading, pack, vector
-from loopback_hub import TOKEN, LoopbackHub, running_hub
+from hub_support import cache, hub, loading, pack, vector
+from loopback_hub import TOKEN, LoopbackHub
 
 import steerkit as sk
-from steerkit_vectors_hub import resolve as resolving
 from steerkit_vectors_hub.errors import (
     AccessError,
     CacheError,
@@ -24,32 +22,14 @@ from steerkit_vectors_hub.errors import (
     PackNotFoundError,
     ReferenceFormatError,
 )
-from steerkit_vectors_hub.resolve import Resolved, resolve
+from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.sources import base
+
+__all__ = ["cache", "hub"]  # fixtures
 
 
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no token or offline mode of the machine's own."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("STEERKIT_CACHE", str(folder))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in ("HF_TOKEN", "STEERKIT_OFFLINE", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")
-    return folder
-
-
-@pytest.fixture
-def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A hub with one repository, `someone/pack`, of one commit."""
-    with running_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +90,17 @@ class TestHub:
         assert {request.host for request in hub.requests} > authorised
 
     @pytest.mark.parametrize("large", [True, False])
-    def test_a_cut_transfer_is_resumed(self, hub: LoopbackHub, tmp_path: Path, large: bool) -> None:
+    def test_a_cut_transfer_is_resumed(
+        self, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1024)
         body = pack(tmp_path, width=4096)
         hub.publish("someone/pack", {"a.safetensors": body}, large=large)
         hub.faults.cuts = 1
         assert resolve("hf://someone/pack").read() == body
         ranges = [request.headers.get("Range") for request in hub.requests if "Range" in request.headers]
-        assert ranges == [f"bytes={len(body) // 2}-"]
+        assert len(ranges) == 1
+        assert 0 < int(ranges[0].removeprefix("bytes=").rstrip("-")) <= len(body) // 2
 
     @pytest.mark.parametrize(
         ("ref", "kind", "text"),

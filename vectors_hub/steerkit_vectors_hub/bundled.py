@@ -8,6 +8,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "packs"
 """Holds the packs and `index.json`; `python -m steerkit_vectors_hub.build_packs` writes it."""
 
+INDEX = "index.json"
+
 
 def bundled_names() -> list[str]:
     """The names of the bundled packs."""

@@ -53,13 +53,13 @@ class HuggingFaceSource(Source):
         )
 
     def download(self, target: Target, folder: Path) -> Path:
-        """Let the client transfer the file; it resumes after a cut by itself."""
+        """Let the client transfer the file; it resumes after a cut by itself. Its own cache is left alone."""
         for left in folder.iterdir():  # the client can't go on with what a killed attempt left
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         with translated(f"hf://{target.place}@{target.revision}/{target.file}"):
             return Path(
                 api().hf_hub_download(
-                    target.place, target.file, revision=target.revision, local_dir=folder, force_download=True
+                    target.place, target.file, revision=target.revision, local_dir=folder, cache_dir=folder / "unused"
                 )
             )
 
@@ -126,3 +126,19 @@ def _refused(what: str, error: Exception, reason: str) -> SteerKitError:
     if status == 404:
         return PackNotFoundError(f"{what}: {reason}", expected="a repository that you can read")
     return DownloadError(f"{what}: {reason}", expected="an answer of the hub", fix="try again later")
+
+
+def published(text: str = "", method: str | None = None, *, limit: int = 200) -> list[str]:
+    """The repositories of the hub that are tagged as packs.
+
+    Args:
+        text: What their names must hold.
+        method: A method's name, which is a tag as well.
+        limit: At most so many.
+
+    Raises:
+        DownloadError: The hub can't be reached.
+    """
+    tags = ["steerkit", *([method] if method else [])]
+    with translated("the list of packs"):
+        return [each.id for each in api().list_models(filter=tags, search=text or None, limit=limit)]

@@ -84,8 +84,8 @@ def _transfer(url: str, part: Path, tag: Path) -> None:
         check_size(expected, url)
         tag.write_text(_strong(response.headers.get("ETag")) or "")
         count = done if resumed else 0
-        with part.open("ab" if resumed else "wb") as file:
-            while chunk := response.read(_CHUNK):
+        with part.open("ab" if resumed else "wb", buffering=0) as file:  # what arrived outlives a kill
+            while chunk := response.read1(_CHUNK):
                 count += len(chunk)
                 check_size(count, url)
                 file.write(chunk)
