@@ -315,7 +315,9 @@ class SteeringVector:
         except (safetensors.SafetensorError, SteerKitError) as error:
             raise refused(f"{source}: {error}", expected="a document that fits its tensors") from error
         if vector.metadata.dtype != metadata.dtype:
-            raise refused(f"{source}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented")
+            raise refused(
+                f"{source}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented"
+            )
         return vector
 
     def push_to_hub(

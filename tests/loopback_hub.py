@@ -69,12 +69,14 @@ class Faults:
         cuts: How many more bodies end halfway.
         damage: Whether one bit of every body is flipped.
         pause: Seconds to wait in the middle of every body.
+        excess: Bytes that follow every body of a large file.
         status: Answer every request for metadata with this instead.
     """
 
     cuts: int = 0
     damage: bool = False
     pause: float = 0.0
+    excess: bytes = b""
     status: int | None = None
 
 
@@ -141,7 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
     def note(self) -> tuple[str, dict[str, list[str]]]:
         """Write down the request; its path and query."""
         host, port = self.server.server_address[:2]
-        self.hub.requests.append(Request(self.command, unquote(self.path), {k.title(): v for k, v in self.headers.items()}, f"{host!s}:{port}"))
+        self.hub.requests.append(
+            Request(
+                self.command, unquote(self.path), {k.title(): v for k, v in self.headers.items()}, f"{host!s}:{port}"
+            )
+        )
         parts = urlsplit(self.path)
         return parts.path, parse_qs(parts.query)
 
@@ -206,7 +212,7 @@ class _DeliveryHandler(_Handler):
         if data is None:
             self.answer(404)
         else:
-            self.send_file(data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
+            self.send_file(data + self.hub.faults.excess, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
 
     do_HEAD = do_GET
 

@@ -67,7 +67,11 @@ class TestPush:
         assert done.code == 0, done.err
         assert "library_name: steerkit" in done.out
         assert "would upload  steering_vector.safetensors" in done.err
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "norms.png", "steering_vector.safetensors"}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "README.md",
+            "norms.png",
+            "steering_vector.safetensors",
+        }
 
     def test_what_is_missing_can_be_filled_in(self, tmp_path: Path) -> None:
         made = vector()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hub_support import cache, hub, loading, pack, vector
 from loopback_hub import TOKEN, LoopbackHub
 
 import steerkit as sk
+from steerkit.errors import PackFormatError
 from steerkit_vectors_hub.errors import (
     AccessError,
     CacheError,
@@ -60,9 +62,7 @@ class TestHub:
         assert len(hub.asked("GET", sha(data))) == before == 1
 
     @pytest.mark.parametrize("large", [True, False])
-    def test_a_branch_moves_and_a_commit_stays(
-        self, hub: LoopbackHub, data: bytes, newer: bytes, large: bool
-    ) -> None:
+    def test_a_branch_moves_and_a_commit_stays(self, hub: LoopbackHub, data: bytes, newer: bytes, large: bool) -> None:
         first = hub.publish("someone/pack", {"a.safetensors": data}, large=large)
         assert resolve("hf://someone/pack").sha256 == sha(data)
         second = hub.publish("someone/pack", {"a.safetensors": newer})
@@ -79,9 +79,7 @@ class TestHub:
         assert resolve("hf://someone/pack@refs/pr/3/a.safetensors").sha256 == sha(data)
         assert resolve("hf://someone/pack@try%2Fit").sha256 == sha(data)
 
-    def test_the_token_stays_on_the_hub(
-        self, hub: LoopbackHub, data: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_token_stays_on_the_hub(self, hub: LoopbackHub, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.publish("someone/pack", {"a.safetensors": data}, private=True, gated=True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         assert resolve("hf://someone/pack").transferred
@@ -143,6 +141,13 @@ class TestHub:
             resolve("hf://someone/pack")
         assert not hub.asked("GET", "resolve")
 
+    def test_a_body_longer_than_announced_is_not_taken(self, hub: LoopbackHub, cache: Path, data: bytes) -> None:
+        hub.publish("someone/pack", {"a.safetensors": data})
+        hub.faults.excess = b"x" * 100_000
+        with pytest.raises(DownloadError, match="longer than announced"):
+            resolve("hf://someone/pack")
+        assert not any(path.is_file() for path in (cache / "work").rglob("*.incomplete"))
+
 
 class TestDigest:
     @pytest.mark.parametrize("large", [True, False])
@@ -172,6 +177,26 @@ class TestDigest:
         with pytest.raises(DigestMismatchError):
             resolve("hf://someone/pack", sha256=sha(data))
         assert not list((cache / "blobs").glob("*"))
+
+    def test_a_damaged_plain_file_fails_the_digest_of_git(self, hub: LoopbackHub, cache: Path, data: bytes) -> None:
+        hub.publish("someone/pack", {"a.safetensors": data}, large=False)
+        hub.faults.damage = True
+        with pytest.raises(DigestMismatchError, match="git"):
+            resolve("hf://someone/pack")
+        hub.faults.damage = False
+        assert resolve("hf://someone/pack").read() == data
+
+    def test_what_is_no_pack_never_gets_into_the_cache(self, hub: LoopbackHub, cache: Path, data: bytes) -> None:
+        hub.publish("someone/pack", {"a.safetensors": b"no pack"})
+        with pytest.raises(PackFormatError):
+            resolve("hf://someone/pack")
+        hub.objects["a"] = data
+        hub.faults.damage = True
+        with pytest.raises(PackFormatError, match="changed after it was written"):
+            resolve(f"{hub.delivery}/a.safetensors")
+        assert not list((cache / "blobs").glob("*"))
+        hub.faults.damage = False
+        assert resolve(f"{hub.delivery}/a.safetensors").read() == data
 
     def test_a_damaged_copy_in_the_cache_is_fetched_again(self, hub: LoopbackHub, data: bytes) -> None:
         hub.publish("someone/pack", {"a.safetensors": data})
@@ -274,6 +299,27 @@ class TestProcesses:
         assert len(hub.asked("GET", sha(body))) == 1
 
     @pytest.mark.parametrize("place", ["hub", "web"])
+    def test_kills_at_any_moment_leave_a_cache_that_works(
+        self, hub: LoopbackHub, cache: Path, tmp_path: Path, place: str
+    ) -> None:
+        body = pack(tmp_path, width=4096)
+        hub.publish("someone/pack", {"a.safetensors": body})
+        ref = "hf://someone/pack" if place == "hub" else f"{hub.delivery}/{sha(body)}.safetensors"
+        hub.faults.pause = 0.1
+        chance = random.Random(0)
+        for _ in range(6):
+            process = loading(ref, HF_ENDPOINT=hub.url)
+            assert process.stdout is not None
+            process.stdout.readline()  # its imports are done
+            time.sleep(chance.uniform(0, 0.6))
+            process.kill()
+            process.communicate()
+            for path in (cache / "blobs").glob("*"):
+                assert path.read_bytes() == body
+        assert resolve(ref).read() == body
+        assert resolve(ref, offline=True).read() == body
+
+    @pytest.mark.parametrize("place", ["hub", "web"])
     def test_a_kill_in_the_middle_leaves_nothing_half(
         self, hub: LoopbackHub, cache: Path, tmp_path: Path, place: str
     ) -> None:
@@ -302,5 +348,3 @@ def _until(condition: Callable[[], bool], process: object, seconds: float = 60) 
     while not condition():
         assert time.monotonic() < end, process
         time.sleep(0.05)
-
-

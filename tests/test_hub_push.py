@@ -60,8 +60,14 @@ class TestCompleteness:
             assert all(name in caught.value.problem for name in missing)
 
     def test_a_vector_measured_on_each_prompt_has_no_anchors(self) -> None:
-        contrast = {"operation": {"kind": "add", "direction": {"source": "contrast", "positive": "text", "negative": "blank"}}}
-        metadata = vector().metadata.model_dump() | {"interventions": [contrast], "anchors": None, "tensors_sha256": None}
+        contrast = {
+            "operation": {"kind": "add", "direction": {"source": "contrast", "positive": "text", "negative": "blank"}}
+        }
+        metadata = vector().metadata.model_dump() | {
+            "interventions": [contrast],
+            "anchors": None,
+            "tensors_sha256": None,
+        }
         made = sk.SteeringVector({}, type(vector().metadata).model_validate(metadata))
         done = made.push_to_hub("someone/pack", dry_run=True)
         assert set(done.files) == {PACK, "README.md"}

@@ -55,9 +55,33 @@ class TestReading:
     @pytest.mark.parametrize(
         "text",
         [
-            *("", " ", "a\0b", "hf://a", "hf://a/", "hf:///b", "hf://a/b@", "hf://a/b/../c.safetensors", "hf://a/b/c.bin"),
-            *("hf://../b", "hf://a/b--c", "hf://a/b@..", "http://h/a", "https://u:p@h/a", "https://h/a#b", "https:///a"),
-            *("a#sha256=12", "a#sha256=" + "g" * 64, "a#SHA256=" + PIN, f"a#sha256={PIN}&x", "https://h/a#sha-256=" + PIN),
+            *(
+                "",
+                " ",
+                "a\0b",
+                "hf://a",
+                "hf://a/",
+                "hf:///b",
+                "hf://a/b@",
+                "hf://a/b/../c.safetensors",
+                "hf://a/b/c.bin",
+            ),
+            *(
+                "hf://../b",
+                "hf://a/b--c",
+                "hf://a/b@..",
+                "http://h/a",
+                "https://u:p@h/a",
+                "https://h/a#b",
+                "https:///a",
+            ),
+            *(
+                "a#sha256=12",
+                "a#sha256=" + "g" * 64,
+                "a#SHA256=" + PIN,
+                f"a#sha256={PIN}&x",
+                "https://h/a#sha-256=" + PIN,
+            ),
         ],
     )
     def test_a_malformed_reference_is_refused(self, text: str) -> None:

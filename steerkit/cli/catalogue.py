@@ -19,7 +19,7 @@ def catalogue(
 ) -> None:
     """Make a web page from an index.
 
-    One HTML file that needs nothing else: packs with their figures and norms, to be filtered by model, method and metric.
+    One HTML file that needs nothing else: packs with figures and norms, to be filtered by model, method and metric.
     """
     from steerkit_vectors_hub.cache import write_atomically
     from steerkit_vectors_hub.catalogue import page

@@ -15,7 +15,9 @@ def index(
     refs: Annotated[list[str], typer.Argument(metavar="REF...", help="The packs.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The index to write.")],
     title: Annotated[str, typer.Option(help="Of the index and its catalogue page.")] = "steerkit packs",
-    add: Annotated[bool, typer.Option("--add", help="Keep what the index holds; a pack of the same name is replaced.")] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep what the index holds; a pack of the same name is replaced.")
+    ] = False,
     offline: opt.Offline = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     debug: opt.Debug = False,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def pull(
     ref: opt.Ref,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write a copy here, for use without the cache.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write a copy here, for use without the cache."),
     ] = None,
     revision: opt.PackRevision = None,
     sha256: opt.Pin = None,
@@ -28,8 +29,8 @@ def pull(
 ) -> None:
     """Get a pack by reference.
 
-    It is transferred if it is not in the cache yet, hashed and audited. The line `pinned` is a reference to exactly this
-    file, for ever: use it where the pack is loaded.
+    It is transferred if it is not in the cache yet, hashed and audited. The line `pinned` is a reference to exactly
+    this file, for ever: use it where the pack is loaded.
     """
     from steerkit.formats import parse_pack
     from steerkit.metadata import parse_metadata

@@ -25,14 +25,16 @@ def search(
     model: Annotated[str | None, typer.Option(help="Part of the model's id, class or type.")] = None,
     method: Annotated[str | None, typer.Option(help="Name of the method.")] = None,
     metric: Annotated[str | None, typer.Option(help="Name of a figure that must have been measured.")] = None,
-    hub: Annotated[bool, typer.Option("--hub", help="Ask the Hugging Face hub instead; WORDS and --method only.")] = False,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Ask the Hugging Face hub instead; WORDS and --method only.")
+    ] = False,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
     """Find packs.
 
-    In index files, by default that of the bundled packs; with --hub, among the repositories of the Hugging Face hub that
-    carry the tag `steerkit`.
+    In index files, by default that of the bundled packs; with --hub, among the repositories of the Hugging Face hub
+    that carry the tag `steerkit`.
     """
     text = " ".join(words or ())
     if hub:

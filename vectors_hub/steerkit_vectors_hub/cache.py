@@ -4,8 +4,8 @@
     records/<key>.json   what a reference resolved to, so that it can be used without a network
     work/<key>/          a transfer under way; one process at a time works in it, under locks/<key>
 
-A pack and a record appear by renaming a complete, synchronised file, so neither is ever seen half written: not by another
-process, and not after a kill or a power cut. A damaged pack is never used; a good one is never replaced by another.
+A pack and a record appear by renaming a complete, synchronised file, so neither is ever seen half written: not by
+another process, and not after a kill or a power cut. A damaged pack is never used; a good one is never lost to another.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -54,12 +55,12 @@ def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: 
 
 
 _INTENDED = """\
-Research on, and mitigation of, the loss of safety alignment that an image causes in a vision-language model. The vector is
-meant for the base model named above, at the revision named above, and for no other."""
+Research on, and mitigation of, the loss of safety alignment that an image causes in a vision-language model. The vector
+is meant for the base model named above, at the revision named above, and for no other."""
 
 _LIMITS = """\
-- Steering is a mitigation, not a guarantee: a steered model may still answer a harmful request, and may refuse a harmless
-  one. Measure the unsafe rate, over-refusal and utility together, on your own prompts, before you rely on it.
+- Steering is a mitigation, not a guarantee: a steered model may still answer a harmful request, and may refuse a
+  harmless one. Measure the unsafe rate, over-refusal and utility together, on your own prompts, before you rely on it.
 - The figures above are those of its makers, on their prompts and with their judge.
 - The same arithmetic can remove refusals: a negative strength reverses the effect. A pack holds no code, but one from a
   stranger can make a model worse. Pin the digest."""
@@ -69,7 +70,7 @@ def _front_matter(metadata: PackMetadata, repo_id: str) -> str:
     license_ = (metadata.license or "").strip()
     known = license_.lower() in LICENSES
     tags = ["steerkit", "steering-vector", "activation-steering", metadata.method.name]
-    extra = {} if known else {"license_name": re.sub(r"[^a-z0-9.]+", "-", license_.lower()).strip("-")}
+    extra: dict[str, Any] = {} if known else {"license_name": re.sub(r"[^a-z0-9.]+", "-", license_.lower()).strip("-")}
     data = ModelCardData(
         base_model=metadata.model.id,
         base_model_relation="adapter",
@@ -99,11 +100,8 @@ def _result(metric: Metric) -> EvalResult:
 def _what(metadata: PackMetadata) -> str:
     about = _line(metadata.description) if metadata.description.strip() else "A steering vector."
     authors = f" By {', '.join(map(_line, metadata.authors))}." if metadata.authors else ""
-    return (
-        f"{about}{authors}\n\nA steerkit pack for "
-        f"[{_line(metadata.model.id)}](https://huggingface.co/{_line(metadata.model.id)}): it changes hidden states while the "
-        "model runs, and no weights."
-    )
+    base = f"[{_line(metadata.model.id)}](https://huggingface.co/{metadata.model.id})"
+    return f"{about}{authors}\n\nA steerkit pack for {base}: it changes hidden states while a model runs, no weights."
 
 
 def _use(metadata: PackMetadata, repo_id: str, sha256: str) -> str:
@@ -149,7 +147,10 @@ def _measured(metrics: Sequence[Metric]) -> str:
 def _directions(norms: Sequence[NormSeries]) -> str:
     if not norms:
         return "None are stored: they are measured on each prompt."
-    spans = "; ".join(f"{each.title}: {len(each.layers)} layers, norms {min(each.norms):.3g} to {max(each.norms):.3g}" for each in norms)
+    spans = "; ".join(
+        f"{each.title}: {len(each.layers)} layers, norms {min(each.norms):.3g} to {max(each.norms):.3g}"
+        for each in norms
+    )
     return f"![Norm of the directions by layer]({PLOT})\n\n{_line(spans)}."
 
 

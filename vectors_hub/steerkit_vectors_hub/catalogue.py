@@ -1,6 +1,6 @@
 """The catalogue: one self-contained HTML page made from an index.
 
-It loads nothing from anywhere: styles, script and charts are in the page, and its own policy forbids it to ask for more.
+It loads nothing from anywhere: styles, script and charts are in the page, and its policy forbids it to ask for more.
 Everything that a pack says of itself is text in it, never markup. Without scripts the whole list is still there.
 """
 
@@ -137,8 +137,9 @@ def _metrics(entry: Entry) -> str:
 def _charts(entry: Entry) -> str:
     if not entry.norms:
         return "<p>No stored directions: they are measured on each prompt.</p>"
+    captions = (f"<figcaption>Norm of {escape(each.title)} by layer</figcaption>" for each in entry.norms)
     return "".join(
-        f"<figure>{svg(each)}<figcaption>Norm of {escape(each.title)} by layer</figcaption></figure>" for each in entry.norms
+        f"<figure>{svg(each)}{caption}</figure>" for each, caption in zip(entry.norms, captions, strict=True)
     )
 
 

@@ -1,7 +1,7 @@
 """An index of packs: what search, the catalogue page and the bundled packs are made from.
 
-It is one JSON file; `schema/index-v1.json` is its JSON Schema, made from the models below and checked in, so that others
-can write and check an index without this package.
+It is one JSON file; `schema/index-v1.json` is its JSON Schema, made from the models below and checked in, so that
+others can write and check an index without this package.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ COLOR = "#1f6f8b"
 
 
 class NormSeries(Frozen):
-    """The directions of one site and name: layers in ascending order, and the norm at each (of several rows, the largest).
+    """The directions of one site and name: their layers, and the norm at each (of several rows, the largest).
 
     Attributes:
         site: Where in the layer.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from steerkit.formats.container import read_file
+from steerkit.formats import parse_pack, read_file
 from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
-from steerkit_vectors_hub.cache import Record, Store, file_digest
+from steerkit_vectors_hub.cache import Record, Store
 from steerkit_vectors_hub.errors import DigestMismatchError, OfflineError, PackNotFoundError
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
 from steerkit_vectors_hub.sources import Source, Target, source_of
@@ -75,6 +75,7 @@ def resolve(
         PackNotFoundError: There is no such pack.
         AccessError: A login or an agreement is missing.
         DigestMismatchError: The file is another than the one pinned or announced.
+        PackFormatError: What was transferred is no pack.
         DownloadError: The transfer failed.
         OfflineError: It is not in the cache, and there must be no network.
         CacheError: The cache can't be written.
@@ -167,16 +168,20 @@ def _known(store: Store, target: Target, versioned: str) -> str | None:
 
 
 def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder: Path) -> str:
-    """Transfer a target into the store; a file that is not what it should be is removed and never gets there."""
+    """Transfer a target into the store; a file that is no pack, or another than announced, never gets there."""
     path = source.download(target, folder)
-    check_size(path.stat().st_size, parsed.unpinned)
-    digest = file_digest(path)
-    announced = {each for each in (target.sha256, parsed.sha256) if each is not None}
-    if digest is None or announced - {digest}:
+    try:
+        data = read_file(path)
+        digest = hashlib.sha256(data).hexdigest()
+        for announced in (target.sha256, parsed.sha256):
+            if announced not in (None, digest):
+                raise _mismatch(parsed.unpinned, digest, str(announced))
+        if target.git_sha1 is not None and (found := _git_sha1(data)) != target.git_sha1:
+            raise _mismatch(parsed.unpinned, f"{digest} and git's sha1 {found}", f"git's sha1 {target.git_sha1}")
+        parse_pack(data, name=parsed.unpinned)
+        store.adopt(path, digest)
+    finally:
         shutil.rmtree(folder, ignore_errors=True)
-        raise _mismatch(parsed.unpinned, str(digest), ", ".join(sorted(announced)))
-    store.adopt(path, digest)
-    shutil.rmtree(folder, ignore_errors=True)
     return digest
 
 
@@ -199,9 +204,7 @@ def _offline(parsed: Ref, store: Store, record: Record | None) -> Resolved:
     return _from_store(parsed, path, record.sha256, record)
 
 
-def _from_store(
-    parsed: Ref, path: Path, digest: str, record: Record | None, *, transferred: bool = False
-) -> Resolved:
+def _from_store(parsed: Ref, path: Path, digest: str, record: Record | None, *, transferred: bool = False) -> Resolved:
     if record is None or record.sha256 != digest:
         record = Record(
             ref=parsed.unpinned,
@@ -243,6 +246,11 @@ def _record(parsed: Ref, target: Target, digest: str) -> Record:
         file=target.file,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _git_sha1(data: bytes) -> str:
+    """How git names a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _check_pin(parsed: Ref, found: str) -> None:

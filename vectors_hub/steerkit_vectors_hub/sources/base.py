@@ -23,6 +23,7 @@ class Target:
         version: What changes whenever the content does (a commit, an ETag); None if nothing says so.
         size: Bytes, where the source says so.
         sha256: Digest, where the source says so.
+        git_sha1: Name of the file's content in git, where the source says that instead.
     """
 
     place: str
@@ -31,6 +32,7 @@ class Target:
     version: str | None = None
     size: int | None = None
     sha256: str | None = None
+    git_sha1: str | None = None
 
 
 class Source(ABC):

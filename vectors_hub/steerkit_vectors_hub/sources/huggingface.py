@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import SteerKitError
+from steerkit.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PackNotFoundError
 from steerkit_vectors_hub.refs import Ref
 from steerkit_vectors_hub.sources.base import Source, Target, the_only_pack
@@ -43,25 +44,53 @@ class HuggingFaceSource(Source):
         if info.sha is None:
             raise DownloadError(f"{ref.unpinned}: the hub names no commit", expected="the commit of the revision")
         lfs = files[name].lfs
+        size = files[name].size
         return Target(
             place=ref.place,
             file=name,
             revision=info.sha,
             version=info.sha,
-            size=files[name].size,
+            size=size if size is not None or lfs is None else lfs.size,
             sha256=None if lfs is None else lfs.sha256,
+            git_sha1=files[name].blob_id if lfs is None else None,
         )
 
     def download(self, target: Target, folder: Path) -> Path:
         """Let the client transfer the file; it resumes after a cut by itself. Its own cache is left alone."""
         for left in folder.iterdir():  # the client can't go on with what a killed attempt left
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        with translated(f"hf://{target.place}@{target.revision}/{target.file}"):
-            return Path(
-                api().hf_hub_download(
-                    target.place, target.file, revision=target.revision, local_dir=folder, cache_dir=folder / "unused"
-                )
+        what = f"hf://{target.place}@{target.revision}/{target.file}"
+        with translated(what):
+            path = api().hf_hub_download(
+                target.place,
+                target.file,
+                revision=target.revision,
+                local_dir=folder,
+                cache_dir=folder / "unused",
+                tqdm_class=_bounded(what, target.size),
             )
+        return Path(path)
+
+
+def _bounded(what: str, size: int | None) -> type[Any]:
+    """A progress bar that ends a transfer which goes on beyond its bound."""
+    from huggingface_hub.utils import tqdm
+
+    limit = MAX_FILE if size is None else size
+
+    class Bounded(tqdm):
+        """Counts what arrived before it is written."""
+
+        arrived = 0.0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            """Count more bytes; fewer, where the client starts again."""
+            self.arrived += n or 0
+            if self.arrived > limit:
+                raise DownloadError(f"{what} is longer than announced", expected=f"at most {limit} bytes")
+            return super().update(n)
+
+    return Bounded
 
 
 def api(token: str | None = None) -> HfApi:
