@@ -74,7 +74,8 @@ def pack(folder: Path, seed: int = 0, width: int = 8) -> bytes:
 def loading(ref: str, **environment: str) -> subprocess.Popen[str]:
     """A process that resolves a reference and prints where it is, its digest, and whether it was transferred."""
     code = (
-        "import sys\nimport huggingface_hub.file_download, huggingface_hub.hf_api\nfrom steerkit_vectors_hub.resolve import resolve\n"
+        "import sys\nimport huggingface_hub.file_download, huggingface_hub.hf_api\n"
+        "from steerkit_vectors_hub.resolve import resolve\n"
         "print('ready', flush=True)\nfound = resolve(sys.argv[1])\nfound.read()\n"
         "print(found.path, found.sha256, found.transferred)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import fsspec
@@ -10,7 +11,7 @@ import pytest
 from hub_support import cache, pack, vector
 
 import steerkit as sk
-from steerkit_vectors_hub import bundled
+from steerkit_vectors_hub import bundled, errors
 from steerkit_vectors_hub.errors import (
     DigestMismatchError,
     DownloadError,
@@ -180,3 +181,15 @@ def test_an_encrypted_address_leads_to_no_open_one(target: str) -> None:
     request = urllib.request.Request("https://example.org/a")
     with pytest.raises(DownloadError, match="leads to"):
         _Redirects().redirect_request(request, None, 302, "", {}, target)
+
+
+def test_every_error_is_documented_and_crosses_a_process_boundary() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "hub.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind.__module__ == errors.__name__]
+    assert len(kinds) == 9
+    for kind in kinds:
+        _, also = kind.__bases__
+        assert f"| `{kind.__name__}` | `{also.__name__}` | {kind.__doc__} |" in page
+        error = pickle.loads(pickle.dumps(kind("p", expected="e", fix="f")))
+        assert type(error) is kind
+        assert (error.problem, error.expected, error.fix, str(error)) == ("p", "e", "f", "p. Expected: e. Fix: f.")

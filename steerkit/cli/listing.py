@@ -6,7 +6,7 @@ from steerkit.cli import options as opt
 from steerkit.cli.console import clean, console, print_json
 
 
-def list(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
+def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
     """List the packs on this machine.
 
     The bundled ones, and those in the cache with the reference that they came from. All of them load without a network.
