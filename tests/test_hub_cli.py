@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,25 @@ class TestPush:
         shown = document("push", file, "someone/pack")
         assert shown["uploaded"] is True
         assert document("pull", shown["ref"])["sha256"] == shown["sha256"]
+
+
+def test_from_one_process_to_another(hub: LoopbackHub, file: Path, tmp_path: Path) -> None:
+    """Published with one empty home, pulled by its pinned reference with another."""
+
+    def steerkit(home: str, *args: object) -> str:
+        names = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+        places = {"HOME": str(tmp_path / home), "STEERKIT_CACHE": str(tmp_path / home), "HF_HOME": str(tmp_path / home)}
+        command = [sys.executable, "-m", "steerkit", *map(str, args)]
+        done = subprocess.run(
+            command, env={**os.environ, **names, **places}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    ref = steerkit("mine", "push", file, "someone/pack").strip()
+    steerkit("theirs", "pull", ref, "-o", tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == vector().to_bytes()
+    assert "README.md" in hub.repositories["someone/pack"].commits[ref.partition("@")[2].partition("/")[0]]
 
 
 class TestFinding:

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -228,7 +229,7 @@ class TestOffline:
         online = resolve("hf://someone/pack")
         hub.requests.clear()
         monkeypatch.setenv(name, "1")
-        refs = ("hf://someone/pack", f"hf://someone/pack@{commit}/a.safetensors")
+        refs = [f"hf://someone/pack{end}" for end in ("", "@main", "/a.safetensors", f"@{commit}/a.safetensors")]
         assert {resolve(ref).pinned for ref in refs} == {online.pinned}
         with pytest.raises(OfflineError, match="steerkit pull"):
             resolve("hf://someone/other")
@@ -297,6 +298,14 @@ class TestProcesses:
         assert {line[1] for line in lines} == {sha(body)}
         assert sum(line[2] == "True" for line in lines) == 1
         assert len(hub.asked("GET", sha(body))) == 1
+
+    def test_threads_share_a_transfer(self, hub: LoopbackHub, data: bytes) -> None:
+        hub.publish("someone/pack", {"a.safetensors": data})
+        hub.faults.pause = 0.2
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(resolve, ["hf://someone/pack"] * 4))
+        assert {each.sha256 for each in found} == {sha(data)}
+        assert sum(each.transferred for each in found) == 1
 
     @pytest.mark.parametrize("place", ["hub", "web"])
     def test_kills_at_any_moment_leave_a_cache_that_works(

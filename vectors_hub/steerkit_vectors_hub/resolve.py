@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -150,11 +150,13 @@ def _over_the_network(parsed: Ref, store: Store, source: Source, key: str) -> Re
             if found is None:
                 found = _transfer(parsed, store, source, target, folder)
                 if target.version is not None:
-                    store.remember(versioned, _record(parsed, target, found))
+                    store.remember(versioned, _record(parsed, target, store, found))
     _check_pin(parsed, found)
-    record = _record(parsed, target, found)
-    for each in {key, exact}:
-        store.remember(each, record)
+    record = _record(parsed, target, store, found)
+    for each in {key, exact, source.key(replace(parsed, place=target.place, file=_file_in(parsed, target)))}:
+        known = store.record(each)
+        if known is None or replace(known, time=record.time, ref=record.ref) != record:
+            store.remember(each, record)
     path = store.path(found)
     return _from_store(parsed, path, found, record, transferred=transferred)
 
@@ -233,15 +235,19 @@ def _from_store(parsed: Ref, path: Path, digest: str, record: Record | None, *, 
 def _exactly(parsed: Ref, target: Target) -> Ref:
     """The reference to the very file that was found."""
     if parsed.kind == "hf":
-        return Ref("hf", target.place, target.revision, target.file)
+        return Ref("hf", target.place, target.revision, _file_in(parsed, target))
     return Ref(parsed.kind, target.place)
 
 
-def _record(parsed: Ref, target: Target, digest: str) -> Record:
+def _file_in(parsed: Ref, target: Target) -> str | None:
+    return target.file if parsed.kind == "hf" else None
+
+
+def _record(parsed: Ref, target: Target, store: Store, digest: str) -> Record:
     return Record(
         ref=parsed.unpinned,
         sha256=digest,
-        size=Store.default().path(digest).stat().st_size,
+        size=store.path(digest).stat().st_size,
         revision=target.revision,
         file=target.file,
         time=datetime.now(UTC).isoformat(timespec="seconds"),

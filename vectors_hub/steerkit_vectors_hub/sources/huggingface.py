@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ class HuggingFaceSource(Source):
     """`hf://owner/name[@revision][/file]`."""
 
     def key(self, ref: Ref) -> str:
-        """The reference, and the hub if it is not the usual one."""
-        return f"{os.environ.get(ENDPOINT, '')} {ref.unpinned}"
+        """The reference with its revision, and the hub if it is not the usual one."""
+        named = ref if ref.revision else replace(ref, revision="main")
+        return f"{os.environ.get(ENDPOINT, '')} {named.unpinned}".strip()
 
     def locate(self, ref: Ref) -> Target:
         """Ask the hub for the commit and the files of a repository."""
