@@ -154,3 +154,15 @@ class TestFinding:
         cached = [row for row in document("list")["packs"] if row["kind"] == "cache"]
         assert {row["revision"] for row in cached} == {commit}
         assert "hf://someone/pack" in run("list").out
+
+
+@pytest.mark.parametrize("command", ["search", "list", "info", "pull", "push", "index", "catalogue"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom steerkit.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
+        "print('TOP', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.rpartition("TOP ")[2].split())
+    assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "rich", "huggingface_hub", "steerkit_vectors_hub", "filelock"}

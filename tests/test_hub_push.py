@@ -16,8 +16,9 @@ from PIL import Image
 
 import steerkit as sk
 from steerkit_vectors_hub.card import PACK, PLOT
-from steerkit_vectors_hub.errors import AccessError, PublishError, ReferenceFormatError
+from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError, ReferenceFormatError
 from steerkit_vectors_hub.push import Publication, missing_fields
+from steerkit_vectors_hub.sources.huggingface import published
 
 __all__ = ["cache", "hub"]  # fixtures
 
@@ -157,7 +158,14 @@ class TestUpload:
             vector().push_to_hub("someone/pack", token="hf_wrong")
         assert not hub.repositories
 
-    @pytest.mark.usefixtures("hub")
+    def test_nothing_is_published_offline(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("STEERKIT_OFFLINE", "1")
+        with pytest.raises(OfflineError, match="publishing needs a network"):
+            vector().push_to_hub("someone/pack")
+        with pytest.raises(OfflineError):
+            published("llava")
+        assert not hub.requests
+
     def test_a_dry_run_asks_nobody(self, hub: LoopbackHub) -> None:
         vector().push_to_hub("someone/pack", dry_run=True)
         assert not hub.requests

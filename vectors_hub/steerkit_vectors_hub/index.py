@@ -177,8 +177,11 @@ def search(
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of an index file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Index.model_json_schema(mode="validation")}
+    """The JSON Schema of an index file; after a change, `python -m steerkit_vectors_hub.index` writes `SCHEMA` anew."""
+    schema = Index.model_json_schema(mode="validation")
+    for part in (schema, *schema["$defs"].values()):
+        part["description"] = part["description"].partition("\n")[0]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _matches(entry: Entry, words: list[str], model: str | None, method: str | None, metric: str | None) -> bool:
@@ -198,3 +201,7 @@ def _name(resolved: Resolved) -> str:
     if resolved.kind == "hf":
         return "/".join(resolved.ref.removeprefix("hf://").partition("@")[0].split("/")[:2])
     return resolved.file.removesuffix(".safetensors")
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from steerkit_vectors_hub.card import PACK, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError
 from steerkit_vectors_hub.norms import norm_series, png
 from steerkit_vectors_hub.refs import parse_ref
+from steerkit_vectors_hub.sources.base import require_network
 from steerkit_vectors_hub.sources.huggingface import api, translated
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -100,6 +101,7 @@ def push_to_hub(
     made = prepare(vector, repo_id)
     if dry_run:
         return made
+    require_network("publishing")
     from huggingface_hub import CommitOperationAdd
 
     client = api(token)

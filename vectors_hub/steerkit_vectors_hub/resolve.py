@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,10 +14,7 @@ from steerkit_vectors_hub.cache import Record, Store
 from steerkit_vectors_hub.errors import DigestMismatchError, OfflineError, PackNotFoundError
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
 from steerkit_vectors_hub.sources import Source, Target, source_of
-from steerkit_vectors_hub.sources.base import check_size, the_only_pack
-
-OFFLINE = ("STEERKIT_OFFLINE", "HF_HUB_OFFLINE")
-"""Environment variables: any of them, set to 1, true, yes or on, means that no network is used."""
+from steerkit_vectors_hub.sources.base import check_size, is_offline, the_only_pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +90,6 @@ def resolve(
         _check_pin(parsed, record.sha256)
         return _from_store(parsed, path, record.sha256, record)
     return _over_the_network(parsed, store, source, key)
-
-
-def is_offline() -> bool:
-    """Whether the environment says that no network is used."""
-    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
 
 
 def _on_this_machine(parsed: Ref) -> Resolved:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from steerkit.formats.container import MAX_FILE
-from steerkit_vectors_hub.errors import DownloadError, PackNotFoundError, ReferenceFormatError
+from steerkit_vectors_hub.errors import DownloadError, OfflineError, PackNotFoundError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref
+
+OFFLINE = ("STEERKIT_OFFLINE", "HF_HUB_OFFLINE")
+"""Environment variables: any of them, set to 1, true, yes or on, means that no network is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,25 @@ class Source(ABC):
         Raises:
             DownloadError: The transfer failed or exceeded its bounds.
         """
+
+
+def is_offline() -> bool:
+    """Whether the environment says that no network is used."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
+
+
+def require_network(what: str) -> None:
+    """Refuse what can't be done offline.
+
+    Raises:
+        OfflineError: The environment says that no network is used.
+    """
+    if is_offline():
+        raise OfflineError(
+            f"{what} needs a network, and the environment says that there is none",
+            expected=f"{' and '.join(OFFLINE)} unset",
+            fix="leave the offline mode",
+        )
 
 
 def check_size(size: int | None, where: str) -> None:

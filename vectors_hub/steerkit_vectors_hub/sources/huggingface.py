@@ -14,7 +14,7 @@ from steerkit.errors import SteerKitError
 from steerkit.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PackNotFoundError
 from steerkit_vectors_hub.refs import Ref
-from steerkit_vectors_hub.sources.base import Source, Target, the_only_pack
+from steerkit_vectors_hub.sources.base import Source, Target, require_network, the_only_pack
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -169,7 +169,9 @@ def published(text: str = "", method: str | None = None, *, limit: int = 200) ->
 
     Raises:
         DownloadError: The hub can't be reached.
+        OfflineError: There must be no network.
     """
+    require_network("searching the hub")
     tags = ["steerkit", *([method] if method else [])]
     with translated("the list of packs"):
         return [each.id for each in api().list_models(filter=tags, search=text or None, limit=limit)]
