@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 Layers = Mapping[int, Tensor]
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def control_vector(path: Path, directions: Layers, hint: str = "llama", architecture: str = "controlvector") -> Path:
@@ -60,8 +62,10 @@ def lite(path: Path, directions: Layers, **config: Any) -> Path:
     return path
 
 
-def probe(path: Path, layer: int, direction: Tensor, site: str = "resid_post", **metadata: str) -> Path:
-    settings = {
+def probe(
+    path: Path, layer: int, direction: Tensor, site: str = "resid_post", settings: Mapping[str, str] = _NONE
+) -> Path:
+    metadata = {
         "schema_version": "3",
         "layer": str(layer),
         "n_total_layers": "4",
@@ -75,8 +79,8 @@ def probe(path: Path, layer: int, direction: Tensor, site: str = "resid_post", *
         "metrics_json": "{}",
         "created_at": "",
         "extras_json": "{}",
-    } | metadata
-    save_file({"direction.logistic": direction, "direction.mass_mean": -direction}, path, metadata=settings)
+    } | dict(settings)
+    save_file({"direction.logistic": direction, "direction.mass_mean": -direction}, path, metadata=metadata)
     return path
 
 

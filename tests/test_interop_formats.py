@@ -96,7 +96,8 @@ CASES = {
         block=1,
     ),
     "steerkit-probe": Case(
-        "steerkit-probe", lambda f, n, d: foreign.probe(f / "v.probe.safetensors", n, d, auto_alpha="1.500000")
+        "steerkit-probe",
+        lambda f, n, d: foreign.probe(f / "v.probe.safetensors", n, d, settings={"auto_alpha": "1.500000"}),
     ),
     "steerkit-probe, resid_pre": Case(
         "steerkit-probe",
@@ -224,7 +225,7 @@ def test_what_is_ambiguous_is_asked(tmp_path: Path) -> None:
 
 def test_other_directions_of_a_probe(tmp_path: Path) -> None:
     direction = foreign.directions(0, 1)[1]
-    path = foreign.probe(tmp_path / "v.probe.safetensors", 1, direction, auto_alpha="1.500000")
+    path = foreign.probe(tmp_path / "v.probe.safetensors", 1, direction, settings={"auto_alpha": "1.500000"})
     chosen = interop.read(path, model=FACTS, choice=Choice(direction="mass_mean"))
     assert torch.equal(chosen.directions[1], -direction)
     assert chosen.metadata.strength.recommended == 1.5
