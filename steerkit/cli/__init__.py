@@ -17,7 +17,7 @@ from steerkit.cli.console import print_error, say, wants_traceback
 from steerkit.cli.options import Debug
 from steerkit.errors import SteerKitError
 
-COMMANDS = ("extract", "generate", "inspect", "models", "methods", "demo")
+COMMANDS = ("extract", "generate", "inspect", "convert", "diff", "models", "methods", "demo")
 """Each is the function of that name in the module of that name."""
 
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}

@@ -13,7 +13,7 @@ Pickles are never executed, and what a file does not say is asked of the caller,
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter
 from steerkit_vectors_hub.interop.convert import read, write
 from steerkit_vectors_hub.interop.facts import ModelFacts
-from steerkit_vectors_hub.interop.registry import detect, format_names, get_format
+from steerkit_vectors_hub.interop.registry import detect, format_names, get_format, is_pack
 
 __all__ = [
     "Choice",
@@ -24,6 +24,7 @@ __all__ = [
     "detect",
     "format_names",
     "get_format",
+    "is_pack",
     "read",
     "write",
 ]

@@ -84,7 +84,7 @@ class ForeignReader(ABC):
 
     @abstractmethod
     def recognises(self, path: Path, head: bytes) -> bool:
-        """Whether a file is of this format for certain, from its name and its first MiB."""
+        """Whether a file is of this format for certain, from its name and its first 8 MiB."""
 
     @abstractmethod
     def read(self, path: Path, choice: Choice) -> Foreign:

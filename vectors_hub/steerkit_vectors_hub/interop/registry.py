@@ -8,7 +8,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from steerkit.errors import OptionError, PluginError, UnknownNameError
+from steerkit.formats.container import MAX_HEADER
 from steerkit_vectors_hub.interop.base import ForeignReader
+from steerkit_vectors_hub.interop.safetensors_file import metadata_of
 
 GROUP = "steerkit.interop"
 
@@ -54,12 +56,21 @@ def detect(path: Path) -> str:
     Raises:
         OptionError: None is sure of it, or more than one.
     """
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(2**20)
+    head = _head(path)
     found = [name for name in format_names() if get_format(name).recognises(path, head)]
     if len(found) == 1:
         return found[0]
     problem = f"{path} could be of the formats {found}" if found else f"no format is sure to be that of {path}"
     raise OptionError(problem, expected="one of " + ", ".join(format_names()), fix="name it: --from FORMAT")
+
+
+def is_pack(path: Path) -> bool:
+    """Whether a file says that it is a pack of steerkit; its audit is another matter."""
+    return "steerkit" in metadata_of(_head(path))
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(MAX_HEADER + 8)
