@@ -182,6 +182,12 @@ def test_facts_come_from_a_configuration_and_must_fit(tmp_path: Path) -> None:
         ModelFacts.from_config(tmp_path)
 
 
+def test_facts_of_a_configuration_are_those_of_the_model(family: str, vlm: sk.VLM, tmp_path: Path) -> None:
+    facts, record = ModelFacts.from_config(tiny.save(family, tmp_path)), vlm.record
+    assert (facts.architecture, facts.model_type) == (record.architecture, record.model_type)
+    assert (facts.layer_count, facts.hidden_size) == (record.layer_count, record.hidden_size)
+
+
 def test_layers_that_no_block_has_are_refused(tmp_path: Path) -> None:
     both = foreign.directions(0, 0, 2)
     with pytest.raises(PackFormatError, match=r"direction\.0"):
@@ -244,6 +250,8 @@ def test_a_folder_of_easyedit(tmp_path: Path) -> None:
     vector = interop.read(tmp_path, "easyedit", model=FACTS)
     assert set(vector.directions) == {0, 3}
     assert all(torch.equal(vector.directions[layer], given[layer]) for layer in given)
+    assert "layer_0_act_trim0.35.pt sha256" in vector.metadata.history[0]
+    assert "notes.txt" not in vector.metadata.history[0]
     foreign.pickled(tmp_path / "layer_3.pt", given[3])
     with pytest.raises(PackFormatError, match="both of layer 3"):
         interop.read(tmp_path, "easyedit", model=FACTS)

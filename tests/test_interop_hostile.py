@@ -357,6 +357,11 @@ def test_probe_metadata(tmp_path: Path, metadata: dict[str, str]) -> None:
     refused(foreign.probe(tmp_path / "p.safetensors", 1, SMALL[1], settings=metadata), "steerkit-probe")
 
 
+def test_configurations_are_bounded(tmp_path: Path) -> None:
+    path = foreign.lite(tmp_path / "l.safetensors", SMALL, comment="x" * 70_000)
+    assert "characters" in refused(path, "steering-lite").problem
+
+
 def test_long_texts_are_cut(tmp_path: Path) -> None:
     path = foreign.control_vector(tmp_path / "v.gguf", SMALL, hint="x" * 50_000)
     assert all(len(line) < 1000 for line in read(path, "llamacpp").metadata.history)

@@ -6,6 +6,7 @@ blocks that they name. Libraries that are not installed are skipped; docs/intero
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -192,3 +193,15 @@ def test_objects_that_are_no_control_vectors_are_refused() -> None:
         fake.directions = directions
         with pytest.raises(error):
             from_control_vector(fake, model=FACTS)  # type: ignore[arg-type]
+
+
+def test_without_the_packages_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = foreign.control_vector(tmp_path / "v.gguf", made(1))
+    vector = interop.read(path, model=FACTS)
+    for name in ("gguf", "repeng"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(OptionError, match="gguf") as caught:
+        interop.read(path, model=FACTS)
+    assert "steerkit-vlm[gguf]" in (caught.value.fix or "")
+    with pytest.raises(OptionError, match="repeng can't be imported"):
+        to_control_vector(vector)

@@ -74,6 +74,7 @@ class Astra(ForeignReader):
             interventions=(Intervention(operation=Add(relative=True), strength=_AWAY),),
             notes=(f"mean of {len(found[index])} activations, reference of {len(reference[index])}",),
             last_is_normed=True,
+            files=(path, choice.reference),
         )
 
 

@@ -55,6 +55,7 @@ class Foreign:
         model_type: The `config.model_type` that the file names.
         layer_count: Number of decoder blocks, where the file says.
         last_is_normed: A direction for the last block was measured behind the final norm, where no site is: refuse it.
+        files: The files that were read, if others than the one that was named.
         notes: What else is worth remembering, for the history.
     """
 
@@ -66,6 +67,7 @@ class Foreign:
     model_type: str | None = None
     layer_count: int | None = None
     last_is_normed: bool = False
+    files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
 

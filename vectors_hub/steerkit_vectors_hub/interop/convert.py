@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def read(
                 f"{field.name!r} means nothing for {reader.title}", expected=f"of {sorted(reader.takes) or 'no choice'}"
             )
     foreign = reader.read(path, choice)
-    origin = f"converted from {reader.title} ({reader.convention}), {path.name[:200]} {_sha256(path)}"
+    origin = f"converted from {reader.title} ({reader.convention}), {_digests(foreign.files or (path,))}"
     return assemble(foreign, model, str(path), origin)
 
 
@@ -71,9 +73,12 @@ def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool 
         raise OptionError(f"the format {format!r} can only be read", expected="one of " + ", ".join(able))
     directions, lost = directions_to_add(vector, lossy=lossy)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    partial = Path(temporary)
     try:
         writer.write(vector, directions, partial)
+        partial.chmod(0o644)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -129,13 +134,14 @@ def assemble(foreign: Foreign, model: ModelFacts, name: str, origin: str) -> Ste
         raise malformed(name, str(error).splitlines()[0], "directions that a pack can hold") from error
 
 
-def _sha256(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
-    state = hashlib.sha256()
+def _digests(files: tuple[Path, ...]) -> str:
+    """Names and sha256 of files; of many, the sha256 of that list."""
+    lines = []
     for file in files:
         with file.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        if len(files) == 1 and path.is_file():
-            return f"sha256 {digest}"
-        state.update(f"{digest}  {file.name}\n".encode())
-    return f"sha256 of its files' sha256 {state.hexdigest()}"
+            lines.append(f"{file.name[:200]} sha256 {hashlib.file_digest(handle, 'sha256').hexdigest()}")
+    text = ", ".join(lines)
+    if len(files) <= 4:
+        return text
+    listed = hashlib.sha256(text.encode()).hexdigest()
+    return f"{len(files)} files from {files[0].name[:200]} on, sha256 of their list {listed}"

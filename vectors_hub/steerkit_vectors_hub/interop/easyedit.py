@@ -54,8 +54,9 @@ class EasyEdit(ForeignReader):
                     name, f"{files[int(match[1])].name} and {file.name} are both of layer {match[1]}", "one of each"
                 )
             files[int(match[1])] = file
-        tensors = {}
-        for layer in chosen(files, choice, name):
-            loaded, what = load(files[layer]), str(files[layer])
-            tensors[Key(layer)] = vector(loaded, what)
-        return Foreign(tensors=tensors, method=MethodRecord(name="unknown"))
+        layers = chosen(files, choice, name)
+        return Foreign(
+            tensors={Key(layer): vector(load(files[layer]), str(files[layer])) for layer in layers},
+            method=MethodRecord(name="unknown"),
+            files=tuple(files[layer] for layer in layers),
+        )

@@ -91,8 +91,12 @@ def to_control_vector(vector: SteeringVector, *, lossy: bool = False) -> Control
     directions, _ = directions_to_add(vector, lossy=lossy)
     try:
         from repeng import ControlVector  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise OptionError("this needs the package 'repeng'", expected="it installed") from error
+    except Exception as error:  # release 0.4 fails with an AttributeError under NumPy 2
+        raise OptionError(
+            f"repeng can't be imported ({type(error).__name__}: {error})",
+            expected="a release of it that works with the installed NumPy",
+            fix="write a GGUF file instead: interop.write(vector, path, 'repeng')",
+        ) from error
     return ControlVector(
         model_type=vector.metadata.model.model_type,
         directions={layer: tensor.numpy() for layer, tensor in directions.items()},

@@ -29,6 +29,7 @@ from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ch
 from steerkit_vectors_hub.interop.safetensors_file import load, metadata_of
 from steerkit_vectors_hub.interop.text import json_object
 
+MAX_CONFIG = 2**16
 _NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.([A-Za-z_]{1,32})")
 _ADDING = ("mean_diff", "pca")
 _ABLATING = "directional_ablation"
@@ -49,7 +50,10 @@ class SteeringLite(ForeignReader):
         """See the module."""
         name = str(path)
         tensors, metadata = load(path)
-        config = json_object(metadata.get("cfg", ""), f"{name}: the configuration")
+        text = metadata.get("cfg", "")
+        if len(text) > MAX_CONFIG:
+            raise malformed(name, f"a configuration of {len(text)} characters", f"at most {MAX_CONFIG}")
+        config = json_object(text, f"{name}: the configuration")
         method, coefficient = _checked(config, name)
         found: dict[int, Tensor] = {}
         for label, tensor in tensors.items():

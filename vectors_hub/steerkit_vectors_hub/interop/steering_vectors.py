@@ -12,6 +12,7 @@ with `layer_activations` and `layer_type`; and a bare `{layer: tensor}`, for whi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
 
@@ -47,7 +48,7 @@ class SteeringVectors(ForeignReader):
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
         name = str(path)
-        loaded = load(path, torch.serialization.safe_globals([cast("Any", (_Record, _CLASS))]))
+        loaded = load(path, _inert)
         fields = vars(loaded) if isinstance(loaded, _Record) else loaded
         if not isinstance(fields, dict):
             raise malformed(name, f"it holds a {type(fields).__name__}", "a SteeringVector, or a dictionary")
@@ -74,6 +75,11 @@ class SteeringVectors(ForeignReader):
             method=MethodRecord(name="unknown"),
             interventions=(Intervention(site=site, tokens="all"),),
         )
+
+
+def _inert() -> AbstractContextManager[Any]:
+    """Lets the library's class through as our record."""
+    return torch.serialization.safe_globals([cast("Any", (_Record, _CLASS))])
 
 
 def _site(layer_type: object, choice: Choice, name: str) -> Site | None:

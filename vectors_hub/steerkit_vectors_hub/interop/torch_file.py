@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ SAFE_TORCH = (2, 6)
 """Older releases can be made to execute code in spite of `weights_only=True` (CVE-2025-32434)."""
 
 
-def load(path: Path, known: AbstractContextManager[Any] | None = None) -> Any:
+def load(path: Path, known: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Any:
     """What a file holds: tensors, numbers, strings and plain containers of them.
 
     Args:
         path: The file.
-        known: A context that lets named classes through, such as `torch.serialization.safe_globals`.
+        known: Makes a context that lets named classes through, such as `torch.serialization.safe_globals`.
 
     Raises:
         PackFormatError: It is damaged, out of bounds, or holds anything that would have to be executed.
@@ -44,7 +45,7 @@ def load(path: Path, known: AbstractContextManager[Any] | None = None) -> Any:
     name, data = str(path), read_file(path)
     try:
         _check_archive(data, name)
-        with known or nullcontext():
+        with known():
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except PackFormatError:
         raise
