@@ -11,7 +11,8 @@ of v, where r is the mean of the reference activations at the same index. That i
 give alpha as the strength (the README's are 7 for Qwen2-VL, 5 for MiniGPT-4, 10 for LLaVA). One layer is steered, the
 file may hold several: choose.
 
-Verified against the source and files of the repository ASTRAL-Group/ASTRA, which is no package.
+Verified against the scripts of the repository ASTRAL-Group/ASTRA at 54df103, and with its published files for
+LLaVA-1.5-13B; the scripts need GPUs and were not run.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Read are the single vectors that CAA, vector prompts, SAE features, STA (`layer_
 vectors are saved as: one tensor `[hidden]`. RePS, SFT and SPILT save several concepts or low-rank weights, which do
 something else than adding one vector: refused. LM-Steer saves a pickled object: refused.
 
-Verified against the source of the repository zjunlp/EasyEdit; the library is not on the package index (`easyeditor`
-there is a placeholder), so that no test runs it.
+Verified against the repository zjunlp/EasyEdit at 14cea82: its `BlockOutputWrapper` was run and gave the same logits.
+The library is not on the package index (`easyeditor` there is a placeholder).
 """
 
 from __future__ import annotations
