@@ -18,7 +18,7 @@ from steerkit.cli.options import Debug
 from steerkit.errors import SteerKitError
 
 COMMANDS = (
-    *("extract", "generate", "inspect"),
+    *("extract", "generate", "inspect", "convert", "diff"),
     *("search", "list", "info", "pull", "push", "index", "catalogue"),
     *("models", "methods", "demo"),
 )
