@@ -12,6 +12,7 @@ NEEDED = (
     "steerkit/py.typed",
     "steerkit_adapters/py.typed",
     "steerkit_vectors_hub/py.typed",
+    "steerkit_vectors_hub/schema/index-v1.json",
     "steerkit/demo/models/llava/model.safetensors",
     *(str(path) for path in Path("steerkit/demo/models").rglob("*") if path.is_file()),
 )

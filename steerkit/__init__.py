@@ -23,31 +23,33 @@ if TYPE_CHECKING:
     from steerkit.steering import steer
     from steerkit.vector import Key, SteeringVector
     from steerkit.vlm import VLM, load, wrap
+    from steerkit_vectors_hub.load import load_vector
 
 _HOME = {
-    "Architecture": "adapter",
-    "CAA": "methods.caa",
-    "CMRM": "methods.cmrm",
-    "Fit": "method",
-    "Intervention": "intervention",
-    "Key": "vector",
-    "ModelAdapter": "adapter",
-    "Plan": "method",
-    "Receipt": "receipt",
-    "RefusalDirection": "methods.refusal_direction",
-    "Sample": "samples",
-    "SteerKitError": "errors",
-    "SteeringMethod": "method",
-    "SteeringVector": "vector",
-    "VLM": "vlm",
-    "adapter_names": "registry",
-    "get_adapter": "registry",
-    "get_method": "registry",
-    "load": "vlm",
-    "method_names": "registry",
-    "read_samples": "samples",
-    "steer": "steering",
-    "wrap": "vlm",
+    "Architecture": "steerkit.adapter",
+    "CAA": "steerkit.methods.caa",
+    "CMRM": "steerkit.methods.cmrm",
+    "Fit": "steerkit.method",
+    "Intervention": "steerkit.intervention",
+    "Key": "steerkit.vector",
+    "ModelAdapter": "steerkit.adapter",
+    "Plan": "steerkit.method",
+    "Receipt": "steerkit.receipt",
+    "RefusalDirection": "steerkit.methods.refusal_direction",
+    "Sample": "steerkit.samples",
+    "SteerKitError": "steerkit.errors",
+    "SteeringMethod": "steerkit.method",
+    "SteeringVector": "steerkit.vector",
+    "VLM": "steerkit.vlm",
+    "adapter_names": "steerkit.registry",
+    "get_adapter": "steerkit.registry",
+    "get_method": "steerkit.registry",
+    "load": "steerkit.vlm",
+    "load_vector": "steerkit_vectors_hub.load",
+    "method_names": "steerkit.registry",
+    "read_samples": "steerkit.samples",
+    "steer": "steerkit.steering",
+    "wrap": "steerkit.vlm",
 }
 
 __version__ = "0.1.0"
@@ -63,6 +65,7 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "CAA",
     "RefusalDirection",
     "SteeringVector",
+    "load_vector",
     "Key",
     "Intervention",
     "steer",
@@ -82,7 +85,7 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'steerkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"steerkit.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import safetensors.torch
 import torch
@@ -19,13 +20,16 @@ from steerkit.formats import (
     encode_document,
     parse_pack,
     parse_tensor_name,
-    read_pack,
+    read_file,
     refused,
     tensor_name,
     tensors_digest,
 )
 from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection, is_finite
 from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
+
+if TYPE_CHECKING:
+    from steerkit_vectors_hub.push import Publication
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -54,6 +58,7 @@ class SteeringVector:
     Attributes:
         tensors: `{Key: [hidden] or [k, hidden]}`, on the CPU.
         metadata: The document that is saved with them, interventions included; its `dtype` is that of the tensors.
+        source: Where it was loaded from; of a vector that was changed since, None.
 
     Raises:
         OptionError: A tensor has the wrong shape or type, or an intervention reads a direction that is not there.
@@ -63,6 +68,7 @@ class SteeringVector:
 
     tensors: Mapping[Key, Tensor]
     metadata: PackMetadata
+    source: str | None = None
 
     def __post_init__(self) -> None:
         # a copy: whoever holds the tensors that were given can't change the vector
@@ -261,11 +267,7 @@ class SteeringVector:
         """
         vector = self if dtype is None else self.to(dtype)
         path = Path(path)
-        document = vector.metadata.model_copy(update={"tensors_sha256": vector.digest()}).model_dump(mode="json")
-        data = safetensors.torch.save(
-            {tensor_name(*key): tensor for key, tensor in vector.tensors.items()}, metadata=encode_document(document)
-        )
-        parse_pack(data, name=str(path))
+        data = vector.to_bytes(name=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -280,6 +282,22 @@ class SteeringVector:
             raise
         return path
 
+    def to_bytes(self, *, name: str = "the pack") -> bytes:
+        """The pack that `save` writes.
+
+        Args:
+            name: What to call it in messages.
+
+        Raises:
+            PackFormatError: As for `save`.
+        """
+        document = self.metadata.model_copy(update={"tensors_sha256": self.digest()}).model_dump(mode="json")
+        data = safetensors.torch.save(
+            {tensor_name(*key): tensor for key, tensor in self.tensors.items()}, metadata=encode_document(document)
+        )
+        parse_pack(data, name=name)
+        return data
+
     @classmethod
     def load(cls, path: str | Path) -> SteeringVector:
         """Read a pack: parse, audit, construct; nothing is built before the audit has passed.
@@ -288,22 +306,66 @@ class SteeringVector:
             PackFormatError: The file is missing, truncated, forged or no pack.
             NonFiniteError: A direction holds NaN or infinity.
         """
-        raw = read_pack(path)
-        metadata = parse_metadata(raw.document, name=str(path))
+        return cls.from_bytes(read_file(path), source=str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, source: str = "the data") -> SteeringVector:
+        """The same as `load`, from the bytes of a pack.
+
+        Args:
+            data: All of the file.
+            source: Where they are from, for messages and for the attribute of that name.
+        """
+        raw = parse_pack(data, name=source)
+        metadata = parse_metadata(raw.document, name=source)
         try:
             loaded = safetensors.torch.load(raw.data)
-            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata)
+            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata, source)
         except NonFiniteError:
             raise
         except (safetensors.SafetensorError, SteerKitError) as error:
-            raise refused(f"{path}: {error}", expected="a document that fits its tensors") from error
+            raise refused(f"{source}: {error}", expected="a document that fits its tensors") from error
         if vector.metadata.dtype != metadata.dtype:
-            raise refused(f"{path}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented")
+            raise refused(
+                f"{source}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented"
+            )
         return vector
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and other processes get a vector that has passed the same checks."""
-        return SteeringVector, (dict(self.tensors), self.metadata)
+        return SteeringVector, (dict(self.tensors), self.metadata, self.source)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        branch: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """Publish the vector on the Hugging Face hub: the pack, a model card and a plot, in one commit.
+
+        Args:
+            repo_id: `owner/name`; it is created if need be.
+            private: Whether a repository that is created is private; default: as the hub has it for the owner.
+            branch: Where the commit goes; default: the main branch.
+            message: Of the commit.
+            token: Default: that of `hf auth login` or HF_TOKEN.
+            dry_run: Make everything and upload nothing.
+
+        Returns:
+            The files, and a reference to what was published.
+
+        Raises:
+            PublishError: The metadata lack the licence, the model's id or commit, or the source of the anchors.
+            AccessError: The hub refuses the token.
+            DownloadError: The hub can't be reached.
+        """
+        push = importlib.import_module("steerkit_vectors_hub.push").push_to_hub  # the core imports no hub by itself
+        options = {"private": private, "branch": branch, "message": message, "token": token, "dry_run": dry_run}
+        return push(self, repo_id, **options)
 
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import foreign
 import pytest
 import tiny
 import torch
@@ -23,10 +24,12 @@ from steerkit.demo import model_path, world
 from steerkit.formats import v1
 from steerkit.metadata import PackMetadata
 from steerkit.views import decode, encode, without_image
+from steerkit_vectors_hub import interop
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop")
 
 
 @pytest.fixture
@@ -66,8 +69,21 @@ def test_readme_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")))])
 def test_every_page_with_code_is_run(page: str) -> None:
-    run = {"README.md", "docs/tutorial.md", "docs/add-a-method.md", "docs/add-a-model.md", "docs/pack-format.md"}
+    run = {"README.md", *(f"docs/{name}.md" for name in RUN)}
     assert bool(list(python_blocks(ROOT / page))) is (page in run)
+
+
+def test_interop_page_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign.control_vector(elsewhere / "happy.gguf", foreign.directions(0, 1, 2, 3))
+    run_page(DOCS / "interop.md")
+    assert "converted from a repeng ControlVector" in capsys.readouterr().out
+    assert (elsewhere / "happy-2-3.gguf").exists()
+
+
+def test_interop_page_lists_every_format() -> None:
+    page = (DOCS / "interop.md").read_text(encoding="utf-8")
+    for name in interop.format_names():
+        assert f"`{name}`" in page
 
 
 # -- the pack format -------------------------------------------------------------------------------------------------

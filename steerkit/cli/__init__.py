@@ -17,8 +17,15 @@ from steerkit.cli.console import print_error, say, wants_traceback
 from steerkit.cli.options import Debug
 from steerkit.errors import SteerKitError
 
-COMMANDS = ("extract", "generate", "inspect", "models", "methods", "demo")
-"""Each is the function of that name in the module of that name."""
+COMMANDS = (
+    *("extract", "generate", "inspect", "convert", "diff"),
+    *("search", "list", "info", "pull", "push", "index", "catalogue"),
+    *("models", "methods", "demo"),
+)
+"""Each is the function of that name in the module of that name, but for those in `_MODULES`."""
+
+_MODULES = {"list": "listing"}
+"""A module named `list` would hide the built-in one here."""
 
 _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 """Help in plain text: the rich one imports rich first, which takes as long as everything else together."""
@@ -36,9 +43,10 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name not in self.commands:
-            module = importlib.import_module(f"steerkit.cli.{cmd_name}")
+            name = _MODULES.get(cmd_name, cmd_name)
+            module = importlib.import_module(f"steerkit.cli.{name}")
             single = typer.Typer(**_PLAIN)
-            single.command(cmd_name)(getattr(module, cmd_name))
+            single.command(cmd_name)(getattr(module, name))
             self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
 

@@ -36,6 +36,18 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(metavar="OLD=NEW", help="Rename a field of the sample file; OLD= drops it. Repeat for more."),
 ]
+Ref = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="A file, a folder, a bundled name, hf://owner/name[@revision][/file], https://..., or what fsspec knows; "
+        "#sha256=... at its end pins the file.",
+        show_default=False,
+    ),
+]
+PackRevision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")]
+Pin = Annotated[str | None, typer.Option("--sha256", help="The only digest to accept.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone. Also: STEERKIT_OFFLINE=1.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave malformed rows out and say which.")]
 
 

@@ -75,6 +75,7 @@ __all__ = [
     "encode_document",
     "parse_pack",
     "parse_tensor_name",
+    "read_file",
     "read_pack",
     "refused",
     "tensor_name",

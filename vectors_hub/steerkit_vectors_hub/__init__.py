@@ -1,1 +1,6 @@
-"""Sources, cards, verification and signing of packs: see the roadmap in the documentation."""
+"""Getting, finding and publishing packs.
+
+`refs` reads references, `sources` transfer, `cache` keeps, `resolve` joins the three; `load` makes vectors. `push`
+publishes with a `card`; `index` describes many packs and `catalogue` shows them. The core imports none of it:
+`steerkit` looks `load_vector` up by name, and the commands of the command line import what they use.
+"""

@@ -1,0 +1,52 @@
+"""`steerkit info`: where a pack comes from and what it is, by reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from steerkit.cli import options as opt
+from steerkit.cli.console import clean, print_json
+from steerkit.cli.pull import describe
+
+
+def info(
+    ref: opt.Ref,
+    revision: opt.PackRevision = None,
+    sha256: opt.Pin = None,
+    offline: opt.Offline = False,
+    as_json: opt.AsJson = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show what a pack is, by reference.
+
+    Where it comes from, its digest, and what its makers say of it; `steerkit inspect` shows every field of the file.
+    """
+    from steerkit_vectors_hub.index import entry_of
+    from steerkit_vectors_hub.resolve import resolve
+
+    found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
+    entry = entry_of(found)
+    if as_json:
+        print_json({**describe(found), "pack": entry.model_dump(mode="json")})
+        return
+    spans = [f"{each.title}: layers {each.layers[0]} to {each.layers[-1]}" for each in entry.norms]
+    rows: dict[str, Any] = {
+        "name": entry.name,
+        "description": entry.description,
+        "method": entry.method,
+        "model": f"{entry.model.id or '-'} ({entry.model.architecture})",
+        "revision of it": entry.model.revision,
+        "directions": "; ".join(spans) or "measured on each prompt",
+        "strength": f"{entry.strength:g}",
+        "licence": entry.license,
+        "authors": ", ".join(entry.authors),
+        "created": entry.created,
+        **{f"figure {each.name}": f"{each.value:g} {each.condition}".strip() for each in entry.metrics},
+        "file": found.path,
+        "revision": found.revision,
+        "pinned": found.pinned,
+    }
+    for key, value in rows.items():
+        typer.echo(clean(f"{key:<16}  {value or '-'}"))

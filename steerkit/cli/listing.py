@@ -1,0 +1,44 @@
+"""`steerkit list`: the packs that are on this machine."""
+
+from __future__ import annotations
+
+from steerkit.cli import options as opt
+from steerkit.cli.console import clean, console, print_json
+
+
+def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
+    """List the packs on this machine.
+
+    The bundled ones, and those in the cache with the reference that they came from. All of them load without a network.
+    """
+    from steerkit_vectors_hub.bundled import bundled_names, bundled_path
+    from steerkit_vectors_hub.cache import Store
+
+    store = Store.default()
+    rows = [{"ref": name, "kind": "bundled", "file": str(bundled_path(name))} for name in bundled_names()]
+    cached = [record for record in store.records() if store.path(record.sha256).is_file()]
+    documents = [
+        *rows,
+        *(
+            {
+                "ref": record.ref,
+                "kind": "cache",
+                "file": str(store.path(record.sha256)),
+                "sha256": record.sha256,
+                "bytes": record.size,
+                "revision": record.revision,
+                "time": record.time,
+            }
+            for record in cached
+        ),
+    ]
+    if as_json:
+        print_json({"cache": str(store.root), "packs": documents})
+        return
+    from rich.table import Table
+
+    table = Table("reference", "where", "sha256", "revision", "resolved")
+    for each in documents:
+        shown = [str(each.get(key) or "-") for key in ("ref", "kind", "sha256", "revision", "time")]
+        table.add_row(*(clean(text[:12] if len(text) in (40, 64) else text) for text in shown))
+    console().print(table if documents else f"No pack is here. The cache is {clean(store.root)}.")

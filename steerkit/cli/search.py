@@ -1,0 +1,71 @@
+"""`steerkit search`: find packs in an index, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steerkit.cli import options as opt
+from steerkit.cli.console import clean, console, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from steerkit_vectors_hub.index import Entry
+
+
+def search(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]", help="All of them must occur.")] = None,
+    index: Annotated[
+        list[Path] | None,
+        typer.Option("--index", metavar="FILE", help="An index file; repeat for more. Default: the bundled packs."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Part of the model's id, class or type.")] = None,
+    method: Annotated[str | None, typer.Option(help="Name of the method.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Name of a figure that must have been measured.")] = None,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Ask the Hugging Face hub instead; WORDS and --method only.")
+    ] = False,
+    as_json: opt.AsJson = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Find packs.
+
+    In index files, by default that of the bundled packs; with --hub, among the repositories of the Hugging Face hub
+    that carry the tag `steerkit`.
+    """
+    text = " ".join(words or ())
+    if hub:
+        from steerkit_vectors_hub.sources.huggingface import published
+
+        refs = [f"hf://{repo_id}" for repo_id in published(text, method)]
+        if as_json:
+            print_json({"packs": [{"name": ref.removeprefix("hf://"), "ref": ref} for ref in refs]})
+        for ref in () if as_json else refs:
+            typer.echo(clean(ref))
+        return
+    from steerkit_vectors_hub.index import bundled_index, read_index
+    from steerkit_vectors_hub.index import search as find
+
+    indexes = [read_index(path) for path in index] if index else [bundled_index()]
+    entries = [entry for each in indexes for entry in each.packs]
+    show(find(entries, text, model=model, method=method, metric=metric), as_json=as_json)
+
+
+def show(entries: Iterable[Entry], *, as_json: bool) -> None:
+    """Entries of an index as a table or as JSON."""
+    found = list(entries)
+    if as_json:
+        documents: list[dict[str, Any]] = [entry.model_dump(mode="json") for entry in found]
+        print_json({"packs": documents})
+        return
+    from rich.table import Table
+
+    table = Table("name", "model", "method", "licence", "figures", "reference")
+    for entry in found:
+        figures = ", ".join(f"{each.name} {each.value:g}" for each in entry.metrics[:4])
+        cells = (entry.name, entry.model.id or entry.model.architecture, entry.method, entry.license or "-", figures)
+        table.add_row(*map(clean, cells), clean(entry.ref.partition("#")[0]))
+    console().print(table if found else "No pack matches.")

@@ -1,0 +1,168 @@
+"""The commands of the vectors hub: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_support import cache, hub, pack, vector
+from loopback_hub import TOKEN, LoopbackHub
+from test_cli import run
+
+from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError
+
+__all__ = ["cache", "hub"]  # fixtures
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return vector().save(tmp_path / "cmrm-things.safetensors")
+
+
+def document(*args: object) -> Any:
+    done = run(*args, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+class TestPull:
+    def test_a_pack_is_pulled_and_pinned(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        data = pack(tmp_path)
+        commit = hub.publish("someone/pack", {"a.safetensors": data})
+        out = tmp_path / "deep" / "out.safetensors"
+        done = run("pull", "hf://someone/pack", "-o", out)
+        assert done.code == 0, done.err
+        assert out.read_bytes() == data
+        digest = hashlib.sha256(data).hexdigest()
+        pinned = f"hf://someone/pack@{commit}/a.safetensors#sha256={digest}"
+        assert f"pinned    {pinned}\n" in done.out
+        shown = document("pull", pinned, "--offline")
+        assert shown["transferred"] is False
+        assert (shown["revision"], shown["sha256"], shown["bytes"]) == (commit, digest, len(data))
+        refused = run("pull", "hf://someone/pack", "-o", out)
+        assert refused.code == 1
+        assert "exists" in refused.err
+
+    def test_a_file_that_is_no_pack_is_not_written(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        hub.publish("someone/pack", {"a.safetensors": b"not a pack at all"})
+        done = run("pull", "hf://someone/pack", "-o", tmp_path / "out.safetensors")
+        assert done.code == 1
+        assert not (tmp_path / "out.safetensors").exists()
+
+    def test_errors_are_one_block(self, hub: LoopbackHub) -> None:
+        done = run("pull", "hf://someone/pack", "--offline")
+        assert done.code == 1
+        assert done.err.startswith("error: ")
+        assert "fix: " in done.err
+        assert OfflineError.__name__ not in done.err
+        assert AccessError.__name__ in run("pull", "hf://someone/pack", "--debug").err
+
+
+class TestPush:
+    def test_a_dry_run_shows_everything(self, file: Path, tmp_path: Path) -> None:
+        done = run("push", file, "someone/pack", "--dry-run", "-o", tmp_path / "out")
+        assert done.code == 0, done.err
+        assert "library_name: steerkit" in done.out
+        assert "would upload  steering_vector.safetensors" in done.err
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "README.md",
+            "norms.png",
+            "steering_vector.safetensors",
+        }
+
+    def test_what_is_missing_can_be_filled_in(self, tmp_path: Path) -> None:
+        made = vector()
+        model = {**made.metadata.model.model_dump(), "id": "", "revision": None}
+        anchors = {**made.metadata.anchors.model_dump(), "name": ""}  # type: ignore[union-attr]
+        bare = made.with_metadata(license=None, model=model, anchors=anchors).save(tmp_path / "bare.safetensors")
+        refused = run("push", bare, "someone/pack", "--dry-run")
+        assert refused.code == 1
+        assert "license, model.id, model.revision, anchors.name" in refused.err
+        assert PublishError.__name__ not in refused.err
+        options = ["--license", "MIT", "--model-id", "a/b", "--model-revision", "f" * 40, "--anchor-name", "mine"]
+        shown = document("push", bare, "someone/pack", "--dry-run", "--author", "A. N. Other", *options)
+        assert (shown["uploaded"], shown["revision"]) == (False, None)
+        for text in ("A. N. Other", "a/b", "mine: 12 samples", "f" * 40):
+            assert text in shown["card"]
+
+    def test_an_upload(self, hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        hub.publish("someone/pack", {}, large=False)
+        shown = document("push", file, "someone/pack")
+        assert shown["uploaded"] is True
+        assert document("pull", shown["ref"])["sha256"] == shown["sha256"]
+
+
+def test_from_one_process_to_another(hub: LoopbackHub, file: Path, tmp_path: Path) -> None:
+    """Published with one empty home, pulled by its pinned reference with another."""
+
+    def steerkit(home: str, *args: object) -> str:
+        names = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+        places = {"HOME": str(tmp_path / home), "STEERKIT_CACHE": str(tmp_path / home), "HF_HOME": str(tmp_path / home)}
+        command = [sys.executable, "-m", "steerkit", *map(str, args)]
+        done = subprocess.run(
+            command, env={**os.environ, **names, **places}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    ref = steerkit("mine", "push", file, "someone/pack").strip()
+    steerkit("theirs", "pull", ref, "-o", tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == vector().to_bytes()
+    assert "README.md" in hub.repositories["someone/pack"].commits[ref.partition("@")[2].partition("/")[0]]
+
+
+class TestFinding:
+    def test_index_search_and_catalogue(self, file: Path, tmp_path: Path) -> None:
+        other = vector(1, method={"name": "caa"}, metrics=[]).save(tmp_path / "other.safetensors")
+        index, page = tmp_path / "index.json", tmp_path / "page.html"
+        assert run("index", file, "-o", index, "--title", "Ours").out == f"Wrote {index}: 1 packs\n"
+        assert run("index", other, "-o", index).code == 1
+        assert run("index", other, "-o", index, "--add").out == f"Wrote {index}: 2 packs\n"
+        names = [entry["name"] for entry in document("search", "--index", index)["packs"]]
+        assert names == ["cmrm-things", "other"]
+        (found,) = document("search", "refusals", "--index", index, "--metric", "unsafe_rate")["packs"]
+        assert found["name"] == "cmrm-things"
+        assert "other" in run("search", "--index", index, "--method", "caa").out
+        assert run("search", "--index", index, "nothing").out == "No pack matches.\n"
+        assert run("catalogue", index, "-o", page).code == 0
+        assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        assert run("catalogue", file, "-o", page, "--force").code == 1
+
+    def test_searching_the_hub(self, hub: LoopbackHub) -> None:
+        hub.publish("someone/cmrm-llava", {}, tags=["steerkit", "cmrm"])
+        hub.publish("someone/caa-llava", {}, tags=["steerkit", "caa"])
+        hub.publish("someone/llava", {}, tags=["transformers"])
+        assert run("search", "--hub", "llava").out == "hf://someone/caa-llava\nhf://someone/cmrm-llava\n"
+        found = document("search", "--hub", "--method", "cmrm")["packs"]
+        assert found == [{"name": "someone/cmrm-llava", "ref": "hf://someone/cmrm-llava"}]
+
+    def test_list_and_info(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        assert document("list")["packs"] == [row for row in document("list")["packs"] if row["kind"] == "bundled"]
+        commit = hub.publish("someone/pack", {"a.safetensors": pack(tmp_path)})
+        shown = run("info", "hf://someone/pack")
+        assert shown.code == 0, shown.err
+        for text in ("someone/pack", "owner/model", "cmrm", "MIT", "figure unsafe_rate", commit):
+            assert text in shown.out
+        assert document("info", "hf://someone/pack")["pack"]["name"] == "someone/pack"
+        cached = [row for row in document("list")["packs"] if row["kind"] == "cache"]
+        assert {row["revision"] for row in cached} == {commit}
+        assert "hf://someone/pack" in run("list").out
+
+
+@pytest.mark.parametrize("command", ["search", "list", "info", "pull", "push", "index", "catalogue"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom steerkit.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
+        "print('TOP', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.rpartition("TOP ")[2].split())
+    assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "rich", "huggingface_hub", "steerkit_vectors_hub", "filelock"}

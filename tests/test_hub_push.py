@@ -1,0 +1,171 @@
+"""Publishing: what is refused, what the card says, and an upload with the real client of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hub_support import COMPLETE, cache, hub, vector
+from huggingface_hub import ModelCard
+from loopback_hub import TOKEN, LoopbackHub
+from PIL import Image
+
+import steerkit as sk
+from steerkit_vectors_hub.card import PACK, PLOT
+from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError, ReferenceFormatError
+from steerkit_vectors_hub.push import Publication, missing_fields
+from steerkit_vectors_hub.sources.huggingface import published
+
+__all__ = ["cache", "hub"]  # fixtures
+
+
+def without(field: str, part: str | None = None, value: Any = None) -> dict[str, Any]:
+    if part is None:
+        return {field: value}
+    return {field: {**COMPLETE[field], part: value}}  # type: ignore[dict-item]
+
+
+@pytest.fixture
+def dry() -> Publication:
+    return vector().push_to_hub("someone/pack", dry_run=True)
+
+
+class TestCompleteness:
+    @pytest.mark.parametrize(
+        ("fields", "missing"),
+        [
+            ({}, []),
+            (without("license"), ["license"]),
+            (without("license", value=" "), ["license"]),
+            (without("model", "id", ""), ["model.id"]),
+            (without("model", "id", "/home/me/llava"), ["model.id"]),
+            (without("model", "revision"), ["model.revision"]),
+            (without("model", "revision", "main"), ["model.revision"]),
+            (without("anchors"), ["anchors"]),
+            (without("anchors", "name", ""), ["anchors.name"]),
+            ({**without("license"), **without("anchors", "name", "")}, ["license", "anchors.name"]),
+        ],
+    )
+    def test_every_missing_field_is_named(self, fields: dict[str, Any], missing: list[str]) -> None:
+        made = vector()
+        model = {**fields.pop("model"), "hidden_size": 8} if "model" in fields else made.metadata.model.model_dump()
+        made = made.with_metadata(model=model, **fields)
+        assert list(missing_fields(made.metadata)) == missing
+        if missing:
+            with pytest.raises(PublishError) as caught:
+                made.push_to_hub("someone/pack", dry_run=True)
+            assert all(name in caught.value.problem for name in missing)
+
+    def test_a_vector_measured_on_each_prompt_has_no_anchors(self) -> None:
+        contrast = {
+            "operation": {"kind": "add", "direction": {"source": "contrast", "positive": "text", "negative": "blank"}}
+        }
+        metadata = vector().metadata.model_dump() | {
+            "interventions": [contrast],
+            "anchors": None,
+            "tensors_sha256": None,
+        }
+        made = sk.SteeringVector({}, type(vector().metadata).model_validate(metadata))
+        done = made.push_to_hub("someone/pack", dry_run=True)
+        assert set(done.files) == {PACK, "README.md"}
+        assert "measured on each prompt" in done.card
+
+    def test_the_repository_needs_an_owner(self) -> None:
+        with pytest.raises(ReferenceFormatError):
+            vector().push_to_hub("pack", dry_run=True)
+
+
+class TestCard:
+    def test_the_hub_understands_the_front_matter(self, dry: Publication) -> None:
+        data = ModelCard(dry.card).data
+        assert data.library_name == "steerkit"
+        assert data.base_model == "owner/model"
+        assert data.license == "mit"
+        assert {"steerkit", "cmrm"} <= set(data.tags or ())
+        results = {result.metric_type: result for result in data.eval_results or ()}
+        assert results["unsafe_rate"].metric_value == 0.05
+        assert results["unsafe_rate"].dataset_name == "toy world"
+        assert results["over_refusal"].dataset_name == "not named"
+        raw = yaml.safe_load(dry.card.split("---")[1])
+        assert raw["model-index"][0]["name"] == "pack"
+
+    def test_an_uncommon_licence_is_other_with_a_name(self) -> None:
+        data = ModelCard(vector(license="My Own 2").push_to_hub("someone/pack", dry_run=True).card).data
+        assert (data.license, data["license_name"]) == ("other", "my-own-2")
+
+    def test_the_body_says_what_a_reader_must_know(self, dry: Publication) -> None:
+        for text in ("## Intended use", "## Limits", "things & others".split()[0], dry.sha256, "0" * 39 + "1", PLOT):
+            assert text in dry.card
+        assert "Restores refusals \\| with an image." in dry.card
+        assert "\\<others\\>" in dry.card
+
+    def test_the_plot_is_a_picture(self, dry: Publication) -> None:
+        image = Image.open(io.BytesIO(dry.files[PLOT]))
+        assert image.size == (760, 240)
+        assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 3
+
+    def test_text_of_a_stranger_stays_text(self) -> None:
+        evil = "x](javascript:alert(1)) <script>alert(1)</script>\n---\nlicense: mit\n# Title"
+        card = vector(description=evil, license="MIT").push_to_hub("someone/pack", dry_run=True).card
+        body = card.split("---\n", 2)[2]
+        assert "<script>" not in body
+        assert re.search(r"(?<!\\)[\[\]<>]", body.split("## Use")[0].split("A steerkit pack")[0]) is None
+        assert "\n# Title" not in body
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, uploading large files
+class TestUpload:
+    @pytest.fixture(autouse=True)
+    def _token(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+
+    @pytest.mark.parametrize("large", [True, False])
+    def test_what_is_pushed_can_be_loaded(self, hub: LoopbackHub, large: bool) -> None:
+        if not large:
+            hub.publish("someone/pack", {}, large=False)
+        done = vector().push_to_hub("someone/pack")
+        assert done.revision is not None
+        repository = hub.repositories["someone/pack"]
+        assert repository.commits[done.revision] == dict(done.files)
+        for ref in (done.ref, "hf://someone/pack"):
+            loaded = sk.load_vector(ref)
+            assert loaded.source == done.ref
+            assert loaded.metadata.license == "MIT"
+        again = vector(1).push_to_hub("someone/pack", message="Better")
+        assert sk.load_vector("hf://someone/pack").digest() == vector(1).digest()
+        assert sk.load_vector(done.ref).digest() == vector().digest()
+        assert again.revision != done.revision
+
+    def test_a_branch_and_a_private_repository(self, hub: LoopbackHub) -> None:
+        vector().push_to_hub("someone/pack", private=True, branch="next")
+        assert hub.repositories["someone/pack"].private
+        assert sk.load_vector("hf://someone/pack@next").digest() == vector().digest()
+        assert not hub.repositories["someone/pack"].commits[hub.repositories["someone/pack"].branches["main"]]
+
+    def test_a_repository_of_weights_is_left_alone(self, hub: LoopbackHub) -> None:
+        commit = hub.publish("someone/model", {"model.safetensors": b"weights"})
+        with pytest.raises(PublishError, match=r"model\.safetensors"):
+            vector().push_to_hub("someone/model")
+        assert list(hub.repositories["someone/model"].commits) == [commit]
+
+    def test_a_wrong_token_is_refused(self, hub: LoopbackHub) -> None:
+        with pytest.raises(AccessError, match="401"):
+            vector().push_to_hub("someone/pack", token="hf_wrong")
+        assert not hub.repositories
+
+    def test_nothing_is_published_offline(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("STEERKIT_OFFLINE", "1")
+        with pytest.raises(OfflineError, match="publishing needs a network"):
+            vector().push_to_hub("someone/pack")
+        with pytest.raises(OfflineError):
+            published("llava")
+        assert not hub.requests
+
+    def test_a_dry_run_asks_nobody(self, hub: LoopbackHub) -> None:
+        vector().push_to_hub("someone/pack", dry_run=True)
+        assert not hub.requests

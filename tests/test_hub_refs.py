@@ -1,0 +1,195 @@
+"""References: how they are read, and packs that need no network."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import fsspec
+import pytest
+from hub_support import cache, pack, vector
+
+import steerkit as sk
+from steerkit_vectors_hub import bundled, errors
+from steerkit_vectors_hub.errors import (
+    DigestMismatchError,
+    DownloadError,
+    PackNotFoundError,
+    ReferenceFormatError,
+)
+from steerkit_vectors_hub.refs import Ref, parse_ref
+from steerkit_vectors_hub.resolve import resolve
+from steerkit_vectors_hub.sources.web import _Redirects
+
+__all__ = ["cache"]  # a fixture
+
+PIN = "a" * 64
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        ("text", "ref"),
+        [
+            ("hf://a/b", Ref("hf", "a/b")),
+            ("hf://a/b@v1", Ref("hf", "a/b", "v1")),
+            ("hf://a/b/c/d.safetensors", Ref("hf", "a/b", None, "c/d.safetensors")),
+            ("hf://a/b@refs/pr/7/d.safetensors", Ref("hf", "a/b", "refs/pr/7", "d.safetensors")),
+            ("hf://a/b@x%2Fy", Ref("hf", "a/b", "x/y")),
+            (f"hf://a/b@v1#sha256={PIN}", Ref("hf", "a/b", "v1", None, PIN)),
+            ("https://h/a.safetensors?x=1", Ref("web", "https://h/a.safetensors?x=1")),
+            ("http://localhost:1/a", Ref("web", "http://localhost:1/a")),
+            ("s3://bucket/a", Ref("fsspec", "s3://bucket/a")),
+            ("cmrm-llava-demo", Ref("bundled", "cmrm-llava-demo")),
+            ("./cmrm-llava-demo", Ref("path", "./cmrm-llava-demo")),
+            ("a.safetensors", Ref("path", "a.safetensors")),
+            (f"C#/a.safetensors#sha256={PIN.upper()}", Ref("path", "C#/a.safetensors", sha256=PIN)),
+        ],
+    )
+    def test_a_reference_is_read_and_written(self, text: str, ref: Ref) -> None:
+        assert parse_ref(text) == ref
+        assert parse_ref(str(ref)) == ref
+
+    def test_a_file_url_is_a_path(self) -> None:
+        assert parse_ref("file:///a%20b") == Ref("path", "/a b")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *(
+                "",
+                " ",
+                "a\0b",
+                "hf://a",
+                "hf://a/",
+                "hf:///b",
+                "hf://a/b@",
+                "hf://a/b/../c.safetensors",
+                "hf://a/b/c.bin",
+            ),
+            *(
+                "hf://../b",
+                "hf://a/b--c",
+                "hf://a/b@..",
+                "http://h/a",
+                "https://u:p@h/a",
+                "https://h/a#b",
+                "https:///a",
+            ),
+            *(
+                "a#sha256=12",
+                "a#sha256=" + "g" * 64,
+                "a#SHA256=" + PIN,
+                f"a#sha256={PIN}&x",
+                "https://h/a#sha-256=" + PIN,
+            ),
+        ],
+    )
+    def test_a_malformed_reference_is_refused(self, text: str) -> None:
+        with pytest.raises(ReferenceFormatError):
+            parse_ref(text)
+
+    def test_two_different_answers_are_refused(self) -> None:
+        with pytest.raises(ReferenceFormatError, match="revision"):
+            parse_ref("hf://a/b@v1", revision="v2")
+        with pytest.raises(ReferenceFormatError, match="sha256"):
+            parse_ref(f"a#sha256={PIN}", sha256="b" * 64)
+        with pytest.raises(ReferenceFormatError, match="hf://"):
+            parse_ref("a.safetensors", revision="v1")
+        assert parse_ref(f"hf://a/b@v1#sha256={PIN}", revision="v1", sha256=PIN.upper()).sha256 == PIN
+
+
+class TestThisMachine:
+    def test_a_file_and_a_folder(self, tmp_path: Path) -> None:
+        path = vector().save(tmp_path / "one" / "a.safetensors")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        (tmp_path / "one" / "notes.txt").write_text("x")
+        for ref in (str(path), str(path.parent), f"{path}#sha256={digest}", f"file://{path}"):
+            loaded = sk.load_vector(ref)
+            assert loaded.source == f"{path}#sha256={digest}"
+            assert loaded.digest() == vector().digest()
+        assert sk.load_vector(path).digest() == vector().digest()
+        with pytest.raises(DigestMismatchError):
+            sk.load_vector(path, sha256=PIN)
+
+    def test_a_folder_of_none_or_several(self, tmp_path: Path) -> None:
+        with pytest.raises(PackNotFoundError, match=r"no \.safetensors file"):
+            resolve(str(tmp_path))
+        for name in ("b", "a"):
+            vector().save(tmp_path / f"{name}.safetensors")
+        with pytest.raises(ReferenceFormatError, match=r"a\.safetensors, b\.safetensors"):
+            resolve(str(tmp_path))
+
+    def test_a_bundled_pack_by_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bundled, "FOLDER", tmp_path / "packs")
+        vector().save(tmp_path / "packs" / "cmrm-llava-demo.safetensors")
+        monkeypatch.chdir(tmp_path)
+        vector(1).save(tmp_path / "cmrm-llava-demo" / "other.safetensors")
+        loaded = sk.load_vector("cmrm-llava-demo")
+        assert loaded.digest() == vector().digest()
+        assert str(loaded.source).startswith("cmrm-llava-demo#sha256=")
+        assert sk.load_vector("./cmrm-llava-demo").digest() == vector(1).digest()
+        with pytest.raises(PackNotFoundError, match="Did you mean 'cmrm-llava-demo'"):
+            resolve("cmrm-lava-demo")
+        with pytest.raises(PackNotFoundError, match="does not exist"):
+            resolve("./nothing")
+
+    def test_a_changed_vector_has_no_source(self, tmp_path: Path) -> None:
+        loaded = sk.load_vector(vector().save(tmp_path / "a.safetensors"))
+        assert (loaded * 2).source is None
+        assert loaded.with_metadata(license="MIT").source is None
+
+
+@pytest.mark.usefixtures("cache")
+class TestFilesystems:
+    @pytest.fixture
+    def memory(self, tmp_path: Path) -> bytes:
+        data = pack(tmp_path)
+        system = fsspec.filesystem("memory")
+        system.store.clear()
+        system.pipe("/bucket/a.safetensors", data)
+        return data
+
+    def test_a_file_and_a_folder(self, memory: bytes) -> None:
+        for ref in ("memory://bucket/a.safetensors", "memory://bucket"):
+            assert resolve(ref).read() == memory
+        assert not resolve("memory://bucket/a.safetensors").transferred
+        fsspec.filesystem("memory").store.clear()
+        assert resolve("memory://bucket/a.safetensors", offline=True).read() == memory
+        with pytest.raises(PackNotFoundError):
+            resolve("memory://bucket/a.safetensors")
+
+    def test_a_changed_file_is_transferred_again(self, memory: bytes, tmp_path: Path) -> None:
+        assert resolve("memory://bucket/a.safetensors").read() == memory
+        newer = pack(tmp_path, seed=1)
+        fsspec.filesystem("memory").pipe("/bucket/a.safetensors", newer)
+        assert resolve("memory://bucket/a.safetensors").read() == newer
+        pinned = hashlib.sha256(memory).hexdigest()
+        assert resolve(f"memory://bucket/a.safetensors#sha256={pinned}").read() == memory
+
+    def test_an_unknown_protocol(self) -> None:
+        with pytest.raises(ReferenceFormatError, match="nonsense://"):
+            resolve("nonsense://x/a.safetensors")
+        with pytest.raises(ReferenceFormatError, match="fsspec"):
+            resolve("gs://x/a.safetensors")
+
+
+@pytest.mark.parametrize("target", ["http://example.org/a", "ftp://h/a", "file:///etc/passwd", "http://127.0.0.1/a"])
+def test_an_encrypted_address_leads_to_no_open_one(target: str) -> None:
+    import urllib.request
+
+    request = urllib.request.Request("https://example.org/a")
+    with pytest.raises(DownloadError, match="leads to"):
+        _Redirects().redirect_request(request, None, 302, "", {}, target)
+
+
+def test_every_error_is_documented_and_crosses_a_process_boundary() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "hub.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind.__module__ == errors.__name__]
+    assert len(kinds) == 9
+    for kind in kinds:
+        _, also = kind.__bases__
+        assert f"| `{kind.__name__}` | `{also.__name__}` | {kind.__doc__} |" in page
+        error = pickle.loads(pickle.dumps(kind("p", expected="e", fix="f")))
+        assert type(error) is kind
+        assert (error.problem, error.expected, error.fix, str(error)) == ("p", "e", "f", "p. Expected: e. Fix: f.")

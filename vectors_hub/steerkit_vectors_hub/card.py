@@ -1,0 +1,165 @@
+"""The model card of a pack: front matter that the Hugging Face hub understands, and what a reader must know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from steerkit.metadata import Metric, PackMetadata
+from steerkit_vectors_hub.norms import NormSeries
+
+PACK = "steering_vector.safetensors"
+"""The file name of a published pack."""
+
+PLOT = "norms.png"
+
+LICENSES = frozenset(
+    "apache-2.0 mit bsd-2-clause bsd-3-clause bsl-1.0 cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 "
+    "cc-by-nd-4.0 cc-by-nc-nd-4.0 gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 isc unlicense wtfpl openrail llama2 llama3 "
+    "llama3.1 llama3.2 llama3.3 gemma".split()
+)
+"""Licences by the identifier that the hub gives them; it calls any other `other`, with a name."""
+
+_TASK = "image-text-to-text"
+
+
+def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: str, sha256: str) -> str:
+    """The whole README.md.
+
+    Args:
+        metadata: Of the pack.
+        norms: Of its directions.
+        repo_id: Where it will be published.
+        sha256: Digest of the pack's file.
+    """
+    body = [
+        f"# {_line(repo_id.rpartition('/')[2])}",
+        _what(metadata),
+        "## Use",
+        _use(metadata, repo_id, sha256),
+        "## How it was made",
+        _made(metadata),
+        "## What was measured",
+        _measured(metadata.metrics),
+        "## Directions",
+        _directions(norms),
+        "## Intended use",
+        _INTENDED,
+        "## Limits",
+        _LIMITS,
+    ]
+    return f"---\n{_front_matter(metadata, repo_id)}---\n\n" + "\n\n".join(body) + "\n"
+
+
+_INTENDED = """\
+Research on, and mitigation of, the loss of safety alignment that an image causes in a vision-language model. The vector
+is meant for the base model named above, at the revision named above, and for no other."""
+
+_LIMITS = """\
+- Steering is a mitigation, not a guarantee: a steered model may still answer a harmful request, and may refuse a
+  harmless one. Measure the unsafe rate, over-refusal and utility together, on your own prompts, before you rely on it.
+- The figures above are those of its makers, on their prompts and with their judge.
+- The same arithmetic can remove refusals: a negative strength reverses the effect. A pack holds no code, but one from a
+  stranger can make a model worse. Pin the digest."""
+
+
+def _front_matter(metadata: PackMetadata, repo_id: str) -> str:
+    license_ = (metadata.license or "").strip()
+    known = license_.lower() in LICENSES
+    tags = ["steerkit", "steering-vector", "activation-steering", metadata.method.name]
+    extra: dict[str, Any] = {} if known else {"license_name": re.sub(r"[^a-z0-9.]+", "-", license_.lower()).strip("-")}
+    data = ModelCardData(
+        base_model=metadata.model.id,
+        base_model_relation="adapter",
+        library_name="steerkit",
+        license=license_.lower() if known else "other",
+        model_name=repo_id.rpartition("/")[2],
+        pipeline_tag=_TASK,
+        tags=tags,
+        eval_results=[_result(metric) for metric in metadata.metrics] or None,
+        **extra,
+    )
+    return data.to_yaml() + "\n"
+
+
+def _result(metric: Metric) -> EvalResult:
+    dataset = metric.dataset.strip() or "not named"
+    return EvalResult(
+        task_type=_TASK,
+        dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "custom",
+        dataset_name=dataset,
+        metric_type=re.sub(r"[^a-z0-9]+", "_", metric.name.lower()).strip("_") or "metric",
+        metric_name=f"{metric.name}, {metric.condition}" if metric.condition else metric.name,
+        metric_value=metric.value,
+    )
+
+
+def _what(metadata: PackMetadata) -> str:
+    about = _line(metadata.description) if metadata.description.strip() else "A steering vector."
+    authors = f" By {', '.join(map(_line, metadata.authors))}." if metadata.authors else ""
+    base = f"[{_line(metadata.model.id)}](https://huggingface.co/{metadata.model.id})"
+    return f"{about}{authors}\n\nA steerkit pack for {base}: it changes hidden states while a model runs, no weights."
+
+
+def _use(metadata: PackMetadata, repo_id: str, sha256: str) -> str:
+    return f"""```python
+import steerkit as sk
+
+vlm = sk.load("{metadata.model.id}", revision="{metadata.model.revision}")
+vector = sk.load_vector("hf://{repo_id}#sha256={sha256}")
+with sk.steer(vlm, vector, strength={metadata.strength.recommended:g}):
+    answers = vlm.generate(sk.read_samples("prompts.jsonl"))
+```"""
+
+
+def _made(metadata: PackMetadata) -> str:
+    anchors, model, strength = metadata.anchors, metadata.model, metadata.strength
+    span = "" if strength.minimum is None or strength.maximum is None else f", {strength.minimum} to {strength.maximum}"
+    rows = [
+        ("method", metadata.method.name + (f" ({metadata.method.paper})" if metadata.method.paper else "")),
+        ("options", ", ".join(f"{key}={value!r}" for key, value in metadata.method.config.items()) or "none"),
+        ("base model", f"{model.id}, revision {model.revision}, {model.architecture}"),
+        ("size", f"{model.layer_count} layers of {model.hidden_size}, {metadata.dtype}"),
+        ("strength", f"{strength.recommended}{span}"),
+        ("licence", str(metadata.license)),
+    ]
+    if anchors is None:
+        rows.append(("anchors", "none: it is measured on each prompt"))
+    else:
+        licensed = f", licence {anchors.license}" if anchors.license else ""
+        rows.append(("anchors", f"{anchors.name}: {anchors.size} samples{licensed}, sha256 {anchors.sha256}"))
+    rows += [("changed since", step) for step in metadata.history]
+    if metadata.versions:
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in sorted(metadata.versions.items()))))
+    return _table(("", ""), rows)
+
+
+def _measured(metrics: Sequence[Metric]) -> str:
+    if not metrics:
+        return "Nothing. Measure it before you use it."
+    rows = [(each.name, f"{each.value:g}", each.condition, each.judge, each.dataset) for each in metrics]
+    return _table(("figure", "value", "condition", "judge", "data set"), rows)
+
+
+def _directions(norms: Sequence[NormSeries]) -> str:
+    if not norms:
+        return "None are stored: they are measured on each prompt."
+    spans = "; ".join(
+        f"{each.title}: {len(each.layers)} layers, norms {min(each.norms):.3g} to {max(each.norms):.3g}"
+        for each in norms
+    )
+    return f"![Norm of the directions by layer]({PLOT})\n\n{_line(spans)}."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_line(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _line(text: str) -> str:
+    """Text of unknown origin as one line of Markdown that is nothing but text."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", flat)

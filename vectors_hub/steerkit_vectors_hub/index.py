@@ -1,0 +1,207 @@
+"""An index of packs: what search, the catalogue page and the bundled packs are made from.
+
+It is one JSON file; `schema/index-v1.json` is its JSON Schema, made from the models below and checked in, so that
+others can write and check an index without this package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from steerkit.formats import parse_pack
+from steerkit.intervention import Frozen
+from steerkit.metadata import Metric, Sha256, Text, parse_metadata
+from steerkit_vectors_hub.bundled import FOLDER, INDEX
+from steerkit_vectors_hub.cache import write_atomically
+from steerkit_vectors_hub.errors import IndexFormatError
+from steerkit_vectors_hub.norms import NormSeries, norm_series
+from steerkit_vectors_hub.resolve import Resolved
+
+MAX_INDEX = 2**26
+"""Bytes; a larger file is not read."""
+
+SCHEMA = Path(__file__).parent / "schema" / "index-v1.json"
+
+Short = Annotated[str, Field(max_length=500)]
+
+
+class IndexedModel(Frozen):
+    """The model that a pack is for; see `steerkit.metadata.ModelRecord`."""
+
+    id: Text = ""
+    revision: Short | None = None
+    architecture: Short
+    model_type: Short
+    hidden_size: Annotated[int, Field(gt=0)]
+    layer_count: Annotated[int, Field(gt=0)]
+
+
+class Entry(Frozen):
+    """One pack.
+
+    Attributes:
+        name: What people call it: its repository, its file or the name it is bundled under.
+        ref: The reference that loads exactly this pack.
+        sha256: Digest of the file.
+        size: Its bytes.
+        norms: Of its directions.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=500)]
+    ref: Annotated[str, Field(min_length=1, max_length=2000)]
+    sha256: Sha256
+    size: Annotated[int, Field(gt=0)]
+    method: Short
+    paper: Text = ""
+    model: IndexedModel
+    license: Short | None = None
+    authors: tuple[Short, ...] = ()
+    description: Text = ""
+    created: Short | None = None
+    strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    metrics: tuple[Metric, ...] = ()
+    norms: tuple[NormSeries, ...] = ()
+
+
+class Index(Frozen):
+    """The whole file."""
+
+    index_version: Literal[1] = 1
+    title: Short = "steerkit packs"
+    generated: Short | None = None
+    packs: Annotated[tuple[Entry, ...], Field(max_length=100_000)] = ()
+
+
+def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
+    """What an index says of a pack, after its audit.
+
+    Raises:
+        PackFormatError: It is no pack.
+    """
+    raw = parse_pack(resolved.read(), name=resolved.ref)
+    metadata = parse_metadata(raw.document, name=resolved.ref)
+    model = metadata.model
+    return Entry(
+        name=name or _name(resolved),
+        ref=resolved.pinned,
+        sha256=resolved.sha256,
+        size=resolved.size,
+        method=metadata.method.name,
+        paper=metadata.method.paper,
+        model=IndexedModel.model_validate({field: getattr(model, field) for field in IndexedModel.model_fields}),
+        license=metadata.license,
+        authors=metadata.authors,
+        description=metadata.description,
+        created=metadata.created,
+        strength=metadata.strength.recommended,
+        metrics=metadata.metrics,
+        norms=norm_series(raw),
+    )
+
+
+def make_index(entries: Iterable[Entry], *, title: str = "steerkit packs", dated: bool = True) -> Index:
+    """An index of packs, by name."""
+    generated = datetime.now(UTC).isoformat(timespec="seconds") if dated else None
+    ordered = sorted(entries, key=lambda entry: (entry.name, entry.sha256))
+    return Index(title=title, generated=generated, packs=tuple(ordered))
+
+
+def write_index(index: Index, path: Path) -> None:
+    """Write an index file, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(index.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_index(path: Path) -> Index:
+    """Read an index file.
+
+    Raises:
+        IndexFormatError: It is missing, too large, or not an index of a known version.
+    """
+    try:
+        if path.stat().st_size > MAX_INDEX:
+            raise IndexFormatError(f"{str(path)!r} is too large", expected=f"at most {MAX_INDEX} bytes")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except IndexFormatError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise IndexFormatError(f"{str(path)!r} can't be read ({error})", expected="an index of packs") from error
+    return parse_index(document, name=str(path))
+
+
+def bundled_index() -> Index:
+    """The index of the bundled packs."""
+    path = FOLDER / INDEX
+    return read_index(path) if path.is_file() else Index()
+
+
+def parse_index(document: Any, *, name: str) -> Index:
+    """Validate the content of an index file.
+
+    Raises:
+        IndexFormatError: A field is missing, unknown or out of bounds; the message names each.
+    """
+    try:
+        return Index.model_validate(document)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
+        raise IndexFormatError(
+            f"{name} is no index ({found})", expected="an index of version 1", fix="make it with `steerkit index`"
+        ) from error
+
+
+def search(
+    entries: Iterable[Entry],
+    text: str = "",
+    *,
+    model: str | None = None,
+    method: str | None = None,
+    metric: str | None = None,
+) -> list[Entry]:
+    """The entries that hold every word of a text, and match what else is given, without regard to case.
+
+    Args:
+        entries: Where to look.
+        text: Words, looked for in name, description, model, method, licence and authors.
+        model: A part of the model's id, architecture or type.
+        method: The name of a method.
+        metric: The name of a metric that was measured.
+    """
+    return [entry for entry in entries if _matches(entry, text.lower().split(), model, method, metric)]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of an index file; after a change, `python -m steerkit_vectors_hub.index` writes `SCHEMA` anew."""
+    schema = Index.model_json_schema(mode="validation")
+    for part in (schema, *schema["$defs"].values()):
+        part["description"] = part["description"].partition("\n")[0]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _matches(entry: Entry, words: list[str], model: str | None, method: str | None, metric: str | None) -> bool:
+    ids = f"{entry.model.id} {entry.model.architecture} {entry.model.model_type}".lower()
+    everything = " ".join(
+        [entry.name, entry.description, ids, entry.method, entry.license or "", *entry.authors]
+    ).lower()
+    return (
+        all(word in everything for word in words)
+        and (model is None or model.lower() in ids)
+        and (method is None or method.lower() == entry.method.lower())
+        and (metric is None or metric.lower() in {each.name.lower() for each in entry.metrics})
+    )
+
+
+def _name(resolved: Resolved) -> str:
+    if resolved.kind == "hf":
+        return "/".join(resolved.ref.removeprefix("hf://").partition("@")[0].split("/")[:2])
+    return resolved.file.removesuffix(".safetensors")
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,69 @@
+"""Whether a steering vector is no more than directions to add: all that control-vector files can say."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from steerkit.errors import OptionError
+from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection
+from steerkit.vector import Key, SteeringVector
+
+
+def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int, Tensor], tuple[str, ...]]:
+    """Float32 directions by block with the interventions' doses multiplied in, and what that leaves out.
+
+    The dose given to `steer` and the recommended one are not multiplied in.
+
+    Raises:
+        OptionError: The vector does something else, or something is left out and `lossy` is False.
+    """
+    lost: list[str] = []
+    summed: dict[int, Tensor] = {}
+    for index, intervention in enumerate(vector.interventions):
+        stored = _stored(intervention, index)
+        if intervention.tokens != "all":
+            lost.append(f"intervention {index} steers the tokens {intervention.tokens!r}; the file will steer all")
+        if intervention.phase != "both":
+            lost.append(f"intervention {index} steers in the phase {intervention.phase!r}; the file will in both")
+        if intervention.norm_preserving:
+            lost.append(f"intervention {index} preserves norms; the file will not")
+        layers = [key.layer for key in vector.tensors if key.site == "resid_post" and key.name == stored.name]
+        if intervention.layers != "all":
+            layers = list(intervention.layers)
+        for layer in layers:
+            tensor = vector.tensors[Key(layer if stored.layer is None else stored.layer, "resid_post", stored.name)]
+            if tensor.dim() != 1:
+                raise _refused(f"the direction of layer {layer} has {tensor.shape[0]} rows", "one row")
+            dose = intervention.strength_at(layer)
+            if dose:
+                term = tensor.float() * dose
+                summed[layer] = summed[layer] + term if layer in summed else term
+    if lost and not lossy:
+        raise OptionError(
+            "the format can't say all of it: " + "; ".join(lost),
+            expected="a vector that adds its directions at every token",
+            fix="allow the loss with lossy=True, on the command line --lossy",
+        )
+    if not summed:
+        raise _refused("every dose is zero", "something to add")
+    return dict(sorted(summed.items())), tuple(lost)
+
+
+def _stored(intervention: Intervention, index: int) -> StoredDirection:
+    what = f"intervention {index}"
+    operation = intervention.operation
+    if not isinstance(operation, Add):
+        raise _refused(f"{what} is {operation.kind!r}", "only additions")
+    if not isinstance(operation.direction, StoredDirection):
+        raise _refused(f"{what} measures its direction on each prompt", "stored directions")
+    if operation.relative:
+        raise _refused(f"{what} adds relative to the norm of each token", "fixed additions")
+    if intervention.gate is not None or isinstance(intervention.strength, LinearStrength):
+        raise _refused(f"{what} depends on a measured quantity", "a fixed dose")
+    if intervention.site != "resid_post" or intervention.tower != "language":
+        raise _refused(f"{what} steers {intervention.site} of the {intervention.tower} tower", "outputs of the blocks")
+    return operation.direction
+
+
+def _refused(problem: str, expected: str) -> OptionError:
+    return OptionError(f"{problem}, which the format can't say", expected=expected)

@@ -1,0 +1,104 @@
+"""steering-lite: safetensors with the configuration in the metadata.
+
+Layer convention: `layer{N}.v` belongs to the output of the decoder block with index N, blocks counting from 0: the
+same as steerkit (`attach` hooks `model.layers[N]` and replaces what it returns). Every token is steered. The dose
+`coeff` is in the configuration and becomes the strength.
+
+Read are the methods that steerkit's interventions express exactly: `mean_diff` and `pca` (`h + coeff * v`; of several
+components, their sum) and `directional_ablation` (the projection on v is removed, then `coeff * v` is added; v is a
+unit vector). The others (angular, spherical, gated, S-space, CHaRS, ...) and hooks on single linear layers are
+refused by name. The library rounds v to the configuration's `dtype` (bfloat16 by default) when it attaches; here it
+keeps its precision.
+
+Verified against the repository wassname/steering-lite at 75d0cff: its code was run and gave the same logits. It is
+not on the package index.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from steerkit.intervention import Ablate, Intervention, is_finite
+from steerkit.metadata import MethodRecord
+from steerkit.vector import Key
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
+from steerkit_vectors_hub.interop.safetensors_file import load, metadata_of
+from steerkit_vectors_hub.interop.text import json_object
+
+MAX_CONFIG = 2**16
+_NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.([A-Za-z_]{1,32})")
+_ADDING = ("mean_diff", "pca")
+_ABLATING = "directional_ablation"
+
+
+@final
+class SteeringLite(ForeignReader):
+    """`Vector.save` files."""
+
+    title: ClassVar[str] = "a steering-lite vector"
+    convention: ClassVar[str] = "layerN is the output of block N, blocks from 0"
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Its configuration is in the metadata."""
+        return '"method"' in metadata_of(head).get("cfg", "")
+
+    def read(self, path: Path, choice: Choice) -> Foreign:
+        """See the module."""
+        name = str(path)
+        tensors, metadata = load(path)
+        text = metadata.get("cfg", "")
+        if len(text) > MAX_CONFIG:
+            raise malformed(name, f"a configuration of {len(text)} characters", f"at most {MAX_CONFIG}")
+        config = json_object(text, f"{name}: the configuration")
+        method, coefficient = _checked(config, name)
+        found: dict[int, Tensor] = {}
+        for label, tensor in tensors.items():
+            match = _NAME.fullmatch(label)
+            if match is None or match[2] not in ("v", "V") or int(match[1]) in found:
+                raise malformed(name, f"a tensor is named {label[:80]!r}", "one layer{N}.v for each layer")
+            found[int(match[1])] = _direction(match[2], tensor, f"{name}, {label}")
+        attached = config.get("layers")
+        if attached is not None:
+            missing = [layer for layer in attached if layer not in found]
+            if missing:
+                raise malformed(name, f"the configuration names layers {missing[:10]}", f"of {sorted(found)}")
+            found = {layer: found[layer] for layer in attached}
+        add = Intervention(tokens="all", strength=coefficient)
+        ablate = Intervention(operation=Ablate(), tokens="all")
+        ablating = (ablate,) if coefficient == 0 else (ablate, add)
+        return Foreign(
+            tensors={Key(layer): found[layer] for layer in chosen(found, choice, name)},
+            method=MethodRecord(name=f"steering-lite {method}", config=config),
+            interventions=ablating if method == _ABLATING else (add,),
+        )
+
+
+def _checked(config: dict[str, Any], name: str) -> tuple[str, float]:
+    method, coefficient, layers = config.get("method"), config.get("coeff"), config.get("layers")
+    if method not in (*_ADDING, _ABLATING):
+        raise malformed(
+            name,
+            f"method {method!r:.60}",
+            "one of " + ", ".join((*_ADDING, _ABLATING)),
+            "steerkit has no intervention that does exactly the same",
+        )
+    if config.get("target", "residual") != "residual" or config.get("target_submodule") is not None:
+        raise malformed(name, "it steers something else than the outputs of blocks", "the residual stream")
+    if not is_finite(coefficient) or (coefficient == 0 and method != _ABLATING):  # pyright: ignore[reportArgumentType]
+        raise malformed(name, f"coeff {coefficient!r:.40}", "a finite dose that does something")
+    if layers is not None and not (isinstance(layers, list) and layers and all(type(x) is int for x in layers)):
+        raise malformed(name, f"layers {layers!r:.80}", "a list of layers, or null")
+    return method, float(coefficient)  # pyright: ignore[reportArgumentType]
+
+
+def _direction(kind: str, tensor: Tensor, what: str) -> Tensor:
+    if kind == "v":
+        return flat(tensor, what)
+    if tensor.dim() != 2 or not tensor.is_floating_point():
+        raise malformed(what, f"shape {tuple(tensor.shape)} of {tensor.dtype}", "[components, hidden]")
+    return flat(torch.sum(tensor.float(), dim=0), what)

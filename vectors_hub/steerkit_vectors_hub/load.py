@@ -1,0 +1,30 @@
+"""Loading a vector from wherever it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steerkit.vector import SteeringVector
+from steerkit_vectors_hub.resolve import resolve
+
+
+def load_vector(
+    ref: str | Path, *, revision: str | None = None, sha256: str | None = None, offline: bool | None = None
+) -> SteeringVector:
+    """Load a steering vector by reference: the pack is found, transferred if need be, hashed, audited and built.
+
+    Args:
+        ref: A file; a folder that holds one pack; the name of a bundled pack; `hf://owner/name[@revision][/file]`;
+            `https://...`; any URL that fsspec knows. Each may end in `#sha256=` and the digest of the file.
+        revision: Branch, tag or commit of a repository, if the reference does not name it.
+        sha256: The only digest to accept, if the reference does not name it.
+        offline: Whether to use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
+
+    Returns:
+        The vector. Its `source` is a reference to exactly this file, with commit and digest.
+
+    Raises:
+        SteerKitError: The kinds that `steerkit_vectors_hub.errors` and `SteeringVector.load` name.
+    """
+    resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
+    return SteeringVector.from_bytes(resolved.read(), source=resolved.pinned)

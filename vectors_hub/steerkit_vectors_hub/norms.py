@@ -1,0 +1,111 @@
+"""The norms of a pack's directions by layer, as numbers, as SVG for a page and as PNG for a model card."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from steerkit.formats import RawPack, parse_tensor_name
+from steerkit.intervention import FiniteFloat, Frozen
+
+COLOR = "#1f6f8b"
+
+
+class NormSeries(Frozen):
+    """The directions of one site and name: their layers, and the norm at each (of several rows, the largest).
+
+    Attributes:
+        site: Where in the layer.
+        name: Name of the directions; empty for the only ones.
+        layers: 0-based decoder blocks.
+        norms: As many as layers.
+    """
+
+    site: Annotated[str, Field(max_length=32)]
+    name: Annotated[str, Field(max_length=64)] = ""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, lt=100_000)], ...], Field(min_length=1, max_length=4096)]
+    norms: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=4096)]
+
+    @model_validator(mode="after")
+    def _as_many(self) -> NormSeries:
+        if len(self.layers) != len(self.norms):
+            raise ValueError(f"{len(self.layers)} layers and {len(self.norms)} norms")
+        return self
+
+    @property
+    def title(self) -> str:
+        """Site and name."""
+        return f"{self.site} {self.name}".strip()
+
+
+def norm_series(raw: RawPack) -> tuple[NormSeries, ...]:
+    """The norms of all directions of a pack, by site and name."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for full in raw.tensors:
+        layer, site, name = parse_tensor_name(full)
+        values = raw.array(full).astype(np.float64)
+        rows = np.sqrt(np.square(values.reshape(-1, values.shape[-1])).sum(axis=-1))
+        found.setdefault((site, name), {})[layer] = float(rows.max())
+    return tuple(
+        NormSeries(
+            site=site,
+            name=name,
+            layers=tuple(sorted(by_layer)),
+            norms=tuple(float(f"{by_layer[layer]:.6g}") for layer in sorted(by_layer)),
+        )
+        for (site, name), by_layer in sorted(found.items())
+    )
+
+
+def svg(series: NormSeries, *, width: int = 320, height: int = 90) -> str:
+    """One bar for each layer, as an SVG element that a screen reader can name."""
+    largest = max(map(abs, series.norms), default=0.0) or 1.0
+    slot = width / len(series.layers)
+    bars = []
+    for index, (layer, norm) in enumerate(zip(series.layers, series.norms, strict=True)):
+        tall = max(1.0, (height - 18) * min(abs(norm) / largest, 1.0))
+        bars.append(
+            f'<rect x="{index * slot + 0.1 * slot:.1f}" y="{height - 16 - tall:.1f}" width="{0.8 * slot:.1f}" '
+            f'height="{tall:.1f}"><title>layer {layer:d}: {norm:.4g}</title></rect>'
+        )
+    ends = f"{series.layers[0]:d}", f"{series.layers[-1]:d}"
+    label = escape(f"Norm of {series.title} by layer, {ends[0]} to {ends[1]}, at most {largest:.4g}")
+    return (
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<g fill="{COLOR}">{"".join(bars)}</g>'
+        f'<text x="0" y="{height - 3}" font-size="11">layer {ends[0]}</text>'
+        f'<text x="{width}" y="{height - 3}" font-size="11" text-anchor="end">{ends[1]}</text></svg>'
+    )
+
+
+def png(series: Sequence[NormSeries], *, width: int = 760, height: int = 240) -> bytes:
+    """All series below each other, as a PNG."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.new("RGB", (width, height * len(series)), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    for number, each in enumerate(series):
+        top, bottom, left, right = height * number + 34, height * (number + 1) - 34, 64, width - 16
+        largest = max(each.norms) or 1.0
+        slot = (right - left) / len(each.layers)
+        draw.text((left, top - 22), f"Norm of the directions, {each.title}", fill="black", font=font)
+        draw.text((8, top - 5), f"{largest:.3g}", fill="black", font=font)
+        draw.text((8, bottom - 8), "0", fill="black", font=font)
+        draw.line((left, bottom, right, bottom), fill="#888888")
+        step = math.ceil(len(each.layers) / 16)
+        for index, (layer, norm) in enumerate(zip(each.layers, each.norms, strict=True)):
+            x = left + index * slot
+            y = bottom - (bottom - top) * norm / largest
+            draw.rectangle((x + 0.1 * slot, min(y, bottom - 1), x + 0.9 * slot, bottom - 1), fill=COLOR)
+            if index % step == 0:
+                draw.text((x + 0.1 * slot, bottom + 4), str(layer), fill="black", font=font)
+        draw.text((left, bottom + 18), "layer", fill="black", font=font)
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()

@@ -1,0 +1,122 @@
+"""Publishing a vector: the pack, its card and its plot, checked for completeness and uploaded in one commit."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from steerkit.formats import parse_pack
+from steerkit.metadata import PackMetadata
+from steerkit.vector import SteeringVector
+from steerkit_vectors_hub.card import PACK, PLOT, model_card
+from steerkit_vectors_hub.errors import PublishError
+from steerkit_vectors_hub.norms import norm_series, png
+from steerkit_vectors_hub.refs import parse_ref
+from steerkit_vectors_hub.sources.base import require_network
+from steerkit_vectors_hub.sources.huggingface import api, translated
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What was published, or would be.
+
+    Attributes:
+        repo_id: The repository.
+        files: Its files by name.
+        sha256: Digest of the pack.
+        revision: The commit; None after a dry run.
+        ref: A reference to exactly this pack.
+    """
+
+    repo_id: str
+    files: Mapping[str, bytes]
+    sha256: str
+    revision: str | None
+    ref: str
+
+    @property
+    def card(self) -> str:
+        """The model card."""
+        return self.files["README.md"].decode()
+
+
+def missing_fields(metadata: PackMetadata) -> dict[str, str]:
+    """What a pack must still say before it is published: each field, and what belongs there."""
+    missing: dict[str, str] = {}
+    if not (metadata.license or "").strip():
+        missing["license"] = "the licence of the pack"
+    if not _REPOSITORY.fullmatch(metadata.model.id):
+        missing["model.id"] = f"owner/name of the base model (it is {metadata.model.id[:80]!r})"
+    if not _COMMIT.fullmatch(metadata.model.revision or ""):
+        missing["model.revision"] = f"the base model's commit (it is {(metadata.model.revision or '')[:80]!r})"
+    stores = any(intervention.stored for intervention in metadata.interventions)
+    if metadata.anchors is None:
+        if stores:
+            missing["anchors"] = "the samples that it was fitted on"
+    elif not metadata.anchors.name.strip():
+        missing["anchors.name"] = "the source of the samples that it was fitted on"
+    return missing
+
+
+def prepare(vector: SteeringVector, repo_id: str) -> Publication:
+    """Everything that would be uploaded.
+
+    Raises:
+        PublishError: The metadata are incomplete; the message names every field.
+        ReferenceFormatError: The repository's name is none.
+    """
+    parse_ref(f"hf://{repo_id}")
+    if missing := missing_fields(vector.metadata):
+        raise PublishError(
+            f"the pack does not say {', '.join(missing)}",
+            expected="; ".join(f"{name}: {what}" for name, what in missing.items()),
+            fix="vector.with_metadata(...), or the options of `steerkit push`",
+        )
+    data = vector.to_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    norms = norm_series(parse_pack(data))
+    files = {PACK: data}
+    files["README.md"] = model_card(vector.metadata, norms, repo_id=repo_id, sha256=digest).encode()
+    if norms:
+        files[PLOT] = png(norms)
+    return Publication(repo_id, files, digest, None, f"hf://{repo_id}#sha256={digest}")
+
+
+def push_to_hub(
+    vector: SteeringVector,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    branch: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Publication:
+    """Publish a vector; see `SteeringVector.push_to_hub`."""
+    made = prepare(vector, repo_id)
+    if dry_run:
+        return made
+    require_network("publishing")
+    from huggingface_hub import CommitOperationAdd
+
+    client = api(token)
+    operations = [CommitOperationAdd(name, data) for name, data in made.files.items()]
+    with translated(f"hf://{repo_id}"):
+        client.create_repo(repo_id, private=private, exist_ok=True)
+        if branch is not None:
+            client.create_branch(repo_id, branch=branch, exist_ok=True)
+        there = {each.rfilename for each in client.model_info(repo_id, revision=branch).siblings or ()}
+        if others := sorted(name for name in there - {PACK} if name.endswith((".safetensors", ".bin"))):
+            raise PublishError(
+                f"the repository {repo_id} holds {', '.join(others[:5])}",
+                expected="a repository for this pack alone",
+                fix="publish it under another name",
+            )
+        done = client.create_commit(repo_id, operations, commit_message=message or f"Add {PACK}", revision=branch)
+    ref = f"hf://{repo_id}@{done.oid}/{PACK}#sha256={made.sha256}"
+    return Publication(repo_id, made.files, made.sha256, done.oid, ref)

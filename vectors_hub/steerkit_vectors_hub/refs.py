@@ -1,0 +1,178 @@
+"""References: one line of text that says where a pack is, and, if wanted, exactly which one.
+
+    packs/cmrm.safetensors                     a file
+    packs/                                     a folder that holds one pack
+    cmrm-llava-demo                            a bundled pack
+    hf://owner/name[@revision][/file]          a repository of the Hugging Face hub
+    https://example.org/cmrm.safetensors       any web server
+    s3://bucket/cmrm.safetensors               any file system that fsspec knows
+
+Each may end in `#sha256=` and 64 hexadecimal digits: then only a file with that digest is ever used.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote, unquote, urlsplit
+
+from steerkit_vectors_hub.errors import ReferenceFormatError
+
+Kind = Literal["path", "bundled", "hf", "web", "fsspec"]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""The only hosts that plain http is spoken to."""
+
+_PIN = re.compile(r"(?P<place>.*)#sha256=(?P<digest>.*)", re.DOTALL)
+_NEAR_PIN = re.compile(r"#\s*sha-?\d", re.IGNORECASE)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?")
+_BUNDLED = re.compile(r"[a-z0-9][a-z0-9_-]{0,95}")
+_REVISION = re.compile(r"(?:refs/(?:pr|convert)/[^/]+|[^/]+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A reference, read.
+
+    Attributes:
+        kind: How it is resolved.
+        place: The path, the name, `owner/name`, or the URL.
+        revision: Branch, tag or commit, of a repository only.
+        file: Path inside the repository, where it is given.
+        sha256: The only digest that is accepted, where it is pinned.
+    """
+
+    kind: Kind
+    place: str
+    revision: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+
+    @property
+    def is_immutable(self) -> bool:
+        """Whether the revision is a commit, whose content never changes."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        """The reference as text that `parse_ref` reads again."""
+        return self.unpinned + (f"#sha256={self.sha256}" if self.sha256 else "")
+
+    @property
+    def unpinned(self) -> str:
+        """The same without the digest."""
+        if self.kind != "hf":
+            return self.place
+        revision = f"@{_quoted(self.revision)}" if self.revision else ""
+        return f"hf://{self.place}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = None) -> Ref:
+    """Read a reference.
+
+    A bare name such as `cmrm-llava-demo` is a bundled pack; write `./name` for a folder of that name.
+
+    Args:
+        text: The reference.
+        revision: The revision, if it is not in the text.
+        sha256: The digest, if it is not in the text.
+
+    Raises:
+        ReferenceFormatError: It is malformed, or says two different things.
+    """
+    place, digest = _split_pin(text)
+    digest = _one("the sha256", digest, sha256.lower() if sha256 else None, text)
+    if digest is not None and not _DIGEST.fullmatch(digest):
+        raise ReferenceFormatError(f"the sha256 is {digest[:80]!r} in {text!r}", expected="64 hexadecimal digits")
+    if _NEAR_PIN.search(place):
+        raise ReferenceFormatError(f"the digest in {text!r} is malformed", expected="#sha256= at the very end")
+    if not place.strip() or "\0" in place:
+        raise ReferenceFormatError(f"the reference is {text!r}", expected="a path, a name or a URL")
+    found = _SCHEME.match(place)
+    scheme = found["scheme"].lower() if found else None
+    if scheme == "hf":
+        return _parse_hf(place, text, revision, digest)
+    if revision is not None:
+        raise ReferenceFormatError(
+            f"revision {revision!r} is given for {text!r}", expected="a revision for hf://owner/name only"
+        )
+    if scheme is None:
+        return Ref("bundled" if _BUNDLED.fullmatch(place) else "path", place, sha256=digest)
+    if scheme in ("http", "https"):
+        return Ref("web", checked_url(place), sha256=digest)
+    if scheme == "file":
+        return Ref("path", unquote(urlsplit(place).path), sha256=digest)
+    return Ref("fsspec", place, sha256=digest)
+
+
+def _split_pin(text: str) -> tuple[str, str | None]:
+    match = _PIN.fullmatch(text)
+    return (match["place"], match["digest"].lower()) if match else (text, None)
+
+
+def _one(what: str, mine: str | None, given: str | None, text: str) -> str | None:
+    if mine and given and mine != given:
+        raise ReferenceFormatError(f"{what} is {given!r} and {mine!r} in {text!r}", expected="the same, or only one")
+    return mine or given
+
+
+def _parse_hf(place: str, text: str, revision: str | None, digest: str | None) -> Ref:
+    def malformed(problem: str) -> ReferenceFormatError:
+        return ReferenceFormatError(f"{problem} in {text!r}", expected="hf://owner/name[@revision][/file]")
+
+    owner, slash, rest = place[len("hf://") :].partition("/")
+    if not slash or not rest:
+        raise malformed("no owner and name")
+    name, at, tail = rest, "", ""
+    if (end := re.search(r"[@/]", rest)) is not None:
+        name, at, tail = rest[: end.start()], end[0], rest[end.end() :]
+    stated: str | None = None
+    if at == "@":
+        match = _REVISION.match(tail)
+        if match is None:
+            raise malformed("an empty revision")
+        stated, tail = unquote(match[0]), tail[match.end() :].removeprefix("/")
+    for part in (owner, name):
+        if not _NAME.fullmatch(part) or "--" in part or ".." in part:
+            raise malformed(f"{part!r} is no name")
+    file = tail or None
+    if file is not None and any(step in ("", ".", "..") for step in file.split("/")):
+        raise malformed(f"{file!r} is no path")
+    if file is not None and not file.endswith(".safetensors"):
+        raise malformed(f"{file!r} is no .safetensors file")
+    chosen = _one("the revision", stated, revision, text)
+    if chosen is not None and (chosen.startswith("/") or ".." in chosen):
+        raise malformed(f"{chosen!r} is no revision")
+    return Ref("hf", f"{owner}/{name}", chosen, file, digest)
+
+
+def checked_url(url: str) -> str:
+    """A web address that may be asked for a pack.
+
+    Raises:
+        ReferenceFormatError: It is not encrypted, or holds a password or a fragment.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ReferenceFormatError(f"{url!r} is no web address", expected="https://host/path")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ReferenceFormatError(
+            f"{url!r} is not encrypted", expected="https://", fix="whoever is on the way could change the pack"
+        )
+    if parts.username or parts.password:
+        raise ReferenceFormatError(
+            f"a password is in the URL of {parts.hostname}",
+            expected="a URL without one",
+            fix="references end up in logs and records: serve the file without a password, or use hf://",
+        )
+    if parts.fragment:
+        raise ReferenceFormatError(f"{url!r} ends in #{parts.fragment}", expected="#sha256= and 64 digits, or nothing")
+    return url
+
+
+def _quoted(revision: str | None) -> str:
+    text = revision or ""
+    return text if re.fullmatch(r"refs/(pr|convert)/[^/]+", text) else quote(text, safe="")

@@ -1,0 +1,263 @@
+"""From a reference to one verified file on this machine, and what is known of where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from steerkit.formats import parse_pack, read_file
+from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
+from steerkit_vectors_hub.cache import Record, Store
+from steerkit_vectors_hub.errors import DigestMismatchError, OfflineError, PackNotFoundError
+from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
+from steerkit_vectors_hub.sources import Source, Target, source_of
+from steerkit_vectors_hub.sources.base import check_size, is_offline, the_only_pack
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A pack on this machine whose digest was checked.
+
+    Attributes:
+        ref: The reference that was asked for, without a digest.
+        kind: How it was resolved.
+        path: The file.
+        sha256: Digest of the file.
+        size: Its bytes.
+        revision: Commit of the repository it came from, where there is one.
+        file: Path inside the repository, or the file's name.
+        pinned: A reference to exactly this file, for ever.
+        transferred: Whether it came over the network just now.
+    """
+
+    ref: str
+    kind: Kind
+    path: Path
+    sha256: str
+    size: int
+    revision: str | None
+    file: str
+    pinned: str
+    transferred: bool = False
+
+    def read(self) -> bytes:
+        """The bytes, hashed again: what is checked is what is used.
+
+        Raises:
+            DigestMismatchError: The file was changed since it was resolved.
+        """
+        data = read_file(self.path)
+        if (found := hashlib.sha256(data).hexdigest()) != self.sha256:
+            raise _mismatch(str(self.path), found, self.sha256)
+        return data
+
+
+def resolve(
+    ref: str, *, revision: str | None = None, sha256: str | None = None, offline: bool | None = None
+) -> Resolved:
+    """Find the pack that a reference means, transferring it if it is not here yet.
+
+    Args:
+        ref: See `steerkit_vectors_hub.refs`.
+        revision: Branch, tag or commit of a repository.
+        sha256: The only digest to accept.
+        offline: Whether to use no network; default: as the environment says.
+
+    Raises:
+        ReferenceFormatError: The reference is malformed or ambiguous.
+        PackNotFoundError: There is no such pack.
+        AccessError: A login or an agreement is missing.
+        DigestMismatchError: The file is another than the one pinned or announced.
+        PackFormatError: What was transferred is no pack.
+        DownloadError: The transfer failed.
+        OfflineError: It is not in the cache, and there must be no network.
+        CacheError: The cache can't be written.
+    """
+    parsed = parse_ref(ref, revision=revision, sha256=sha256)
+    if parsed.kind in ("path", "bundled"):
+        return _on_this_machine(parsed)
+    store, source = Store.default(), source_of(parsed.kind)
+    key = source.key(parsed)
+    if parsed.sha256 is not None and (path := store.find(parsed.sha256)) is not None:
+        return _from_store(parsed, path, parsed.sha256, store.record(key))
+    record = store.record(key)
+    if offline if offline is not None else is_offline():
+        return _offline(parsed, store, record)
+    if parsed.is_immutable and parsed.file and record is not None and (path := store.find(record.sha256)):
+        _check_pin(parsed, record.sha256)
+        return _from_store(parsed, path, record.sha256, record)
+    return _over_the_network(parsed, store, source, key)
+
+
+def _on_this_machine(parsed: Ref) -> Resolved:
+    bundled = bundled_path(parsed.place) if parsed.kind == "bundled" else None
+    path = bundled or Path(parsed.place).expanduser()
+    if path.is_dir():
+        path = path / the_only_pack((each.name for each in path.iterdir()), repr(parsed.place))
+    if not path.exists():
+        raise _no_such(parsed)
+    data = read_file(path)
+    digest = hashlib.sha256(data).hexdigest()
+    _check_pin(parsed, digest)
+    return Resolved(
+        ref=parsed.unpinned,
+        kind="bundled" if bundled else "path",
+        path=path,
+        sha256=digest,
+        size=len(data),
+        revision=None,
+        file=path.name,
+        pinned=f"{parsed.place if bundled else path}#sha256={digest}",
+    )
+
+
+def _no_such(parsed: Ref) -> PackNotFoundError:
+    if parsed.kind == "path":
+        return PackNotFoundError(
+            f"{parsed.place!r} does not exist", expected="a file, or a folder that holds one pack", fix="check the path"
+        )
+    return PackNotFoundError(
+        f"no bundled pack and no file is named {parsed.place!r}." + suggestion(parsed.place),
+        expected="one of " + (", ".join(bundled_names()) or "none is bundled") + "; a path; hf://owner/name; https://",
+    )
+
+
+def _over_the_network(parsed: Ref, store: Store, source: Source, key: str) -> Resolved:
+    target = source.locate(parsed)
+    check_size(target.size, parsed.unpinned)
+    if target.sha256 is not None:
+        _check_pin(parsed, target.sha256)
+    exact = source.key(_exactly(parsed, target))
+    versioned = f"{exact} {target.version}"
+    found = _known(store, target, versioned)
+    transferred = found is None
+    if found is None:
+        with store.work(versioned) as folder:
+            found = _known(store, target, versioned)  # another process may have been faster
+            transferred = found is None
+            if found is None:
+                found = _transfer(parsed, store, source, target, folder)
+                if target.version is not None:
+                    store.remember(versioned, _record(parsed, target, store, found))
+    _check_pin(parsed, found)
+    record = _record(parsed, target, store, found)
+    for each in {key, exact, source.key(replace(parsed, place=target.place, file=_file_in(parsed, target)))}:
+        known = store.record(each)
+        if known is None or replace(known, time=record.time, ref=record.ref) != record:
+            store.remember(each, record)
+    path = store.path(found)
+    return _from_store(parsed, path, found, record, transferred=transferred)
+
+
+def _known(store: Store, target: Target, versioned: str) -> str | None:
+    """The digest of a target whose content is in the store already."""
+    digest = target.sha256
+    if digest is None and target.version is not None and (record := store.record(versioned)) is not None:
+        digest = record.sha256
+    return digest if digest is not None and store.find(digest) is not None else None
+
+
+def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder: Path) -> str:
+    """Transfer a target into the store; a file that is no pack, or another than announced, never gets there."""
+    path = source.download(target, folder)
+    try:
+        data = read_file(path)
+        digest = hashlib.sha256(data).hexdigest()
+        for announced in (target.sha256, parsed.sha256):
+            if announced not in (None, digest):
+                raise _mismatch(parsed.unpinned, digest, str(announced))
+        if target.git_sha1 is not None and (found := _git_sha1(data)) != target.git_sha1:
+            raise _mismatch(parsed.unpinned, f"{digest} and git's sha1 {found}", f"git's sha1 {target.git_sha1}")
+        parse_pack(data, name=parsed.unpinned)
+        store.adopt(path, digest)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return digest
+
+
+def _offline(parsed: Ref, store: Store, record: Record | None) -> Resolved:
+    if record is None:
+        raise OfflineError(
+            f"{parsed} is not in the cache {str(store.root)!r}",
+            expected="a pack that was pulled before",
+            fix="run `steerkit pull` with a network first, or leave the offline mode",
+        )
+    _check_pin(parsed, record.sha256)
+    path = store.find(record.sha256)
+    if path is None:
+        damaged = store.path(record.sha256).exists()
+        raise OfflineError(
+            f"the copy of {parsed} in the cache is " + ("damaged" if damaged else "gone"),
+            expected=f"a file with sha256 {record.sha256}",
+            fix="run `steerkit pull` with a network again",
+        )
+    return _from_store(parsed, path, record.sha256, record)
+
+
+def _from_store(parsed: Ref, path: Path, digest: str, record: Record | None, *, transferred: bool = False) -> Resolved:
+    if record is None or record.sha256 != digest:
+        record = Record(
+            ref=parsed.unpinned,
+            sha256=digest,
+            size=path.stat().st_size,
+            revision=parsed.revision if parsed.is_immutable else None,
+            file=parsed.file or parsed.place.rpartition("/")[2],
+            time="",
+        )
+    exact = parsed
+    if parsed.kind == "hf" and record.revision:
+        exact = Ref("hf", parsed.place, record.revision, parsed.file or record.file)
+    return Resolved(
+        ref=parsed.unpinned,
+        kind=parsed.kind,
+        path=path,
+        sha256=digest,
+        size=record.size,
+        revision=record.revision,
+        file=record.file,
+        pinned=f"{exact.unpinned}#sha256={digest}",
+        transferred=transferred,
+    )
+
+
+def _exactly(parsed: Ref, target: Target) -> Ref:
+    """The reference to the very file that was found."""
+    if parsed.kind == "hf":
+        return Ref("hf", target.place, target.revision, _file_in(parsed, target))
+    return Ref(parsed.kind, target.place)
+
+
+def _file_in(parsed: Ref, target: Target) -> str | None:
+    return target.file if parsed.kind == "hf" else None
+
+
+def _record(parsed: Ref, target: Target, store: Store, digest: str) -> Record:
+    return Record(
+        ref=parsed.unpinned,
+        sha256=digest,
+        size=store.path(digest).stat().st_size,
+        revision=target.revision,
+        file=target.file,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _git_sha1(data: bytes) -> str:
+    """How git names a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _check_pin(parsed: Ref, found: str) -> None:
+    if parsed.sha256 is not None and parsed.sha256 != found:
+        raise _mismatch(parsed.unpinned, found, parsed.sha256)
+
+
+def _mismatch(what: str, found: str, expected: str) -> DigestMismatchError:
+    return DigestMismatchError(
+        f"{what} has sha256 {found}",
+        expected=expected,
+        fix="it was damaged on the way, or replaced: don't use it; if its publisher announced a new version, pin that",
+    )

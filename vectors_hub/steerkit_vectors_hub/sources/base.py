@@ -1,0 +1,114 @@
+"""What a source must be able to do: say what it would send, and send it."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from steerkit.formats.container import MAX_FILE
+from steerkit_vectors_hub.errors import DownloadError, OfflineError, PackNotFoundError, ReferenceFormatError
+from steerkit_vectors_hub.refs import Ref
+
+OFFLINE = ("STEERKIT_OFFLINE", "HF_HUB_OFFLINE")
+"""Environment variables: any of them, set to 1, true, yes or on, means that no network is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One file at a source, found but not transferred.
+
+    Attributes:
+        place: The repository or URL, exactly.
+        file: Path inside the repository, or the file's name.
+        revision: Commit of the repository, where there is one.
+        version: What changes whenever the content does (a commit, an ETag); None if nothing says so.
+        size: Bytes, where the source says so.
+        sha256: Digest, where the source says so.
+        git_sha1: Name of the file's content in git, where the source says that instead.
+    """
+
+    place: str
+    file: str
+    revision: str | None = None
+    version: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+class Source(ABC):
+    """A kind of place that packs are transferred from."""
+
+    @abstractmethod
+    def key(self, ref: Ref) -> str:
+        """The name under which the cache remembers what a reference led to."""
+
+    @abstractmethod
+    def locate(self, ref: Ref) -> Target:
+        """Find the file that a reference means, without transferring it.
+
+        Raises:
+            PackNotFoundError: There is none.
+            AccessError: The source asks for a login.
+            DownloadError: The source can't be reached.
+        """
+
+    @abstractmethod
+    def download(self, target: Target, folder: Path) -> Path:
+        """Transfer a file into a folder that nobody else uses meanwhile; return where it is.
+
+        Raises:
+            DownloadError: The transfer failed or exceeded its bounds.
+        """
+
+
+def is_offline() -> bool:
+    """Whether the environment says that no network is used."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in OFFLINE)
+
+
+def require_network(what: str) -> None:
+    """Refuse what can't be done offline.
+
+    Raises:
+        OfflineError: The environment says that no network is used.
+    """
+    if is_offline():
+        raise OfflineError(
+            f"{what} needs a network, and the environment says that there is none",
+            expected=f"{' and '.join(OFFLINE)} unset",
+            fix="leave the offline mode",
+        )
+
+
+def check_size(size: int | None, where: str) -> None:
+    """Refuse a file that is larger than any pack before it is transferred.
+
+    Raises:
+        DownloadError: It is.
+    """
+    if size is not None and size > MAX_FILE:
+        raise DownloadError(f"{where} has {size} bytes", expected=f"at most {MAX_FILE}", fix="this is no pack")
+
+
+def the_only_pack(names: Iterable[str], where: str) -> str:
+    """The one `.safetensors` file of a folder or repository.
+
+    Raises:
+        PackNotFoundError: There is none.
+        ReferenceFormatError: There are several; the message names them.
+    """
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if not found:
+        raise PackNotFoundError(f"{where} holds no .safetensors file", expected="a pack", fix="check the reference")
+    if len(found) > 1:
+        shown = ", ".join(found[:10]) + (" ..." if len(found) > 10 else "")
+        raise ReferenceFormatError(
+            f"{where} holds {len(found)} .safetensors files: {shown}",
+            expected="one, or a reference that names it",
+            fix=f"append the name of one, such as /{found[0]}",
+        )
+    return found[0]

@@ -1,0 +1,177 @@
+"""Repositories of the Hugging Face hub, through the huggingface_hub client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerkit.errors import SteerKitError
+from steerkit.formats.container import MAX_FILE
+from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PackNotFoundError
+from steerkit_vectors_hub.refs import Ref
+from steerkit_vectors_hub.sources.base import Source, Target, require_network, the_only_pack
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ENDPOINT = "HF_ENDPOINT"
+"""Environment variable: another hub that speaks the same protocol."""
+
+
+class HuggingFaceSource(Source):
+    """`hf://owner/name[@revision][/file]`."""
+
+    def key(self, ref: Ref) -> str:
+        """The reference with its revision, and the hub if it is not the usual one."""
+        named = ref if ref.revision else replace(ref, revision="main")
+        return f"{os.environ.get(ENDPOINT, '')} {named.unpinned}".strip()
+
+    def locate(self, ref: Ref) -> Target:
+        """Ask the hub for the commit and the files of a repository."""
+        with translated(ref.unpinned):
+            info = api().model_info(ref.place, revision=ref.revision, files_metadata=True)
+        files = {each.rfilename: each for each in info.siblings or ()}
+        name = ref.file or the_only_pack(files, ref.unpinned)
+        if name not in files:
+            packs = [each for each in files if each.endswith(".safetensors")]
+            raise PackNotFoundError(
+                f"{ref.unpinned}: the repository has no file {name!r}",
+                expected="one of " + (", ".join(sorted(packs)[:10]) or "its files, of which none is a pack"),
+            )
+        if info.sha is None:
+            raise DownloadError(f"{ref.unpinned}: the hub names no commit", expected="the commit of the revision")
+        lfs = files[name].lfs
+        size = files[name].size
+        return Target(
+            place=ref.place,
+            file=name,
+            revision=info.sha,
+            version=info.sha,
+            size=size if size is not None or lfs is None else lfs.size,
+            sha256=None if lfs is None else lfs.sha256,
+            git_sha1=files[name].blob_id if lfs is None else None,
+        )
+
+    def download(self, target: Target, folder: Path) -> Path:
+        """Let the client transfer the file; it resumes after a cut by itself. Its own cache is left alone."""
+        for left in folder.iterdir():  # the client can't go on with what a killed attempt left
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        what = f"hf://{target.place}@{target.revision}/{target.file}"
+        with translated(what):
+            path = api().hf_hub_download(
+                target.place,
+                target.file,
+                revision=target.revision,
+                local_dir=folder,
+                cache_dir=folder / "unused",
+                tqdm_class=_bounded(what, target.size),
+            )
+        return Path(path)
+
+
+def _bounded(what: str, size: int | None) -> type[Any]:
+    """A progress bar that ends a transfer which goes on beyond its bound."""
+    from huggingface_hub.utils import tqdm
+
+    limit = MAX_FILE if size is None else size
+
+    class Bounded(tqdm):
+        """Counts what arrived before it is written."""
+
+        arrived = 0.0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            """Count more bytes; fewer, where the client starts again."""
+            self.arrived += n or 0
+            if self.arrived > limit:
+                raise DownloadError(f"{what} is longer than announced", expected=f"at most {limit} bytes")
+            return super().update(n)
+
+    return Bounded
+
+
+def api(token: str | None = None) -> HfApi:
+    """The client, for the hub that the environment names now."""
+    from huggingface_hub import HfApi
+
+    from steerkit import __version__
+
+    return HfApi(
+        endpoint=os.environ.get(ENDPOINT) or None, token=token, library_name="steerkit", library_version=__version__
+    )
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Whatever the client raises, as an error of ours that says what to do.
+
+    Raises:
+        PackNotFoundError: No such repository, revision or file.
+        AccessError: A login or an agreement is missing.
+        OfflineError: The client itself was told to stay offline.
+        DownloadError: Anything else.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except SteerKitError:
+        raise
+    except errors.GatedRepoError as error:
+        raise AccessError(
+            f"{what} is gated", expected="an account that was granted access", fix="ask for it on the hub's page"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise PackNotFoundError(f"{what}: no such revision", expected="a branch, tag or commit") from error
+    except errors.RepositoryNotFoundError as error:
+        raise _refused(what, error, "no such repository, or a private one") from error
+    except errors.EntryNotFoundError as error:
+        raise PackNotFoundError(f"{what}: no such file", expected="a file of the repository") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise OfflineError(f"{what} was asked for with HF_HUB_OFFLINE set", expected="a network") from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(what, error, str(error).strip().partition("\n")[0]) from error
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DownloadError(
+            f"{what} can't be transferred ({reason})",
+            expected="an answer of the hub",
+            fix="check the network and try again; offline=True uses what is in the cache",
+        ) from error
+
+
+def _refused(what: str, error: Exception, reason: str) -> SteerKitError:
+    """The error for an answer with a status of refusal."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return AccessError(
+            f"{what}: the hub answers {status} ({reason})",
+            expected="a token with access to an existing repository",
+            fix="check the name; `hf auth login`, or set HF_TOKEN",
+        )
+    if status == 404:
+        return PackNotFoundError(f"{what}: {reason}", expected="a repository that you can read")
+    return DownloadError(f"{what}: {reason}", expected="an answer of the hub", fix="try again later")
+
+
+def published(text: str = "", method: str | None = None, *, limit: int = 200) -> list[str]:
+    """The repositories of the hub that are tagged as packs.
+
+    Args:
+        text: What their names must hold.
+        method: A method's name, which is a tag as well.
+        limit: At most so many.
+
+    Raises:
+        DownloadError: The hub can't be reached.
+        OfflineError: There must be no network.
+    """
+    require_network("searching the hub")
+    tags = ["steerkit", *([method] if method else [])]
+    with translated("the list of packs"):
+        return [each.id for each in api().list_models(filter=tags, search=text or None, limit=limit)]

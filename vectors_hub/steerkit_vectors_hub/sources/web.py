@@ -1,0 +1,139 @@
+"""Files on any web server, with the standard library: bounded, resumed after a cut, never over an open line."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from steerkit.formats.container import MAX_FILE
+from steerkit_vectors_hub.errors import AccessError, DownloadError, PackNotFoundError, ReferenceFormatError
+from steerkit_vectors_hub.refs import Ref, checked_url
+from steerkit_vectors_hub.sources.base import Source, Target, check_size
+
+TIMEOUT = 30.0
+"""Seconds without a byte before a transfer counts as broken."""
+
+TRIES = 5
+"""How often a transfer is resumed without having moved on."""
+
+_CHUNK = 2**20
+
+
+class WebSource(Source):
+    """`https://host/path`."""
+
+    def key(self, ref: Ref) -> str:
+        """The URL."""
+        return ref.place
+
+    def locate(self, ref: Ref) -> Target:
+        """Ask for the headers of a file; a server that does not answer that is asked for the file later."""
+        name = unquote(urlsplit(ref.place).path).rpartition("/")[2] or "pack.safetensors"
+        try:
+            with _open(ref.place, method="HEAD") as response:
+                headers = response.headers
+        except urllib.error.HTTPError as error:
+            if error.code in (403, 405, 501):
+                return Target(ref.place, name)
+            raise _failed(ref.place, error) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise _failed(ref.place, error) from error
+        size = headers.get("Content-Length", "")
+        return Target(ref.place, name, version=_strong(headers.get("ETag")), size=int(size) if size.isdigit() else None)
+
+    def download(self, target: Target, folder: Path) -> Path:
+        """Transfer a file; what an earlier attempt left is continued if the server still has the same version."""
+        part, tag = folder / "part", folder / "etag"
+        tries = TRIES
+        while True:
+            before = part.stat().st_size if part.is_file() else 0
+            try:
+                _transfer(target.place, part, tag)
+                return part
+            except urllib.error.HTTPError as error:
+                if error.code != 416 or before == 0:
+                    raise _failed(target.place, error) from error
+                part.unlink()  # it is longer than the file has become
+                failure: Exception = error
+            except DownloadError:
+                raise
+            except (OSError, http.client.HTTPException) as error:
+                failure = error
+            moved = part.is_file() and part.stat().st_size > before
+            tries = TRIES if moved else tries - 1
+            if not tries:
+                raise _failed(target.place, failure) from failure
+
+
+def _transfer(url: str, part: Path, tag: Path) -> None:
+    """One request: the rest of a file, or all of it."""
+    done = part.stat().st_size if part.is_file() else 0
+    version = tag.read_text() if tag.is_file() else None
+    headers = {"Range": f"bytes={done}-", "If-Range": version} if done and version else {}
+    with _open(url, headers=headers) as response:
+        resumed = response.status == 206 and str(response.headers.get("Content-Range")).startswith(f"bytes {done}-")
+        if response.status == 206 and not resumed:
+            raise DownloadError(f"{url}: a part was sent that was not asked for", expected=f"bytes {done} onwards")
+        announced = response.headers.get("Content-Length", "")
+        expected = int(announced) + (done if resumed else 0) if announced.isdigit() else None
+        check_size(expected, url)
+        tag.write_text(_strong(response.headers.get("ETag")) or "")
+        count = done if resumed else 0
+        with part.open("ab" if resumed else "wb", buffering=0) as file:  # what arrived outlives a kill
+            while chunk := response.read1(_CHUNK):
+                count += len(chunk)
+                check_size(count, url)
+                file.write(chunk)
+        if expected is not None and count < expected:
+            raise http.client.IncompleteRead(b"", expected - count)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow a redirect only to where the file itself could have been asked for."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        downgraded = req.full_url.startswith("https:") and not newurl.startswith("https:")
+        try:
+            checked_url(newurl.partition("#")[0])
+        except ReferenceFormatError:
+            downgraded = True
+        if downgraded:
+            raise DownloadError(
+                f"{req.full_url} leads to {newurl}", expected="an https:// address", fix="don't use this server"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
+    from steerkit import __version__
+
+    fixed = {"User-Agent": f"steerkit/{__version__}", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers={**fixed, **(headers or {})}, method=method)
+    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+
+
+def _strong(etag: str | None) -> str | None:
+    """An ETag that stands for exactly these bytes."""
+    return etag if etag and etag.startswith('"') else None
+
+
+def _failed(url: str, error: Exception) -> Exception:
+    code = error.code if isinstance(error, urllib.error.HTTPError) else None
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+    if isinstance(error, DownloadError):
+        return error
+    if code in (404, 410):
+        return PackNotFoundError(f"{url}: the server answers {code}", expected="a file", fix="check the address")
+    if code in (401, 403):
+        return AccessError(f"{url}: the server answers {code}", expected="a file that anyone may read")
+    return DownloadError(
+        f"{url} can't be transferred ({error or type(error).__name__})",
+        expected=f"a file of at most {MAX_FILE} bytes",
+        fix="check the network and try again; offline=True uses what is in the cache",
+    )
