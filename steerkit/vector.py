@@ -165,6 +165,7 @@ class SteeringVector:
             raise OptionError(f"a vector is scaled by {factor!r}", expected="a finite number")
         if factor == 0:
             raise OptionError("a vector is scaled by 0", expected="a factor that leaves something to apply")
+        factor = float(factor)
         kept = {d.name for i in self.interventions if not _adds(i) for d in i.stored}
         dosed = [not _adds(i) or i.stored[0].name in kept for i in self.interventions]
         pairs = list(zip(self.interventions, dosed, strict=True))

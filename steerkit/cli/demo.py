@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from steerkit.demo.report import Report
@@ -27,7 +28,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pack and the picture.")] = Path(
         "steerkit-demo"
     ),
-    prompts: Annotated[int, typer.Option(min=1, help="Test prompts per cell of the table.")] = 100,
+    prompts: Annotated[int, typer.Option(min=1, help="Test prompts per cell of the table.")] = 200,
     points: Annotated[int, typer.Option(min=1, help="Test prompts per point of the picture.")] = 40,
     plot: Annotated[bool, typer.Option(help="Draw the picture (needs matplotlib).")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -35,8 +36,11 @@ def demo(
     """Extract CMRM on a bundled model, steer it, and show safety and utility before and after."""
     from rich.console import Console
 
+    import torch
+
     from steerkit.demo.report import run
 
+    torch.set_num_threads(1)  # matrices this small are slower on several
     errors = Console(stderr=True)
     with _Steps(errors) as steps:
         report = run(model, output, count=prompts, sweep_count=points, plot=plot, progress=steps.show)
@@ -78,7 +82,7 @@ def _table(report: Report) -> Table:
 class _Steps:
     """A progress bar with the time left, on a terminal; silence elsewhere."""
 
-    def __init__(self, console: object) -> None:
+    def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
@@ -86,10 +90,11 @@ class _Steps:
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeRemainingColumn(),
-            console=console,  # type: ignore[arg-type]
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("starting", total=None)
+        self._task = self._progress.add_task("starting", total=1)
 
     def __enter__(self) -> _Steps:
         self._progress.start()
