@@ -34,9 +34,8 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Extract CMRM on a bundled model, steer it, and show safety and utility before and after."""
-    from rich.console import Console
-
     import torch
+    from rich.console import Console
 
     from steerkit.demo.report import run
 
