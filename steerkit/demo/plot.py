@@ -28,7 +28,7 @@ def draw(name: str, sweep: Mapping[float, Figures], text: Figures, path: Path, c
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     alphas = sorted(sweep)
@@ -44,7 +44,7 @@ def draw(name: str, sweep: Mapping[float, Figures], text: Figures, path: Path, c
         title=f"CMRM on the demo model {name} ({count} test prompts a point)",
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="center right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
