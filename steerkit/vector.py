@@ -172,7 +172,7 @@ class SteeringVector:
         scaled = {key for i, by_dose in pairs if not by_dose for key in self._read_keys(i)}
         interventions = tuple(_with_dose(i, factor) if by_dose else i for i, by_dose in pairs)
         tensors = {key: (t.float() * factor).to(t.dtype) if key in scaled else t for key, t in self.tensors.items()}
-        return self._derived(tensors, f"scale by {factor}", interventions)
+        return self._derived(tensors, f"scale by {factor:g}", interventions)
 
     __rmul__ = __mul__
 
