@@ -267,7 +267,9 @@ class TestExtract:
 
     def test_killed_and_stopped_extractions_go_on_bit_equal(self, files: Files, tmp_path: Path) -> None:
         code = (
-            "import time, torch, steerkit.method as method\ntorch.set_num_threads(1)\n"
+            "import signal, time, torch, steerkit.method as method\ntorch.set_num_threads(1)\n"
+            # a shell ignores interrupts in what it starts in the background, and its children inherit that
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "method.SAVE_EVERY, save, saved = -1.0, method.save_checkpoint, []\n"
             "def save_and_wait(path, state):\n    save(path, state)\n    saved.append(path)\n"
             "    if len(saved) == 3:\n        print('in the middle', flush=True)\n        time.sleep(300)\n"
