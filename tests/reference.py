@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +26,15 @@ INNER = {
     "instructblip-t5": {"resid_post": "", "mlp_out": ".layer.2.DenseReluDense", "attn_out": ".layer.0.SelfAttention"}
 }
 USUAL = {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".self_attn"}
+
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
+"""What transformers calls the KV cache, as an argument and as a field of the output."""
+
+
+def cache_of(output: Any) -> Any:
+    """The KV cache of a model's output."""
+    return output[CACHE]
+
 
 Where = Callable[[Tensor], Tensor]
 """From the absolute positions `[tokens]` of a pass to the steered ones, `[tokens]` or `[rows, tokens]` booleans."""

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from reference import (
+    CACHE,
     TEXT_ONLY,
     WITH_IMAGE,
     Change,
     Edit,
+    cache_of,
     captured,
     directions,
     distance,
@@ -331,9 +333,9 @@ def test_a_held_measure_needs_its_prompt(llava: sk.VLM) -> None:
         llava, tensors, sk.Intervention(layers=(2, 3), gate=Gate(measure=condition(layer=1), threshold=0))
     )
     with torch.no_grad():
-        cache = llava.model(**inputs, use_cache=True).past_key_values
+        cache = cache_of(llava.model(**inputs, use_cache=True))
         with pytest.raises(EngineError, match="continues from a KV cache"), sk.steer(llava, steering):
-            llava.model(input_ids=torch.tensor([[70]]), past_key_values=cache)
+            llava.model(input_ids=torch.tensor([[70]]), **{CACHE: cache})
 
 
 # -- refusals, before anything runs ------------------------------------------------------------------------------------

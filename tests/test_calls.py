@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from reference import TEXT_ONLY, WITH_IMAGE, generate, no_images, state
+from reference import CACHE, TEXT_ONLY, WITH_IMAGE, cache_of, generate, no_images, state
 
 import steerkit as sk
 from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
@@ -65,9 +65,9 @@ def test_passes_of_beams_chunks_and_no_cache(llava: sk.VLM, watched: Watched) ->
 def test_each_bare_pass_is_a_prompt(llava: sk.VLM, watched: Watched) -> None:
     inputs = llava.inputs(TEXT_ONLY)
     with torch.no_grad():
-        cache = llava.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).past_key_values
-        llava.model(input_ids=torch.tensor([[70]] * 3), past_key_values=cache)
-        llava.model(input_ids=torch.tensor([[70, 71]] * 3), past_key_values=cache)
+        cache = cache_of(llava.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]))
+        llava.model(input_ids=torch.tensor([[70]] * 3), **{CACHE: cache})
+        llava.model(input_ids=torch.tensor([[70, 71]] * 3), **{CACHE: cache})
         llava.model.model.language_model(input_ids=inputs["input_ids"])  # without the model around it
     assert watched.extents == [(3, 0, 27, 27), (3, 27, 1, 27), (3, 28, 2, 30), (3, 0, 27, 27)]
     assert [p.continues for p in watched.prompts] == [False, True, True]

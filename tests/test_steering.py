@@ -14,10 +14,12 @@ import tiny
 import torch
 import transformers
 from reference import (
+    CACHE,
     TEXT_ONLY,
     WITH_IMAGE,
     Edit,
     adds,
+    cache_of,
     captured,
     directions,
     distance,
@@ -271,9 +273,9 @@ def test_one_steer_object_serves_several_threads(llava: sk.VLM, plain: sk.Steeri
 def test_a_contrast_can_not_follow_a_cache_without_its_prompt(llava: sk.VLM, inputs: Any) -> None:
     sample_level = sk.CMRM(level="sample", counterpart="blank", phase="both").fit(llava)
     with torch.no_grad():
-        cache = llava.model(**inputs, use_cache=True).past_key_values
+        cache = cache_of(llava.model(**inputs, use_cache=True))
         with pytest.raises(EngineError, match="continues from a KV cache"), sk.steer(llava, sample_level):
-            llava.model(input_ids=torch.tensor([[70]] * 3), past_key_values=cache)
+            llava.model(input_ids=torch.tensor([[70]] * 3), **{CACHE: cache})
 
 
 # -- restoring ---------------------------------------------------------------------------------------------------------
@@ -468,8 +470,8 @@ def test_a_manual_loop_equals_generate(llava: sk.VLM) -> None:
             output = llava.model(**inputs, use_cache=True)
             found = [output.logits[:, -1]]
             for step in range(3):
-                cache, chosen = output.past_key_values, expected.sequences[:, length + step, None]
-                output = llava.model(input_ids=chosen, past_key_values=cache, use_cache=True)
+                cache, chosen = cache_of(output), expected.sequences[:, length + step, None]
+                output = llava.model(input_ids=chosen, **{CACHE: cache}, use_cache=True)
                 found.append(output.logits[:, -1])
         assert all((a - b).abs().max() < 2e-5 for a, b in zip(found, expected.logits, strict=True))
         assert receipt.prompt_tokens == (0 if phase == "generation" else 1)
@@ -481,11 +483,11 @@ def test_a_second_turn_steers_its_own_last_token(llava: sk.VLM, plain: sk.Steeri
     first, second = torch.tensor([[1, 70, 71, 72, 73]]), torch.tensor([[80, 81, 82]])
     model = llava.model
     with torch.no_grad():
-        cache = model(input_ids=first, use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=first, use_cache=True))
         more = {"attention_mask": torch.ones(1, 8, dtype=torch.long)} if masked else {}
 
         def call() -> None:
-            model(input_ids=second, past_key_values=copy.deepcopy(cache), **more)
+            model(input_ids=second, **{CACHE: copy.deepcopy(cache)}, **more)
 
         found = touched(model, "llava", 0, lambda: sk.steer(model, plain), call)
         everywhere = vector(llava, directions(llava), sk.Intervention(tokens="all", phase="prompt"))
@@ -502,11 +504,11 @@ def test_generate_goes_on_from_a_cache(llava: sk.VLM, plain: sk.SteeringVector) 
     ids = torch.tensor([[1, 70, 71, 72, 73, 80, 81, 82]])
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
     with torch.no_grad():
-        cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=ids[:, :5], use_cache=True))
 
     def call() -> Any:
         kept = copy.deepcopy(cache)
-        return model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=kept, **options)
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **{CACHE: kept}, **options)
 
     found = touched(model, "llava", 0, lambda: sk.steer(model, plain), call)
     assert [places(mask) for mask in found] == [[[2]], [[0]], [[0]]]

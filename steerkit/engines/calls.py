@@ -52,7 +52,7 @@ class Prompt:
     @property
     def continues(self) -> bool:
         """Whether the call is a forward pass that continues from a filled KV cache."""
-        cache = self.inputs.get("past_key_values")
+        cache = kv_cache(self.inputs)
         return not self.generating and cache is not None and int(cache.get_seq_length()) > 0
 
     @property
@@ -376,7 +376,7 @@ class CallTracker:
             if tokens is None:
                 tokens = given["input_ids"]
             rows, length = int(tokens.shape[0]), int(tokens.shape[1])
-            cache = given.get("past_key_values")
+            cache = kv_cache(given)
             start = 0 if cache is None else int(cache.get_seq_length())
             prompt = thread.prompts[-1] if thread.prompts else Prompt(given, None, generating=False)
             if prompt.length is not None:
@@ -392,6 +392,12 @@ class CallTracker:
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self.thread.unobserved:
             self.thread.current = None
+
+
+def kv_cache(given: Mapping[str, Any]) -> Any:
+    """The KV cache among a module's arguments: `cache` since transformers 5.24, `past_key_values` before."""
+    cache = given.get("cache")
+    return given.get("past_key_values") if cache is None else cache
 
 
 def _infer_mask(given: dict[str, Any], config: Any) -> None:

@@ -279,7 +279,8 @@ def _replay(places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], decoder: st
     try:
         while places:
             _, given = root.get(decoder).inputs
-            cache, mask = given.get("past_key_values"), given.get("attention_mask")
+            cache, mask = given.get("cache"), given.get("attention_mask")
+            cache = given.get("past_key_values") if cache is None else cache  # its name before transformers 5.24
             if not prompt and (cache is None or cache.get_seq_length() == 0):
                 raise RuntimeError("remote steering of generation without a KV cache: it can't tell prompt from answer")
             if mask is not None and mask.dim() != 2:
