@@ -54,13 +54,13 @@ class Alignment:
 
 
 def refusal_direction(harmful: Mapping[int, Tensor], harmless: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """`{layer: [hidden]}`, unit, float32, from `{layer: [rows, hidden]}` of both; not where they agree."""
+    """`{layer: [hidden]}`, unit, from `{layer: [rows, hidden]}` of both; not where they agree."""
     found: dict[int, Tensor] = {}
     for layer, rows in harmful.items():
         difference = rows.double().mean(dim=0) - harmless[layer].double().mean(dim=0)
         norm = difference.norm()
         if torch.isfinite(norm) and norm > 0:
-            found[layer] = (difference / norm).float().cpu()
+            found[layer] = (difference / norm).cpu()
     return found
 
 
@@ -104,7 +104,7 @@ def _by_layer(
     if not signs:
         return {}
     tensors = {
-        layer: tensor.float()
+        layer: tensor.double()
         for layer in (range(vector.layer_count) if change.layers == "all" else sorted(change.layers))
         if (tensor := vector.direction(direction, layer, change.site)) is not None
     }
@@ -146,7 +146,7 @@ def _added(
 def _shares(operation: Ablate | Scale | Clamp, tensor: Tensor, refusal: Tensor) -> float:
     """Share of the refusal direction in what an operation works on, negative where the operation takes it away."""
     if isinstance(operation, Ablate):
-        return -float((ops.orthonormal(tensor) @ refusal).norm())
+        return -float((ops.orthonormal(tensor).double() @ refusal).norm())
     cosine = float(tensor @ refusal / tensor.norm())
     if isinstance(operation, Scale):
         return math.copysign(abs(cosine), operation.factor - 1.0) if operation.factor != 1.0 else 0.0
