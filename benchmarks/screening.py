@@ -56,7 +56,7 @@ def packs(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector]]:
     noise = torch.randn(direction.shape, generator=torch.Generator().manual_seed(0))
     hidden = -direction + 4 * direction.norm() * noise / noise.norm()
     yield (
-        "forged: the same, under four times as much noise",
+        "forged: the same, in four times as much noise",
         sk.SteeringVector({sk.Key(layer): hidden}, forged.metadata),
     )
     yield (
