@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,6 @@ def screen(
     *,
     strength: float | Sequence[float] | None = None,
     canaries: CanarySet | str | Path | None = None,
-    match: Literal["architecture", "shape"] = "architecture",
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> list[Check]:
@@ -54,7 +53,6 @@ def screen(
         vector: What to screen; several are screened together, as `steerkit.steer` applies them.
         strength: As for `steerkit.steer`. None: 1 and, where it is another, the strength that each pack recommends.
         canaries: See `choose_canaries`.
-        match: As for `steerkit.steer`.
         batch_size: Canaries per call of the model.
         progress: Called after each batch.
 
@@ -69,7 +67,7 @@ def screen(
         >>> checks = screen(sk.load("llava-hf/llava-1.5-7b-hf"), sk.load_vector("hf://owner/name"))
     """
     screener = Screener(vlm, canaries, batch_size=batch_size, progress=progress)
-    return screener.screen(vector, strength=strength, match=match).checks
+    return screener.screen(vector, strength=strength).checks
 
 
 class Screener:
@@ -110,14 +108,13 @@ class Screener:
         vector: SteeringVector | Sequence[SteeringVector],
         *,
         strength: float | Sequence[float] | None = None,
-        match: Literal["architecture", "shape"] = "architecture",
     ) -> Screening:
         """Screen one vector, or several together; see `screen`."""
         vectors = as_vectors(vector)
         doses = _doses(vectors, strength)
         # made, and so checked against the model, before any model time is spent
-        runs = [(dose, self._steering(vectors, dose, match)) for dose in doses]
-        held = [(dose, [self._steering(each, dose, match) for each in _held_open(vectors)]) for dose in doses]
+        runs = [(dose, self._steering(vectors, dose)) for dose in doses]
+        held = [(dose, [self._steering(each, dose) for each in _held_open(vectors)]) for dose in doses]
         before = self.baseline
         found = [
             self._run(dose, steering, conditions, before)
@@ -179,17 +176,18 @@ class Screener:
             return Run(dose, {})
         harmful = [index for index, canary in enumerate(canaries) if canary.harmful]
         chosen = [canaries[index] for index in harmful]
-        worst: list[tuple[counts.Cell, ...]] = []
+        opened: list[tuple[counts.Cell, ...]] = []
         for each in conditions:
-            held, _ = self._answers(chosen, each, f"{label}, its gates held open")
-            worst.append(counts.refusals(chosen, [before[index] for index in harmful], held))
+            with suppress(NothingSteeredError):  # what it steers is in harmless canaries alone
+                held, _ = self._answers(chosen, each, f"{label}, its gates held open")
+                opened.append(counts.refusals(chosen, [before[index] for index in harmful], held))
         return Run(
             dose,
             {} if receipt is None else {k: v for k, v in receipt.relative_change.items() if math.isfinite(v)},
             counts.refusals(canaries, before, after),
             counts.over_refusals(canaries, before, after),
             counts.output(canaries, before, after),
-            tuple(worst),
+            tuple(opened),
         )
 
     def _answers(
@@ -215,10 +213,8 @@ class Screener:
         ]
         return tuple(verdicts), receipt
 
-    def _steering(
-        self, vectors: Sequence[SteeringVector], dose: tuple[float, ...], match: Literal["architecture", "shape"]
-    ) -> steer:
-        return steer(self._vlm, vectors, strength=dose, match=match)
+    def _steering(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...]) -> steer:
+        return steer(self._vlm, vectors, strength=dose)
 
 
 def _doses(vectors: Sequence[SteeringVector], strength: float | Sequence[float] | None) -> list[tuple[float, ...]]:
