@@ -29,7 +29,7 @@ from steerkit_vectors_hub import interop
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop")
+RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening")
 
 
 @pytest.fixture
@@ -84,6 +84,27 @@ def test_interop_page_lists_every_format() -> None:
     page = (DOCS / "interop.md").read_text(encoding="utf-8")
     for name in interop.format_names():
         assert f"`{name}`" in page
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_screening_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (DOCS / "screening.md").read_text(encoding="utf-8")
+    canaries = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
+    Path("my-canaries.json").write_text(canaries, encoding="utf-8")
+    for name in re.findall(r'"image": "(.*?)"', canaries):
+        Image.new("RGB", (32, 32)).save(name)
+    vlm = sk.load(model_path("llava"))
+    vector = sk.CMRM().fit(vlm, [sk.Sample(row.question, (row.image,)) for row in world.prompts("harmful", "train", 4)])
+    for name in ("cmrm-llava.safetensors", "other.safetensors"):
+        vector.save(name)
+    published = '"llava-hf/llava-1.5-7b-hf", dtype="bfloat16", device_map="auto"'
+    assert published in page
+    run_page(DOCS / "screening.md", lambda code: code.replace(published, repr(model_path("llava"))))
+    shown = capsys.readouterr().out
+    assert shown.count("screening.refusals") == 2
+    for check in ("refusals", "over_refusal", "output", "direction"):
+        assert f"screening.{check}" in shown
+        assert f"| `screening.{check}` |" in page
 
 
 # -- the pack format -------------------------------------------------------------------------------------------------
