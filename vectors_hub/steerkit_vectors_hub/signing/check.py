@@ -2,7 +2,8 @@
 
 `details["answer"]` tells the outcomes apart:
 
-    signature    unsigned, trusted, stranger, tampered, malformed, expired, not_yet_valid, revoked, out_of_scope, unchecked
+    signature    unsigned, trusted, stranger, tampered, malformed, expired, not_yet_valid, revoked, out_of_scope,
+                 unchecked
     revocation   no_lists, not_revoked, stale, unavailable, revoked
 """
 
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
     from steerkit_vectors_hub.resolve import Resolved
 
 _DONT = "don't use this pack; ask its publisher, over a channel that you trust"
+
+_SAID: dict[library.Answer, tuple[str, str]] = {
+    "trusted": ("signed by {who}", ""),
+    "tampered": ("it names {who} as its signer, and was not made by them or was changed: {why}", _DONT),
+    "stranger": ("its certificate looks like that of {who} and is not: {why}", _DONT),
+    "expired": ("signed by {who}, and expired: {why}", "ask them to sign it again, or renew their entry if it is due"),
+    "not_yet_valid": ("signed by {who}, and not valid yet: {why}", "check the clock of this machine"),
+    "out_of_scope": ("signed by {who}, but not theirs to sign: {why}", "load it by its reference, or widen their refs"),
+    "unchecked": ("by {who}, and can't be verified: {why}", "get a network, or give trust_config"),
+}
+"""What is said of a signature by somebody whom the trust file names, and what to do."""
 
 
 def check_origin(
@@ -207,37 +219,25 @@ def _accounts(certificate: Certificate) -> list[str]:
 
 def _judged(data: bytes, signed: SignatureFile, signer: Signer, ref: str | None) -> Check:
     """What a signature is worth that says it is by this signer."""
-    who = f"{signer.name} ({_short(signed)})"
-    try:
-        library.verify(data, signed, signer)
-    except library.NotGenuineError as error:
-        message = f"the signature is not by {signer.name}, whose it says it is, or was changed: {error}"
-        return _check("fail", "tampered", message, _DONT, signed, signer)
-    except library.NotTheirsError as error:
-        message = f"the certificate looks like that of {signer.name} and was not issued by their root: {error}"
-        return _check("fail", "stranger", message, _DONT, signed, signer)
-    except library.ExpiredError as error:
-        message = f"signed by {who}, whose certificate has expired: {error}"
-        return _check("fail", "expired", message, "ask them to sign it again", signed, signer)
-    except library.NotYetValidError as error:
-        message = f"signed by {who}, whose certificate is not valid yet: {error}"
-        return _check("fail", "not_yet_valid", message, "check the clock of this machine", signed, signer)
-    except library.UncheckedError as error:
-        fix = "get a network, or give trust_config"
-        return _check("fail", "unchecked", f"the signature can't be verified: {error}", fix, signed, signer)
+    verdict = library.verify(data, signed, signer)
+    if verdict.answer == "trusted":
+        verdict = _within_limits(signer, ref)
+    sentence, fix = _SAID[verdict.answer]
+    message = sentence.format(who=f"{signer.name} ({_short(signed)})", why=verdict.reason)
+    return _check("pass" if verdict.answer == "trusted" else "fail", verdict.answer, message, fix, signed, signer)
+
+
+def _within_limits(signer: Signer, ref: str | None) -> library.Verdict:
+    """Whether the signer counts now, and for this reference."""
     now = datetime.now(UTC)
     if signer.expires is not None and now >= signer.expires:
-        message = f"signed by {who}, who counts until {signer.expires.isoformat()}"
-        return _check("fail", "expired", message, "renew their entry in the trust file, if it is due", signed, signer)
+        return library.Verdict("expired", f"the trust file counts them until {signer.expires.isoformat()}")
     if signer.not_before is not None and now < signer.not_before:
-        message = f"signed by {who}, who counts from {signer.not_before.isoformat()}"
-        return _check("fail", "not_yet_valid", message, "check the clock of this machine", signed, signer)
+        return library.Verdict("not_yet_valid", f"the trust file counts them from {signer.not_before.isoformat()}")
     if signer.refs and not _in_scope(signer.refs, ref):
-        message = (
-            f"signed by {who}, who signs for {', '.join(signer.refs)} and not for {ref or 'a pack of no reference'}"
-        )
-        return _check("fail", "out_of_scope", message, "load it by the reference, or widen their refs", signed, signer)
-    return _check("pass", "trusted", f"signed by {who}", "", signed, signer)
+        place = ref or "a pack without a reference"
+        return library.Verdict("out_of_scope", f"they sign for {', '.join(signer.refs)}, and this is {place}")
+    return library.Verdict("trusted")
 
 
 def _in_scope(patterns: tuple[str, ...], ref: str | None) -> bool:

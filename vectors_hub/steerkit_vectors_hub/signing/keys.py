@@ -99,8 +99,8 @@ def signing_certificate(der: bytes) -> Certificate:
         ValueError: It can't be read, its key can't be used, or it does not say that it is for signatures.
     """
     x509, exceptions = imported("cryptography.x509"), imported("cryptography.exceptions")
+    certificate = x509.load_der_x509_certificate(der)
     try:
-        certificate = x509.load_der_x509_certificate(der)
         check_curve(certificate.public_key())
         may_sign = certificate.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature
     except x509.ExtensionNotFound:

@@ -1,56 +1,47 @@
 """Verification by the OpenSSF `model-signing` library, and what it leaves to its caller.
 
 The library reads files by name, so it is given private copies of the very bytes that are judged: nobody can swap a file
-between its look and ours. It judges a certificate by the moment at which the certificate began; `current` judges it by
+between its look and ours. It judges a certificate by the moment at which the certificate began; `_current` judges it by
 now, because nothing in a signature by key or certificate proves when it was made.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from steerkit_vectors_hub.signing.bundle import SignatureFile
 from steerkit_vectors_hub.signing.keys import imported
 from steerkit_vectors_hub.signing.trust import CertificateRule, KeylessRule, Signer
 
-_EXPIRED, _NOT_YET_VALID = 10, 9
+Answer = Literal["trusted", "tampered", "stranger", "expired", "not_yet_valid", "unchecked", "out_of_scope"]
+
+_DATES: dict[int, Answer] = {10: "expired", 9: "not_yet_valid"}
 """How OpenSSL numbers these two failures."""
 
 
-class NotGenuineError(Exception):
-    """The signature does not belong to this pack and this key."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a signer signed a pack, and what speaks against it.
+
+    Attributes:
+        answer: `trusted`: they did; `tampered`: the signature is not genuine; `stranger`: the certificate is another's;
+            `expired`, `not_yet_valid`: the certificate is; `unchecked`: what the verification needs can't be had;
+            `out_of_scope`: they do not sign for this reference.
+        reason: The library's own words.
+    """
+
+    answer: Answer
+    reason: str = ""
 
 
-class NotTheirsError(Exception):
-    """The certificate or account is not that of the signer."""
-
-
-class ExpiredError(Exception):
-    """A certificate of the chain has expired."""
-
-
-class NotYetValidError(Exception):
-    """A certificate of the chain is not valid yet."""
-
-
-class UncheckedError(Exception):
-    """What the verification needs can't be had."""
-
-
-def verify(data: bytes, signature: SignatureFile, signer: Signer) -> None:
-    """Verify that a signer signed these bytes.
+def verify(data: bytes, signature: SignatureFile, signer: Signer) -> Verdict:
+    """Have the library verify that a signer signed these bytes.
 
     Raises:
-        NotGenuineError: They did not.
-        NotTheirsError: The certificate or account is somebody else's.
-        ExpiredError: The certificate has expired.
-        NotYetValidError: It is not valid yet.
-        UncheckedError: The Sigstore trust root can't be had.
         SigningError: The library is not installed.
     """
     config = imported("model_signing.verifying").Config()
@@ -65,40 +56,42 @@ def verify(data: bytes, signature: SignatureFile, signer: Signer) -> None:
         elif signer.certificate is not None:
             trusted.write_text(signer.certificate.root)
             config.use_certificate_verifier(certificate_chain=[trusted])
-        elif signer.keyless is not None:
-            _use_keyless(config, signer.keyless)
-        with _judged():
-            config.verify(pack, copy)
-    if signer.certificate is not None:
-        _check_current(signature.certificates, signer.certificate)
+        elif signer.keyless is not None and (problem := _use_keyless(config, signer.keyless)):
+            return Verdict("unchecked", problem)
+        verdict = _verdict(config, pack, copy)
+    if verdict.answer == "trusted" and signer.certificate is not None:
+        return _current(signature.certificates, signer.certificate)
+    return verdict
 
 
-def _use_keyless(config: Any, rule: KeylessRule) -> None:
+def _use_keyless(config: Any, rule: KeylessRule) -> str:
+    """Give the library Sigstore's trust root; what went wrong, or nothing."""
     trust_config = Path(rule.trust_config) if rule.trust_config else None
     try:
         config.use_sigstore_verifier(identity=rule.identity, oidc_issuer=rule.issuer, trust_config=trust_config)
     except Exception as error:  # of many libraries: the network, the update of the root, the file
         where = f"trust_config {rule.trust_config!r}" if rule.trust_config else "Sigstore's trust root"
-        raise UncheckedError(f"{where} can't be used ({_line(error)})") from error
+        return f"{where} can't be used ({_line(error)})"
+    return ""
 
 
-@contextmanager
-def _judged() -> Iterator[None]:
+def _verdict(config: Any, pack: Path, signature: Path) -> Verdict:
     """What the library raises, by what it means."""
     invalid = imported("cryptography.exceptions").InvalidSignature
     path = imported("OpenSSL.crypto").X509StoreContextError
-    sigstore = imported("sigstore.errors").VerificationError
+    sigstore = imported("sigstore.errors").Error
     try:
-        yield
-    except invalid as error:
-        raise NotGenuineError("the signature does not verify") from error
+        config.verify(pack, signature)
+    except invalid:
+        return Verdict("tampered", "the signature does not verify")
     except path as error:
-        raise NotTheirsError(_line(error)) from error
+        return Verdict("stranger", _line(error))
     except (sigstore, ValueError, KeyError, TypeError) as error:
-        raise NotGenuineError(_line(error)) from error
+        return Verdict("tampered", _line(error))
+    return Verdict("trusted")
 
 
-def _check_current(certificates: tuple[bytes, ...], rule: CertificateRule) -> None:
+def _current(certificates: tuple[bytes, ...], rule: CertificateRule) -> Verdict:
     """Whether the chain holds now."""
     crypto, x509 = imported("OpenSSL.crypto"), imported("cryptography.x509")
     store = crypto.X509Store()
@@ -109,8 +102,8 @@ def _check_current(certificates: tuple[bytes, ...], rule: CertificateRule) -> No
     try:
         crypto.X509StoreContext(store, leaf, others).verify_certificate()
     except crypto.X509StoreContextError as error:
-        kinds = {_EXPIRED: ExpiredError, _NOT_YET_VALID: NotYetValidError}
-        raise kinds.get(error.errors[0], NotTheirsError)(_line(error)) from error
+        return Verdict(_DATES.get(error.errors[0], "stranger"), _line(error))
+    return Verdict("trusted")
 
 
 def _line(error: Exception) -> str:

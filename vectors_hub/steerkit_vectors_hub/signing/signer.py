@@ -118,9 +118,8 @@ def sign_bytes(
             else:
                 _check_certificate(Path(certificate))
                 _checked_key(Path(key), None)
-                config.use_certificate_signer(
-                    private_key=key, signing_certificate=certificate, certificate_chain=list(chain)
-                )
+                links = list(chain) or [certificate]  # the library can't do without one; the signer's own adds nothing
+                config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=links)
             config.sign(pack, signature)
         except SigningError:
             raise

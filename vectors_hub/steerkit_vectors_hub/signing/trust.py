@@ -39,6 +39,8 @@ def _moment(value: object) -> object:
     """A TOML date means its first moment, in UTC."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if not isinstance(value, datetime):
+        raise ValueError("give a date or a time of TOML, such as 2030-12-31 or 2030-12-31T12:00:00Z")
     return value
 
 
