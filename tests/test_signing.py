@@ -18,14 +18,16 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hub_support import cache, hub, pack
-from loopback_hub import LoopbackHub
+from loopback_hub import TOKEN, LoopbackHub
 from signers import YEAR, Certified, KeyPair, certified, edited, key_pair, resign, restate, statement
+from test_cli import run
 
 import steerkit as sk
 from steerkit.checks import Check
 from steerkit.errors import OptionError, PackFormatError
 from steerkit_vectors_hub.cache import Store
-from steerkit_vectors_hub.errors import DownloadError, OfflineError, SigningError, TrustFileError
+from steerkit_vectors_hub.card import PACK
+from steerkit_vectors_hub.errors import DownloadError, OfflineError, PublishError, SigningError, TrustFileError
 from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.signing.check import check_origin, check_revocation, check_signature
 from steerkit_vectors_hub.signing.trust import TrustFile, default_trust, read_trust
@@ -332,7 +334,7 @@ class TestKeyless:
             "logIndex": "1",
             "logId": {"keyId": "AAAA"},
             "kindVersion": {"kind": "dsse", "version": "0.0.1"},
-            "integratedTime": "1700000000",
+            "integratedTime": str(int(datetime.now(UTC).timestamp())),
             "inclusionPromise": {"signedEntryTimestamp": "AAAA"},
             "inclusionProof": {
                 "logIndex": "0",
@@ -830,3 +832,63 @@ class TestHub:
         monkeypatch.setenv("STEERKIT_TRUST", str(file.parent / "trust.toml"))
         found = resolve(str(file.parent))
         assert answer(check_origin(found, found.read())[0]) == ("pass", "trusted")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the hub's client's own
+class TestPublishing:
+    @pytest.fixture(autouse=True)
+    def _token(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+
+    def judged(self, trust: TrustFile) -> tuple[str, str]:
+        found = resolve("hf://someone/pack")
+        return answer(check_origin(found, found.read(), trust=trust)[0])
+
+    def test_sign_push_and_pull(self, file: Path, lab: KeyPair, tmp_path: Path) -> None:
+        done = run("sign", file, "--key", lab.private, "--json")
+        assert done.code == 0, done.err
+        shown = json.loads(done.out)
+        assert shown["signature"] == str(beside(file))
+        assert shown["fingerprint"] == hashlib.sha256(lab.public.read_bytes()).hexdigest()
+        assert run("sign", file, "--key", lab.private).code == 1
+        assert run("sign", file, "--key", lab.private, "--force").code == 0
+        done = run("push", file, "someone/pack")
+        assert done.code == 0, done.err
+        assert f"uploaded  {PACK}.sig" in done.err
+        assert self.judged(trusting(lab)) == ("pass", "trusted")
+
+        out = tmp_path / "out" / "pulled.safetensors"
+        done = run("pull", "hf://someone/pack", "-o", out, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["signature"] == str(beside(out))
+        assert judged(out, trusting(lab)) == ("pass", "trusted")
+
+    def test_a_pulled_file_has_its_own_signature_or_none(self, hub: LoopbackHub, file: Path, lab: KeyPair) -> None:
+        sk.sign(file, key=lab.private)
+        hub.publish("someone/pack", {"a.safetensors": file.read_bytes()})
+        done = run("pull", "hf://someone/pack", "-o", file, "--force")
+        assert done.code == 0, done.err
+        assert not beside(file).exists()
+
+    def test_a_signature_of_another_pack_is_not_published(
+        self, hub: LoopbackHub, file: Path, lab: KeyPair, tmp_path: Path
+    ) -> None:
+        sk.sign(file, key=lab.private)
+        done = run("push", file, "someone/pack", "--description", "changed")
+        assert done.code == 1
+        assert "--sign-key" in done.err
+        with pytest.raises(PublishError, match="is of a file"):
+            sk.SteeringVector.from_bytes(pack(tmp_path, seed=1)).push_to_hub("someone/pack", signature=beside(file))
+        assert not hub.requests
+        done = run("push", file, "someone/pack", "--description", "changed", "--sign-key", lab.private)
+        assert done.code == 0, done.err
+        assert self.judged(trusting(lab)) == ("pass", "trusted")
+
+    def test_a_dry_run_shows_the_signature(self, file: Path, lab: KeyPair, tmp_path: Path) -> None:
+        vector = sk.SteeringVector.load(file)
+        done = vector.push_to_hub("someone/pack", dry_run=True, sign_key=lab.private)
+        assert set(done.files) >= {PACK, f"{PACK}.sig"}
+        for name in (PACK, f"{PACK}.sig"):
+            (tmp_path / name).write_bytes(done.files[name])
+        assert judged(tmp_path / PACK, trusting(lab)) == ("pass", "trusted")
