@@ -61,7 +61,6 @@ def certified(
     since: timedelta = -YEAR,
     until: timedelta = YEAR,
     signs: bool = True,
-    accounts: tuple[str, ...] = (),
     subject: str | None = None,
 ) -> Certified:
     """A certificate for a new key, by an issuer or by itself, valid from and until so long from now."""
@@ -95,9 +94,6 @@ def certified(
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**usage), critical=True)
     )
-    if accounts:
-        names = [x509.RFC822Name(each) for each in accounts]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     certificate = builder.sign((issuer.pair if issuer else pair).key, hashes.SHA256())
     path = folder / f"{name}.pem"
     path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hub_support import cache, hub, pack
 from loopback_hub import TOKEN, LoopbackHub
+from private_sigstore import PrivateSigstore
 from signers import YEAR, Certified, KeyPair, certified, edited, key_pair, resign, restate, statement
 from test_cli import run
 
@@ -306,67 +307,86 @@ class TestCertificate:
 
 
 class TestKeyless:
-    """There is no network here: that nobody passes who should not, with Sigstore's own verifier and real root."""
+    """By a private Sigstore instance, and that its real verifier lets nobody else pass."""
+
+    ISSUER = "https://accounts.example"
 
     @pytest.fixture
-    def trust(self, tmp_path: Path) -> TrustFile:
+    def instance(self) -> PrivateSigstore:
+        return PrivateSigstore()
+
+    @pytest.fixture
+    def public(self) -> dict[str, Any]:
+        """What a client knows of the public instance; the library has it for use without a network."""
         import sigstore
 
         folder = Path(sigstore.__file__).parent / "_store" / "https%3A%2F%2Ftuf-repo-cdn.sigstore.dev"
-        config = {
+        return {
             "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
             "trustedRoot": json.loads((folder / "trusted_root.json").read_bytes()),
             "signingConfig": json.loads((folder / "signing_config.v0.2.json").read_bytes()),
         }
-        (tmp_path / "sigstore.json").write_text(json.dumps(config))
-        rule = {
-            "identity": "me@lab.example",
-            "issuer": "https://accounts.example",
-            "trust_config": str(tmp_path / "sigstore.json"),
-        }
-        return TrustFile.model_validate({"signers": [{"name": "me", "keyless": rule}]})
 
-    def forged(self, file: Path, tmp_path: Path, account: str) -> None:
-        """A signature with a certificate of one's own making that says it is for an account."""
-        leaf = certified(tmp_path, "account", accounts=(account,))
-        made = sk.sign(file, key=leaf.pair.private)
-        entry = {
-            "logIndex": "1",
-            "logId": {"keyId": "AAAA"},
-            "kindVersion": {"kind": "dsse", "version": "0.0.1"},
-            "integratedTime": str(int(datetime.now(UTC).timestamp())),
-            "inclusionPromise": {"signedEntryTimestamp": "AAAA"},
-            "inclusionProof": {
-                "logIndex": "0",
-                "rootHash": "AAAA",
-                "treeSize": "1",
-                "hashes": [],
-                "checkpoint": {"envelope": "log\n1\nAAAA\n\n\u2014 log AAAAAAAA\n"},
-            },
-            "canonicalizedBody": b64encode(b"{}").decode(),
-        }
-        der = leaf.certificate.public_bytes(serialization.Encoding.DER)
+    @pytest.fixture
+    def config(self, instance: PrivateSigstore, public: dict[str, Any], tmp_path: Path) -> Path:
+        return instance.trust_config(tmp_path / "sigstore.json", public)
 
-        def claim(document: dict[str, Any]) -> None:
-            material = {"certificate": {"rawBytes": b64encode(der).decode()}, "tlogEntries": [entry]}
-            document["verificationMaterial"] = material
+    def trusting(self, config: Path, issuer: str = ISSUER, **fields: Any) -> TrustFile:
+        rule = {"identity": "me@lab.example", "issuer": issuer, "trust_config": str(config)}
+        return TrustFile.model_validate({"signers": [{"name": "me", "keyless": rule, **fields}]})
 
-        edited(made, claim)
+    def signed(self, file: Path, pair: KeyPair, instance: PrivateSigstore, account: str = "me@lab.example") -> Path:
+        made = sk.sign(file, key=pair.private, overwrite=True)
+        return edited(made, lambda document: instance.endorse(document, pair, account, self.ISSUER))
 
-    def test_a_forged_account(self, file: Path, tmp_path: Path, trust: TrustFile) -> None:
-        self.forged(file, tmp_path, "me@lab.example")
-        assert judged(file, trust) == ("fail", "tampered")
+    def test_an_account(self, file: Path, lab: KeyPair, instance: PrivateSigstore, config: Path) -> None:
+        self.signed(file, lab, instance)
+        assert judged(file, self.trusting(config)) == ("pass", "trusted")
+        assert judged(file, self.trusting(config, expires=datetime.now(UTC))) == ("fail", "expired")
+        assert judged(file, self.trusting(config, refs=["hf://lab/*"])) == ("fail", "out_of_scope")
+        assert judged(file, self.trusting(config, issuer="https://others.example")) == ("fail", "tampered")
+        assert judged(file, TrustFile()) == ("warn", "stranger")
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+        assert judged(file, self.trusting(config)) == ("fail", "tampered")
 
-    def test_another_account(self, file: Path, tmp_path: Path, trust: TrustFile) -> None:
-        self.forged(file, tmp_path, "you@lab.example")
-        check = check_signature(file, signature=beside(file), trust=trust)
+    def test_another_account(self, file: Path, lab: KeyPair, instance: PrivateSigstore, config: Path) -> None:
+        made = self.signed(file, lab, instance, "you@lab.example")
+        check = check_signature(file, signature=made, trust=self.trusting(config))
         assert answer(check) == ("fail", "stranger")
         assert "you@lab.example" in check.message
 
-    def test_without_the_trust_root_nothing_passes(self, file: Path, tmp_path: Path, trust: TrustFile) -> None:
-        self.forged(file, tmp_path, "me@lab.example")
-        (tmp_path / "sigstore.json").unlink()
-        assert judged(file, trust) == ("fail", "unchecked")
+    def test_another_instance(
+        self, file: Path, lab: KeyPair, instance: PrivateSigstore, public: dict[str, Any], tmp_path: Path
+    ) -> None:
+        self.signed(file, lab, instance)
+        (tmp_path / "public.json").write_text(json.dumps(public))
+        assert judged(file, self.trusting(tmp_path / "public.json")) == ("fail", "tampered")
+
+    def test_another_key(
+        self, file: Path, lab: KeyPair, instance: PrivateSigstore, config: Path, tmp_path: Path
+    ) -> None:
+        made = self.signed(file, lab, instance)
+        edited(made, lambda document: resign(document, key_pair(tmp_path, "other").key))
+        assert judged(file, self.trusting(config)) == ("fail", "tampered")
+
+    @pytest.mark.parametrize("part", ["inclusionPromise", "inclusionProof"])
+    def test_a_log_that_does_not_hold_it(
+        self, file: Path, lab: KeyPair, instance: PrivateSigstore, config: Path, tmp_path: Path, part: str
+    ) -> None:
+        other = tmp_path / "other.safetensors"
+        other.write_bytes(pack(tmp_path, seed=1))
+        elsewhere = json.loads(self.signed(other, lab, instance).read_bytes())
+        (entry,) = elsewhere["verificationMaterial"]["tlogEntries"]
+        made = self.signed(file, lab, instance)
+        edited(made, lambda document: document["verificationMaterial"]["tlogEntries"][0].update({part: entry[part]}))
+        assert judged(file, self.trusting(config)) == ("fail", "tampered")
+
+    def test_without_the_trust_root_nothing_passes(
+        self, file: Path, lab: KeyPair, instance: PrivateSigstore, config: Path
+    ) -> None:
+        self.signed(file, lab, instance)
+        config.unlink()
+        assert judged(file, self.trusting(config)) == ("fail", "unchecked")
 
     def test_an_account_needs_a_network(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("STEERKIT_OFFLINE", "1")
