@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import random
+import re
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import model_signing
 import pytest
@@ -31,6 +32,7 @@ from steerkit_vectors_hub.card import PACK
 from steerkit_vectors_hub.errors import DownloadError, OfflineError, PublishError, SigningError, TrustFileError
 from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.signing.check import check_origin, check_revocation, check_signature
+from steerkit_vectors_hub.signing.library import Answer
 from steerkit_vectors_hub.signing.trust import TrustFile, default_trust, read_trust
 
 __all__ = ["cache", "hub"]  # fixtures
@@ -304,6 +306,26 @@ class TestCertificate:
             private_key=leaf.pair.private, signing_certificate=leaf.path, certificate_chain=[root.path]
         ).sign(file, beside(file))
         assert judged(file, certifying(root)) == ("fail", "malformed")
+
+    def test_no_damaged_certificate_passes_or_raises(self, file: Path, root: Certified, tmp_path: Path) -> None:
+        middle = certified(tmp_path, "middle", root, ca=True)
+        made = self.signed(file, certified(tmp_path, "packs", middle), middle)
+        revoked = {"keys": [{"fingerprint": "0" * 64, "reason": "another"}]}
+        trust = TrustFile.model_validate({**certifying(root).model_dump(), "revoked": revoked})
+        assert judged(file, trust) == ("pass", "trusted")
+        good, choose = made.read_bytes(), random.Random(0)
+
+        def damage(document: dict[str, Any]) -> None:
+            certificate = choose.choice(document["verificationMaterial"]["x509CertificateChain"]["certificates"])
+            raw = bytearray(b64decode(certificate["rawBytes"]))
+            raw[choose.randrange(len(raw))] ^= 1 << choose.randrange(8)
+            certificate["rawBytes"] = b64encode(raw).decode()
+
+        for _ in range(100):
+            made.write_bytes(good)
+            edited(made, damage)
+            assert judged(file, trust)[0] == "fail"
+            assert check_revocation(file, signature=made, trust=trust).status == "pass"
 
 
 class TestKeyless:
@@ -912,3 +934,26 @@ class TestPublishing:
         for name in (PACK, f"{PACK}.sig"):
             (tmp_path / name).write_bytes(done.files[name])
         assert judged(tmp_path / PACK, trusting(lab)) == ("pass", "trusted")
+
+
+def test_the_page_shows_what_is_accepted(tmp_path: Path, lab: KeyPair, root: Certified) -> None:
+    page = (Path(__file__).parents[1] / "docs/signing.md").read_text(encoding="utf-8")
+    signers, revoked = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    lists, _, entries = revoked.partition("\n")
+    (tmp_path / "trust.toml").write_text(f"{lists}\n{signers}{entries}")
+    trust = read_trust(tmp_path / "trust.toml")
+    assert len(trust.signers) == 3
+    assert len(trust.revocations) == 2
+    assert trust.revoked.packs
+    assert trust.revoked.keys
+    for name in (
+        *get_args(Answer),
+        "unsigned",
+        "malformed",
+        "revoked",
+        "not_revoked",
+        "no_lists",
+        "stale",
+        "unavailable",
+    ):
+        assert f"`{name}`" in page

@@ -173,7 +173,7 @@ def check_revocation(
 def _revoked_key(known: Revocations, signature: Path) -> RevokedKey | None:
     try:
         return known.key_of(parse_signature(read_signature(signature)))
-    except (SignatureFormatError, SigningError):  # what `check_signature` says of it is enough
+    except (ValueError, SigningError):  # malformed, or not to be read: `check_signature` fails for it
         return None
 
 

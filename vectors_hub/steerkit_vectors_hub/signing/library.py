@@ -78,15 +78,15 @@ def _use_keyless(config: Any, rule: KeylessRule) -> str:
 def _verdict(config: Any, pack: Path, signature: Path) -> Verdict:
     """What the library raises, by what it means."""
     invalid = imported("cryptography.exceptions").InvalidSignature
-    path = imported("OpenSSL.crypto").X509StoreContextError
+    openssl = imported("OpenSSL.crypto")
     sigstore = imported("sigstore.errors").Error
     try:
         config.verify(pack, signature)
     except invalid:
         return Verdict("tampered", "the signature does not verify")
-    except path as error:
+    except openssl.X509StoreContextError as error:
         return Verdict("stranger", _line(error))
-    except (sigstore, ValueError, KeyError, TypeError) as error:
+    except (sigstore, openssl.Error, ValueError, KeyError, TypeError) as error:  # of what the file holds
         return Verdict("tampered", _line(error))
     return Verdict("trusted")
 
