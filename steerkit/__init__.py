@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from steerkit.vector import Key, SteeringVector
     from steerkit.vlm import VLM, load, wrap
     from steerkit_vectors_hub.load import load_vector
+    from steerkit_vectors_hub.signing.signer import sign
 
 _HOME = {
     "Architecture": "steerkit.adapter",
@@ -48,6 +49,7 @@ _HOME = {
     "load_vector": "steerkit_vectors_hub.load",
     "method_names": "steerkit.registry",
     "read_samples": "steerkit.samples",
+    "sign": "steerkit_vectors_hub.signing.signer",
     "steer": "steerkit.steering",
     "wrap": "steerkit.vlm",
 }
@@ -66,6 +68,7 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "RefusalDirection",
     "SteeringVector",
     "load_vector",
+    "sign",
     "Key",
     "Intervention",
     "steer",

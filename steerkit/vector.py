@@ -345,6 +345,8 @@ class SteeringVector:
         message: str | None = None,
         token: str | None = None,
         dry_run: bool = False,
+        signature: str | Path | None = None,
+        sign_key: str | Path | None = None,
     ) -> Publication:
         """Publish the vector on the Hugging Face hub: the pack, a model card and a plot, in one commit.
 
@@ -355,18 +357,22 @@ class SteeringVector:
             message: Of the commit.
             token: Default: that of `hf auth login` or HF_TOKEN.
             dry_run: Make everything and upload nothing.
+            signature: A signature of exactly this pack, to be published with it.
+            sign_key: A private key, in a PEM file, to sign it with instead.
 
         Returns:
             The files, and a reference to what was published.
 
         Raises:
-            PublishError: The metadata lack the licence, the model's id or commit, or the source of the anchors.
+            PublishError: The metadata lack the licence, the model's id or commit, or the source of the anchors; or the
+                signature is of another file.
+            SigningError: The key can't be used.
             AccessError: The hub refuses the token.
             DownloadError: The hub can't be reached.
         """
         push = importlib.import_module("steerkit_vectors_hub.push").push_to_hub  # the core imports no hub by itself
         options = {"private": private, "branch": branch, "message": message, "token": token, "dry_run": dry_run}
-        return push(self, repo_id, **options)
+        return push(self, repo_id, **options, signature=signature, sign_key=sign_key)
 
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""

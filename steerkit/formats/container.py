@@ -106,7 +106,7 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
         raise refused(
             f"{name} is truncated: {len(data)} bytes", expected=f"at least {8 + length}", fix="download it again"
         )
-    header = _json_object(data[8 : 8 + length], f"{name}: the header")
+    header = json_object(data[8 : 8 + length], f"{name}: the header")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("steerkit"), str):
         raise refused(
@@ -117,7 +117,7 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
     if unknown := sorted(set(metadata) - {"steerkit", "format"}):
         raise refused(f"{name}: unknown metadata {unknown}", expected="only 'steerkit' and 'format'")
     tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
-    document = _json_object(metadata["steerkit"].encode(errors="surrogatepass"), f"{name}: the steerkit document")
+    document = json_object(metadata["steerkit"].encode(errors="surrogatepass"), f"{name}: the steerkit document")
     return RawPack(document=document, tensors=tensors, data=data)
 
 
@@ -165,7 +165,13 @@ def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_FILE for value in values)
 
 
-def _json_object(text: bytes, what: str) -> dict[str, Any]:
+def json_object(text: bytes, what: str) -> dict[str, Any]:
+    """A JSON object from a stranger: finite numbers, no repeated key, no deep nesting.
+
+    Raises:
+        PackFormatError: It is something else.
+    """
+
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
