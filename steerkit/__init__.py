@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from steerkit.vector import Key, SteeringVector
     from steerkit.vlm import VLM, load, wrap
     from steerkit_vectors_hub.load import load_vector
+    from steerkit_vectors_hub.verify import verify
 
 _HOME = {
     "Architecture": "steerkit.adapter",
@@ -49,6 +50,7 @@ _HOME = {
     "method_names": "steerkit.registry",
     "read_samples": "steerkit.samples",
     "steer": "steerkit.steering",
+    "verify": "steerkit_vectors_hub.verify",
     "wrap": "steerkit.vlm",
 }
 
@@ -66,6 +68,7 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "RefusalDirection",
     "SteeringVector",
     "load_vector",
+    "verify",
     "Key",
     "Intervention",
     "steer",

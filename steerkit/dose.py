@@ -17,10 +17,10 @@ from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, Sca
 from steerkit.metadata import Fingerprint
 from steerkit.vector import SteeringVector
 
-HIGH = 2.0
+HIGH = 1.0
 """Relative dose above which somebody should look. Measured: docs/trust.md."""
 
-BREAKING = 20.0
+BREAKING = 10.0
 """Relative dose above which nothing of the model's own state is left. Measured: docs/trust.md."""
 
 Norms = Mapping[int, float]
@@ -50,15 +50,15 @@ def check_dose(vectors: Sequence[SteeringVector], strengths: Sequence[float], no
     details = {"by_layer": {str(each): round(dose, 4) for each, dose in doses.items()}}
     high = [each for each, dose in doses.items() if dose > HIGH]
     if not high:
-        text = f"at most {largest:.2g} times the hidden state's norm, at layer {layer}"
+        text = f"the change is at most {largest:.2g} times the hidden state's norm, at layer {layer}"
         return Check("dose", "pass", text, details=details)
     named = ", ".join(f"{doses[each]:.3g} at layer {each}" for each in sorted(high, key=lambda each: -doses[each])[:5])
     more = f" and {len(high) - 5} layers more" if len(high) > 5 else ""
     return Check(
         "dose",
         "fail" if largest > BREAKING else "warn",
-        f"the change is many times the hidden state's norm: {named}{more}",
-        "use a lower strength, or a vector with shorter directions: this much only breaks the model",
+        f"the change is larger than the hidden state itself: {named}{more}, relative to its norm",
+        "use a lower strength, or a vector with shorter directions: this much breaks the model more than it steers it",
         details,
     )
 

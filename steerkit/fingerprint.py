@@ -103,9 +103,10 @@ def responses(vlm: VLM) -> Responses:
     """
     vlm.require_processor("the fingerprint of a model")
     with _lock:
-        state = _state(vlm)
+        state = state_of(vlm)
         known = _known.get(vlm.model)
         if known is None or known[0] != state:
+            _check_measurable(vlm)
             known = _known[vlm.model] = (state, _measure(vlm))
         return known[1]
 
@@ -139,23 +140,29 @@ def fingerprint(vlm: VLM, layers: Sequence[int] | None = None) -> Fingerprint:
     return Fingerprint(layers=tuple(kept), probes=tuple(records))
 
 
-def check_fingerprint(theirs: Fingerprint | None, vlm: VLM) -> Check:
+def responses_or_reason(vlm: VLM) -> Responses | SteerKitError:
+    """The responses, or the error that says why there are none."""
+    try:
+        return responses(vlm)
+    except SteerKitError as error:
+        return error
+
+
+def check_fingerprint(theirs: Fingerprint | None, ours: Responses | SteerKitError) -> Check:
     """Compare the fingerprint in a pack with a model.
 
     Args:
         theirs: That of the pack.
-        vlm: The model.
+        ours: What the model makes of the probes, or why it makes nothing of them.
 
     Returns:
         `pass`: the same model; `warn`: a relative; `fail`: another model, chat template or image processor; `skip`: it
         can't be compared, and why.
     """
     if theirs is None:
-        return Check("fingerprint", "skip", "the pack carries no fingerprint, so only the sizes are known to fit")
-    try:
-        ours = responses(vlm)
-    except SteerKitError as error:
-        return Check("fingerprint", "skip", f"the model's fingerprint can't be taken: {error.problem}", error.fix or "")
+        return Check("fingerprint", "skip", "the vector carries none, so only class and sizes are known to fit")
+    if isinstance(ours, SteerKitError):
+        return Check("fingerprint", "skip", f"that of the model can't be taken: {ours.problem}", ours.fix or "")
     if problem := _input_problem(theirs, ours):
         return Check("fingerprint", "fail", *problem)
     cosines = compare(theirs, ours)
@@ -180,13 +187,9 @@ def check_fingerprint(theirs: Fingerprint | None, vlm: VLM) -> Check:
     )
 
 
-def state_norms(vlm: VLM) -> dict[int, float]:
-    """`{layer: norm}` of the hidden states at the last prompt token: the mean over the probes.
-
-    Raises:
-        SteerKitError: As for `responses`.
-    """
-    norms = torch.stack([response.states.norm(dim=1) for response in responses(vlm).values()]).mean(dim=0)
+def state_norms(ours: Responses) -> dict[int, float]:
+    """`{layer: norm}` of the hidden states at the last prompt token: the mean over the probes."""
+    norms = torch.stack([response.states.norm(dim=1) for response in ours.values()]).mean(dim=0)
     return dict(enumerate(norms.tolist()))
 
 
@@ -270,23 +273,41 @@ def _pixels(inputs: Inputs) -> tuple[tuple[int, ...], np.ndarray]:
     return tuple(values.shape), flat[index].double().numpy()
 
 
-def _state(vlm: VLM) -> tuple[Any, ...]:
-    """What the responses depend on, cheaply: it differs once parameters are replaced or written to."""
+def state_of(vlm: VLM) -> tuple[Any, ...]:
+    """What the responses depend on, cheaply: it differs once parameters are replaced or written to.
+
+    Not noticed: what is written through `parameter.data`, which PyTorch does not count, and offloaded weights.
+    """
+    found: list[int] = []
+    for module in vlm.model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    found += (id(tensor), _pointer(tensor), _version(tensor))
+    images = getattr(vlm.processor, "image_processor", None)
+    return (
+        vlm.model.training,
+        found,
+        id(vlm.processor),
+        getattr(vlm.processor, "chat_template", None),
+        getattr(getattr(vlm.processor, "tokenizer", None), "chat_template", None),
+        None if images is None else str(images.to_dict()),
+    )
+
+
+def _check_measurable(vlm: VLM) -> None:
+    """Refuse a model whose responses mean nothing.
+
+    Raises:
+        OptionError: See `responses`.
+    """
     if vlm.model.training:
         raise OptionError(
             "the model is in training mode", expected="a model that answers the same twice", fix="model.eval()"
         )
-    tensors = [*vlm.model.parameters(), *vlm.model.buffers()]
-    if getattr(vlm.model, "hf_device_map", None) is None and any(tensor.is_meta for tensor in tensors):
+    offloaded = getattr(vlm.model, "hf_device_map", None) is not None
+    if not offloaded and any(tensor.is_meta for tensor in vlm.model.parameters()):
         raise OptionError("the model has no weights", expected="a model that was loaded")
-    images = getattr(vlm.processor, "image_processor", None)
-    return (
-        tuple((id(tensor), _pointer(tensor), _version(tensor)) for tensor in tensors),
-        id(vlm.processor),
-        getattr(vlm.processor, "chat_template", None),
-        getattr(vlm.processor.tokenizer, "chat_template", None),
-        None if images is None else str(images.to_dict()),
-    )
 
 
 def _pointer(tensor: Tensor) -> int:

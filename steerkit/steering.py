@@ -18,7 +18,7 @@ from steerkit.engines import hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
-from steerkit.fingerprint import check_fingerprint, state_norms
+from steerkit.fingerprint import check_fingerprint, responses_or_reason, state_norms, state_of
 from steerkit.intervention import MeasuredContrast, Site
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
@@ -99,6 +99,7 @@ class steer:
         for each in self._vectors:
             check_match(each, self._vlm, policy)
         self._policy: Policy = policy
+        self._checked: tuple[Any, tuple[Check, ...]] | None = None
         self._engine = engine
         self._any_thread = threads == "all"
         self._open = _Opened()
@@ -117,9 +118,7 @@ class steer:
 
     def __enter__(self) -> Receipt:
         """Check that vector and model belong together and install the steering; returns the receipt to be filled in."""
-        checks = check_applied(self._vectors, self._strengths, self._vlm)
-        enforce(checks, self._policy, ModelMismatchError)
-        receipt = Receipt(checks=checks)
+        receipt = Receipt(checks=self._check())
         application = self._compile(receipt)
         vlm = self._vlm
         with ExitStack() as stack:
@@ -135,6 +134,19 @@ class steer:
                 receipt.nnsight = stack.enter_context(nnsight.applied(vlm, tracker, application))
             self._open.blocks.append((stack.pop_all(), receipt))
         return receipt
+
+    def _check(self) -> tuple[Check, ...]:
+        """What is checked when a block opens; not again while the model has not changed.
+
+        Raises:
+            ModelMismatchError: See the class.
+        """
+        state = state_of(self._vlm) if _fingerprinted(self._vectors) else None
+        if self._checked is None or self._checked[0] != state:
+            checks = check_applied(self._vectors, self._strengths, self._vlm)
+            enforce(checks, self._policy, ModelMismatchError, stacklevel=3)
+            self._checked = (state, checks)
+        return self._checked[1]
 
     def _begin(self, application: Application) -> Callable[[Prompt], None]:
         owner = None if self._any_thread else threading.get_ident()
@@ -184,14 +196,18 @@ def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float],
         strengths: The strength of each.
         vlm: The model. Its responses to the probes are measured if a vector has a fingerprint to compare them with.
     """
-    checks = [
-        each
-        for vector in vectors
-        for each in (check_model(vector, vlm), check_fingerprint(vector.metadata.fingerprint, vlm))
-    ]
-    compared = any(check.name == "fingerprint" and check.status != "skip" for check in checks)
-    norms = state_norms(vlm) if compared else None
-    return (*checks, check_dose(vectors, strengths, norms))
+    if any(_size_problems(vector.metadata.model, vlm.record) for vector in vectors):
+        return tuple(check_model(vector, vlm) for vector in vectors)  # nothing else can be compared
+    ours = responses_or_reason(vlm) if _fingerprinted(vectors) else None
+    checks: list[Check] = []
+    for vector in vectors:
+        checks.append(check_model(vector, vlm))
+        checks.append(check_fingerprint(vector.metadata.fingerprint, {} if ours is None else ours))
+    return (*checks, check_dose(vectors, strengths, state_norms(ours) if isinstance(ours, dict) else None))
+
+
+def _fingerprinted(vectors: Sequence[SteeringVector]) -> bool:
+    return any(vector.metadata.fingerprint is not None for vector in vectors)
 
 
 def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:

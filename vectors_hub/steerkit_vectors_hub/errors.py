@@ -39,3 +39,7 @@ class PublishError(SteerKitError, ValueError):
 
 class IndexFormatError(SteerKitError, ValueError):
     """A file is not an index of packs."""
+
+
+class UntrustedPackError(SteerKitError, ValueError):
+    """A pack is sound as a file, and a check says that it must not be used."""
