@@ -71,8 +71,8 @@ def test_states_are_those_of_the_last_prompt_token_at_each_block(family: str, vl
         handles = []
         for layer in range(vlm.architecture.layer_count):
 
-            def keep(module: Any, args: Any, output: Any, layer: int = layer) -> None:
-                found[layer] = (output[0] if isinstance(output, tuple) else output)[0, -1].detach()
+            def keep(module: Any, args: Any, output: Any, layer: int = layer, into: Any = found) -> None:
+                into[layer] = (output[0] if isinstance(output, tuple) else output)[0, -1].detach()
 
             handles.append(reference.module_at(vlm.model, family, layer).register_forward_hook(keep))
         with torch.no_grad():
