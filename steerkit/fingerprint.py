@@ -15,7 +15,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +62,7 @@ def probes() -> dict[str, Sample]:
     """The fixed prompts, by name."""
     return {
         "text": Sample("Explain in one sentence why the sky is blue."),
-        "blank": Sample("Describe this picture.", images=(Image.new("RGB", _SIZE[::-1], (255, 255, 255)),)),
+        "blank": Sample("Describe this picture.", images=(Image.new("RGB", (_SIZE[1], _SIZE[0]), (255, 255, 255)),)),
         "pattern": Sample("Which colours do you see here?", images=(_pattern(),)),
     }
 
@@ -201,7 +200,6 @@ def compare(theirs: Fingerprint, ours: Responses) -> dict[int, float]:
     return dict(zip(layers, cosines.tolist(), strict=True))
 
 
-@lru_cache(maxsize=32)
 def _states(record: Fingerprint) -> Tensor:
     """`[probes, layers, hidden]`, float64."""
     return torch.from_numpy(np.stack([probe.unit_states() for probe in record.probes])).double()
