@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from steerkit.vlm import VLM, load, wrap
     from steerkit_vectors_hub.load import load_vector
     from steerkit_vectors_hub.signing.signer import sign
+    from steerkit_vectors_hub.verify import verify
 
 _HOME = {
     "Architecture": "steerkit.adapter",
@@ -51,6 +52,7 @@ _HOME = {
     "read_samples": "steerkit.samples",
     "sign": "steerkit_vectors_hub.signing.signer",
     "steer": "steerkit.steering",
+    "verify": "steerkit_vectors_hub.verify",
     "wrap": "steerkit.vlm",
 }
 
@@ -69,6 +71,7 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "SteeringVector",
     "load_vector",
     "sign",
+    "verify",
     "Key",
     "Intervention",
     "steer",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from steerkit.intervention import Site, View
-from steerkit.metadata import ModelRecord
+from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.samples import ImageLike, Sample
 
 if TYPE_CHECKING:
@@ -159,6 +159,10 @@ class SteerableModel(Protocol):
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         """Build the prompt of a sample as text, without opening its images; an error if that can't be done."""
+        ...
+
+    def fingerprint(self) -> Fingerprint:
+        """How the model responds, unsteered, to a few fixed prompts."""
         ...
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:

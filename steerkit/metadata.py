@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
 
 from steerkit.errors import PackFormatError
 from steerkit.intervention import FiniteFloat, Frozen, Intervention
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=20_000)]
+Line = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(gt=0, le=2**31)]
 
 
 class MethodRecord(Frozen):
@@ -37,11 +41,11 @@ class ModelRecord(Frozen):
     """
 
     id: Text = ""
-    revision: str | None = None
+    revision: Line | None = None
     architecture: Annotated[str, Field(max_length=200)]
     model_type: Annotated[str, Field(max_length=200)]
-    hidden_size: Annotated[int, Field(gt=0)]
-    layer_count: Annotated[int, Field(gt=0)]
+    hidden_size: Count
+    layer_count: Count
     config_sha256: Sha256 | None = None
     tokenizer_sha256: Sha256 | None = None
     processor_sha256: Sha256 | None = None
@@ -53,8 +57,54 @@ class AnchorRecord(Frozen):
     name: Text = ""
     sha256: Sha256
     size: Annotated[int, Field(gt=0)]
-    license: str | None = None
-    labels: dict[str, int] = Field(default_factory=dict)
+    license: Line | None = None
+    labels: Annotated[dict[Line, int], Field(max_length=1000)] = Field(default_factory=dict)
+
+
+class ProbeRecord(Frozen):
+    """What a model, its template and its processor make of one fixed prompt.
+
+    Attributes:
+        name: Which prompt; `steerkit/fingerprint.py` holds them.
+        tokens_sha256: Digest of the token ids that the template and the tokenizer make of it.
+        pixel_shape: Shape of what the image processor makes of its image; empty without one.
+        pixels: A few of those values, evenly spaced over the flattened tensor.
+        norms: Norm of the last prompt token's hidden state at the output of every decoder block.
+        states: The hidden states at the fingerprint's layers: divided by their norm, float16, little-endian, in base64.
+    """
+
+    name: Annotated[str, Field(max_length=32)]
+    tokens_sha256: Sha256
+    pixel_shape: Annotated[tuple[Count, ...], Field(max_length=8)] = ()
+    pixels: Annotated[tuple[FiniteFloat, ...], Field(max_length=256)] = ()
+    norms: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=4096)]
+    states: Annotated[tuple[Annotated[str, Field(max_length=2**20)], ...], Field(min_length=1, max_length=8)]
+
+    def unit_states(self) -> np.ndarray:
+        """`[layers, hidden]`, float32: the states, each of norm 1 but for rounding.
+
+        Raises:
+            ValueError: They are not base64, differ in length, or are not of norm 1.
+        """
+        rows = np.stack([np.frombuffer(base64.b64decode(text, validate=True), dtype="<f2") for text in self.states])
+        units = rows.astype(np.float32)
+        if not (np.abs(np.linalg.norm(units, axis=1) - 1) < 0.05).all():  # NaN fails as well
+            raise ValueError(f"the states of probe {self.name!r} are not of norm 1")
+        return units
+
+
+class Fingerprint(Frozen):
+    """How the model that a vector was fitted on responds, unsteered, to a few fixed prompts.
+
+    Attributes:
+        version: Which prompts; a fingerprint of another version can't be compared.
+        layers: 0-based decoder blocks of the states, ascending.
+        probes: One for each prompt.
+    """
+
+    version: Literal[1] = 1
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=8)]
+    probes: Annotated[tuple[ProbeRecord, ...], Field(min_length=2, max_length=4)]
 
 
 class StrengthRecord(Frozen):
@@ -80,28 +130,44 @@ class PackMetadata(Frozen):
 
     Attributes:
         layer_convention: Layer numbers count decoder blocks from 0; a direction belongs to the output of its block.
+        fingerprint: How the model that the vector was fitted on responds to a few fixed prompts.
         history: What was done to the vector after it was fitted, oldest first.
         tensors_sha256: Digest of the tensors; filled in when the vector is saved.
     """
 
     format_version: Literal[1] = 1
     method: MethodRecord
-    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1)]
+    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=4096)]
     layer_convention: Literal["0-based decoder blocks, output of the block"] = (
         "0-based decoder blocks, output of the block"
     )
     model: ModelRecord
+    fingerprint: Fingerprint | None = None
     anchors: AnchorRecord | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
+    versions: Annotated[dict[Line, Line], Field(max_length=1000)] = Field(default_factory=dict)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     strength: StrengthRecord = StrengthRecord()
-    metrics: tuple[Metric, ...] = ()
-    history: tuple[Text, ...] = ()
-    license: str | None = None
-    authors: tuple[str, ...] = ()
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=10_000)] = ()
+    history: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    license: Line | None = None
+    authors: Annotated[tuple[Line, ...], Field(max_length=1000)] = ()
     description: Text = ""
-    created: str | None = None
+    created: Line | None = None
     tensors_sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _fingerprint_fits_model(self) -> PackMetadata:
+        if self.fingerprint is None:
+            return self
+        layers, model = self.fingerprint.layers, self.model
+        if list(layers) != sorted(set(layers)) or layers[-1] >= model.layer_count:
+            raise ValueError(f"the fingerprint's layers {list(layers)} are not ascending below {model.layer_count}")
+        for probe in self.fingerprint.probes:
+            if len(probe.norms) != model.layer_count:
+                raise ValueError(f"probe {probe.name!r} has {len(probe.norms)} norms for {model.layer_count} layers")
+            if (found := probe.unit_states().shape) != (len(layers), model.hidden_size):
+                raise ValueError(f"the states of probe {probe.name!r} have shape {found}")
+        return self
 
 
 def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:

@@ -173,6 +173,7 @@ class SteeringMethod(Frozen, ABC):
                 method=MethodRecord(name=self.name, config=self.model_dump(mode="json"), paper=self.paper),
                 interventions=interventions,
                 model=model.record,
+                fingerprint=model.fingerprint(),
                 anchors=record,
                 versions=_versions(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from steerkit.checks import Check
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,12 +43,14 @@ class Receipt:
     Attributes:
         sites: `{(layer, site): SiteCount}`.
         nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
+        checks: What was checked about the vectors and the model before anything was steered.
         shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
     """
 
     sites: dict[tuple[int, str], SiteCount] = field(default_factory=dict)
     nnsight: Any = None
     shipped: bool = False
+    checks: tuple[Check, ...] = ()
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property

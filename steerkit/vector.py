@@ -126,14 +126,14 @@ class SteeringVector:
         wanted = tuple(dict.fromkeys(layers))
         if not wanted:
             raise LayerRangeError("no layer is selected", expected="at least one layer")
-        steered = {layer for i in self.interventions for layer in self._layers(i)}
+        steered = {layer for i in self.interventions for layer in self.layers_of(i)}
         for layer in wanted:
             if layer not in steered:
                 raise LayerRangeError(f"the vector steers nothing at layer {layer}", expected=f"of {sorted(steered)}")
         interventions = tuple(
             i.model_copy(update={"layers": kept})
             for i in self.interventions
-            if (kept := tuple(layer for layer in wanted if layer in self._layers(i)))
+            if (kept := tuple(layer for layer in wanted if layer in self.layers_of(i)))
         )
         shared = {d.layer for i in interventions for d in i.stored if d.layer is not None}
         tensors = {key: t for key, t in self.tensors.items() if key.layer in wanted or key.layer in shared}
@@ -400,7 +400,7 @@ class SteeringVector:
             if key.site == intervention.site and key.name == direction.name and direction.layer in (None, key.layer)
         }
 
-    def _layers(self, intervention: Intervention) -> list[int]:
+    def layers_of(self, intervention: Intervention) -> list[int]:
         """The layers that an intervention steers; `all` means those that hold its direction."""
         if intervention.layers != "all":
             return sorted(intervention.layers)
@@ -410,7 +410,7 @@ class SteeringVector:
         return sorted({key.layer for key in self._read_keys(intervention)})
 
     def _check_intervention(self, intervention: Intervention) -> None:
-        layers = self._layers(intervention)
+        layers = self.layers_of(intervention)
         named = [*layers, *(m.layer for m in intervention.measures if m.layer is not None)]
         for layer in named:
             if layer >= self.layer_count:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter
 from steerkit.engines import hooks
+from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
     LayerRangeError,
     MissingImageError,
@@ -22,8 +24,9 @@ from steerkit.errors import (
     SampleError,
     UnsupportedModelError,
 )
+from steerkit.fingerprint import fingerprint
 from steerkit.intervention import Site
-from steerkit.metadata import ModelRecord
+from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.registry import adapter_for
 from steerkit.samples import Sample, as_samples, named, open_image
 from steerkit.shown import hides_images, prompt_of, shown
@@ -208,6 +211,16 @@ class VLM:
             for layer in wanted
         }
 
+    def fingerprint(self) -> Fingerprint:
+        """How the model responds, unsteered, to a few fixed prompts: three short passes, once until it changes.
+
+        Raises:
+            ProcessorError: The VLM was wrapped without a processor.
+            OptionError: The model has no weights, or is in training mode.
+            NonFiniteError: The hidden states hold NaN or infinity.
+        """
+        return fingerprint(self)
+
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         """Build the prompt of a sample as text, without opening its images.
 
@@ -269,6 +282,19 @@ class VLM:
         finally:
             for owner, name, value in kept:
                 setattr(owner, name, value)
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """Passes of this thread inside are nobody's: no steering, receipt, trace or later call notices them."""
+        with ExitStack() as stack:
+            tracker = stack.enter_context(CallTracker.of(self.model, self.architecture))
+            stack.enter_context(tracker.unobserved())
+            stack.enter_context(self.transient_kept())
+            if "nnsight" in sys.modules:
+                from steerkit.engines import nnsight
+
+                stack.enter_context(nnsight.aside(self.model, self.architecture))
+            yield
 
     @contextmanager
     def generating_with(self, generate: Callable[..., Tensor]) -> Iterator[None]:

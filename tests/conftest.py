@@ -13,7 +13,7 @@ from PIL import Image
 
 from steerkit.adapter import Architecture, Images
 from steerkit.intervention import Site
-from steerkit.metadata import ModelRecord
+from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.samples import Sample
 from steerkit.vlm import VLM, wrap
 
@@ -46,6 +46,9 @@ class ReadByHooks:
     ) -> dict[int, torch.Tensor]:
         self.samples_run += len(samples)
         return self.vlm.capture(samples, images=images, layers=layers, site=site, seed=seed, engine="hooks")
+
+    def fingerprint(self) -> Fingerprint:
+        return self.vlm.fingerprint()
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         self.vlm.check_prompt(sample, images)

@@ -137,10 +137,19 @@ class SiteReceipt(Strict):
     relative_change: float | None
 
 
+class CheckSchema(Strict):
+    name: str
+    status: str
+    message: str
+    fix: str
+    details: dict[str, object]
+
+
 class ReceiptSchema(Strict):
     layers: list[int]
     prompt_tokens: int
     generated_tokens: int
+    checks: list[CheckSchema]
     sites: list[SiteReceipt]
 
 
@@ -374,7 +383,7 @@ class TestGenerate:
     def test_json(self, files: Files) -> None:
         arguments = ["generate", files.llava, "What is this?", "--image", files.image, "--max-new-tokens", 6, "--json"]
         found = Generated.model_validate_json(
-            run(*arguments, "--vector", files.pack, "--vector", files.pack, "--strength", 5).out
+            run(*arguments, "--vector", files.pack, "--vector", files.pack, "--strength", 5, "--policy", "off").out
         )
         assert [used.strength for used in found.vectors] == [5.0, 5.0]
         assert found.vectors[0].sha256 == digest(files.pack)

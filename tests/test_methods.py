@@ -308,7 +308,7 @@ def test_a_method_is_fitted_saved_loaded_and_steers(
     prompts = [anchors[0], Sample("Which way is north?", anchors[1].images)]
     before = [logits(vlm, prompt) for prompt in prompts]
     answers = vlm.generate(prompts, max_new_tokens=4)
-    with sk.steer(vlm, loaded) as receipt:
+    with sk.steer(vlm, loaded, policy="off") as receipt:
         steered = [logits(vlm, prompt) for prompt in prompts]
         with_vector = vlm.generate(prompts, max_new_tokens=4)
     assert receipt.prompt_tokens >= len(prompts)

@@ -13,6 +13,7 @@ from steerkit.cli.console import clean, console, print_json
 from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
+    from steerkit.checks import Policy
     from steerkit.receipt import Receipt
     from steerkit.samples import Sample
     from steerkit.vector import SteeringVector
@@ -30,6 +31,7 @@ def generate(
         list[float] | None,
         typer.Option(help="Strength of all vectors, or of each in order. Default: what each pack recommends."),
     ] = None,
+    policy: opt.PolicyOption = "strict",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
     batch_size: opt.BatchSize = 8,
     dtype: opt.Dtype = None,
@@ -54,16 +56,15 @@ def generate(
     import_libraries()
     from steerkit.steering import check_match
 
+    allowed = opt.policy(policy)
     vectors = _vectors(vector or [])
     doses = _doses(vectors, strength or [])
     loading = load_options(dtype, device_map, revision)
-    check_without_weights(
-        model, loading, lambda skeleton: [check_match(each, skeleton, shape_only=False) for each in vectors]
-    )
+    check_without_weights(model, loading, lambda skeleton: [check_match(each, skeleton, allowed) for each in vectors])
     vlm = load_model(model, loading)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "do_sample": False}
     plain = _answer(vlm, asked, "Generating", options)
-    steered, receipt = _steer(vlm, asked, vectors, doses, options)
+    steered, receipt = _steer(vlm, asked, vectors, doses, allowed, options)
     used = [
         {"file": str(path), "method": each.metadata.method.name, "strength": dose, "sha256": each.digest()}
         for path, each, dose in zip(vector or [], vectors, doses, strict=True)
@@ -131,13 +132,18 @@ def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) 
 
 
 def _steer(
-    vlm: VLM, asked: list[Sample], vectors: list[SteeringVector], doses: list[float], options: dict[str, Any]
+    vlm: VLM,
+    asked: list[Sample],
+    vectors: list[SteeringVector],
+    doses: list[float],
+    policy: Policy,
+    options: dict[str, Any],
 ) -> tuple[list[str] | None, Receipt | None]:
     if not vectors:
         return None, None
     from steerkit.steering import steer
 
-    with steer(vlm, vectors, strength=doses) as receipt:
+    with steer(vlm, vectors, strength=doses, policy=policy) as receipt:
         answers = _answer(vlm, asked, "Generating, steered", options)
     return answers, receipt
 
@@ -149,6 +155,7 @@ def _receipt(receipt: Receipt | None) -> dict[str, Any] | None:
         "layers": receipt.layers,
         "prompt_tokens": receipt.prompt_tokens,
         "generated_tokens": receipt.generated_tokens,
+        "checks": [check.as_json() for check in receipt.checks],
         "sites": [
             {
                 "layer": layer,

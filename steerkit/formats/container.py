@@ -22,6 +22,7 @@ MAX_FILE = 2**31
 MAX_HEADER = 2**23
 MAX_TENSORS = 65_536
 MAX_DEPTH = 32
+MAX_VALUES = 2**20
 
 _ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -48,9 +49,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class RawPack:
-    """An audited file: its document, its tensor table, and its bytes."""
+    """An audited file: its document, as an object and as the text that it was, its tensor table, and its bytes."""
 
     document: dict[str, Any]
+    text: str
     tensors: dict[str, TensorInfo]
     data: bytes
 
@@ -118,7 +120,7 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
         raise refused(f"{name}: unknown metadata {unknown}", expected="only 'steerkit' and 'format'")
     tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
     document = json_object(metadata["steerkit"].encode(errors="surrogatepass"), f"{name}: the steerkit document")
-    return RawPack(document=document, tensors=tensors, data=data)
+    return RawPack(document=document, text=metadata["steerkit"], tensors=tensors, data=data)
 
 
 def _tensor_table(header: dict[str, Any], *, start: int, size: int, name: str) -> dict[str, TensorInfo]:
@@ -184,8 +186,11 @@ def json_object(text: bytes, what: str) -> dict[str, Any]:
             raise refused(f"{what} holds {value:.40}", expected="finite numbers")
         return number
 
-    if _depth(text) > MAX_DEPTH:
+    depth, values = _extent(text)
+    if depth > MAX_DEPTH:
         raise refused(f"{what} is nested more than {MAX_DEPTH} deep", expected="a plain document")
+    if values > MAX_VALUES:
+        raise refused(f"{what} holds {values} values", expected=f"at most {MAX_VALUES}")
     try:
         value = json.loads(text.decode(), object_pairs_hook=no_duplicates, parse_constant=finite, parse_float=finite)
     except PackFormatError:
@@ -197,9 +202,10 @@ def json_object(text: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def _depth(text: bytes) -> int:
-    """How deep brackets nest outside strings, without recursion."""
+def _extent(text: bytes) -> tuple[int, int]:
+    """How deep brackets nest outside strings, and how many values there are at most; without recursion."""
     raw = np.frombuffer(_STRING.sub(b"", text), dtype=np.uint8)
     opened = (raw == ord("{")) | (raw == ord("["))
     closed = (raw == ord("}")) | (raw == ord("]"))
-    return int(np.cumsum(opened.view(np.int8) - closed.view(np.int8), dtype=np.int32).max(initial=0))
+    depth = int(np.cumsum(opened.view(np.int8) - closed.view(np.int8), dtype=np.int32).max(initial=0))
+    return depth, int(opened.sum()) + int((raw == ord(",")).sum()) + 1

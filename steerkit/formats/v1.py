@@ -16,6 +16,9 @@ from steerkit.formats.container import RawPack, refused
 SITES = ("resid_post", "mlp_out", "attn_out")
 OUTLIER = 1e4
 
+_SEAL = len(',"document_sha256":""}') + 64
+"""Characters at the end of a document that hold its digest."""
+
 _NAME = re.compile(r"directions\.(0|[1-9][0-9]{0,4})\.([a-z_]{1,32})(?:\.([A-Za-z0-9_]{1,64}))?")
 
 
@@ -49,16 +52,42 @@ def tensors_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | mem
 
 
 def encode_document(document: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata block of the file; one key only, because safetensors writes several in random order."""
+    """The metadata block of the file; one key only, because safetensors writes several in random order.
+
+    The digest of the document is the last thing in it, so that any reader can check it on the text as it stands.
+    """
     text = json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return {"steerkit": text}
+    return {"steerkit": f'{text[:-1]},"document_sha256":"{_text_digest(text)}"}}'}
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _check_document(raw: RawPack, name: str) -> None:
+    """Compare the document with its digest, and take that out of it; documents without one are from other writers.
+
+    Raises:
+        PackFormatError: They do not agree.
+    """
+    if "document_sha256" not in raw.document:
+        return
+    digest = raw.document.pop("document_sha256")
+    found = _text_digest(raw.text[:-_SEAL] + "}")
+    if raw.text[-_SEAL:] != f',"document_sha256":"{digest}"}}' or digest != found:
+        raise refused(
+            f"{name}: the document has sha256 {found}",
+            expected=f"{digest!r:.80} as it says itself, at its very end",
+            fix="the document was changed after it was written: get the file again from its publisher, or change it "
+            "with vector.with_metadata(...).save(...)",
+        )
 
 
 def audit(raw: RawPack, *, name: str) -> None:
-    """Check the tensors against their names, their values and the digest in the document.
+    """Check the tensors against their names, their values and the digest in the document, and that against its own.
 
     Raises:
-        PackFormatError: A name, a norm or the digest is wrong.
+        PackFormatError: A name, a norm or a digest is wrong.
         NonFiniteError: A direction holds NaN or infinity.
     """
     norms: dict[str, float] = {}
@@ -92,3 +121,4 @@ def audit(raw: RawPack, *, name: str) -> None:
             expected=f"{raw.document.get('tensors_sha256')!r:.80} as the document says",
             fix="the file was changed after it was written: get it again from its publisher",
         )
+    _check_document(raw, name)

@@ -51,3 +51,7 @@ class SignatureFormatError(SteerKitError, ValueError):
 
 class TrustFileError(SteerKitError, ValueError):
     """A trust file or a revocation list is missing or malformed; the message names the file and the field."""
+
+
+class UntrustedPackError(SteerKitError, ValueError):
+    """A pack is sound as a file, and a check says that it must not be used."""
