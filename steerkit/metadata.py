@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from steerkit.errors import PackFormatError
+from steerkit.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
 from steerkit.intervention import FiniteFloat, Frozen, Intervention
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -40,8 +41,8 @@ class ModelRecord(Frozen):
     revision: str | None = None
     architecture: Annotated[str, Field(max_length=200)]
     model_type: Annotated[str, Field(max_length=200)]
-    hidden_size: Annotated[int, Field(gt=0)]
-    layer_count: Annotated[int, Field(gt=0)]
+    hidden_size: Annotated[int, Field(gt=0, le=MAX_WIDTH)]
+    layer_count: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
     config_sha256: Sha256 | None = None
     tokenizer_sha256: Sha256 | None = None
     processor_sha256: Sha256 | None = None
@@ -86,7 +87,7 @@ class PackMetadata(Frozen):
 
     format_version: Literal[1] = 1
     method: MethodRecord
-    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1)]
+    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
     layer_convention: Literal["0-based decoder blocks, output of the block"] = (
         "0-based decoder blocks, output of the block"
     )
@@ -113,11 +114,18 @@ def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
     try:
         return PackMetadata.model_validate(document)
     except ValidationError as error:
-        found = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)[:5]
-        )
         raise PackFormatError(
-            f"{name}: the steerkit document is invalid ({found})",
+            f"{name}: the steerkit document is invalid ({faults(error)})",
             expected="a document of format v1",
             fix="get the file again from its publisher, or upgrade steerkit",
         ) from error
+
+
+def faults(error: ValidationError) -> str:
+    """The first faults of a document on one line; of very many only the number, because listing takes a kilobyte for each."""
+    if error.error_count() > 1000:
+        return f"{error.error_count()} faults"
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])):.120}: {item['msg']:.200}"
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:5]
+    )

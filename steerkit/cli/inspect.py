@@ -47,14 +47,11 @@ def inspect(
 
 
 def _tensors(raw: RawPack) -> list[dict[str, Any]]:
-    import numpy as np
-
     from steerkit.formats import parse_tensor_name
 
     found: list[dict[str, Any]] = []
     for name, info in raw.tensors.items():
         layer, site, part = parse_tensor_name(name)
-        rows = raw.array(name).reshape(-1, info.shape[-1]).astype(np.float64)
         found.append(
             {
                 "layer": layer,
@@ -62,7 +59,7 @@ def _tensors(raw: RawPack) -> list[dict[str, Any]]:
                 "name": part,
                 "dtype": info.dtype,
                 "shape": list(info.shape),
-                "norms": [float(norm) for norm in np.linalg.norm(rows, axis=1)],
+                "norms": raw.norms(name).tolist(),
             }
         )
     return sorted(found, key=lambda entry: (entry["site"], entry["name"], entry["layer"]))

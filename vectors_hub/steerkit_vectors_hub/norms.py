@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from steerkit.formats import RawPack, parse_tensor_name
@@ -49,9 +48,7 @@ def norm_series(raw: RawPack) -> tuple[NormSeries, ...]:
     found: dict[tuple[str, str], dict[int, float]] = {}
     for full in raw.tensors:
         layer, site, name = parse_tensor_name(full)
-        values = raw.array(full).astype(np.float64)
-        rows = np.sqrt(np.square(values.reshape(-1, values.shape[-1])).sum(axis=-1))
-        found.setdefault((site, name), {})[layer] = float(rows.max())
+        found.setdefault((site, name), {})[layer] = float(raw.norms(full).max())
     return tuple(
         NormSeries(
             site=site,
