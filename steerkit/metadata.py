@@ -122,7 +122,7 @@ def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
 
 
 def faults(error: ValidationError) -> str:
-    """The first faults of a document on one line; of very many only the number, because listing takes a kilobyte for each."""
+    """The first faults of a document on one line; of more than a thousand, whose list would be large, the number."""
     if error.error_count() > 1000:
         return f"{error.error_count()} faults"
     return "; ".join(

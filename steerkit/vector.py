@@ -446,9 +446,10 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
         raise LayerRangeError(
             f"a direction is at layer {key.layer}", expected=f"0 to {model.layer_count - 1} for {model.architecture}"
         )
-    if not torch.isfinite(tensor).all():
+    norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=torch.float64)
+    if not norms.isfinite().all():
         raise NonFiniteError(f"the direction at {tuple(key)} holds NaN or infinity", expected="finite values")
-    if not tensor.float().norm(dim=-1).all():
+    if not norms.all():
         raise OptionError(
             f"the direction at {tuple(key)} is zero",
             expected="a direction that does something",
