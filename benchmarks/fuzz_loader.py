@@ -3,8 +3,9 @@
     python benchmarks/fuzz_loader.py [--target pack] [--runs 1000000] [--seed 0] [--json FILE]
 
 A target may only return, or raise the errors that it documents. A pack that is accepted must be one that can be saved
-and read again as the same. With atheris (`pip install atheris`) mutations are kept where they reach new code; without
-it, or with `--plain`, they are drawn blindly. Inputs at fault are written to `--faults`, and the exit code is 1.
+and read again as the same (one in eight is). With atheris (`pip install atheris`) mutations are kept where they reach
+new code; without it, or with `--plain`, they are drawn blindly. Inputs at fault are written to `--faults`, and the exit
+code is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-MAX_INPUT = 16_384
+MAX_INPUT = 4_096
 """Bytes of a mutated file."""
 
 GROWTH = 64
@@ -62,10 +63,10 @@ with nullcontext() if PLAIN else atheris.instrument_imports(include=INSTRUMENTED
 # -- mutations -------------------------------------------------------------------------------------------------------
 
 NUMBERS: list[Any] = [0, -0.0, 1, -1, 2, 7, 8, 16, 31, 255, 4095, 4096, 2**16, 2**20, 2**31, 2**32, 2**53, 2**63, 2**64]
-NUMBERS += [10**30, 10**400, -(10**18), 0.5, 1e-320, 1e300, -1e308, float("inf"), float("nan"), 10**4299]
+NUMBERS += [10**30, 10**400, -(10**18), 0.5, 1e-320, 1e300, -1e308, float("inf"), float("nan"), 10**999]
 TEXTS = ["", "x", "F32", "F16", "BF16", "F64", "I8", "float16", "bfloat16", "all", "last", "stored", "contrast", "add"]
 TEXTS += ["ablate", "clamp", "scale", "add_projection", "blank", "text", "noise", "prompt", "resid_post", "vision"]
-TEXTS += ["../../etc/passwd", "\ud800", "\udfff\ud800", "\0", "a" * 5000, "é" * 100, "\u202e", "1", "01", "1_0", "{}"]
+TEXTS += ["../../etc/passwd", "\ud800", "\udfff\ud800", "\0", "a" * 600, "é" * 100, "\u202e", "1", "01", "1_0", "{}"]
 NAMES = ["directions.0.resid_post", "directions.3.mlp_out.gate", "directions.00.resid_post", "directions.9.attn_out"]
 NAMES += ["directions.99999.resid_post", "directions.4095.resid_post", "directions.0.nowhere", "__metadata__", "", "x"]
 NAMES += ["directions.1.resid_post." + "n" * 65, "directions.1.resid_post.../x", "directions.-1.resid_post", "\ud800"]
@@ -98,7 +99,7 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
         return copy.copy(rng.choice([None, True, False, [], {}]))
     value = any_value(rng, depth + 1)
     if kind == 10:
-        return [copy.deepcopy(value) for _ in range(rng.choice([1, 2, 30, 300 if depth == 0 else 3]))]
+        return [copy.deepcopy(value) for _ in range(rng.choice([1, 2, 3, 30 if depth == 0 else 3]))]
     for _ in range(rng.choice([1, 3, 40])):
         value = [value] if rng.random() < 0.5 else {rng.choice(TEXTS[:8]): value}
     return value
@@ -277,11 +278,13 @@ def packs() -> list[bytes]:
 
 
 def read_a_pack(data: bytes) -> str:
-    """Load, and where it is accepted save and load again."""
+    """Load; of those that are accepted, save and load one in eight again."""
     try:
         vector = SteeringVector.from_bytes(data)
     except (PackFormatError, NonFiniteError) as error:
         return refusal(error)
+    if sum(data[-4:]) % 8:
+        return "accepted"
     norm_series(parse_pack(data))
     again = SteeringVector.from_bytes(vector.to_bytes())
     assert again.digest() == vector.digest(), "saved and read, the tensors differ"
@@ -446,7 +449,7 @@ class Campaign:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "target": name,
-            "engine": "blind" if PLAIN else f"atheris {importlib.metadata.version('atheris')}",
+            "engine": "own mutator" if PLAIN else f"atheris {importlib.metadata.version('atheris')}",
             "seed": seed,
             "runs": self.count,
             "outcomes": dict(sorted(self.outcomes.items())),
@@ -489,9 +492,11 @@ def main() -> None:
         rng = random.Random(given.seed)
         while campaign.count < given.runs:
             data = rng.choice(seeds)
-            for _ in range(rng.choice([1, 1, 2, 3])):
+            for _ in range(rng.choice([1, 1, 1, 2])):
                 data = mutate(data, rng, lambda data: mutated_bytes(data, rng))[:MAX_INPUT]
             campaign.one(data)
+            if campaign.count % 100_000 == 0:
+                print(campaign.count, dict(campaign.outcomes), file=sys.stderr, flush=True)
         sys.exit(finish(campaign, given.target, given.seed, given.json))
 
     def one(data: bytes) -> None:
