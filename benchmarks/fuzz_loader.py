@@ -121,7 +121,7 @@ def plant(root: Any, rng: random.Random) -> None:
         if act == 0:
             del place[key]
         elif act == 1 and isinstance(inner, int | float) and not isinstance(inner, bool):
-            place[key] = inner + rng.choice([-1, 1, 4, -4, 0.5])
+            place[key] = inner + rng.choice([-1, 1, 4, -4])
         else:
             place[key] = any_value(rng)
         return
