@@ -237,7 +237,9 @@ def test_an_index_with_very_many_faults_is_refused_in_few_words() -> None:
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("ref", ["https://[", "https://[z:1]/x", "file://[::1/x", "file://", "file://elsewhere/x"])
+@pytest.mark.parametrize(
+    "ref", ["https://[", "https://[z:1]/x", "file://[::1/x", "file://", "file://elsewhere/x", "file:///a%00b"]
+)
 def test_a_malformed_address_is_refused(ref: str) -> None:
     """These were errors of urllib, or led to the folder one is in."""
     with pytest.raises(ReferenceFormatError) as caught:

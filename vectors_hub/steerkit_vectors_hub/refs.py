@@ -105,7 +105,7 @@ def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = No
         return Ref("web", checked_url(place), sha256=digest)
     if scheme == "file":
         parts = _parts(place)
-        if parts.netloc not in ("", "localhost") or not parts.path:
+        if parts.netloc not in ("", "localhost") or not parts.path or "\0" in unquote(parts.path):
             raise ReferenceFormatError(f"{place!r} is no file of this machine", expected="file:///path, or the path")
         return Ref("path", unquote(parts.path), sha256=digest)
     return Ref("fsspec", place, sha256=digest)
