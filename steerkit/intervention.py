@@ -7,6 +7,7 @@ refused, and any engine can run them. `ops.py` holds the arithmetic of each oper
 from __future__ import annotations
 
 import math
+import re
 from numbers import Real
 from typing import Annotated, Literal, TypeAlias
 
@@ -33,6 +34,8 @@ View: TypeAlias = Literal["text", "caption", "original", "blank", "noise"]
 `text`: its image and placeholder removed; `caption`: text only, with the caption in front; `original`: as it is;
 `blank`: a white image of the same size; `noise`: uniform RGB noise of the same size, seeded.
 """
+
+_LAYER = re.compile(r"0|[1-9][0-9]*")
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -210,6 +213,14 @@ class Intervention(Frozen):
         if not isinstance(layers, str) and (not layers or len(set(layers)) != len(layers)):
             raise ValueError(f"layers {list(layers)} are empty or repeat")
         return layers
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _plain_keys(cls, strength: object) -> object:
+        for key in strength if isinstance(strength, dict) else ():
+            if isinstance(key, str) and not key.isidentifier() and not _LAYER.fullmatch(key):
+                raise ValueError(f"{key!r:.40} is no layer: '01' and '1' would be the same")
+        return strength
 
     @model_validator(mode="after")
     def _coherent(self) -> Intervention:

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from steerkit.errors import PackFormatError
+from steerkit.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
 from steerkit.intervention import FiniteFloat, Frozen, Intervention
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -44,8 +45,8 @@ class ModelRecord(Frozen):
     revision: Line | None = None
     architecture: Annotated[str, Field(max_length=200)]
     model_type: Annotated[str, Field(max_length=200)]
-    hidden_size: Count
-    layer_count: Count
+    hidden_size: Annotated[int, Field(gt=0, le=MAX_WIDTH)]
+    layer_count: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
     config_sha256: Sha256 | None = None
     tokenizer_sha256: Sha256 | None = None
     processor_sha256: Sha256 | None = None
@@ -137,7 +138,7 @@ class PackMetadata(Frozen):
 
     format_version: Literal[1] = 1
     method: MethodRecord
-    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=4096)]
+    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
     layer_convention: Literal["0-based decoder blocks, output of the block"] = (
         "0-based decoder blocks, output of the block"
     )
@@ -179,11 +180,18 @@ def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
     try:
         return PackMetadata.model_validate(document)
     except ValidationError as error:
-        found = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)[:5]
-        )
         raise PackFormatError(
-            f"{name}: the steerkit document is invalid ({found})",
+            f"{name}: the steerkit document is invalid ({faults(error)})",
             expected="a document of format v1",
             fix="get the file again from its publisher, or upgrade steerkit",
         ) from error
+
+
+def faults(error: ValidationError) -> str:
+    """The first faults of a document on one line; of more than a thousand, whose list would be large, the number."""
+    if error.error_count() > 1000:
+        return f"{error.error_count()} faults"
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])):.120}: {item['msg']:.200}"
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:5]
+    )

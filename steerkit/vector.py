@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -69,6 +69,7 @@ class SteeringVector:
     tensors: Mapping[Key, Tensor]
     metadata: PackMetadata
     source: str | None = None
+    _places: Mapping[tuple[str, str], frozenset[int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # a copy: whoever holds the tensors that were given can't change the vector
@@ -86,6 +87,7 @@ class SteeringVector:
             name = str(dtype).removeprefix("torch.")
             object.__setattr__(self, "metadata", self.metadata.model_copy(update={"dtype": name}))
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
+        object.__setattr__(self, "_places", _places(tensors))
         for intervention in self.interventions:
             self._check_intervention(intervention)
 
@@ -394,36 +396,46 @@ class SteeringVector:
         direction = intervention.operation.direction
         if not isinstance(direction, StoredDirection):
             return set()
-        return {
-            key
-            for key in self.tensors
-            if key.site == intervention.site and key.name == direction.name and direction.layer in (None, key.layer)
-        }
+        site, name = intervention.site, direction.name
+        present = self._places.get((site, name), frozenset())
+        return {Key(layer, site, name) for layer in present if direction.layer in (None, layer)}
 
-    def layers_of(self, intervention: Intervention) -> list[int]:
+    def layers_of(self, intervention: Intervention) -> Sequence[int]:
         """The layers that an intervention steers; `all` means those that hold its direction."""
         if intervention.layers != "all":
             return sorted(intervention.layers)
         direction = intervention.operation.direction
         if not isinstance(direction, StoredDirection) or direction.layer is not None:
-            return list(range(self.layer_count))
+            return range(self.layer_count)
         return sorted({key.layer for key in self._read_keys(intervention)})
 
     def _check_intervention(self, intervention: Intervention) -> None:
         layers = self.layers_of(intervention)
-        named = [*layers, *(m.layer for m in intervention.measures if m.layer is not None)]
-        for layer in named:
-            if layer >= self.layer_count:
-                raise LayerRangeError(f"an intervention names layer {layer}", expected=f"below {self.layer_count}")
+        named = (m.layer for m in intervention.measures if m.layer is not None)
+        if (highest := max((layers[-1] if layers else 0, *named))) >= self.layer_count:
+            raise LayerRangeError(f"an intervention names layer {highest}", expected=f"below {self.layer_count}")
         site = intervention.site
         for stored in intervention.stored:
-            present = {key.layer for key in self.tensors if key.site == site and key.name == stored.name}
-            needed = {*layers} if stored.layer is None else {stored.layer}
-            if not present or needed - present:
+            present = self._places.get((site, stored.name), frozenset())
+            missing = set(layers if stored.layer is None else (stored.layer,)) - present
+            if not present or missing:
                 raise OptionError(
-                    f"an intervention reads direction {stored.name!r} at {site} of layers {sorted(needed - present)}",
-                    expected=f"layers that the vector holds: {sorted(present)}",
+                    f"an intervention reads direction {stored.name!r} at {site} of layers {_listed(missing)}",
+                    expected=f"layers that the vector holds: {_listed(present)}",
                 )
+
+
+def _places(keys: Iterable[Key]) -> dict[tuple[str, str], frozenset[int]]:
+    """`{(site, name): layers}`."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for key in keys:
+        found.setdefault((key.site, key.name), set()).add(key.layer)
+    return {place: frozenset(layers) for place, layers in found.items()}
+
+
+def _listed(layers: Iterable[int], most: int = 100) -> str:
+    ordered = sorted(layers)
+    return f"[{', '.join(map(str, ordered[:most]))}{', ...' if len(ordered) > most else ''}]"
 
 
 def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
@@ -440,9 +452,10 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
         raise LayerRangeError(
             f"a direction is at layer {key.layer}", expected=f"0 to {model.layer_count - 1} for {model.architecture}"
         )
-    if not torch.isfinite(tensor).all():
+    norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=torch.float64)
+    if not norms.isfinite().all():
         raise NonFiniteError(f"the direction at {tuple(key)} holds NaN or infinity", expected="finite values")
-    if not tensor.float().norm(dim=-1).all():
+    if not norms.all():
         raise OptionError(
             f"the direction at {tuple(key)} is zero",
             expected="a direction that does something",

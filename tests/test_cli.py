@@ -116,7 +116,8 @@ class Strict(BaseModel):
 
 
 class Used(Strict):
-    file: str
+    vector: str
+    source: str
     method: str
     strength: float
     sha256: str
@@ -171,6 +172,7 @@ class Stored(Strict):
 
 class Inspected(Strict):
     file: str
+    pinned: str
     bytes: int
     metadata: dict[str, Any]
     tensors: list[Stored]
@@ -229,7 +231,7 @@ class TestStart:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(sys, "argv", ["steerkit", "inspect", "x"])
-        monkeypatch.setattr("steerkit.formats.read_pack", lambda path: 1 / 0)
+        monkeypatch.setattr("steerkit_vectors_hub.resolve.resolve", lambda ref, **options: 1 / 0)
         with pytest.raises(SystemExit, match="1"):
             main()
         assert capsys.readouterr().err.startswith("error: ZeroDivisionError: division by zero\n  fix: ")
@@ -427,7 +429,7 @@ class TestGenerate:
             (1, "the vector (", [files.qwen, "hello", "--vector", files.pack]),
             (1, "none.png", [files.llava, "hello", "--image", "none.png"]),
             (1, "truncated", [files.llava, "hello", "--vector", torn]),
-            (1, "can't be read", [files.llava, "hello", "--vector", "none.safetensors"]),
+            (1, "'none.safetensors' does not exist", [files.llava, "hello", "--vector", "none.safetensors"]),
             (1, "2 strengths", [files.llava, "hello", "--vector", files.pack, "--strength", 1, "--strength", 2]),
             (1, "without a vector", [files.llava, "hello", "--strength", 1]),
             (1, "--strength is nan", [files.llava, "hello", "--vector", files.pack, "--strength", "nan"]),

@@ -26,7 +26,12 @@ def generate(
     *,
     image: Annotated[list[Path] | None, typer.Option(help="An image of the prompt. Repeat for more.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Prompts from a .jsonl or .csv file instead.")] = None,
-    vector: Annotated[list[Path] | None, typer.Option(help="A pack to steer with. Repeat for more.")] = None,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF", help="A pack to steer with, as for `pull`: a file, a name, hf://... Repeat for more."
+        ),
+    ] = None,
     strength: Annotated[
         list[float] | None,
         typer.Option(help="Strength of all vectors, or of each in order. Default: what each pack recommends."),
@@ -66,8 +71,14 @@ def generate(
     plain = _answer(vlm, asked, "Generating", options)
     steered, receipt = _steer(vlm, asked, vectors, doses, allowed, options)
     used = [
-        {"file": str(path), "method": each.metadata.method.name, "strength": dose, "sha256": each.digest()}
-        for path, each, dose in zip(vector or [], vectors, doses, strict=True)
+        {
+            "vector": ref,
+            "source": each.source,
+            "method": each.metadata.method.name,
+            "strength": dose,
+            "sha256": each.digest(),
+        }
+        for ref, each, dose in zip(vector or [], vectors, doses, strict=True)
     ]
     if as_json:
         answers = [
@@ -101,10 +112,10 @@ def _asked(
     return found
 
 
-def _vectors(paths: list[Path]) -> list[SteeringVector]:
-    from steerkit.vector import SteeringVector
+def _vectors(refs: list[str]) -> list[SteeringVector]:
+    from steerkit_vectors_hub.load import load_vector
 
-    return [SteeringVector.load(path) for path in paths]
+    return [load_vector(ref) for ref in refs]
 
 
 def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
@@ -116,7 +127,7 @@ def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
     if bad := [dose for dose in given if not math.isfinite(dose)]:
         raise OptionError(f"--strength is {bad[0]}", expected="a finite number")
     if given and not vectors:
-        raise OptionError("--strength is given without a vector", expected="--vector FILE")
+        raise OptionError("--strength is given without a vector", expected="--vector REF")
     if not given:
         return [each.metadata.strength.recommended for each in vectors]
     return given * len(vectors) if len(given) == 1 else given
@@ -185,9 +196,14 @@ def _show(
         table.add_column("unsteered", ratio=1)
         cells = [clean(plain[index])]
         if steered is not None:
-            table.add_column(clean(" + ".join(f"{Path(x['file']).name} x {x['strength']:g}" for x in used)), ratio=1)
+            table.add_column(clean(" + ".join(f"{_short(x['vector'])} x {x['strength']:g}" for x in used)), ratio=1)
             cells.append(clean(steered[index]))
         table.add_row(*cells)
         out.print(table)
     if receipt is not None:
         out.print(str(receipt), soft_wrap=True)
+
+
+def _short(ref: str) -> str:
+    """A reference in the head of a column: the last part of its path, without the digest."""
+    return ref.partition("#sha256=")[0].rstrip("/").rpartition("/")[2]

@@ -40,7 +40,7 @@ def parse_pack(data: bytes, *, name: str = "the data") -> RawPack:
     module = _VERSIONS.get(version) if isinstance(version, int) and not isinstance(version, bool) else None
     if module is None:
         raise PackFormatError(
-            f"{name}: format_version is {version!r}",
+            f"{name}: format_version is {version!r:.80}",
             expected="one of " + ", ".join(map(str, _VERSIONS)),
             fix="upgrade steerkit, or ask the publisher for a pack of a known version",
         )

@@ -15,6 +15,9 @@ from steerkit.formats.container import RawPack, refused
 
 SITES = ("resid_post", "mlp_out", "attn_out")
 OUTLIER = 1e4
+MAX_LAYERS = 4096
+MAX_WIDTH = 2**20
+MAX_INTERVENTIONS = 1024
 
 _SEAL = len(',"document_sha256":""}') + 64
 """Characters at the end of a document that hold its digest."""
@@ -34,10 +37,9 @@ def parse_tensor_name(full: str) -> tuple[int, str, str]:
         PackFormatError: The name is not one of this format.
     """
     match = _NAME.fullmatch(full)
-    if match is None or match[2] not in SITES:
-        raise refused(
-            f"a tensor is named {full[:80]!r}", expected="directions.{layer}.{" + "|".join(SITES) + "}[.{name}]"
-        )
+    if match is None or match[2] not in SITES or int(match[1]) >= MAX_LAYERS:
+        expected = "directions.{layer}.{" + "|".join(SITES) + "}[.{name}], layer below " + str(MAX_LAYERS)
+        raise refused(f"a tensor is named {full[:80]!r}", expected=expected)
     return int(match[1]), match[2], match[3] or ""
 
 
@@ -96,8 +98,7 @@ def audit(raw: RawPack, *, name: str) -> None:
             parse_tensor_name(key)
         except PackFormatError as error:
             raise refused(f"{name}: {error.problem}", f"{error.expected}") from None
-        values = raw.array(key)
-        rows = np.sqrt(np.square(values.astype(np.float64)).reshape(-1, values.shape[-1]).sum(axis=-1))
+        rows = raw.norms(key)
         if not np.isfinite(rows).all():
             raise NonFiniteError(
                 f"{name}: {key} holds NaN or infinite values", expected="finite directions", fix="extract it again"
