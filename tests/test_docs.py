@@ -159,7 +159,7 @@ def _blip2() -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.Blip2ForConditionalGeneration(config)
-        tiny._scatter(model)
+        tiny.scatter(model)
     return model.eval(), processor
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from tiny import text
+from steerkit.testing.tiny import text
 
 _SIDE, _QUERIES = 32, 6
 _TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
