@@ -246,7 +246,7 @@ def calls_are_independent(case: AdapterCase) -> None:
         if not (gap := difference(first, second)) < PADDED:
             raise ContractError(
                 f"after another prompt, the logits of an answer differ by {gap:.3g}",
-                fix="name what the model caches between calls in `transient`",
+                fix="keep nothing in the adapter, and name what the model caches between calls in `transient`",
             )
 
 

@@ -1,4 +1,4 @@
-"""What the kit compares with: torch hooks and nothing of steerkit's engines."""
+"""What the kit compares with: plain torch hooks, without the engines, the operations and the trackers of steerkit."""
 
 from __future__ import annotations
 
