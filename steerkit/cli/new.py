@@ -112,17 +112,18 @@ def check_name(kind: Kind, name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise OptionError(
             f"the name is {name!r}",
-            expected="lower-case letters, digits and single underscores, beginning with a letter, and no word of Python",
+            expected="lower-case letters, digits and single underscores, a letter first, and no word of Python",
         )
     from steerkit.registry import adapter_names, method_names
 
     fix = "choose another name"
     if name in (method_names() if kind is Kind.METHOD else adapter_names()):
-        raise OptionError(f"there is a {kind} {name!r} already", expected="a name that is free", fix=fix)
+        raise OptionError(f"the {kind} {name!r} exists already", expected="a name that is free", fix=fix)
     if find_spec(f"steerkit_{name}") is not None:
-        raise OptionError(f"there is a package 'steerkit_{name}' already", expected="a name that is free", fix=fix)
+        raise OptionError(f"the package 'steerkit_{name}' exists already", expected="a name that is free", fix=fix)
+    wanted = f"steerkit-{name.replace('_', '-')}"
     try:
-        distribution(f"steerkit-{name}")
+        distribution(wanted)
     except PackageNotFoundError:
         return
-    raise OptionError(f"there is a distribution 'steerkit-{name}' already", expected="a name that is free", fix=fix)
+    raise OptionError(f"the distribution {wanted!r} exists already", expected="a name that is free", fix=fix)

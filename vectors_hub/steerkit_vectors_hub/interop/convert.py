@@ -19,7 +19,7 @@ from steerkit.vector import SteeringVector
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignWriter, malformed, same_width
 from steerkit_vectors_hub.interop.expressible import directions_to_add
 from steerkit_vectors_hub.interop.facts import ModelFacts
-from steerkit_vectors_hub.interop.registry import detect, format_names, get_format
+from steerkit_vectors_hub.interop.registry import detect, get_format, registered_formats
 
 
 def read(
@@ -69,7 +69,7 @@ def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool 
     """
     path, writer = Path(path), get_format(format)
     if not isinstance(writer, ForeignWriter):
-        able = [name for name in format_names() if isinstance(get_format(name), ForeignWriter)]
+        able = [each.name for each in registered_formats() if each.value and issubclass(each.value, ForeignWriter)]
         raise OptionError(f"the format {format!r} can only be read", expected="one of " + ", ".join(able))
     directions, lost = directions_to_add(vector, lossy=lossy)
     path.parent.mkdir(parents=True, exist_ok=True)
