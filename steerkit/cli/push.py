@@ -37,8 +37,8 @@ def push(
     The pack, a model card and a plot of its norms go up in one commit. A pack that does not say its licence, its
     model's id and commit, and where its anchors are from is refused; the options fill in what is missing.
     """
+    from steerkit.files import write_atomically
     from steerkit.vector import SteeringVector
-    from steerkit_vectors_hub.cache import write_atomically
 
     vector = SteeringVector.load(file)
     changes = _changes(

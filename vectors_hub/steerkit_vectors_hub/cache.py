@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from steerkit.errors import PackFormatError
+from steerkit.files import sync_folder, write_atomically
 from steerkit.formats.container import read_file
 from steerkit_vectors_hub.errors import CacheError
 
@@ -88,7 +88,7 @@ class Store:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             path.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         return target
 
     def record(self, key: str) -> Record | None:
@@ -103,7 +103,6 @@ class Store:
         """
         path = self._record_path(key)
         with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(asdict(record), indent=1).encode())
 
     def records(self) -> list[Record]:
@@ -153,31 +152,6 @@ def file_digest(path: Path) -> str | None:
         return hashlib.sha256(read_file(path)).hexdigest()
     except PackFormatError:
         return None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, complete or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system can open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _read_record(path: Path) -> Record | None:

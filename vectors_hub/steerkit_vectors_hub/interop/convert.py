@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
+from steerkit.files import replacing
 from steerkit.metadata import PackMetadata
 from steerkit.vector import SteeringVector
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignWriter, malformed, same_width
@@ -72,16 +71,8 @@ def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool 
         able = [each.name for each in registered_formats() if each.value and issubclass(each.value, ForeignWriter)]
         raise OptionError(f"the format {format!r} can only be read", expected="one of " + ", ".join(able))
     directions, lost = directions_to_add(vector, lossy=lossy)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    partial = Path(temporary)
-    try:
+    with replacing(path) as partial:
         writer.write(vector, directions, partial)
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return lost
 
 
