@@ -20,7 +20,6 @@ from steerkit.cli.new import Kind, scaffold
 from steerkit.demo import model_path, world
 from steerkit.formats import v1
 from steerkit.metadata import PackMetadata
-from steerkit.views import decode, encode, without_image
 from steerkit_vectors_hub import interop
 
 ROOT = Path(__file__).parents[1]
@@ -142,19 +141,8 @@ def test_adapter_of_the_guide_serves_its_family(tmp_path: Path) -> None:
     picture = Image.effect_noise((32, 32), 80).convert("RGB")
     samples = [sk.Sample("What is this?", (picture,)), sk.Sample("Describe the image in detail.", (picture,))]
 
-    inputs = vlm.inputs(samples)
-    plain = vlm.inputs(samples, images=False)
-    assert without_image(inputs, vlm.architecture, processor)["input_ids"].tolist() == plain["input_ids"].tolist()
-    shown = decode(processor.tokenizer, inputs["input_ids"][1])
-    assert encode(processor.tokenizer, shown) == inputs["input_ids"][1].tolist()
-
-    together = vlm.capture(samples, engine="hooks")
-    for index, sample in enumerate(samples):
-        alone = vlm.capture([sample], engine="hooks")
-        for layer in range(3):
-            torch.testing.assert_close(alone[layer][0], together[layer][index], rtol=1e-4, atol=1e-4)
-
     vector = sk.CMRM(counterpart="blank").fit(vlm, samples)
+    inputs = {**vlm.inputs(samples), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
     with torch.no_grad():
         before = model(**inputs).logits[:, -1]
         with sk.steer(vlm, vector) as receipt:

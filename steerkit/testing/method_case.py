@@ -61,8 +61,13 @@ class MethodCase:
         except LabelError as error:
             if not error.labels:
                 raise
-            return example_anchors(error.labels)
+            anchors = example_anchors(error.labels)
         return anchors
+
+    @cached_property
+    def together(self) -> int:
+        """How many neighbours in the anchor set belong together, where a plan says so."""
+        return int(getattr(self.method().plan(self.vlm, self.anchors), "together", 1))
 
     @property
     def measures(self) -> bool:

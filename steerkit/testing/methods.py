@@ -50,7 +50,7 @@ def method_checks(
     Args:
         method: The class.
         options: How it is configured; default: as it is without options.
-        anchors: What it is fitted on, seven or so. Default: seven requests with images, captions and the labels that
+        anchors: What it is fitted on, eight or so. Default: eight requests with images, captions and the labels that
             the method asks for, by `require_labels`, in its `plan`.
         model: What it is fitted on; default: the tiny LLaVA.
 
@@ -184,7 +184,7 @@ def parts_merge(case: MethodCase) -> None:
     _needs_anchors(case)
     method = case.method()
     plan = method.plan(case.vlm, case.anchors)
-    half = len(case.anchors) // 2
+    half = len(case.anchors) // (2 * case.together) * case.together
     parts: list[Groups] = [method._moments(case.vlm, part, plan) for part in (case.anchors[:half], case.anchors[half:])]
     for order in (parts, parts[::-1]):
         fitted = method.solve(case.vlm, reduce(merge_groups, order), plan.layers)
@@ -200,14 +200,15 @@ def interrupted_fit_goes_on(case: MethodCase) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    whole = case.fit(batch_size=2)
+    batch = case.together * max(2 // case.together, 1)
+    whole = case.fit(batch_size=batch)
     told: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fit.checkpoint"
         with suppress(KeyboardInterrupt):
-            case.fit(batch_size=2, checkpoint=path, progress=interrupt)
-        resumed = case.fit(batch_size=2, checkpoint=path, progress=lambda done, total: told.append(done))
-    if told[:1] != [min(4, len(case.anchors))]:
+            case.fit(batch_size=batch, checkpoint=path, progress=interrupt)
+        resumed = case.fit(batch_size=batch, checkpoint=path, progress=lambda done, total: told.append(done))
+    if told[:1] != [min(2 * batch, len(case.anchors))]:
         raise ContractError(f"it went on at sample {told[0] if told else 'none'} instead of behind the first batch")
     assert_same(resumed, whole, "a fit that was interrupted")
 
@@ -313,12 +314,12 @@ def missing_labels_are_refused(case: MethodCase) -> None:
 def bad_anchors_are_found_first(case: MethodCase) -> None:
     """An anchor that can't be a prompt, at the very end of the set, is found before the model runs on the first."""
     _needs_anchors(case)
-    bad = {"a missing image file": replace(case.anchors[0], images=(Path("no-such-image.png"),))}
+    bad = {"a missing image file": replace(case.anchors[-1], images=(Path("no-such-image.png"),))}
     if token := getattr(case.vlm.processor, "image_token", None):
-        bad["the image token in a text"] = replace(case.anchors[0], text=f"What is {token}?")
+        bad["the image token in a text"] = replace(case.anchors[-1], text=f"What is {token}?")
     for what, sample in bad.items():
         with counted_passes(case.vlm.model) as ran, suppress(SteerKitError):
-            case.fit([*case.anchors, sample], batch_size=2)
+            case.fit([*case.anchors[:-1], sample], batch_size=2)
         if ran:
             raise ContractError(f"the model ran before {what} was found", fix="Plan(shown=...): how anchors are shown")
 

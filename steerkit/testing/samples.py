@@ -9,7 +9,16 @@ from PIL import Image
 
 from steerkit.samples import Sample
 
-_TOPICS = ("a bomb", "a cake", "a knife fight", "a garden", "a theft of the crown jewels", "a letter", "a poison")
+_TOPICS = (
+    "a bomb",
+    "a cake",
+    "a knife fight",
+    "a garden",
+    "a theft of the crown jewels",
+    "a letter",
+    "a poison",
+    "a trip",
+)
 
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
@@ -19,7 +28,7 @@ def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
 
 
 def example_anchors(labels: Sequence[str] = ("harmful", "harmless")) -> list[Sample]:
-    """Seven requests of different lengths, each with an image, a caption and one of the labels in turn.
+    """Eight requests of different lengths, each with an image, a caption and one of the labels in turn.
 
     Args:
         labels: The labels.
