@@ -162,9 +162,8 @@ def _formats() -> None:
 
     rows: list[dict[str, Any]] = []
     for each in registered_formats():
-        kind = each.value
-        written = kind is not None and issubclass(kind, ForeignWriter)
-        title, layers = (None, None) if kind is None else (kind.title, kind.convention)
+        title, layers = (None, None) if each.value is None else (each.value.title, each.value.convention)
+        written = each.value is not None and issubclass(each.value, ForeignWriter)
         row = {"name": each.name, "title": title, "layers": layers, "written": written}
         rows.append(row if each.error is None else {**row, "error": each.error})
     print_json({"formats": rows})
