@@ -26,6 +26,7 @@ from steerkit.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from steerkit.errors import (
     CheckpointError,
     EmptyAnchorSetError,
+    LabelError,
     MissingImageError,
     NonFiniteError,
     OptionError,
@@ -268,18 +269,24 @@ def require_captions(anchors: Sequence[Sample]) -> None:
 
 
 def require_labels(anchors: Sequence[Sample], *labels: str) -> None:
-    """For `plan`: refuse anchors that lack one of the labels altogether, or carry another."""
+    """For `plan`: refuse anchors that lack one of the labels altogether, or carry another.
+
+    Raises:
+        LabelError: It is so. Its `labels` tell `steerkit.testing` what anchors the method needs.
+    """
     counts = Counter(anchors[index].label for index in range(len(anchors)))
     for label in labels:
         if not counts[label]:
-            raise EmptyAnchorSetError(
+            raise LabelError(
                 f"no anchor is labelled {label!r} (labels: {dict(counts)})",
+                labels=labels,
                 expected="anchors labelled " + " and ".join(map(repr, labels)),
                 fix="label the samples, or configure the method with the labels that they carry",
             )
     if unknown := sorted(str(label) for label in counts if label not in labels):
-        raise EmptyAnchorSetError(
+        raise LabelError(
             f"{sum(counts[label] for label in counts if label not in labels)} anchors are labelled {unknown}",
+            labels=labels,
             expected="only " + " and ".join(map(repr, labels)),
             fix="leave them out",
         )

@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner
 
-from steerkit import registry
+from steerkit import plugins
 from steerkit.cli import app, loading, main
 from steerkit.cli.console import clean
 from steerkit.cli.methods import describe, type_text
@@ -104,11 +104,10 @@ def broken_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     (info / "entry_points.txt").write_text("[steerkit.adapters]\ntorn = torn:A\n[steerkit.methods]\ntorn = torn:M\n")
     (tmp_path / "torn.py").write_text("raise RuntimeError('cracked in two')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry._points.cache_clear()
+    plugins.forget()
     yield
     monkeypatch.undo()
-    registry._points.cache_clear()
-    registry._load.cache_clear()
+    plugins.forget()
 
 
 class Strict(BaseModel):

@@ -41,8 +41,8 @@ def push(
     model's id and commit, and where its anchors are from is refused; the options fill in what is missing. A signature
     beside the pack, FILE.sig, goes with it.
     """
+    from steerkit.files import write_atomically
     from steerkit.vector import SteeringVector
-    from steerkit_vectors_hub.cache import write_atomically
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
     signature = file.with_name(file.name + SIGNATURE)

@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from steerkit.errors import PackFormatError
+from steerkit.files import sync_folder, write_atomically
 from steerkit.formats.container import read_file
 from steerkit_vectors_hub.errors import CacheError
 
@@ -95,7 +95,7 @@ class Store:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             path.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         return target
 
     def keep(self, data: bytes) -> str:
@@ -178,31 +178,6 @@ def file_digest(path: Path) -> str | None:
         return hashlib.sha256(read_file(path)).hexdigest()
     except PackFormatError:
         return None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, complete or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system can open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _read_record(path: Path) -> Record | None:

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from steerkit.files import write_atomically
 from steerkit.formats import parse_pack
 from steerkit.intervention import Frozen
 from steerkit.metadata import Metric, Sha256, Text, faults, parse_metadata
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
-from steerkit_vectors_hub.cache import write_atomically
 from steerkit_vectors_hub.errors import IndexFormatError
 from steerkit_vectors_hub.norms import NormSeries, norm_series
 from steerkit_vectors_hub.resolve import Resolved
