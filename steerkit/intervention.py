@@ -143,12 +143,21 @@ class Measure(Frozen):
         reference: r, a stored direction that is subtracted first; None for zero.
         layer: Read at the last prompt token of this layer, once per prompt, and hold the value from there on. None:
             read at the very token and layer that is steered.
+        unsteered: Read at that layer in a pass of its own that nothing steers. It costs a pass over each prompt, and
+            the layer may then lie above those that are steered.
     """
 
     kind: Literal["projection", "cosine"]
     direction: StoredDirection = StoredDirection()
     reference: StoredDirection | None = None
     layer: int | None = Field(default=None, ge=0)
+    unsteered: bool = False
+
+    @model_validator(mode="after")
+    def _placed(self) -> Measure:
+        if self.unsteered and self.layer is None:
+            raise ValueError("a measure on an unsteered pass needs the layer at which it is read")
+        return self
 
 
 class Gate(Frozen):

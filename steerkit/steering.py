@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +20,11 @@ from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError
 from steerkit.intervention import MeasuredContrast, Site
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
-from steerkit.views import system_lengths, view
+from steerkit.views import model_inputs, system_lengths, view
 from steerkit.vlm import VLM, wrap
 
 if TYPE_CHECKING:
-    from steerkit.adapter import Architecture
+    from steerkit.adapter import Architecture, Inputs
 
 Engine = Literal["hooks", "nnsight"]
 
@@ -103,7 +103,10 @@ class steer:
         def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site) -> Contrasts:
             return measure_contrast(vlm, prompt, contrast, layers, site)
 
-        application = Application(self._vectors, self._strengths, vlm.architecture, receipt, measure)
+        def read(prompt: Prompt, layers: Sequence[int], site: Site) -> Contrasts:
+            return read_unsteered(vlm, prompt, layers, site)
+
+        application = Application(self._vectors, self._strengths, vlm.architecture, receipt, measure, read)
         if application.contrasts:
             vlm.require_processor("a vector that is measured on each prompt")
         return application
@@ -195,16 +198,45 @@ def measure_contrast(
 
     The two views are read in a pass each: in one batch, the shorter text would be padded to the length of the image.
     """
-    architecture, model = vlm.architecture, vlm.model
-    captured: list[dict[int, Tensor]] = []
-    with CallTracker.of(model, architecture) as tracker, tracker.unobserved(), vlm.transient_kept(), _untraced(vlm):
-        for name in (contrast.positive, contrast.negative):
-            inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed)
-            vlm.reset()
-            captured.append(hooks.capture(model, inputs, architecture, layers, site))
-    positive, negative = captured
+    with _unseen(vlm):
+        positive, negative = (
+            _captured(
+                vlm,
+                view(name, prompt.inputs, vlm.adapter, vlm.architecture, vlm.processor, contrast.seed),
+                layers,
+                site,
+            )
+            for name in (contrast.positive, contrast.negative)
+        )
     difference = {layer: positive[layer].float() - negative[layer].float() for layer in layers}
     return ops.increments(difference) if contrast.form == "increments" else difference
+
+
+def read_unsteered(vlm: VLM, prompt: Prompt, layers: Sequence[int], site: Site) -> Contrasts:
+    """`{layer: [batch, hidden]}` at the last token of a prompt, from a pass that is neither steered nor counted.
+
+    Raises:
+        EngineError: The call has no input_ids.
+    """
+    with _unseen(vlm):
+        return _captured(vlm, model_inputs(prompt.inputs), layers, site)
+
+
+def _captured(vlm: VLM, inputs: Inputs, layers: Sequence[int], site: Site) -> dict[int, Tensor]:
+    vlm.reset()
+    return hooks.capture(vlm.model, inputs, vlm.architecture, layers, site)
+
+
+@contextmanager
+def _unseen(vlm: VLM) -> Iterator[None]:
+    """Passes inside are neither steered, counted nor traced, and leave nothing behind in the model."""
+    with (
+        CallTracker.of(vlm.model, vlm.architecture) as tracker,
+        tracker.unobserved(),
+        vlm.transient_kept(),
+        _untraced(vlm),
+    ):
+        yield
 
 
 def _untraced(vlm: VLM) -> AbstractContextManager[None]:

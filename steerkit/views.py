@@ -44,9 +44,7 @@ def view(
             expected="a model that was loaded or wrapped with its processor",
             fix="pass the VLM instead of the raw model: sk.steer(sk.wrap(model, processor), ...)",
         )
-    inputs = {k: v for k, v in given.items() if isinstance(v, Tensor) and k not in _NOT_INPUTS}
-    if "input_ids" not in inputs:
-        raise EngineError("a contrast is measured on a call without input_ids", expected="a call with input_ids")
+    inputs = model_inputs(given)
     if name == "original":
         return inputs
     if name == "text":
@@ -57,6 +55,20 @@ def view(
             expected="text, original, blank or noise: inputs hold no caption",
         )
     return with_images(inputs, adapter, processor, noise_seed=seed if name == "noise" else None)
+
+
+def model_inputs(given: Mapping[str, Any]) -> Inputs:
+    """What of a call's keyword arguments makes up its prompt.
+
+    Raises:
+        EngineError: There are no input_ids among them.
+    """
+    inputs = {k: v for k, v in given.items() if isinstance(v, Tensor) and k not in _NOT_INPUTS}
+    if "input_ids" not in inputs:
+        raise EngineError(
+            "a vector is measured on a prompt, and the call has no input_ids", expected="a call with input_ids"
+        )
+    return inputs
 
 
 def without_image(inputs: Inputs, architecture: Architecture, processor: Any) -> Inputs:

@@ -367,7 +367,7 @@ def test_refuses_several_directions_where_one_is_meant(llava: sk.VLM, operation:
 def test_refuses_layers_that_the_model_lacks(llava: sk.VLM) -> None:
     taller = vector(llava, {sk.Key(6): torch.ones(48)}, layer_count=8)
     with pytest.raises(LayerRangeError, match="steers layer 6"):
-        Application([taller], [1.0], llava.architecture, sk.Receipt(), lambda *_: {})
+        Application([taller], [1.0], llava.architecture, sk.Receipt(), lambda *_: {}, lambda *_: {})
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), True, "1"])
@@ -384,7 +384,7 @@ def test_places_follow_the_forward_pass(llava: sk.VLM) -> None:
         sk.Intervention(layers=(1,), site="attn_out"),
     ]
     application = Application(
-        [vector(llava, tensors, *interventions)], [1.0], llava.architecture, sk.Receipt(), lambda *_: {}
+        [vector(llava, tensors, *interventions)], [1.0], llava.architecture, sk.Receipt(), lambda *_: {}, lambda *_: {}
     )
     assert application.places == [(0, "mlp_out"), (1, "attn_out"), (1, "mlp_out"), (1, "resid_post")]
 

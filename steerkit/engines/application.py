@@ -36,6 +36,7 @@ Contrasts = Mapping[int, Tensor]
 """`{layer: [batch, hidden]}`."""
 
 MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int], Site], Contrasts]
+ReadPrompt = Callable[[Prompt, Sequence[int], Site], Contrasts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ class Application:
         architecture: The model's.
         receipt: Where the applications are counted.
         measure: How a contrast is measured on a prompt; called once per prompt.
+        read: How the hidden states of a prompt's last token are read without steering; called once per prompt.
 
     Raises:
         EngineError: An intervention can't be run on this model.
@@ -81,12 +83,15 @@ class Application:
         architecture: Architecture,
         receipt: Receipt,
         measure: MeasureContrast,
+        read: ReadPrompt,
     ) -> None:
         self.receipt = receipt
         self._measure = measure
+        self._read_prompt = read
         self._tensors: dict[Any, Tensor] = {}  # made outside inference mode, to serve passes with gradients too
         self._steps: dict[Place, list[_Step]] = defaultdict(list)
         self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
+        self._unsteered: dict[Site, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
         self.contrasts: list[tuple[MeasuredContrast, tuple[int, ...], Site]] = []
         self.closed = False
         for vector, strength in zip(vectors, strengths, strict=True):
@@ -121,10 +126,13 @@ class Application:
                 raise LayerRangeError(
                     f"a measure reads layer {measure.layer}", expected=f"below {architecture.layer_count}"
                 )
+            if measure.unsteered:
+                self._unsteered[intervention.site].append((vector, intervention, measure))
+                continue
             if intervention.phase != "generation" and measure.layer > min(layers):
                 raise EngineError(
                     f"a measure reads layer {measure.layer} but decides on layer {min(layers)}, which comes before",
-                    expected="a reading layer at or below the first steered layer",
+                    expected="a reading layer at or below the first steered layer, or a measure with unsteered=True",
                 )
             self._reads[measure.layer, intervention.site].append((vector, intervention, measure))
         for layer in layers:
@@ -142,6 +150,14 @@ class Application:
             key = (contrast, layers, site)
             if key not in prompt.memo:
                 prompt.memo[key] = self._measure(prompt, contrast, layers, site)
+        for site, reads in self._unsteered.items():
+            layers = sorted({measure.layer for _, _, measure in reads if measure.layer is not None})
+            states = self._read_prompt(prompt, layers, site)
+            for vector, intervention, measure in reads:
+                assert measure.layer is not None
+                step = _Step(vector, intervention, measure.layer, 1.0)
+                value = self._evaluate(step, measure, site, states[measure.layer])
+                prompt.memo[id(self), id(vector), measure, site] = value
 
     def apply(self, place: Place, h: Tensor, now: Pass) -> Tensor:
         """The hidden state `[rows, tokens, hidden]` of a place after every intervention there."""
