@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from steerkit.errors import SteerKitError
     from steerkit.intervention import Intervention
     from steerkit.method import Fit, Plan, SteeringMethod
+    from steerkit.methods.actadd import ActAdd
+    from steerkit.methods.adasteer import AdaSteer
+    from steerkit.methods.astra import ASTRA
     from steerkit.methods.caa import CAA
     from steerkit.methods.cmrm import CMRM
     from steerkit.methods.refusal_direction import RefusalDirection
+    from steerkit.methods.repe import RepE
+    from steerkit.methods.shiftdc import ShiftDC
     from steerkit.receipt import Receipt
     from steerkit.registry import adapter_names, get_adapter, get_method, method_names
     from steerkit.samples import Sample, read_samples
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
     from steerkit_vectors_hub.load import load_vector
 
 _HOME = {
+    "ASTRA": "steerkit.methods.astra",
+    "ActAdd": "steerkit.methods.actadd",
+    "AdaSteer": "steerkit.methods.adasteer",
     "Architecture": "steerkit.adapter",
     "CAA": "steerkit.methods.caa",
     "CMRM": "steerkit.methods.cmrm",
@@ -36,7 +44,9 @@ _HOME = {
     "Plan": "steerkit.method",
     "Receipt": "steerkit.receipt",
     "RefusalDirection": "steerkit.methods.refusal_direction",
+    "RepE": "steerkit.methods.repe",
     "Sample": "steerkit.samples",
+    "ShiftDC": "steerkit.methods.shiftdc",
     "SteerKitError": "steerkit.errors",
     "SteeringMethod": "steerkit.method",
     "SteeringVector": "steerkit.vector",
@@ -64,6 +74,11 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "CMRM",
     "CAA",
     "RefusalDirection",
+    "ShiftDC",
+    "ASTRA",
+    "RepE",
+    "AdaSteer",
+    "ActAdd",
     "SteeringVector",
     "load_vector",
     "Key",
