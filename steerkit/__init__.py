@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steerkit.adapter import Architecture, ModelAdapter
+    from steerkit.calibration import Budget, calibrate, equal_kl
+    from steerkit.comparison import compare
     from steerkit.errors import SteerKitError
+    from steerkit.evaluation import Case, PhraseJudge, Suite, evaluate
     from steerkit.intervention import Intervention
     from steerkit.method import Fit, Plan, SteeringMethod
     from steerkit.methods.actadd import ActAdd
@@ -35,12 +38,15 @@ _HOME = {
     "ActAdd": "steerkit.methods.actadd",
     "AdaSteer": "steerkit.methods.adasteer",
     "Architecture": "steerkit.adapter",
+    "Budget": "steerkit.calibration",
     "CAA": "steerkit.methods.caa",
     "CMRM": "steerkit.methods.cmrm",
+    "Case": "steerkit.evaluation",
     "Fit": "steerkit.method",
     "Intervention": "steerkit.intervention",
     "Key": "steerkit.vector",
     "ModelAdapter": "steerkit.adapter",
+    "PhraseJudge": "steerkit.evaluation",
     "Plan": "steerkit.method",
     "Receipt": "steerkit.receipt",
     "RefusalDirection": "steerkit.methods.refusal_direction",
@@ -50,8 +56,13 @@ _HOME = {
     "SteerKitError": "steerkit.errors",
     "SteeringMethod": "steerkit.method",
     "SteeringVector": "steerkit.vector",
+    "Suite": "steerkit.evaluation",
     "VLM": "steerkit.vlm",
     "adapter_names": "steerkit.registry",
+    "calibrate": "steerkit.calibration",
+    "compare": "steerkit.comparison",
+    "equal_kl": "steerkit.calibration",
+    "evaluate": "steerkit.evaluation",
     "get_adapter": "steerkit.registry",
     "get_method": "steerkit.registry",
     "load": "steerkit.vlm",
@@ -85,6 +96,14 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "Intervention",
     "steer",
     "Receipt",
+    "compare",
+    "calibrate",
+    "equal_kl",
+    "evaluate",
+    "Suite",
+    "Case",
+    "PhraseJudge",
+    "Budget",
     "ModelAdapter",
     "Architecture",
     "Plan",

@@ -218,7 +218,8 @@ class VLM:
     ) -> list[Tensor]:
         """How likely the model finds given answers.
 
-        An answer is tokenised by itself, without special tokens, and follows the prompt directly.
+        An answer is tokenised by itself, without special tokens, and follows the prompt directly. Whether a model
+        begins its answers with a space depends on its template, and `generate` strips it: the likelier is taken.
 
         Args:
             samples: The samples.
@@ -238,14 +239,19 @@ class VLM:
         tokenizer = self.require_processor("the likelihood of an answer").tokenizer
         if len(answers) != len(as_samples(samples)):
             raise OptionError(f"{len(answers)} answers for {len(samples)} samples", expected="one for each")
-        ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-        found: list[Tensor] = [torch.empty(0)] * len(ids)
+        begun = [
+            [tokenizer(start + answer if answer else "", add_special_tokens=False)["input_ids"] for answer in answers]
+            for start in ("", " ")
+        ]
+        found: list[Tensor] = [torch.empty(0)] * len(answers)
         for batch in self._batches(samples, images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images)
-            self.reset()
-            likely = hooks.answer_log_likelihood(self.model, inputs, [ids[i] for i in batch], self.architecture)
-            for index, values in zip(batch, likely, strict=True):
-                found[index] = values
+            both = []
+            for ids in begun:
+                self.reset()
+                both.append(hooks.answer_log_likelihood(self.model, inputs, [ids[i] for i in batch], self.architecture))
+            for index, one, other in zip(batch, *both, strict=True):
+                found[index] = max(one, other, key=lambda values: float(values.sum()))
         self.reset()
         return found
 

@@ -293,13 +293,16 @@ def test_astra_masks_what_brought_the_answer_about(measured_llava: ReadByHooks, 
     rows = []
     for sample in labelled(chosen, "harmful"):
         answer = vlm.generate([sample], max_new_tokens=3, do_sample=False)[0]
-        ids = vlm.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        begun = [vlm.processor.tokenizer(start + answer, add_special_tokens=False)["input_ids"] for start in ("", " ")]
         generator = np.random.default_rng([4, int(sample.digest()[:16], 16)])
         shown = generator.random((12, 1, 2, 2)) < 0.5
         y = np.array(
             [
-                answer_log_likelihood(
-                    vlm, str(sample.text), black_where(sample, set(map(tuple, np.argwhere(~cells[0])))), ids
+                max(
+                    answer_log_likelihood(
+                        vlm, str(sample.text), black_where(sample, set(map(tuple, np.argwhere(~cells[0])))), ids
+                    )
+                    for ids in begun
                 )
                 for cells in shown
             ]
