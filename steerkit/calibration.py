@@ -108,7 +108,7 @@ def calibrate(
         minimum=0.0,
         maximum=allowed,
         curve=curve,
-        chosen_by=f"least unsafe with {budget.kind} at most {budget.limit:g} on {suite.name}; judge: {suite.judge.name}",
+        chosen_by=f"least unsafe, {budget.kind} at most {budget.limit:g}, on {suite.name}; judge: {suite.judge.name}",
     )
     return Calibration(
         vector=vector.with_metadata(strength=record.model_dump()),
@@ -207,7 +207,7 @@ def per_layer(
 
 
 class _Divergence:
-    """Mean KL of the unsteered distribution of the next token from the steered one, by strength; each is measured once."""
+    """Mean KL divergence of the next token's distribution by strength, unsteered from steered; each measured once."""
 
     def __init__(self, vlm: VLM, vector: SteeringVector, samples: Sequence[Sample], batch_size: int) -> None:
         self._vlm, self._vector, self._samples, self._size = vlm, vector, samples, batch_size

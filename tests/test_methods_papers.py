@@ -298,13 +298,8 @@ def test_astra_masks_what_brought_the_answer_about(measured_llava: ReadByHooks, 
         shown = generator.random((12, 1, 2, 2)) < 0.5
         y = np.array(
             [
-                max(
-                    answer_log_likelihood(
-                        vlm, str(sample.text), black_where(sample, set(map(tuple, np.argwhere(~cells[0])))), ids
-                    )
-                    for ids in begun
-                )
-                for cells in shown
+                max(answer_log_likelihood(vlm, str(sample.text), black_where(sample, hidden), ids) for ids in begun)
+                for hidden in ({tuple(cell) for cell in np.argwhere(~cells[0])} for cells in shown)
             ]
         )
         weights = np.asarray(lasso_by_subsets(shown.reshape(12, 4).astype(float), y, 0.1))
