@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steerkit.adapter import Architecture, ModelAdapter
+    from steerkit.calibration import Budget, calibrate, equal_kl
+    from steerkit.comparison import compare
     from steerkit.errors import SteerKitError
+    from steerkit.evaluation import Case, PhraseJudge, Suite, evaluate
     from steerkit.intervention import Intervention
     from steerkit.method import Fit, Plan, SteeringMethod
+    from steerkit.methods.actadd import ActAdd
+    from steerkit.methods.adasteer import AdaSteer
+    from steerkit.methods.astra import ASTRA
     from steerkit.methods.caa import CAA
     from steerkit.methods.cmrm import CMRM
     from steerkit.methods.refusal_direction import RefusalDirection
+    from steerkit.methods.repe import RepE
+    from steerkit.methods.shiftdc import ShiftDC
     from steerkit.receipt import Receipt
     from steerkit.registry import adapter_names, get_adapter, get_method, method_names
     from steerkit.samples import Sample, read_samples
@@ -28,22 +36,35 @@ if TYPE_CHECKING:
     from steerkit_vectors_hub.verify import verify
 
 _HOME = {
+    "ASTRA": "steerkit.methods.astra",
+    "ActAdd": "steerkit.methods.actadd",
+    "AdaSteer": "steerkit.methods.adasteer",
     "Architecture": "steerkit.adapter",
+    "Budget": "steerkit.calibration",
     "CAA": "steerkit.methods.caa",
     "CMRM": "steerkit.methods.cmrm",
+    "Case": "steerkit.evaluation",
     "Fit": "steerkit.method",
     "Intervention": "steerkit.intervention",
     "Key": "steerkit.vector",
     "ModelAdapter": "steerkit.adapter",
+    "PhraseJudge": "steerkit.evaluation",
     "Plan": "steerkit.method",
     "Receipt": "steerkit.receipt",
     "RefusalDirection": "steerkit.methods.refusal_direction",
+    "RepE": "steerkit.methods.repe",
     "Sample": "steerkit.samples",
+    "ShiftDC": "steerkit.methods.shiftdc",
     "SteerKitError": "steerkit.errors",
     "SteeringMethod": "steerkit.method",
     "SteeringVector": "steerkit.vector",
+    "Suite": "steerkit.evaluation",
     "VLM": "steerkit.vlm",
     "adapter_names": "steerkit.registry",
+    "calibrate": "steerkit.calibration",
+    "compare": "steerkit.comparison",
+    "equal_kl": "steerkit.calibration",
+    "evaluate": "steerkit.evaluation",
     "get_adapter": "steerkit.registry",
     "get_method": "steerkit.registry",
     "load": "steerkit.vlm",
@@ -68,6 +89,11 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "CMRM",
     "CAA",
     "RefusalDirection",
+    "ShiftDC",
+    "ASTRA",
+    "RepE",
+    "AdaSteer",
+    "ActAdd",
     "SteeringVector",
     "load_vector",
     "sign",
@@ -76,6 +102,14 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "Intervention",
     "steer",
     "Receipt",
+    "compare",
+    "calibrate",
+    "equal_kl",
+    "evaluate",
+    "Suite",
+    "Case",
+    "PhraseJudge",
+    "Budget",
     "ModelAdapter",
     "Architecture",
     "Plan",

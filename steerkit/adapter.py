@@ -168,3 +168,18 @@ class SteerableModel(Protocol):
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """The layers, sorted; all of them for None; an error for any outside the model."""
         ...
+
+
+@runtime_checkable
+class AnsweringModel(SteerableModel, Protocol):
+    """What a method may ask of a model that it lets answer; `steerkit.VLM` is one."""
+
+    def generate(self, samples: Sequence[Sample], *, images: Images = True, **options: Any) -> list[str]:
+        """One answer per sample."""
+        ...
+
+    def log_likelihood(
+        self, samples: Sequence[Sample], answers: Sequence[str], *, images: Images = True
+    ) -> list[Tensor]:
+        """The log-probability of each token of each answer."""
+        ...

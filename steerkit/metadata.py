@@ -108,12 +108,35 @@ class Fingerprint(Frozen):
     probes: Annotated[tuple[ProbeRecord, ...], Field(min_length=2, max_length=4)]
 
 
+class StrengthPoint(Frozen):
+    """What was measured at one strength.
+
+    Attributes:
+        strength: The strength.
+        unsafe: Share of harmful requests complied with.
+        cost: What it cost.
+        cost_kind: In what: `kl`, `over_refusal` or `utility_loss`.
+    """
+
+    strength: FiniteFloat
+    unsafe: FiniteFloat | None = None
+    cost: FiniteFloat | None = None
+    cost_kind: Annotated[str, Field(max_length=200)] = ""
+
+
 class StrengthRecord(Frozen):
-    """The recommended strength and the range in which it was tried."""
+    """The recommended strength and the range in which it was tried.
+
+    Attributes:
+        curve: What was measured, in ascending order of strength.
+        chosen_by: The rule by which the strength was chosen.
+    """
 
     recommended: FiniteFloat = 1.0
     minimum: FiniteFloat | None = None
     maximum: FiniteFloat | None = None
+    curve: Annotated[tuple[StrengthPoint, ...], Field(max_length=1000)] = ()
+    chosen_by: Text = ""
 
 
 class Metric(Frozen):

@@ -53,12 +53,14 @@ class Plan(NamedTuple):
         second_moments: Whether `solve` needs more of the observations than their mean.
         measures: Whether anchors are measured at all.
         shown: How `observe` shows the anchors; each prompt is built so, as text, before the model runs.
+        together: So many neighbours in the anchor set belong together: batches never part them.
     """
 
     layers: list[int]
     second_moments: bool = False
     measures: bool = True
     shown: tuple[Images, ...] = (True,)
+    together: int = 1
 
 
 class Fit(NamedTuple):
@@ -198,6 +200,7 @@ class SteeringMethod(Frozen, ABC):
         state = load_checkpoint(path, identity) if path is not None else Progressed(identity)
         _check_resumed(state, anchors)
         _check_anchors(model, anchors, plan.shown, start=len(state.digests))
+        batch_size = max(batch_size // plan.together, 1) * plan.together
         written = time.monotonic()
         unsaved = False
         try:

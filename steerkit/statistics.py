@@ -75,6 +75,19 @@ class Moments:
         sign = -1.0 if float(direction @ self.mean) < 0 else 1.0
         return sign * direction, float(spread)
 
+    def variance(self, direction: Float[Tensor, "hidden"]) -> float:
+        """The variance of the rows along a direction, whatever its length; needs second moments."""
+        unit = direction.double() / direction.double().norm()
+        if self.rows is not None:
+            square = float((self.rows @ unit).square().mean())
+        else:
+            square = float(unit @ self._outer() @ unit) / self.count
+        return max(square - float(self.mean @ unit) ** 2, 0.0)
+
+    def second_moment(self) -> Float[Tensor, "hidden hidden"]:
+        """The mean outer product of the rows, float64; needs second moments."""
+        return self._outer() / self.count
+
     @property
     def _second(self) -> bool:
         return self.rows is not None or self.outer is not None

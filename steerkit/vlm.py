@@ -221,6 +221,86 @@ class VLM:
         """
         return fingerprint(self)
 
+    def log_likelihood(
+        self,
+        samples: Sequence[Sample],
+        answers: Sequence[str],
+        *,
+        images: Images = True,
+        batch_size: int = 8,
+    ) -> list[Tensor]:
+        """How likely the model finds given answers.
+
+        An answer is tokenised by itself, without special tokens, and follows the prompt directly. Whether a model
+        begins its answers with a space depends on its template, and `generate` strips it: the likelier is taken.
+
+        Args:
+            samples: The samples.
+            answers: One text each.
+            images: As for `inputs`.
+            batch_size: Prompts per forward pass.
+
+        Returns:
+            For each sample `[tokens]`: the natural logarithm of the probability of each token of its answer given the
+            prompt and the tokens before it; float32, on the CPU; empty for an empty answer.
+
+        Raises:
+            OptionError: There are not as many answers as samples.
+            SampleError: A sample can't be a prompt of this model; found before the model runs.
+            ProcessorError: The VLM was wrapped without a processor.
+        """
+        tokenizer = self.require_processor("the likelihood of an answer").tokenizer
+        if len(answers) != len(as_samples(samples)):
+            raise OptionError(f"{len(answers)} answers for {len(samples)} samples", expected="one for each")
+        begun = [
+            [tokenizer(start + answer if answer else "", add_special_tokens=False)["input_ids"] for answer in answers]
+            for start in ("", " ")
+        ]
+        found: list[Tensor] = [torch.empty(0)] * len(answers)
+        for batch in self._batches(samples, images, batch_size):
+            inputs = self.inputs([samples[index] for index in batch], images)
+            both = []
+            for ids in begun:
+                self.reset()
+                both.append(hooks.answer_log_likelihood(self.model, inputs, [ids[i] for i in batch], self.architecture))
+            for index, one, other in zip(batch, *both, strict=True):
+                found[index] = max(one, other, key=lambda values: float(values.sum()))
+        self.reset()
+        return found
+
+    def next_token_log_probabilities(
+        self, samples: Sequence[Sample], *, images: Images = True, batch_size: int = 8
+    ) -> Tensor:
+        """The distribution of the first token of the answer to each sample.
+
+        Args:
+            samples: The samples.
+            images: As for `inputs`.
+            batch_size: Prompts per forward pass.
+
+        Returns:
+            `[samples, vocabulary]`, natural logarithms, float32, on the CPU.
+
+        Raises:
+            SampleError: There are no samples, or one can't be a prompt of this model; found before the model runs.
+            ProcessorError: The VLM was wrapped without a processor.
+        """
+        self.require_processor("the distribution of the next token")
+        rows: dict[int, Tensor] = {}
+        for batch in self._batches(as_samples(samples), images, batch_size):
+            inputs = self.inputs([samples[index] for index in batch], images)
+            self.reset()
+            with torch.no_grad():
+                target = hooks.call_target(self.model, inputs, self.architecture)
+                logits = target(**hooks.forward_inputs(self.model, inputs, self.architecture)).logits
+            # prompts are padded on the left; a decoder of an encoder's has one position
+            for index, row in zip(batch, logits[:, -1].float().log_softmax(-1).cpu(), strict=True):
+                rows[index] = row
+        self.reset()
+        if not rows:
+            raise SampleError("there are no samples", expected="at least one")
+        return torch.stack([rows[index] for index in range(len(samples))])
+
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         """Build the prompt of a sample as text, without opening its images.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ class ReadByHooks:
 
     def fingerprint(self) -> Fingerprint:
         return self.vlm.fingerprint()
+
+    def generate(self, samples: Sequence[Sample], *, images: Images = True, **options: Any) -> list[str]:
+        return self.vlm.generate(samples, images=images, **options)
+
+    def log_likelihood(
+        self, samples: Sequence[Sample], answers: Sequence[str], *, images: Images = True
+    ) -> list[torch.Tensor]:
+        return self.vlm.log_likelihood(samples, answers, images=images)
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         self.vlm.check_prompt(sample, images)

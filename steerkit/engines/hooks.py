@@ -112,6 +112,43 @@ def capture(
     return {layer: found[layer] for layer in layers}
 
 
+def answer_log_likelihood(
+    model: nn.Module, inputs: Inputs, answers: Sequence[Sequence[int]], architecture: Architecture
+) -> list[Tensor]:
+    """`[tokens]` for each prompt: the log-probabilities of the ids that are to follow it; float32, on the CPU."""
+    ids = inputs["input_ids"]
+    lengths = [len(answer) for answer in answers]
+    width = max(lengths)
+    if width == 0:
+        return [torch.empty(0) for _ in answers]
+    tokens, real = ids.new_zeros((len(answers), width)), ids.new_zeros((len(answers), width))
+    for row, answer in enumerate(answers):
+        tokens[row, : len(answer)] = ids.new_tensor(answer)
+        real[row, : len(answer)] = 1
+    if architecture.encoder_decoder:
+        given = forward_inputs(model, inputs, architecture)
+        given["decoder_input_ids"] = torch.cat([given["decoder_input_ids"], tokens[:, :-1]], dim=1)
+    else:
+        more = {"input_ids": tokens, "attention_mask": real}
+        # whatever else a family says of each token (its modality, say) is 0 for text
+        given = forward_inputs(
+            model,
+            {
+                key: torch.cat([value, more.get(key, torch.zeros_like(tokens)).to(value.dtype)], dim=1)
+                if value.shape == ids.shape and not key.startswith("qformer")
+                else value
+                for key, value in inputs.items()
+            },
+            architecture,
+        )
+    with torch.no_grad():
+        logits = call_target(model, inputs, architecture)(**given).logits
+    if not architecture.encoder_decoder:
+        logits = logits[:, ids.shape[1] - 1 : -1]
+    likely = logits.float().log_softmax(-1).gather(-1, tokens[..., None].to(logits.device))[..., 0].cpu()
+    return [row[:length] for row, length in zip(likely, lengths, strict=True)]
+
+
 def call_target(model: nn.Module, inputs: Mapping[str, Any], architecture: Architecture) -> nn.Module:
     """The module that takes these inputs: the model, or its text module where there is no image."""
     without_image = not any(key.startswith("pixel_values") for key in inputs)
