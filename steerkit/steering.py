@@ -17,7 +17,7 @@ from steerkit.engines import hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
-from steerkit.intervention import MeasuredContrast, Site
+from steerkit.intervention import MeasuredContrast, Site, site_label
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
 from steerkit.views import system_lengths, view
@@ -165,6 +165,10 @@ def check_match(vector: SteeringVector, vlm: VLM, *, shape_only: bool) -> None:
         problems.append(f"hidden size {theirs.hidden_size}, and the model has {ours.hidden_size}")
     if theirs.layer_count != ours.layer_count:
         problems.append(f"{theirs.layer_count} layers, and the model has {ours.layer_count}")
+    for site, tower in sorted(vector.places):
+        sizes = [(record.count(tower), record.width(site, tower)) for record in (theirs, ours)]
+        if (site == "head_out" or tower == "vision") and all(map(all, sizes)) and sizes[0] != sizes[1]:
+            problems.append(f"{sizes[0]} layers and width at {site_label(site, tower)}, and the model has {sizes[1]}")
     if problems:
         raise ModelMismatchError(
             f"the vector ({theirs.id or theirs.architecture}) is for " + "; for ".join(problems),
@@ -198,10 +202,12 @@ def measure_contrast(
     architecture, model = vlm.architecture, vlm.model
     captured: list[dict[int, Tensor]] = []
     with CallTracker.of(model, architecture) as tracker, tracker.unobserved(), vlm.transient_kept(), _untraced(vlm):
-        for name in (contrast.positive, contrast.negative):
+        for name in filter(None, (contrast.positive, contrast.negative)):
             inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed)
             vlm.reset()
             captured.append(hooks.capture(model, inputs, architecture, layers, site))
+    if contrast.negative is None:
+        return {layer: captured[0][layer].float() for layer in layers}
     positive, negative = captured
     difference = {layer: positive[layer].float() - negative[layer].float() for layer in layers}
     return ops.increments(difference) if contrast.form == "increments" else difference

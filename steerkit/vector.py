@@ -25,7 +25,7 @@ from steerkit.formats import (
     tensor_name,
     tensors_digest,
 )
-from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection, is_finite
+from steerkit.intervention import Add, Intervention, LinearStrength, Site, StoredDirection, Tower, is_finite, site_label
 from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
 
 if TYPE_CHECKING:
@@ -42,11 +42,12 @@ _FILE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class Key(NamedTuple):
-    """The address of a direction: 0-based decoder block, site, and a name where a layer has several."""
+    """The address of a direction: 0-based block, site, a name where a layer has several, and the tower."""
 
     layer: int
-    site: str = "resid_post"
+    site: Site = "resid_post"
     name: str = ""
+    tower: Tower = "language"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,16 +107,21 @@ class SteeringVector:
                 return {
                     key.layer: tensor
                     for key, tensor in self.tensors.items()
-                    if key.site == intervention.site and key.name == direction.name
+                    if (key.site, key.name, key.tower) == (intervention.site, direction.name, intervention.tower)
                 }
         return {}
 
-    def direction(self, stored: StoredDirection, layer: int, site: str) -> Tensor | None:
+    def direction(self, stored: StoredDirection, layer: int, site: Site, tower: Tower = "language") -> Tensor | None:
         """The tensor that a stored direction means at a layer, or None if there is none."""
-        return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name))
+        return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name, tower))
+
+    @property
+    def places(self) -> set[tuple[Site, Tower]]:
+        """The sites and towers that the interventions steer."""
+        return {(intervention.site, intervention.tower) for intervention in self.interventions}
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
-        """The same vector on some layers only.
+        """The same vector on some decoder blocks only; what it does in the vision tower stays.
 
         For CMRM in increments, prefer `CMRM(layers=...)`: it measures the increments between the chosen layers, whereas
         this drops what the other layers contributed.
@@ -126,17 +132,21 @@ class SteeringVector:
         wanted = tuple(dict.fromkeys(layers))
         if not wanted:
             raise LayerRangeError("no layer is selected", expected="at least one layer")
-        steered = {layer for i in self.interventions for layer in self._layers(i)}
+        steered = {layer for i in self.interventions if i.tower == "language" for layer in self._layers(i)}
         for layer in wanted:
             if layer not in steered:
                 raise LayerRangeError(f"the vector steers nothing at layer {layer}", expected=f"of {sorted(steered)}")
         interventions = tuple(
-            i.model_copy(update={"layers": kept})
+            i if i.tower == "vision" else i.model_copy(update={"layers": kept})
             for i in self.interventions
-            if (kept := tuple(layer for layer in wanted if layer in self._layers(i)))
+            if (kept := tuple(layer for layer in wanted if layer in self._layers(i))) or i.tower == "vision"
         )
-        shared = {d.layer for i in interventions for d in i.stored if d.layer is not None}
-        tensors = {key: t for key, t in self.tensors.items() if key.layer in wanted or key.layer in shared}
+        shared = {d.layer for i in interventions if i.tower == "language" for d in i.stored if d.layer is not None}
+        tensors = {
+            key: t
+            for key, t in self.tensors.items()
+            if key.tower == "vision" or key.layer in wanted or key.layer in shared
+        }
         return self._derived(tensors, f"select layers {list(wanted)}", interventions)
 
     def normalized(self) -> SteeringVector:
@@ -391,7 +401,8 @@ class SteeringVector:
         return {
             key
             for key in self.tensors
-            if key.site == intervention.site and key.name == direction.name and direction.layer in (None, key.layer)
+            if (key.site, key.name, key.tower) == (intervention.site, direction.name, intervention.tower)
+            and direction.layer in (None, key.layer)
         }
 
     def _layers(self, intervention: Intervention) -> list[int]:
@@ -400,22 +411,26 @@ class SteeringVector:
             return sorted(intervention.layers)
         direction = intervention.operation.direction
         if not isinstance(direction, StoredDirection) or direction.layer is not None:
-            return list(range(self.layer_count))
+            return list(range(self.metadata.model.count(intervention.tower)))
         return sorted({key.layer for key in self._read_keys(intervention)})
 
     def _check_intervention(self, intervention: Intervention) -> None:
-        layers = self._layers(intervention)
+        layers, count = self._layers(intervention), self.metadata.model.count(intervention.tower)
         named = [*layers, *(m.layer for m in intervention.measures if m.layer is not None)]
         for layer in named:
-            if layer >= self.layer_count:
-                raise LayerRangeError(f"an intervention names layer {layer}", expected=f"below {self.layer_count}")
-        site = intervention.site
+            if layer >= count:
+                raise LayerRangeError(
+                    f"an intervention names layer {layer} of the {intervention.tower} tower", expected=f"below {count}"
+                )
+        site, tower = intervention.site, intervention.tower
         for stored in intervention.stored:
-            present = {key.layer for key in self.tensors if key.site == site and key.name == stored.name}
+            wanted = (site, stored.name, tower)
+            present = {key.layer for key in self.tensors if (key.site, key.name, key.tower) == wanted}
             needed = {*layers} if stored.layer is None else {stored.layer}
             if not present or needed - present:
                 raise OptionError(
-                    f"an intervention reads direction {stored.name!r} at {site} of layers {sorted(needed - present)}",
+                    f"an intervention reads direction {stored.name!r} at {site_label(site, tower)} of layers "
+                    f"{sorted(needed - present)}",
                     expected=f"layers that the vector holds: {sorted(present)}",
                 )
 
@@ -425,14 +440,19 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
         raise OptionError(
             f"the direction at {tuple(key)} has type {tensor.dtype}", expected="float32, float16, bfloat16"
         )
-    if tensor.dim() not in (1, 2) or tensor.shape[-1] != model.hidden_size:
+    count, width = model.count(key.tower), model.width(key.site, key.tower)
+    if not count or not width:
         raise OptionError(
-            f"the direction at {tuple(key)} has shape {tuple(tensor.shape)}",
-            expected=f"[{model.hidden_size}] or [k, {model.hidden_size}]",
+            f"there is a direction at {tuple(key)}, and the record of the model gives no sizes for that place",
+            expected="a record with head_count and head_size (head_out), or vision_hidden_size and vision_layer_count",
         )
-    if not 0 <= key.layer < model.layer_count:
+    if tensor.dim() not in (1, 2) or tensor.shape[-1] != width:
+        raise OptionError(
+            f"the direction at {tuple(key)} has shape {tuple(tensor.shape)}", expected=f"[{width}] or [k, {width}]"
+        )
+    if not 0 <= key.layer < count:
         raise LayerRangeError(
-            f"a direction is at layer {key.layer}", expected=f"0 to {model.layer_count - 1} for {model.architecture}"
+            f"a direction is at layer {key.layer}", expected=f"0 to {count - 1} for {model.architecture}"
         )
     if not torch.isfinite(tensor).all():
         raise NonFiniteError(f"the direction at {tuple(key)} holds NaN or infinity", expected="finite values")

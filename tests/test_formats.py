@@ -184,8 +184,18 @@ def test_arrays_are_read_without_torch_and_equal_its_values(tmp_path: Path) -> N
             assert np.array_equal(raw.array(tensor_name(*key)), tensor.float().numpy())
 
 
-@pytest.mark.parametrize("parts", [(0, "resid_post", ""), (31, "mlp_out", "gate_2"), (99999, "attn_out", "x" * 64)])
-def test_names_of_tensors_are_read_back(parts: tuple[int, str, str]) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (0, "resid_post", "", "language"),
+        (31, "mlp_out", "gate_2", "language"),
+        (99999, "attn_out", "x" * 64, "language"),
+        (3, "head_out", "", "language"),
+        (0, "mlp_out", "", "vision"),
+        (23, "resid_post", "vision", "vision"),
+    ],
+)
+def test_names_of_tensors_are_read_back(parts: tuple[int, str, str, str]) -> None:
     assert parse_tensor_name(tensor_name(*parts)) == parts
 
 

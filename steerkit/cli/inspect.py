@@ -50,15 +50,16 @@ def _tensors(raw: RawPack) -> list[dict[str, Any]]:
     import numpy as np
 
     from steerkit.formats import parse_tensor_name
+    from steerkit.intervention import site_label
 
     found: list[dict[str, Any]] = []
     for name, info in raw.tensors.items():
-        layer, site, part = parse_tensor_name(name)
+        layer, site, part, tower = parse_tensor_name(name)
         rows = raw.array(name).reshape(-1, info.shape[-1]).astype(np.float64)
         found.append(
             {
                 "layer": layer,
-                "site": site,
+                "site": site_label(site, tower),
                 "name": part,
                 "dtype": info.dtype,
                 "shape": list(info.shape),

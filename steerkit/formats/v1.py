@@ -13,29 +13,31 @@ import numpy as np
 from steerkit.errors import NonFiniteError, PackFormatError
 from steerkit.formats.container import RawPack, refused
 
-SITES = ("resid_post", "mlp_out", "attn_out")
+SITES = ("resid_post", "mlp_out", "attn_out", "head_out")
 OUTLIER = 1e4
 
-_NAME = re.compile(r"directions\.(0|[1-9][0-9]{0,4})\.([a-z_]{1,32})(?:\.([A-Za-z0-9_]{1,64}))?")
+_NAME = re.compile(r"directions\.(vision\.)?(0|[1-9][0-9]{0,4})\.([a-z_]{1,32})(?:\.([A-Za-z0-9_]{1,64}))?")
 
 
-def tensor_name(layer: int, site: str, name: str = "") -> str:
-    """`directions.{layer}.{site}` or `directions.{layer}.{site}.{name}`."""
-    return f"directions.{layer}.{site}" + (f".{name}" if name else "")
+def tensor_name(layer: int, site: str, name: str = "", tower: str = "language") -> str:
+    """`directions.{layer}.{site}[.{name}]`, and in the vision tower `directions.vision.{layer}.{site}[.{name}]`."""
+    inside = "" if tower == "language" else f"{tower}."
+    return f"directions.{inside}{layer}.{site}" + (f".{name}" if name else "")
 
 
-def parse_tensor_name(full: str) -> tuple[int, str, str]:
-    """`(layer, site, name)`.
+def parse_tensor_name(full: str) -> tuple[int, str, str, str]:
+    """`(layer, site, name, tower)`.
 
     Raises:
         PackFormatError: The name is not one of this format.
     """
     match = _NAME.fullmatch(full)
-    if match is None or match[2] not in SITES:
+    if match is None or match[3] not in SITES or (match[1] and match[3] == "head_out"):
         raise refused(
-            f"a tensor is named {full[:80]!r}", expected="directions.{layer}.{" + "|".join(SITES) + "}[.{name}]"
+            f"a tensor is named {full[:80]!r}",
+            expected="directions.[vision.]{layer}.{" + "|".join(SITES) + "}[.{name}], head_out not in the vision tower",
         )
-    return int(match[1]), match[2], match[3] or ""
+    return int(match[2]), match[3], match[4] or "", "vision" if match[1] else "language"
 
 
 def tensors_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]]) -> str:

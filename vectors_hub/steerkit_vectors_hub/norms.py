@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from steerkit.formats import RawPack, parse_tensor_name
-from steerkit.intervention import FiniteFloat, Frozen
+from steerkit.intervention import FiniteFloat, Frozen, site_label
 
 COLOR = "#1f6f8b"
 
@@ -48,10 +48,10 @@ def norm_series(raw: RawPack) -> tuple[NormSeries, ...]:
     """The norms of all directions of a pack, by site and name."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for full in raw.tensors:
-        layer, site, name = parse_tensor_name(full)
+        layer, site, name, tower = parse_tensor_name(full)
         values = raw.array(full).astype(np.float64)
         rows = np.sqrt(np.square(values.reshape(-1, values.shape[-1])).sum(axis=-1))
-        found.setdefault((site, name), {})[layer] = float(rows.max())
+        found.setdefault((site_label(site, tower), name), {})[layer] = float(rows.max())
     return tuple(
         NormSeries(
             site=site,
