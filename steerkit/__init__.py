@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from steerkit.intervention import Intervention
     from steerkit.method import Fit, Plan, SteeringMethod
     from steerkit.methods.caa import CAA
+    from steerkit.methods.cast import CAST
     from steerkit.methods.cmrm import CMRM
+    from steerkit.methods.iti import ITI
     from steerkit.methods.refusal_direction import RefusalDirection
+    from steerkit.methods.vlm_guard import VLMGuard
+    from steerkit.methods.vti import VTI
     from steerkit.receipt import Receipt
     from steerkit.registry import adapter_names, get_adapter, get_method, method_names
     from steerkit.samples import Sample, read_samples
@@ -28,8 +32,10 @@ if TYPE_CHECKING:
 _HOME = {
     "Architecture": "steerkit.adapter",
     "CAA": "steerkit.methods.caa",
+    "CAST": "steerkit.methods.cast",
     "CMRM": "steerkit.methods.cmrm",
     "Fit": "steerkit.method",
+    "ITI": "steerkit.methods.iti",
     "Intervention": "steerkit.intervention",
     "Key": "steerkit.vector",
     "ModelAdapter": "steerkit.adapter",
@@ -41,6 +47,8 @@ _HOME = {
     "SteeringMethod": "steerkit.method",
     "SteeringVector": "steerkit.vector",
     "VLM": "steerkit.vlm",
+    "VLMGuard": "steerkit.methods.vlm_guard",
+    "VTI": "steerkit.methods.vti",
     "adapter_names": "steerkit.registry",
     "get_adapter": "steerkit.registry",
     "get_method": "steerkit.registry",
@@ -64,6 +72,10 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "CMRM",
     "CAA",
     "RefusalDirection",
+    "VTI",
+    "ITI",
+    "CAST",
+    "VLMGuard",
     "SteeringVector",
     "load_vector",
     "Key",

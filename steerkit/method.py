@@ -52,12 +52,16 @@ class Plan(NamedTuple):
         second_moments: Whether `solve` needs more of the observations than their mean.
         measures: Whether anchors are measured at all.
         shown: How `observe` shows the anchors; each prompt is built so, as text, before the model runs.
+        together: So many neighbours in the anchor set belong together: batches never part them.
+        rows: Whether `solve` needs the observations themselves. They are then all kept: 8 bytes for each number.
     """
 
     layers: list[int]
     second_moments: bool = False
     measures: bool = True
     shown: tuple[Images, ...] = (True,)
+    together: int = 1
+    rows: bool = False
 
 
 class Fit(NamedTuple):
@@ -196,6 +200,7 @@ class SteeringMethod(Frozen, ABC):
         state = load_checkpoint(path, identity) if path is not None else Progressed(identity)
         _check_resumed(state, anchors)
         _check_anchors(model, anchors, plan.shown, start=len(state.digests))
+        batch_size = max(batch_size // plan.together, 1) * plan.together
         written = time.monotonic()
         unsaved = False
         try:
@@ -228,7 +233,9 @@ class SteeringMethod(Frozen, ABC):
                         expected="finite values",
                         fix="load the model in bfloat16 or float32: float16 may overflow",
                     )
-                groups.setdefault(name, {})[layer] = Moments.of(rows, second=plan.second_moments)
+                groups.setdefault(name, {})[layer] = Moments.of(
+                    rows, second=plan.second_moments or plan.rows, keep=plan.rows
+                )
         return groups
 
     def _identity(self, model: SteerableModel, plan: Plan, total: int) -> str:

@@ -135,7 +135,7 @@ def test_unknown_keys_are_refused_and_known_ones_frozen(kind: type[Any], fields:
         ("never occur in phase='generation'", Intervention, {"tokens": "text", "phase": "generation"}),
         ("never occur in phase='generation'", Intervention, {"tokens": "system", "phase": "generation"}),
         ("never occur in phase='generation'", Intervention, {"tokens": "after_image", "phase": "generation"}),
-        ("'resid_post', 'mlp_out' or 'attn_out'", Intervention, {"site": "resid_pre"}),
+        ("'resid_post', 'mlp_out', 'attn_out' or 'head_out'", Intervention, {"site": "resid_pre"}),
         ("finite number", Intervention, {"strength": float("inf")}),
         ("finite number", Intervention, {"strength": {0: float("nan")}}),
         ("negative layer", Intervention, {"strength": {-1: 1.0}}),
