@@ -33,14 +33,35 @@ def neighbour_differences(batch: Sequence[Sample], captured: Mapping[int, Tensor
     }
 
 
-def difference_moment(positive: Moments, negative: Moments) -> Tensor:
-    """`[hidden, hidden]`: the mean outer product of all differences between two sets of rows, float64."""
+def difference_components(positive: Moments, negative: Moments, count: int = 1) -> Tensor:
+    """`[count, hidden]`: the leading components of the differences of all rows of one set with all of the other.
+
+    Uncentred, of length 1, each with its sign along the mean difference; needs second moments of both.
+    """
+    mean = positive.mean - negative.mean
+    if positive.rows is not None and negative.rows is not None:
+        # their mean outer product is that of these rows, of which there are fewer than there are dimensions
+        centred = [(part.rows - part.mean) / part.count**0.5 for part in (positive, negative)]  # type: ignore[operator]
+        return _signed(_leading_rows(torch.cat([*centred, mean[None]]), count), mean)
     cross = torch.outer(positive.mean, negative.mean)
-    return positive.second_moment() + negative.second_moment() - cross - cross.T
+    moment = positive.second_moment() + negative.second_moment() - cross - cross.T
+    return _signed(_leading_moment(moment, count), mean)
 
 
-def components(moment: Tensor, mean: Tensor, count: int = 1) -> Tensor:
-    """`[count, hidden]`: the leading eigenvectors of a second moment, each with its sign along the mean."""
-    found = torch.linalg.eigh(moment).eigenvectors[:, -count:].flip(1).T
-    signs = torch.where(found @ mean < 0, -1.0, 1.0)
-    return signs[:, None] * found
+def pair_components(differences: Moments, count: int = 1) -> Tensor:
+    """`[count, hidden]`: the same of the differences of pairs."""
+    if differences.rows is not None:
+        return _signed(_leading_rows(differences.rows, count), differences.mean)
+    return _signed(_leading_moment(differences.second_moment(), count), differences.mean)
+
+
+def _leading_rows(rows: Tensor, count: int) -> Tensor:
+    return torch.linalg.svd(rows, full_matrices=False)[2][:count]
+
+
+def _leading_moment(moment: Tensor, count: int) -> Tensor:
+    return torch.linalg.eigh(moment).eigenvectors[:, -count:].flip(1).T
+
+
+def _signed(found: Tensor, mean: Tensor) -> Tensor:
+    return torch.where(found @ mean < 0, -1.0, 1.0)[:, None] * found

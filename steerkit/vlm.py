@@ -184,7 +184,7 @@ class VLM:
             seed: Seed of noise images.
 
         Returns:
-            `{layer: [batch, hidden]}` on the model's device, in the model's type.
+            `{layer: [batch, hidden]}` on the model's device, in the model's type; a mean in float32.
 
         Raises:
             LayerRangeError: A layer lies outside the model.

@@ -276,6 +276,10 @@ LIVES: dict[str, list[dict[str, Any]]] = {
     ],
     "caa": [{"positive": "harmful", "negative": "harmless", "multiplier": 6.0}],
     "refusal_direction": [{"coefficient": 6.0}, {"mode": "ablate"}],
+    "vti": [{"parts": "vision", "alpha_image": 40.0, "masks": 2, "grid": 4, "mask_ratio": 0.5}],
+    "iti": [{"positive": "harmful", "negative": "harmless", "heads": 4, "alpha": 40.0}],
+    "cast": [{"coefficient": 6.0}],
+    "vlm_guard": [{"phase": "both", "alpha": 4.0, "rank": 2}],
 }
 
 

@@ -104,7 +104,7 @@ class Application:
         self._tensors: dict[Any, Tensor] = {}  # made outside inference mode, to serve passes with gradients too
         self._steps: dict[Place, list[_Step]] = defaultdict(list)
         self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
-        self.contrasts: list[tuple[MeasuredContrast, tuple[int, ...], Site]] = []
+        self._together: dict[tuple[MeasuredContrast, Site, tuple[int, ...]], tuple[int, ...]] = {}
         self.closed = False
         for vector, strength in zip(vectors, strengths, strict=True):
             if not is_finite(strength):
@@ -156,8 +156,13 @@ class Application:
             self._measure_on_prompts(intervention.contrast, layers, site)
 
     def _measure_on_prompts(self, contrast: MeasuredContrast, layers: tuple[int, ...], site: Site) -> None:
-        if (contrast, layers, site) not in self.contrasts:
-            self.contrasts.append((contrast, layers, site))
+        group = _group(contrast, layers, site)
+        self._together[group] = tuple(sorted({*self._together.get(group, ()), *layers}))
+
+    @property
+    def contrasts(self) -> list[tuple[MeasuredContrast, tuple[int, ...], Site]]:
+        """What is measured on each prompt: each in a pass of its own, at so many layers at once."""
+        return [(contrast, layers, site) for (contrast, site, _), layers in self._together.items()]
 
     def begin(self, prompt: Prompt) -> None:
         """Measure, without steering, what has to be measured on this prompt."""
@@ -322,7 +327,8 @@ class Application:
         now: Observed,
     ) -> Tensor:
         """`[rows, hidden]`: what was measured on the prompts of a pass, at one of the layers measured together."""
-        measured: Contrasts | None = now.prompt.memo.get((contrast, layers, site))
+        together = self._together[_group(contrast, layers, site)]
+        measured: Contrasts | None = now.prompt.memo.get((contrast, together, site))
         if measured is None:
             raise EngineError(
                 "a contrast is needed in a forward pass that continues from a KV cache, without its prompt",
@@ -423,6 +429,13 @@ class Application:
             generated = int((selection.columns + now.start >= now.prompt_length).sum())
         site = site_label(place.site, place.tower)
         self.receipt.add(place.layer, site, prompt=count - generated, generated=generated, change=change)
+
+
+def _group(
+    contrast: MeasuredContrast, layers: tuple[int, ...], site: Site
+) -> tuple[MeasuredContrast, Site, tuple[int, ...]]:
+    """What is measured together: increments depend on the layers among which they are taken."""
+    return contrast, site, layers if contrast.form == "increments" else ()
 
 
 def _layers(vector: SteeringVector, intervention: Intervention, architecture: Architecture) -> tuple[int, ...]:

@@ -149,7 +149,7 @@ def capture(
 def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool) -> Callable[[Tensor], Tensor]:
     """What takes the hidden states of a pass to `[batch, hidden]`; see `capture`."""
     if tower == "vision":
-        return lambda h: h.flatten(0, -2).float().mean(0, keepdim=True).to(h.dtype)
+        return lambda h: h.flatten(0, -2).float().mean(0, keepdim=True)
     if pool == "last":
         index = last_index(inputs, architecture)
         return lambda h: h[torch.arange(h.shape[0], device=h.device), index.to(h.device)]
@@ -157,7 +157,7 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
 
     def mean(h: Tensor) -> Tensor:
         real = torch.ones(h.shape[:2], device=h.device) if mask is None else (mask != 0).to(h.device).float()
-        return (torch.einsum("bth,bt->bh", h.float(), real) / real.sum(1, keepdim=True)).to(h.dtype)
+        return torch.einsum("bth,bt->bh", h.float(), real) / real.sum(1, keepdim=True)
 
     return mean
 

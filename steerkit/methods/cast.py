@@ -23,7 +23,7 @@ from steerkit.intervention import (
     StoredDirection,
 )
 from steerkit.method import Fit, Observations, Plan, SteeringMethod, require_labels
-from steerkit.pairs import components, difference_moment
+from steerkit.pairs import difference_components
 from steerkit.samples import Sample
 from steerkit.statistics import Groups, Moments
 from steerkit.vector import Key
@@ -199,8 +199,7 @@ def _points(layers: tuple[int, ...], similar: dict[int, tuple[Tensor, Tensor]]) 
 
 def _component(positive: Moments, negative: Moments) -> tuple[Tensor, Tensor]:
     """The first component of all differences, its sign along their mean, and their mean."""
-    mean = positive.mean - negative.mean
-    return components(difference_moment(positive, negative), mean)[0], mean
+    return difference_components(positive, negative)[0], positive.mean - negative.mean
 
 
 def _kept(moments: Moments) -> Tensor:

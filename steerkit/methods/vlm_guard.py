@@ -21,7 +21,7 @@ from steerkit.intervention import (
     StoredDirection,
 )
 from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
-from steerkit.pairs import components, difference_moment, neighbour_differences, require_neighbours
+from steerkit.pairs import difference_components, neighbour_differences, pair_components, require_neighbours
 from steerkit.samples import Sample
 from steerkit.statistics import Groups
 from steerkit.vector import Key
@@ -107,30 +107,35 @@ class VLMGuard(SteeringMethod):
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """The subspace of each layer, and for each its removal and the gated return of the text's component."""
         directions: dict[Key, Tensor] = {}
-        interventions: list[Intervention] = []
+        middles: dict[int, float] = {}
         for layer in layers:
             harmful, harmless = found[self.harmful][layer], found[self.harmless][layer]
             if self.pairing == "neighbours":
-                moment = found["difference"][layer].second_moment()
+                span = pair_components(found["difference"][layer], self.rank)
             else:
-                moment = difference_moment(harmful, harmless)
-            span = components(moment, harmful.mean - harmless.mean, self.rank)
+                span = difference_components(harmful, harmless, self.rank)
             directions[Key(layer, name="span")] = span
             directions[Key(layer, name="first")] = span[0]
-            middle = float((harmful.mean + harmless.mean) @ span[0]) / 2
-            gate = Gate(
-                measure=Measure(kind="projection", direction=StoredDirection(name="first"), state=TEXT_STATE),
-                threshold=middle if self.threshold == "middle" else 0.0,
-            )
-            interventions += self._at(layer, gate)
-        return Fit(directions, tuple(interventions))
+            middles[layer] = float((harmful.mean + harmless.mean) @ span[0]) / 2
+        if self.threshold == "zero":
+            return Fit(directions, self._at(tuple(layers), 0.0))
+        return Fit(directions, sum((self._at((layer,), middle) for layer, middle in middles.items()), ()))
 
-    def _at(self, layer: int, gate: Gate) -> list[Intervention]:
-        span = StoredDirection(name="span")
-        place = {"layers": (layer,), "tokens": "last", "phase": self.phase}
-        return [
-            Intervention(operation=Ablate(direction=span), gate=gate if self.gate_all else None, **place),
+    def _at(self, layers: tuple[int, ...], threshold: float) -> tuple[Intervention, ...]:
+        span, first = StoredDirection(name="span"), StoredDirection(name="first")
+        gate = Gate(measure=Measure(kind="projection", direction=first, state=TEXT_STATE), threshold=threshold)
+        return (
             Intervention(
-                operation=AddProjection(contrast=TEXT_STATE, direction=span), gate=gate, strength=self.alpha, **place
+                operation=Ablate(direction=span),
+                layers=layers,
+                phase=self.phase,
+                gate=gate if self.gate_all else None,
             ),
-        ]
+            Intervention(
+                operation=AddProjection(contrast=TEXT_STATE, direction=span),
+                layers=layers,
+                phase=self.phase,
+                gate=gate,
+                strength=self.alpha,
+            ),
+        )
