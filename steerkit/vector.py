@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import safetensors.torch
 import torch
@@ -331,7 +331,8 @@ class SteeringVector:
         metadata = parse_metadata(raw.document, name=source)
         try:
             loaded = safetensors.torch.load(raw.data)
-            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata, source)
+            keys = {name: Key(*cast("Any", parse_tensor_name(name))) for name in loaded}
+            vector = cls({keys[name]: tensor for name, tensor in loaded.items()}, metadata, source)
         except NonFiniteError:
             raise
         except (safetensors.SafetensorError, SteerKitError) as error:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from reference import TEXT_ONLY, WITH_IMAGE, distance, forget, generate, tensor_of, vector
 from torch import Tensor
 
 import steerkit as sk
 from steerkit.errors import EngineError, LayerRangeError, MissingImageError, ModelMismatchError, OptionError
+from steerkit.formats import encode_document
 from steerkit.intervention import Add, Gate, Measure, MeasuredContrast, Site
 
 CLIP, QWEN = "model.vision_tower.encoder.layers", "model.visual.blocks"
@@ -314,3 +316,22 @@ def test_nothing_is_read_where_no_image_is_shown(llava: sk.VLM) -> None:
         llava.capture(TEXT_ONLY, tower="vision")
     with pytest.raises(MissingImageError, match="sample 0"):
         llava.capture(WITH_IMAGE, tower="vision", images=False)
+
+
+def test_packs_from_before_there_were_towers_and_heads_still_load(llava: sk.VLM, tmp_path: Path) -> None:
+    """Their documents lack the fields that came later."""
+    made = vector(
+        llava,
+        {sk.Key(1): torch.ones(48)},
+        sk.Intervention(layers=(1,), gate=Gate(measure=Measure(kind="cosine", layer=1), threshold=0.25)),
+    )
+    document = made.metadata.model_copy(update={"tensors_sha256": made.digest()}).model_dump(mode="json")
+    for field in ("head_count", "head_size", "vision_hidden_size", "vision_layer_count"):
+        del document["model"][field]
+    for field in ("pool", "state"):
+        del document["interventions"][0]["gate"]["measure"][field]
+    data = safetensors.torch.save({"directions.1.resid_post": torch.ones(48)}, metadata=encode_document(document))
+    loaded = sk.SteeringVector.from_bytes(data)
+    assert loaded.interventions == made.interventions
+    with sk.steer(llava, loaded):
+        logits(llava, llava.inputs(WITH_IMAGE[:1]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
             module = model.get_submodule(tracker.architecture.site(*place))
             hook = _hook(tracker, application, place, owner)
             if place.site == "head_out":
-                handles.append(module.register_forward_pre_hook(lambda m, args, hook=hook: hook(m, (), args)))
+                handles.append(module.register_forward_pre_hook(_on_input(hook)))
                 continue
             handles.append(module.register_forward_hook(hook))
             if place.tower == "vision":
@@ -74,6 +75,11 @@ def _hook(tracker: CallTracker, application: Application, place: Place, owner: i
     return hook
 
 
+def _on_input(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for what a module is given, a tuple like some outputs."""
+    return lambda module, args: hook(module, (), args)
+
+
 _OURS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -83,9 +89,10 @@ def _ahead_of_others(module: nn.Module, hook: int) -> None:
     transformers reads the features of a vision tower by hooks that it leaves on the blocks: they must see what is
     steered.
     """
-    for other, function in list(module._forward_hooks.items()):
+    registered = cast("OrderedDict[int, Any]", module._forward_hooks)
+    for other, function in list(registered.items()):
         if other != hook and function not in _OURS:
-            module._forward_hooks.move_to_end(other)
+            registered.move_to_end(other)
 
 
 class _Reached(Exception):

@@ -118,10 +118,11 @@ class CAST(SteeringMethod):
         """States of the condition's prompts, pooled, and of the behaviour's, at the last token."""
         found: dict[str, dict[int, Tensor]] = {}
         conditions = self._conditions(model, layers)
-        for kind, labels, where, pool in (
+        parts: tuple[tuple[str, tuple[str, str], Sequence[int], Pool], ...] = (
             (CONDITION, (self.meets, self.fails), conditions, self.pool),
             ("behaviour", self._behaviour, layers, "last"),
-        ):
+        )
+        for kind, labels, where, pool in parts:
             shown = [sample for sample in batch if sample.label in labels]
             if not shown:
                 continue

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steerkit.adapter import SteerableModel
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.intervention import Add, FiniteFloat, Intervention, Site
+from steerkit.intervention import Add, FiniteFloat, Intervention, Site, Tower
 from steerkit.method import Fit, Observations, Plan, SteeringMethod, require_images, require_labels
 from steerkit.pairs import neighbour_differences, require_neighbours
 from steerkit.samples import Sample, open_image
@@ -128,7 +128,11 @@ class VTI(SteeringMethod):
         """Mean and first component of each layer, and a turn by them that keeps the norm."""
         directions: dict[Key, Tensor] = {}
         interventions: list[Intervention] = []
-        for tower, group, alpha in (("language", "text", self.alpha_text), ("vision", "vision", self.alpha_image)):
+        parts: tuple[tuple[Tower, str, float], ...] = (
+            ("language", "text", self.alpha_text),
+            ("vision", "vision", self.alpha_image),
+        )
+        for tower, group, alpha in parts:
             if group not in found:
                 continue
             for layer, moments in found[group].items():
