@@ -315,9 +315,10 @@ def test_a_method_is_fitted_saved_loaded_and_steers(
     with sk.steer(vlm, loaded) as receipt:
         steered = [logits(vlm, prompt) for prompt in prompts]
         with_vector = vlm.generate(prompts, max_new_tokens=4)
-    assert receipt.prompt_tokens >= len(prompts)
+    assert max(receipt.prompt_tokens, receipt.vision_tokens) >= len(prompts)
     moved = [float(np.abs(after - then).max()) for after, then in zip(steered, before, strict=True)]
-    assert min(moved) > 0.05
+    # a condition lets some prompts alone
+    assert (max if name == "cast" else min)(moved) > 0.05
     assert with_vector != answers
 
     with sk.steer(vlm, loaded, strength=0.0):
