@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from steerkit.methods.adasteer import AdaSteer
     from steerkit.methods.astra import ASTRA
     from steerkit.methods.caa import CAA
+    from steerkit.methods.cast import CAST
     from steerkit.methods.cmrm import CMRM
+    from steerkit.methods.iti import ITI
     from steerkit.methods.refusal_direction import RefusalDirection
     from steerkit.methods.repe import RepE
     from steerkit.methods.shiftdc import ShiftDC
+    from steerkit.methods.vlm_guard import VLMGuard
+    from steerkit.methods.vti import VTI
     from steerkit.receipt import Receipt
     from steerkit.registry import adapter_names, get_adapter, get_method, method_names
     from steerkit.samples import Sample, read_samples
@@ -42,9 +46,11 @@ _HOME = {
     "Architecture": "steerkit.adapter",
     "Budget": "steerkit.calibration",
     "CAA": "steerkit.methods.caa",
+    "CAST": "steerkit.methods.cast",
     "CMRM": "steerkit.methods.cmrm",
     "Case": "steerkit.evaluation",
     "Fit": "steerkit.method",
+    "ITI": "steerkit.methods.iti",
     "Intervention": "steerkit.intervention",
     "Key": "steerkit.vector",
     "ModelAdapter": "steerkit.adapter",
@@ -60,6 +66,8 @@ _HOME = {
     "SteeringVector": "steerkit.vector",
     "Suite": "steerkit.evaluation",
     "VLM": "steerkit.vlm",
+    "VLMGuard": "steerkit.methods.vlm_guard",
+    "VTI": "steerkit.methods.vti",
     "adapter_names": "steerkit.registry",
     "calibrate": "steerkit.calibration",
     "compare": "steerkit.comparison",
@@ -94,6 +102,10 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "RepE",
     "AdaSteer",
     "ActAdd",
+    "VTI",
+    "ITI",
+    "CAST",
+    "VLMGuard",
     "SteeringVector",
     "load_vector",
     "sign",

@@ -45,7 +45,7 @@ def check_dose(vectors: Sequence[SteeringVector], strengths: Sequence[float], no
         return Check("dose", "skip", "the norms of the model's hidden states are not known without a fingerprint")
     doses = relative_doses(vectors, strengths, norms)
     if not doses:
-        return Check("dose", "skip", "what is added is measured on each prompt")
+        return Check("dose", "skip", "the size of what is done is not known before the prompt")
     layer, largest = max(doses.items(), key=lambda item: item[1])
     details = {"by_layer": {str(each): round(dose, 4) for each, dose in doses.items()}}
     high = [each for each, dose in doses.items() if dose > HIGH]
@@ -69,6 +69,8 @@ def relative_doses(vectors: Sequence[SteeringVector], strengths: Sequence[float]
     doses: dict[int, float] = {}
     for vector, strength in zip(vectors, strengths, strict=True):
         for intervention in vector.interventions:
+            if intervention.tower != "language" or intervention.site == "head_out":
+                continue  # not in the space of the hidden states whose norms are known
             for layer in vector.layers_of(intervention):
                 found = _dose(vector, intervention, layer, strength)
                 if isinstance(found, Tensor):

@@ -10,8 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from steerkit.errors import PackFormatError
 from steerkit.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
-from steerkit.intervention import FiniteFloat, Frozen, Intervention
+from steerkit.intervention import FiniteFloat, Frozen, Intervention, Site, Tower
 
+Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
+Depth = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=20_000)]
 Line = Annotated[str, Field(max_length=1000)]
@@ -36,6 +38,10 @@ class ModelRecord(Frozen):
         model_type: `config.model_type`.
         hidden_size: Width of the decoder's hidden states.
         layer_count: Number of decoder blocks.
+        head_count: Number of attention heads in a block, where it is known and the same in every block.
+        head_size: Their width.
+        vision_hidden_size: Width of the vision tower's hidden states, where the adapter declares it.
+        vision_layer_count: Number of its blocks.
         config_sha256: Fingerprint of the configuration.
         tokenizer_sha256: Fingerprint of the vocabulary and the chat template.
         processor_sha256: Fingerprint of the image processor's settings.
@@ -45,11 +51,25 @@ class ModelRecord(Frozen):
     revision: Line | None = None
     architecture: Annotated[str, Field(max_length=200)]
     model_type: Annotated[str, Field(max_length=200)]
-    hidden_size: Annotated[int, Field(gt=0, le=MAX_WIDTH)]
-    layer_count: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+    hidden_size: Width
+    layer_count: Depth
+    head_count: Width | None = None
+    head_size: Width | None = None
+    vision_hidden_size: Width | None = None
+    vision_layer_count: Depth | None = None
     config_sha256: Sha256 | None = None
     tokenizer_sha256: Sha256 | None = None
     processor_sha256: Sha256 | None = None
+
+    def count(self, tower: Tower) -> int:
+        """Number of blocks of a tower; 0 where it is not recorded."""
+        return self.layer_count if tower == "language" else self.vision_layer_count or 0
+
+    def width(self, site: Site, tower: Tower) -> int:
+        """Width of the hidden states at a site; 0 where it is not recorded."""
+        if site == "head_out":
+            return 0 if tower == "vision" else (self.head_count or 0) * (self.head_size or 0)
+        return self.hidden_size if tower == "language" else self.vision_hidden_size or 0
 
 
 class AnchorRecord(Frozen):

@@ -54,6 +54,7 @@ class Plan(NamedTuple):
         measures: Whether anchors are measured at all.
         shown: How `observe` shows the anchors; each prompt is built so, as text, before the model runs.
         together: So many neighbours in the anchor set belong together: batches never part them.
+        rows: Whether `solve` needs the observations themselves. They are then all kept: 8 bytes for each number.
     """
 
     layers: list[int]
@@ -61,6 +62,7 @@ class Plan(NamedTuple):
     measures: bool = True
     shown: tuple[Images, ...] = (True,)
     together: int = 1
+    rows: bool = False
 
 
 class Fit(NamedTuple):
@@ -233,7 +235,9 @@ class SteeringMethod(Frozen, ABC):
                         expected="finite values",
                         fix="load the model in bfloat16 or float32: float16 may overflow",
                     )
-                groups.setdefault(name, {})[layer] = Moments.of(rows, second=plan.second_moments)
+                groups.setdefault(name, {})[layer] = Moments.of(
+                    rows, second=plan.second_moments or plan.rows, keep=plan.rows
+                )
         return groups
 
     def _identity(self, model: SteerableModel, plan: Plan, total: int) -> str:

@@ -19,7 +19,7 @@ from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
 from steerkit.fingerprint import check_fingerprint, responses_or_reason, state_norms, state_of
-from steerkit.intervention import MeasuredContrast, Site
+from steerkit.intervention import MeasuredContrast, Site, site_label
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
 from steerkit.views import system_lengths, view
@@ -175,7 +175,7 @@ class steer:
 def check_model(vector: SteeringVector, vlm: VLM) -> Check:
     """Whether a vector is for a model of this class and these sizes."""
     theirs, ours = vector.metadata.model, vlm.record
-    problems = _size_problems(theirs, ours)
+    problems = _size_problems(vector, ours)
     if theirs.architecture != ours.architecture:
         problems.append(f"architecture {theirs.architecture}, and the model is {ours.architecture}")
     if problems:
@@ -196,7 +196,7 @@ def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float],
         strengths: The strength of each.
         vlm: The model. Its responses to the probes are measured if a vector has a fingerprint to compare them with.
     """
-    if any(_size_problems(vector.metadata.model, vlm.record) for vector in vectors):
+    if any(_size_problems(vector, vlm.record) for vector in vectors):
         return tuple(check_model(vector, vlm) for vector in vectors)  # nothing else can be compared
     ours = responses_or_reason(vlm) if _fingerprinted(vectors) else None
     checks: list[Check] = []
@@ -217,7 +217,7 @@ def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:
         ModelMismatchError: See `steer`.
     """
     check = check_model(vector, vlm)
-    sizes = _size_problems(vector.metadata.model, vlm.record)
+    sizes = _size_problems(vector, vlm.record)
     if check.status == "fail" and (sizes or policy == "strict"):
         raise ModelMismatchError(
             check.message,
@@ -227,12 +227,17 @@ def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:
         )
 
 
-def _size_problems(theirs: ModelRecord, ours: ModelRecord) -> list[str]:
+def _size_problems(vector: SteeringVector, ours: ModelRecord) -> list[str]:
+    theirs = vector.metadata.model
     problems: list[str] = []
     if theirs.hidden_size != ours.hidden_size:
         problems.append(f"hidden size {theirs.hidden_size}, and the model has {ours.hidden_size}")
     if theirs.layer_count != ours.layer_count:
         problems.append(f"{theirs.layer_count} layers, and the model has {ours.layer_count}")
+    for site, tower in sorted(vector.places):
+        sizes = [(record.count(tower), record.width(site, tower)) for record in (theirs, ours)]
+        if (site == "head_out" or tower == "vision") and all(map(all, sizes)) and sizes[0] != sizes[1]:
+            problems.append(f"{sizes[0]} layers and width at {site_label(site, tower)}, and the model has {sizes[1]}")
     return problems
 
 
@@ -261,10 +266,12 @@ def measure_contrast(
     architecture, model = vlm.architecture, vlm.model
     captured: list[dict[int, Tensor]] = []
     with vlm.unnoticed():
-        for name in (contrast.positive, contrast.negative):
+        for name in filter(None, (contrast.positive, contrast.negative)):
             inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed)
             vlm.reset()
             captured.append(hooks.capture(model, inputs, architecture, layers, site))
+    if contrast.negative is None:
+        return {layer: captured[0][layer].float() for layer in layers}
     positive, negative = captured
     difference = {layer: positive[layer].float() - negative[layer].float() for layer in layers}
     return ops.increments(difference) if contrast.form == "increments" else difference

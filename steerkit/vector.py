@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import safetensors.torch
 import torch
@@ -24,7 +24,7 @@ from steerkit.formats import (
     tensor_name,
     tensors_digest,
 )
-from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection, is_finite
+from steerkit.intervention import Add, Intervention, LinearStrength, Site, StoredDirection, Tower, is_finite, site_label
 from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ _FILE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class Key(NamedTuple):
-    """The address of a direction: 0-based decoder block, site, and a name where a layer has several."""
+    """The address of a direction: 0-based block, site, a name where a layer has several, and the tower."""
 
     layer: int
-    site: str = "resid_post"
+    site: Site = "resid_post"
     name: str = ""
+    tower: Tower = "language"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class SteeringVector:
     tensors: Mapping[Key, Tensor]
     metadata: PackMetadata
     source: str | None = None
-    _places: Mapping[tuple[str, str], frozenset[int]] = field(init=False, repr=False)
+    _places: Mapping[tuple[str, str, str], frozenset[int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # a copy: whoever holds the tensors that were given can't change the vector
@@ -107,16 +108,21 @@ class SteeringVector:
                 return {
                     key.layer: tensor
                     for key, tensor in self.tensors.items()
-                    if key.site == intervention.site and key.name == direction.name
+                    if (key.site, key.name, key.tower) == (intervention.site, direction.name, intervention.tower)
                 }
         return {}
 
-    def direction(self, stored: StoredDirection, layer: int, site: str) -> Tensor | None:
+    def direction(self, stored: StoredDirection, layer: int, site: Site, tower: Tower = "language") -> Tensor | None:
         """The tensor that a stored direction means at a layer, or None if there is none."""
-        return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name))
+        return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name, tower))
+
+    @property
+    def places(self) -> set[tuple[Site, Tower]]:
+        """The sites and towers that the interventions steer."""
+        return {(intervention.site, intervention.tower) for intervention in self.interventions}
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
-        """The same vector on some layers only.
+        """The same vector on some decoder blocks only; what it does in the vision tower stays.
 
         For CMRM in increments, prefer `CMRM(layers=...)`: it measures the increments between the chosen layers, whereas
         this drops what the other layers contributed.
@@ -127,17 +133,21 @@ class SteeringVector:
         wanted = tuple(dict.fromkeys(layers))
         if not wanted:
             raise LayerRangeError("no layer is selected", expected="at least one layer")
-        steered = {layer for i in self.interventions for layer in self.layers_of(i)}
+        steered = {layer for i in self.interventions if i.tower == "language" for layer in self.layers_of(i)}
         for layer in wanted:
             if layer not in steered:
                 raise LayerRangeError(f"the vector steers nothing at layer {layer}", expected=f"of {sorted(steered)}")
         interventions = tuple(
-            i.model_copy(update={"layers": kept})
+            i if i.tower == "vision" else i.model_copy(update={"layers": kept})
             for i in self.interventions
-            if (kept := tuple(layer for layer in wanted if layer in self.layers_of(i)))
+            if (kept := tuple(layer for layer in wanted if layer in self.layers_of(i))) or i.tower == "vision"
         )
-        shared = {d.layer for i in interventions for d in i.stored if d.layer is not None}
-        tensors = {key: t for key, t in self.tensors.items() if key.layer in wanted or key.layer in shared}
+        shared = {d.layer for i in interventions if i.tower == "language" for d in i.stored if d.layer is not None}
+        tensors = {
+            key: t
+            for key, t in self.tensors.items()
+            if key.tower == "vision" or key.layer in wanted or key.layer in shared
+        }
         return self._derived(tensors, f"select layers {list(wanted)}", interventions)
 
     def normalized(self) -> SteeringVector:
@@ -311,7 +321,8 @@ class SteeringVector:
         metadata = parse_metadata(raw.document, name=source)
         try:
             loaded = safetensors.torch.load(raw.data)
-            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata, source)
+            keys = {name: Key(*cast("Any", parse_tensor_name(name))) for name in loaded}
+            vector = cls({keys[name]: tensor for name, tensor in loaded.items()}, metadata, source)
         except NonFiniteError:
             raise
         except (safetensors.SafetensorError, SteerKitError) as error:
@@ -384,9 +395,9 @@ class SteeringVector:
         direction = intervention.operation.direction
         if not isinstance(direction, StoredDirection):
             return set()
-        site, name = intervention.site, direction.name
-        present = self._places.get((site, name), frozenset())
-        return {Key(layer, site, name) for layer in present if direction.layer in (None, layer)}
+        site, name, tower = intervention.site, direction.name, intervention.tower
+        present = self._places.get((site, name, tower), frozenset())
+        return {Key(layer, site, name, tower) for layer in present if direction.layer in (None, layer)}
 
     def layers_of(self, intervention: Intervention) -> Sequence[int]:
         """The layers that an intervention steers; `all` means those that hold its direction."""
@@ -394,30 +405,33 @@ class SteeringVector:
             return sorted(intervention.layers)
         direction = intervention.operation.direction
         if not isinstance(direction, StoredDirection) or direction.layer is not None:
-            return range(self.layer_count)
+            return range(self.metadata.model.count(intervention.tower))
         return sorted({key.layer for key in self._read_keys(intervention)})
 
     def _check_intervention(self, intervention: Intervention) -> None:
-        layers = self.layers_of(intervention)
+        layers, count = self.layers_of(intervention), self.metadata.model.count(intervention.tower)
         named = (m.layer for m in intervention.measures if m.layer is not None)
-        if (highest := max((layers[-1] if layers else 0, *named))) >= self.layer_count:
-            raise LayerRangeError(f"an intervention names layer {highest}", expected=f"below {self.layer_count}")
-        site = intervention.site
+        if (highest := max((layers[-1] if layers else 0, *named))) >= count:
+            raise LayerRangeError(
+                f"an intervention names layer {highest} of the {intervention.tower} tower", expected=f"below {count}"
+            )
+        site, tower = intervention.site, intervention.tower
         for stored in intervention.stored:
-            present = self._places.get((site, stored.name), frozenset())
+            present = self._places.get((site, stored.name, tower), frozenset())
             missing = set(layers if stored.layer is None else (stored.layer,)) - present
             if not present or missing:
                 raise OptionError(
-                    f"an intervention reads direction {stored.name!r} at {site} of layers {_listed(missing)}",
+                    f"an intervention reads direction {stored.name!r} at {site_label(site, tower)} of layers "
+                    f"{_listed(missing)}",
                     expected=f"layers that the vector holds: {_listed(present)}",
                 )
 
 
-def _places(keys: Iterable[Key]) -> dict[tuple[str, str], frozenset[int]]:
-    """`{(site, name): layers}`."""
-    found: dict[tuple[str, str], set[int]] = {}
+def _places(keys: Iterable[Key]) -> dict[tuple[str, str, str], frozenset[int]]:
+    """`{(site, name, tower): layers}`."""
+    found: dict[tuple[str, str, str], set[int]] = {}
     for key in keys:
-        found.setdefault((key.site, key.name), set()).add(key.layer)
+        found.setdefault((key.site, key.name, key.tower), set()).add(key.layer)
     return {place: frozenset(layers) for place, layers in found.items()}
 
 
@@ -431,14 +445,19 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
         raise OptionError(
             f"the direction at {tuple(key)} has type {tensor.dtype}", expected="float32, float16, bfloat16"
         )
-    if tensor.dim() not in (1, 2) or tensor.shape[-1] != model.hidden_size:
+    count, width = model.count(key.tower), model.width(key.site, key.tower)
+    if not count or not width:
         raise OptionError(
-            f"the direction at {tuple(key)} has shape {tuple(tensor.shape)}",
-            expected=f"[{model.hidden_size}] or [k, {model.hidden_size}]",
+            f"there is a direction at {tuple(key)}, and the record of the model gives no sizes for that place",
+            expected="a record with head_count and head_size (head_out), or vision_hidden_size and vision_layer_count",
         )
-    if not 0 <= key.layer < model.layer_count:
+    if tensor.dim() not in (1, 2) or tensor.shape[-1] != width:
+        raise OptionError(
+            f"the direction at {tuple(key)} has shape {tuple(tensor.shape)}", expected=f"[{width}] or [k, {width}]"
+        )
+    if not 0 <= key.layer < count:
         raise LayerRangeError(
-            f"a direction is at layer {key.layer}", expected=f"0 to {model.layer_count - 1} for {model.architecture}"
+            f"a direction is at layer {key.layer}", expected=f"0 to {count - 1} for {model.architecture}"
         )
     norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=torch.float64)
     if not norms.isfinite().all():

@@ -25,7 +25,7 @@ from steerkit.errors import (
     UnsupportedModelError,
 )
 from steerkit.fingerprint import fingerprint
-from steerkit.intervention import Site
+from steerkit.intervention import Pool, Site, Tower
 from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.registry import adapter_for
 from steerkit.samples import Sample, as_samples, named, open_image
@@ -166,30 +166,40 @@ class VLM:
         images: Images = True,
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
+        tower: Tower = "language",
+        pool: Pool = "last",
         batch_size: int = 8,
         engine: Literal["nnsight", "hooks"] = "nnsight",
         seed: int = 0,
     ) -> dict[int, Tensor]:
-        """The hidden state of each sample's last prompt token.
+        """The hidden state that stands for each sample: that of its last prompt token, unless `pool` says otherwise.
 
         Args:
             samples: The samples.
             images: As for `inputs`.
-            layers: 0-based decoder blocks; default: all.
+            layers: 0-based blocks; default: all.
             site: Where in the block.
+            tower: The decoder, or the vision tower: there the mean over all tokens of the sample's images is read, in
+                one pass for each sample.
+            pool: `last` token of the prompt, or the `mean` over its tokens.
             batch_size: Prompts per forward pass.
             engine: `nnsight` traces the model; `hooks` is the one to use from several threads. Both give equal numbers.
             seed: Seed of noise images.
 
         Returns:
-            `{layer: [batch, hidden]}` on the model's device, in the model's type.
+            `{layer: [batch, hidden]}` on the model's device, in the model's type; a mean in float32.
 
         Raises:
             LayerRangeError: A layer lies outside the model.
+            EngineError: The model has no such site or tower.
             SampleError: There are no samples, or one can't be a prompt of this model; found before the model runs.
             MissingImageError: An image file is missing, or is not an image; found before the model runs.
         """
-        wanted = self.check_layers(layers)
+        self.architecture.check_site(site, tower)
+        wanted = self.check_layers(layers, tower)
+        if tower == "vision":
+            batch_size = 1  # where patches are packed, their images can't be told apart
+            self._check_seen(samples, images)
         if not len(as_samples(samples)):
             raise SampleError("there are no samples", expected="at least one")
         if engine == "nnsight":
@@ -204,7 +214,7 @@ class VLM:
         for batch in self._batches(samples, images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images, seed=seed)
             self.reset()
-            parts.append((batch, read(self.model, inputs, self.architecture, wanted, site)))
+            parts.append((batch, read(self.model, inputs, self.architecture, wanted, site, tower, pool)))
         order = torch.tensor([index for batch, _ in parts for index in batch]).argsort()
         return {
             layer: torch.cat([found[layer] for _, found in parts])[order.to(parts[0][1][layer].device)]
@@ -315,13 +325,21 @@ class VLM:
         prompt = prompt_of(sample, images)
         self.adapter.render(self.require_processor("building a prompt"), prompt, len(prompt.images))
 
-    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
-        """The layers, sorted; all of them for None.
+    def _check_seen(self, samples: Sequence[Sample], images: Images) -> None:
+        for index in range(len(samples)):
+            if hides_images(images) or not samples[index].images:
+                raise MissingImageError(
+                    f"sample {index} is shown without an image, and the vision tower is read",
+                    expected="an image in every sample, and a view that shows it",
+                )
+
+    def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
+        """The layers of a tower, sorted; all of them for None.
 
         Raises:
             LayerRangeError: A layer lies outside the model, or none is given.
         """
-        count = self.architecture.layer_count
+        count = self.architecture.count(tower)
         if layers is None:
             return list(range(count))
         wanted = sorted(set(layers))
@@ -512,6 +530,10 @@ def _record(model: nn.Module, processor: Any, architecture: Architecture) -> Mod
         model_type=config.model_type,
         hidden_size=architecture.hidden_size,
         layer_count=architecture.layer_count,
+        head_count=None if architecture.heads is None else architecture.heads.count,
+        head_size=None if architecture.heads is None else architecture.heads.size,
+        vision_hidden_size=None if architecture.vision is None else architecture.vision.hidden_size,
+        vision_layer_count=None if architecture.vision is None else architecture.vision.layer_count,
         config_sha256=_digest(_stable(config.to_dict())),
         tokenizer_sha256=None
         if tokenizer is None

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from steerkit.adapter import Architecture, Images
-from steerkit.intervention import Site
+from steerkit.intervention import Pool, Site, Tower
 from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.samples import Sample
 from steerkit.vlm import VLM, wrap
@@ -43,10 +43,14 @@ class ReadByHooks:
         images: Images = True,
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
+        tower: Tower = "language",
+        pool: Pool = "last",
         seed: int = 0,
     ) -> dict[int, torch.Tensor]:
         self.samples_run += len(samples)
-        return self.vlm.capture(samples, images=images, layers=layers, site=site, seed=seed, engine="hooks")
+        return self.vlm.capture(
+            samples, images=images, layers=layers, site=site, tower=tower, pool=pool, seed=seed, engine="hooks"
+        )
 
     def fingerprint(self) -> Fingerprint:
         return self.vlm.fingerprint()
@@ -62,8 +66,8 @@ class ReadByHooks:
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         self.vlm.check_prompt(sample, images)
 
-    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
-        return self.vlm.check_layers(layers)
+    def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
+        return self.vlm.check_layers(layers, tower)
 
 
 @pytest.fixture(scope="session")

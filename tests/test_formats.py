@@ -186,8 +186,18 @@ def test_arrays_are_read_without_torch_and_equal_its_values(tmp_path: Path) -> N
             assert np.array_equal(raw.array(tensor_name(*key)), tensor.float().numpy())
 
 
-@pytest.mark.parametrize("parts", [(0, "resid_post", ""), (31, "mlp_out", "gate_2"), (4095, "attn_out", "x" * 64)])
-def test_names_of_tensors_are_read_back(parts: tuple[int, str, str]) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (0, "resid_post", "", "language"),
+        (31, "mlp_out", "gate_2", "language"),
+        (4095, "attn_out", "x" * 64, "language"),
+        (3, "head_out", "", "language"),
+        (0, "mlp_out", "", "vision"),
+        (23, "resid_post", "vision", "vision"),
+    ],
+)
+def test_names_of_tensors_are_read_back(parts: tuple[int, str, str, str]) -> None:
     assert parse_tensor_name(tensor_name(*parts)) == parts
 
 
@@ -343,6 +353,12 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]
     "negative layer": (_renamed("directions.-1.resid_post"), "named"),
     "padded layer": (_renamed("directions.00.resid_post"), "named"),
     "unknown site": (_renamed("directions.0.nowhere"), "named"),
+    "unknown tower": (_renamed("directions.audio.0.resid_post"), "named"),
+    "tower twice": (_renamed("directions.vision.vision.0.mlp_out"), "named"),
+    "tower alone": (_renamed("directions.vision.mlp_out"), "named"),
+    "padded layer in the tower": (_renamed("directions.vision.00.mlp_out"), "named"),
+    "heads in the tower": (_renamed("directions.vision.0.head_out"), "named"),
+    "sizes of the tower unknown": (_renamed("directions.vision.0.mlp_out"), "."),
     "path in name": (_renamed("directions.0.resid_post.../../x"), "named"),
     "line break in name": (_renamed("directions.0.resid_post\n"), "named"),
     "surrogate in name": (_renamed("directions.0.\ud800"), "surrogates"),

@@ -53,14 +53,15 @@ def inspect(
 
 def _tensors(raw: RawPack) -> list[dict[str, Any]]:
     from steerkit.formats import parse_tensor_name
+    from steerkit.intervention import site_label
 
     found: list[dict[str, Any]] = []
     for name, info in raw.tensors.items():
-        layer, site, part = parse_tensor_name(name)
+        layer, site, part, tower = parse_tensor_name(name)
         found.append(
             {
                 "layer": layer,
-                "site": site,
+                "site": site_label(site, tower),
                 "name": part,
                 "dtype": info.dtype,
                 "shape": list(info.shape),

@@ -48,13 +48,13 @@ def parse_pack(data: bytes, *, name: str = "the data") -> RawPack:
     return raw
 
 
-def tensor_name(layer: int, site: str, name: str = "") -> str:
+def tensor_name(layer: int, site: str, name: str = "", tower: str = "language") -> str:
     """The name of a direction inside the file, in the current format."""
-    return _VERSIONS[CURRENT].tensor_name(layer, site, name)
+    return _VERSIONS[CURRENT].tensor_name(layer, site, name, tower)
 
 
-def parse_tensor_name(full: str) -> tuple[int, str, str]:
-    """`(layer, site, name)` of a direction's name, in the current format."""
+def parse_tensor_name(full: str) -> tuple[int, str, str, str]:
+    """`(layer, site, name, tower)` of a direction's name, in the current format."""
     return _VERSIONS[CURRENT].parse_tensor_name(full)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from steerkit.errors import NonFiniteError, PackFormatError
 from steerkit.formats.container import RawPack, refused
 
-SITES = ("resid_post", "mlp_out", "attn_out")
+SITES = ("resid_post", "mlp_out", "attn_out", "head_out")
 OUTLIER = 1e4
 MAX_LAYERS = 4096
 MAX_WIDTH = 2**20
@@ -22,25 +22,29 @@ MAX_INTERVENTIONS = 1024
 _SEAL = len(',"document_sha256":""}') + 64
 """Characters at the end of a document that hold its digest."""
 
-_NAME = re.compile(r"directions\.(0|[1-9][0-9]{0,4})\.([a-z_]{1,32})(?:\.([A-Za-z0-9_]{1,64}))?")
+_NAME = re.compile(r"directions\.(vision\.)?(0|[1-9][0-9]{0,4})\.([a-z_]{1,32})(?:\.([A-Za-z0-9_]{1,64}))?")
 
 
-def tensor_name(layer: int, site: str, name: str = "") -> str:
-    """`directions.{layer}.{site}` or `directions.{layer}.{site}.{name}`."""
-    return f"directions.{layer}.{site}" + (f".{name}" if name else "")
+def tensor_name(layer: int, site: str, name: str = "", tower: str = "language") -> str:
+    """`directions.{layer}.{site}[.{name}]`, and in the vision tower `directions.vision.{layer}.{site}[.{name}]`."""
+    inside = "" if tower == "language" else f"{tower}."
+    return f"directions.{inside}{layer}.{site}" + (f".{name}" if name else "")
 
 
-def parse_tensor_name(full: str) -> tuple[int, str, str]:
-    """`(layer, site, name)`.
+def parse_tensor_name(full: str) -> tuple[int, str, str, str]:
+    """`(layer, site, name, tower)`.
 
     Raises:
         PackFormatError: The name is not one of this format.
     """
     match = _NAME.fullmatch(full)
-    if match is None or match[2] not in SITES or int(match[1]) >= MAX_LAYERS:
-        expected = "directions.{layer}.{" + "|".join(SITES) + "}[.{name}], layer below " + str(MAX_LAYERS)
-        raise refused(f"a tensor is named {full[:80]!r}", expected=expected)
-    return int(match[1]), match[2], match[3] or ""
+    if match is None or match[3] not in SITES or (match[1] and match[3] == "head_out") or int(match[2]) >= MAX_LAYERS:
+        raise refused(
+            f"a tensor is named {full[:80]!r}",
+            expected="directions.[vision.]{layer}.{" + "|".join(SITES) + "}[.{name}], layer below "
+            f"{MAX_LAYERS}, head_out not in the vision tower",
+        )
+    return int(match[2]), match[3], match[4] or "", "vision" if match[1] else "language"
 
 
 def tensors_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]]) -> str:

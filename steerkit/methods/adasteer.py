@@ -10,7 +10,15 @@ from torch import Tensor
 
 from steerkit import ops
 from steerkit.adapter import SteerableModel
-from steerkit.intervention import Add, FiniteFloat, Intervention, LinearStrength, Measure, MeasuredContrast, StoredDirection
+from steerkit.intervention import (
+    Add,
+    FiniteFloat,
+    Intervention,
+    LinearStrength,
+    Measure,
+    MeasuredContrast,
+    StoredDirection,
+)
 from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_images, require_labels
 from steerkit.samples import Sample
 from steerkit.statistics import Groups, Moments

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from steerkit.formats import RawPack, parse_tensor_name
-from steerkit.intervention import FiniteFloat, Frozen
+from steerkit.intervention import FiniteFloat, Frozen, site_label
 
 COLOR = "#1f6f8b"
 
@@ -47,8 +47,8 @@ def norm_series(raw: RawPack) -> tuple[NormSeries, ...]:
     """The norms of all directions of a pack, by site and name."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for full in raw.tensors:
-        layer, site, name = parse_tensor_name(full)
-        found.setdefault((site, name), {})[layer] = float(raw.norms(full).max())
+        layer, site, name, tower = parse_tensor_name(full)
+        found.setdefault((site_label(site, tower), name), {})[layer] = float(raw.norms(full).max())
     return tuple(
         NormSeries(
             site=site,
