@@ -59,6 +59,7 @@ def sealed(header: dict[str, Any], document: dict[str, Any], body: bytes) -> Non
         line = json.dumps([name, header[name]["dtype"], header[name]["shape"]], separators=(",", ":"))
         state.update(line.encode() + b"\n" + body[begin:end])
     document["tensors_sha256"] = state.hexdigest()
+    document.pop("document_sha256", None)  # optional, and wrong by now
 
 
 def a_pack(dtype: torch.dtype, rows: int, intervention: dict[str, Any]) -> bytes:
