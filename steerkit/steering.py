@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steerkit import ops
 from steerkit.arguments import as_strengths, as_vectors
-from steerkit.engines import hooks
+from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
@@ -174,17 +174,18 @@ def check_match(vector: SteeringVector, vlm: VLM, *, shape_only: bool) -> None:
 
 
 def _check_eager(model: nn.Module) -> None:
-    """Refuse a compiled model: its graph does not see hooks that are added later.
+    """Refuse a model that was compiled outside: its graph does not see hooks that are added later.
 
     Raises:
         EngineError: The model or one of its modules has been compiled.
     """
     for name, module in model.named_modules():
-        if module._compiled_call_impl is not None or name == "_orig_mod":
+        if compiled.is_compiled(module) or name == "_orig_mod":
             raise EngineError(
-                f"{name or type(model).__name__} has been compiled with torch.compile",
-                expected="a model that runs eagerly",
-                fix="steer the model as it was before it was compiled, or load it again",
+                f"{name or type(model).__name__} has been compiled with torch.compile before the block",
+                expected="a model that runs eagerly, or is compiled inside the block",
+                fix="steer the model as it was before it was compiled; inside the block, generate(..., "
+                "cache_implementation='static') compiles by itself, or model.forward = torch.compile(model.forward)",
             )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steerkit.adapter import Architecture, Inputs
+from steerkit.engines import compiled
 from steerkit.engines.application import Application, Place
 from steerkit.engines.calls import CallTracker
 from steerkit.intervention import Site
@@ -38,22 +39,25 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
         any_thread: Steer calls from any thread, not only from the one that opens the context.
     """
     owner = None if any_thread else threading.get_ident()
-    handles = []
-    try:
+    with ExitStack() as stack:
+        stack.callback(setattr, application, "closed", True)
         for place in application.places:
+            slot = compiled.acquire(model, place)
+            stack.callback(compiled.release, slot)
+            slot.steer = _traced(tracker, application, place, owner)
             module = model.get_submodule(tracker.architecture.site(*place))
-            handles.append(module.register_forward_hook(_hook(tracker, application, place, owner)))
+            hook = _hook(tracker, application, place, owner, slot.number)
+            stack.callback(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        application.closed = True
-        for handle in handles:
-            handle.remove()
 
 
-def _hook(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> Callable[..., Any]:
+def _hook(
+    tracker: CallTracker, application: Application, place: Place, owner: int | None, slot: int
+) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return with_hidden(output, compiled.steered(hidden(output), slot))
         now = tracker.current
-        # a graph that was compiled inside the block keeps its hooks: they do nothing once the block has ended
         if now is None or application.closed or (owner is not None and threading.get_ident() != owner):
             return None
         h = hidden(output)
@@ -61,6 +65,18 @@ def _hook(tracker: CallTracker, application: Application, place: Place, owner: i
         return None if changed is h else with_hidden(output, changed)
 
     return hook
+
+
+def _traced(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> compiled.Steer:
+    """What the hook does where it was traced into a graph."""
+
+    def steer(h: Tensor) -> Tensor:
+        if owner is not None and threading.get_ident() != owner:
+            return h
+        now = tracker.in_graph(place, application)
+        return h if now is None else application.apply(place, h, now)
+
+    return steer
 
 
 class _Reached(Exception):
