@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steerkit.adapter import Architecture, ModelAdapter
+    from steerkit.composition import Conflict, conflicts, orthogonalized
     from steerkit.errors import SteerKitError
     from steerkit.intervention import Intervention
     from steerkit.method import Fit, Plan, SteeringMethod
@@ -29,6 +30,7 @@ _HOME = {
     "Architecture": "steerkit.adapter",
     "CAA": "steerkit.methods.caa",
     "CMRM": "steerkit.methods.cmrm",
+    "Conflict": "steerkit.composition",
     "Fit": "steerkit.method",
     "Intervention": "steerkit.intervention",
     "Key": "steerkit.vector",
@@ -42,11 +44,13 @@ _HOME = {
     "SteeringVector": "steerkit.vector",
     "VLM": "steerkit.vlm",
     "adapter_names": "steerkit.registry",
+    "conflicts": "steerkit.composition",
     "get_adapter": "steerkit.registry",
     "get_method": "steerkit.registry",
     "load": "steerkit.vlm",
     "load_vector": "steerkit_vectors_hub.load",
     "method_names": "steerkit.registry",
+    "orthogonalized": "steerkit.composition",
     "read_samples": "steerkit.samples",
     "steer": "steerkit.steering",
     "wrap": "steerkit.vlm",
@@ -69,6 +73,9 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "Key",
     "Intervention",
     "steer",
+    "conflicts",
+    "Conflict",
+    "orthogonalized",
     "Receipt",
     "ModelAdapter",
     "Architecture",

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from steerkit import ops
+from steerkit.adapter import tokenizer_of
 from steerkit.arguments import as_strengths, as_vectors
+from steerkit.composition import orthogonalized
 from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
@@ -42,9 +44,12 @@ class steer:
     Every call of the model inside the block is steered: `generate`, a pipeline, a bare forward pass. Blocks nest, and
     compose in the order in which they were opened. On any exit the model is what it was before.
 
+    Vectors that are given together are applied in their order at each place. Additions of stored directions commute,
+    and those that follow each other on the same tokens are made in one step.
+
     Args:
-        model: The Hugging Face model, or a `VLM`. A vector that is measured on each prompt (sample-level CMRM) needs
-            the VLM, because building the views of a prompt needs the processor.
+        model: The Hugging Face model, a PEFT model around one, or a `VLM`. A vector that is measured on each prompt
+            (sample-level CMRM) needs the VLM, because building the views of a prompt needs the processor.
         vector: One vector, or several that are applied in order.
         strength: A factor for all of them, or one for each. 1 is the dose that the method intends.
         engine: `hooks` steers the raw model and is the fast one. `nnsight` steers `VLM.generate`, and the traces that
@@ -53,6 +58,7 @@ class steer:
             at once. `all`: calls from any thread, as when a streamer runs `generate` in a thread of its own.
         match: `architecture`: the vector must come from the same model class with the same sizes. `shape`: the sizes
             are enough, as for a vector that was extracted on a relative of the model.
+        orthogonalize: Apply `orthogonalized(vectors)`: a later vector loses what lies in the span of the earlier ones.
 
     Raises:
         ModelMismatchError: The vector belongs to a model of another class or shape.
@@ -74,6 +80,7 @@ class steer:
         engine: Engine = "hooks",
         threads: Literal["current", "all"] = "current",
         match: Literal["architecture", "shape"] = "architecture",
+        orthogonalize: bool = False,
     ) -> None:
         for name, value, allowed in (
             ("engine", engine, ("hooks", "nnsight")),
@@ -92,6 +99,8 @@ class steer:
         _check_eager(self._vlm.model)
         for each in self._vectors:
             check_match(each, self._vlm, shape_only=match == "shape")
+        if orthogonalize:
+            self._vectors = orthogonalized(self._vectors)
         self._engine = engine
         self._any_thread = threads == "all"
         self._open = _Opened()
@@ -99,6 +108,7 @@ class steer:
 
     def _compile(self, receipt: Receipt) -> Application:
         vlm = self._vlm
+        _check_kept(vlm.model)
 
         def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site) -> Contrasts:
             return measure_contrast(vlm, prompt, contrast, layers, site)
@@ -189,6 +199,20 @@ def _check_eager(model: nn.Module) -> None:
             )
 
 
+def _check_kept(model: nn.Module) -> None:
+    """Refuse gradient checkpointing: its backward pass runs blocks again, outside of any call that could be followed.
+
+    Raises:
+        EngineError: The model would run blocks again.
+    """
+    if model.training and getattr(model, "is_gradient_checkpointing", False):
+        raise EngineError(
+            f"{type(model).__name__} is trained with gradient checkpointing",
+            expected="a model that keeps its activations: steering would be missing where blocks are run again",
+            fix="model.gradient_checkpointing_disable(), or model.eval()",
+        )
+
+
 def measure_contrast(
     vlm: VLM, prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site
 ) -> Contrasts:
@@ -219,6 +243,6 @@ def _untraced(vlm: VLM) -> AbstractContextManager[None]:
 
 def _system_lengths(architecture: Architecture, processor: Any) -> Any:
     def lengths(ids: Tensor, real: Tensor) -> Tensor:
-        return system_lengths(ids, real, architecture, processor.tokenizer)
+        return system_lengths(ids, real, architecture, tokenizer_of(processor))
 
     return lengths

@@ -55,6 +55,9 @@ class SteeringVector:
 
     Immutable: algebra returns a new vector whose `metadata.history` says what was done.
 
+    To train directions, build a vector around tensors that require gradients in each step, and steer with it: the
+    vector holds copies, and gradients reach the tensors through them.
+
     Attributes:
         tensors: `{Key: [hidden] or [k, hidden]}`, on the CPU.
         metadata: The document that is saved with them, interventions included; its `dtype` is that of the tensors.
@@ -71,9 +74,9 @@ class SteeringVector:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        # a copy: whoever holds the tensors that were given can't change the vector
+        # a copy: whoever holds the tensors that were given can't change the vector; gradients reach them through it
         tensors = {
-            Key(*key): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            Key(*key): tensor.cpu().clone(memory_format=torch.contiguous_format)
             for key, tensor in sorted(self.tensors.items())
         }
         model = self.metadata.model
@@ -126,14 +129,14 @@ class SteeringVector:
         wanted = tuple(dict.fromkeys(layers))
         if not wanted:
             raise LayerRangeError("no layer is selected", expected="at least one layer")
-        steered = {layer for i in self.interventions for layer in self._layers(i)}
+        steered = {layer for i in self.interventions for layer in self.layers_of(i)}
         for layer in wanted:
             if layer not in steered:
                 raise LayerRangeError(f"the vector steers nothing at layer {layer}", expected=f"of {sorted(steered)}")
         interventions = tuple(
             i.model_copy(update={"layers": kept})
             for i in self.interventions
-            if (kept := tuple(layer for layer in wanted if layer in self._layers(i)))
+            if (kept := tuple(layer for layer in wanted if layer in self.layers_of(i)))
         )
         shared = {d.layer for i in interventions for d in i.stored if d.layer is not None}
         tensors = {key: t for key, t in self.tensors.items() if key.layer in wanted or key.layer in shared}
@@ -294,7 +297,8 @@ class SteeringVector:
         """
         document = self.metadata.model_copy(update={"tensors_sha256": self.digest()}).model_dump(mode="json")
         data = safetensors.torch.save(
-            {tensor_name(*key): tensor for key, tensor in self.tensors.items()}, metadata=encode_document(document)
+            {tensor_name(*key): tensor.detach() for key, tensor in self.tensors.items()},
+            metadata=encode_document(document),
         )
         parse_pack(data, name=name)
         return data
@@ -334,7 +338,7 @@ class SteeringVector:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and other processes get a vector that has passed the same checks."""
-        return SteeringVector, (dict(self.tensors), self.metadata, self.source)
+        return SteeringVector, ({key: t.detach() for key, t in self.tensors.items()}, self.metadata, self.source)
 
     def push_to_hub(
         self,
@@ -394,7 +398,7 @@ class SteeringVector:
             if key.site == intervention.site and key.name == direction.name and direction.layer in (None, key.layer)
         }
 
-    def _layers(self, intervention: Intervention) -> list[int]:
+    def layers_of(self, intervention: Intervention) -> list[int]:
         """The layers that an intervention steers; `all` means those that hold its direction."""
         if intervention.layers != "all":
             return sorted(intervention.layers)
@@ -404,7 +408,7 @@ class SteeringVector:
         return sorted({key.layer for key in self._read_keys(intervention)})
 
     def _check_intervention(self, intervention: Intervention) -> None:
-        layers = self._layers(intervention)
+        layers = self.layers_of(intervention)
         named = [*layers, *(m.layer for m in intervention.measures if m.layer is not None)]
         for layer in named:
             if layer >= self.layer_count:
@@ -472,4 +476,4 @@ def _with_dose(intervention: Intervention, factor: float) -> Intervention:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()

@@ -414,19 +414,20 @@ class Application:
 
 
 def _grouped(steps: Sequence[_Step]) -> list[_Group]:
-    """The steps of a place in their order: neighbours on the same tokens together, plain additions among them summed."""
+    """The steps of a place in order: neighbours on the same tokens together, plain additions among them summed."""
     groups: list[_Group] = []
     for (tokens, phase), run in groupby(steps, key=lambda step: (step.intervention.tokens, step.intervention.phase)):
         members = tuple(run)
         changes: list[_Step | _Sum] = []
         for plain, neighbours in groupby(members, key=lambda step: step.plain):
-            changes += [_Sum(tuple(neighbours))] if plain else list(neighbours)
+            same = tuple(neighbours)
+            changes += [_Sum(same)] if plain else same
         groups.append(_Group(tokens, phase, tuple(changes), members))
     return groups
 
 
 def _is_measured(group: _Group, now: Pass) -> bool:
-    """Whether the size of the change is measured: on the prompt, or on the first token where only answers are steered."""
+    """Whether the change is measured: on the prompt, or on the first token where only answers are steered."""
     answers_only = group.phase == "generation" or group.tokens == "generated"
     return now.reads_prompt or (answers_only and now.start == now.prompt_length)
 

@@ -1,9 +1,9 @@
 """Steering inside graphs that torch.compile makes: a hook is traced as one opaque operator.
 
-What a hook does depends on the prompt and on the position, in Python. Traced as it is, it would break the graph at every
-block, or be compiled again for every token. So a graph only holds `steerkit::steer(h, slot)`. Whenever the graph runs,
-the operator looks up what is open in its slot, and does what the hook would have done. A slot belongs to a place of a
-model and outlives the block that opened it: a graph that was made in one block serves the next one that steers there.
+What a hook does depends on the prompt and on the position, in Python. Traced as it is, it would break the graph at
+every block, or be compiled again for every token. So a graph only holds `steerkit::steer(h, slot)`. Whenever the graph
+runs, the operator looks up what is open in its slot, and does what the hook would have done. A slot belongs to a place
+of a model and outlives the block that opened it: a graph made in one block serves the next one that steers there.
 """
 
 from __future__ import annotations

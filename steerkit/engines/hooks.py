@@ -141,6 +141,8 @@ def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture)
         text = model.get_submodule(architecture.text_module) if architecture.text_module else model
         start: int = text.config.decoder_start_token_id  # type: ignore[union-attr,assignment]
         completed["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], start)
+    if architecture.counts_padding and "attention_mask" in inputs:
+        completed["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)  # as generate does
     return completed
 
 

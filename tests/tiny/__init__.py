@@ -33,7 +33,7 @@ def build(name: str) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = _BUILDERS[name]()
-        _scatter(model)
+        scatter(model)
     tokenizer = processor.tokenizer
     for part in (model, getattr(model, "language_model", None)):
         config = getattr(part, "generation_config", None)
@@ -66,7 +66,7 @@ def save(name: str, folder: str | Path) -> Path:
 
 
 @torch.no_grad()
-def _scatter(model: torch.nn.Module) -> None:
+def scatter(model: torch.nn.Module) -> None:
     """Give every weight a scale at which texts and images change the answer; the libraries' own 0.02 is too small here.
 
     Vectors (norms, biases, decay rates) keep what their classes gave them.
