@@ -205,7 +205,7 @@ def _check_kept(model: nn.Module) -> None:
     Raises:
         EngineError: The model would run blocks again.
     """
-    if model.training and getattr(model, "is_gradient_checkpointing", False):
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise EngineError(
             f"{type(model).__name__} is trained with gradient checkpointing",
             expected="a model that keeps its activations: steering would be missing where blocks are run again",

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from steerkit.adapter import Architecture
 from steerkit.engines import compiled
@@ -321,18 +322,21 @@ class CallTracker:
         entries = [model]
         if self.architecture.text_module:
             entries.append(model.get_submodule(self.architecture.text_module))
-        for entry in entries:
+
+        def install(name: object, handle: RemovableHandle) -> None:
+            self._undo.append(compiled.numbered(model, name, handle).remove)
+
+        for at, entry in enumerate(entries):
             signature = inspect.signature(type(entry).forward)
-            begin = entry.register_forward_pre_hook(self._begin_forward(signature), with_kwargs=True)
-            end = entry.register_forward_hook(self._end_forward, always_call=True)
-            self._undo += [begin.remove, end.remove]
+            begin = self._begin_forward(signature)
+            install(("begin", at), entry.register_forward_pre_hook(begin, with_kwargs=True))
+            install(("end", at), entry.register_forward_hook(self._end_forward, always_call=True))
             if callable(getattr(type(entry), "generate", None)):
                 self._undo.append(_set(entry, "generate", self._observed_generate(entry)))
                 self._undo.append(_set(entry, "get_compiled_call", self._steered_graph(model, entry, signature)))
         signature = inspect.signature(type(decoder).forward)
-        begin = decoder.register_forward_pre_hook(self._begin_pass(signature), with_kwargs=True)
-        end = decoder.register_forward_hook(self._end_pass, always_call=True)
-        self._undo += [begin.remove, end.remove]
+        install("begin pass", decoder.register_forward_pre_hook(self._begin_pass(signature), with_kwargs=True))
+        install("end pass", decoder.register_forward_hook(self._end_pass, always_call=True))
 
     def _uninstall(self) -> None:
         while self._undo:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from steerkit.errors import EngineError
 
@@ -36,6 +37,7 @@ _lock = threading.Lock()
 _numbers = itertools.count()
 _slots: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()
 _of_model: weakref.WeakKeyDictionary[nn.Module, list[Slot]] = weakref.WeakKeyDictionary()
+_hooks: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, int]] = weakref.WeakKeyDictionary()
 _graphs: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 _TAG = getattr(torch.Tag, "cudagraph_unsafe", None)
@@ -88,6 +90,23 @@ def acquire(model: nn.Module, place: Hashable) -> Slot:
 def release(slot: Slot) -> None:
     """Do nothing in the slot from here on, wherever graphs that hold it have gone."""
     slot.steer = None
+
+
+def numbered(model: nn.Module, name: Hashable, handle: RemovableHandle) -> RemovableHandle:
+    """A hook under the number that the hook of this name had before on the model.
+
+    Graphs are guarded by the numbers of the hooks that take keyword arguments or are always called: with a new one in
+    every block, each block would compile again.
+    """
+    with _lock:
+        number = _hooks.setdefault(model, {}).setdefault(name, handle.id)
+        if number != handle.id:
+            for reference in (handle.hooks_dict_ref, *handle.extra_dict_ref):
+                entries = reference()
+                if entries is not None and handle.id in entries:
+                    entries[number] = entries.pop(handle.id)
+            handle.id = number
+    return handle
 
 
 def call(model: nn.Module, entry: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
