@@ -113,9 +113,18 @@ def call(model: nn.Module, entry: nn.Module, options: Mapping[str, Any]) -> Call
     """`entry(...)` compiled together with what is open on the model now; compiled once for the same places and options.
 
     Kept apart from a graph that was made without steering, which stays valid for calls outside the block.
+
+    Raises:
+        EngineError: The open block steers by nnsight, which can't be compiled.
     """
     with _lock:
         held = tuple(slot.number for slot in _of_model.get(model, ()) if slot.steer is not None)
+        if not held:
+            raise EngineError(
+                f"{type(entry).__name__} is about to compile its decoding step, and nothing is steered by hooks",
+                expected="engine='hooks'",
+                fix="generate with disable_compile=True, or leave engine='nnsight'",
+            )
         key = (id(entry), held, repr(sorted(options.items())))
         graphs = _graphs.setdefault(model, {})
         if key not in graphs:
