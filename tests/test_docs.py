@@ -91,7 +91,7 @@ def test_composition_page_runs(llava: sk.VLM, capsys: pytest.CaptureFixture[str]
 
 def test_any_model_page_runs() -> None:
     vlm = sk.wrap(*decoder.build("llama", layers=2))
-    steering = vector(vlm, directions(vlm)).select([1])
+    steering = vector(vlm, directions(vlm), sk.Intervention(tokens="all")).select([1])
     inputs = vlm.inputs(TEXT_ONLY)
     batch = {**inputs, "labels": inputs["input_ids"]}
     given = {"sk": sk, "torch": torch, "model": vlm.model, "vector": steering, "inputs": inputs, "batches": [batch] * 2}
