@@ -13,6 +13,7 @@ NEEDED = (
     "steerkit_adapters/py.typed",
     "steerkit_vectors_hub/py.typed",
     "steerkit_vectors_hub/schema/index-v1.json",
+    *(str(path) for path in Path("steerkit/cli/templates").rglob("*") if path.is_file()),
     "steerkit/demo/models/llava/model.safetensors",
     *(str(path) for path in Path("steerkit/demo/models").rglob("*") if path.is_file()),
 )
@@ -25,7 +26,7 @@ def main(path: Path) -> None:
         parts = Path(name).parts
         if not name.startswith(ROOTS):
             sys.exit(f"{name} is outside the three packages")
-        if parts[-1].startswith(("test_", "conftest")) or {"tests", "testing", "demo_training"} & set(parts):
+        if parts[-1].startswith(("test_", "conftest")) or {"tests", "demo_training"} & set(parts):
             sys.exit(f"{name} belongs to the tests or to the training of the demo models")
         if parts[-1].endswith((".log", ".jsonl", ".pyc")):
             sys.exit(f"{name} is a leftover")

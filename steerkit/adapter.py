@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from steerkit.intervention import Site, View
-from steerkit.metadata import ModelRecord
+from steerkit.errors import EngineError
+from steerkit.intervention import Pool, Site, Tower, View
+from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.samples import ImageLike, Sample
 
 if TYPE_CHECKING:
@@ -24,6 +25,43 @@ Inputs: TypeAlias = "dict[str, Tensor]"
 
 Images: TypeAlias = "bool | View | Callable[[Sample], Sequence[ImageLike]]"
 """Which images a prompt is shown with: True (its own), False (none), a view, or a function of the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The attention heads of the language model, the same in every block.
+
+    Attributes:
+        count: Number of (query) heads.
+        size: Width of a head; what enters the projection is `[tokens, count * size]`, one head after the other.
+        projection: The projection at the end of the attention, inside it.
+    """
+
+    count: int
+    size: int
+    projection: str = "o_proj"
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTower:
+    """The blocks of the vision tower.
+
+    Attributes:
+        layers: The list of blocks. Their output is `[images, tokens, hidden]`, or `[tokens, hidden]` where the tower
+            packs the patches of all images.
+        layer_count: Number of blocks.
+        hidden_size: Width of their output.
+        class_tokens: Number of tokens in front of each image's patches that stand for no patch.
+        mlp: The MLP inside a block.
+        attention: The attention inside a block.
+    """
+
+    layers: str
+    layer_count: int
+    hidden_size: int
+    class_tokens: int = 0
+    mlp: str = "mlp"
+    attention: str = "self_attn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +83,8 @@ class Architecture:
         encoder_decoder: Whether the prompt goes to an encoder. The decoder's prompt is then its start token.
         counts_padding: Whether a bare forward pass counts padding among the positions, as models with learned positions
             do, unless it is told the positions.
+        heads: The attention heads; None where blocks have none, or not the same ones, and `head_out` is refused.
+        vision: The vision tower; None where it can't be steered.
     """
 
     layers: str
@@ -59,17 +99,51 @@ class Architecture:
     transient: tuple[str, ...] = ()
     encoder_decoder: bool = False
     counts_padding: bool = False
+    heads: Heads | None = None
+    vision: VisionTower | None = None
 
     @property
     def decoder(self) -> str:
         """Path of the module that owns the blocks."""
         return self.layers.rpartition(".")[0]
 
-    def site(self, layer: int, site: Site) -> str:
-        """Path of the module whose output is the site."""
-        attention = self.attention if isinstance(self.attention, str) else self.attention[layer]
-        inner = {"resid_post": "", "mlp_out": f".{self.mlp}", "attn_out": f".{attention}"}[site]
-        return f"{self.layers}.{layer}{inner}"
+    def site(self, layer: int, site: Site, tower: Tower = "language") -> str:
+        """Path of the module whose output is the site; of `head_out`, whose input it is."""
+        self.check_site(site, tower)
+        if tower == "vision":
+            assert self.vision is not None
+            blocks, mlp, attention = self.vision.layers, self.vision.mlp, self.vision.attention
+        else:
+            blocks, mlp = self.layers, self.mlp
+            attention = self.attention if isinstance(self.attention, str) else self.attention[layer]
+        heads = f".{attention}.{self.heads.projection}" if self.heads is not None else ""
+        inner = {"resid_post": "", "mlp_out": f".{mlp}", "attn_out": f".{attention}", "head_out": heads}[site]
+        return f"{blocks}.{layer}{inner}"
+
+    def count(self, tower: Tower) -> int:
+        """Number of blocks of a tower; 0 for a vision tower that is not declared."""
+        if tower == "language":
+            return self.layer_count
+        return 0 if self.vision is None else self.vision.layer_count
+
+    def check_site(self, site: Site, tower: Tower) -> None:
+        """Refuse a place that this model does not have.
+
+        Raises:
+            EngineError: There is no such tower, or there are no such heads.
+        """
+        if tower == "vision" and self.vision is None:
+            raise EngineError(
+                "the vision tower is named, and this model's adapter declares none",
+                expected="tower='language'",
+                fix="declare the tower in the adapter's Architecture(vision=VisionTower(...))",
+            )
+        if site == "head_out" and (self.heads is None or tower == "vision"):
+            raise EngineError(
+                f"site 'head_out' in the {tower} tower of a model without declared heads there",
+                expected="resid_post, mlp_out or attn_out; head_out in a decoder whose blocks have equal heads, but "
+                "not in an encoder-decoder model",
+            )
 
 
 class ModelAdapter(ABC):
@@ -162,15 +236,36 @@ class SteerableModel(Protocol):
         images: Images = True,
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
+        tower: Tower = "language",
+        pool: Pool = "last",
         seed: int = 0,
     ) -> dict[int, Tensor]:
-        """`{layer: [batch, hidden]}` at the last prompt token."""
+        """`{layer: [batch, hidden]}` at the last prompt token, or the mean over the prompt's tokens or the images'."""
         ...
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         """Build the prompt of a sample as text, without opening its images; an error if that can't be done."""
         ...
 
-    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
+    def fingerprint(self) -> Fingerprint:
+        """How the model responds, unsteered, to a few fixed prompts."""
+        ...
+
+    def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
         """The layers, sorted; all of them for None; an error for any outside the model."""
+        ...
+
+
+@runtime_checkable
+class AnsweringModel(SteerableModel, Protocol):
+    """What a method may ask of a model that it lets answer; `steerkit.VLM` is one."""
+
+    def generate(self, samples: Sequence[Sample], *, images: Images = True, **options: Any) -> list[str]:
+        """One answer per sample."""
+        ...
+
+    def log_likelihood(
+        self, samples: Sequence[Sample], answers: Sequence[str], *, images: Images = True
+    ) -> list[Tensor]:
+        """The log-probability of each token of each answer."""
         ...

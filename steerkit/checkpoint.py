@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import safetensors.torch
 import torch
 
 from steerkit.errors import CheckpointError
+from steerkit.files import replacing
 from steerkit.statistics import Groups, Moments
 
 
@@ -43,14 +43,8 @@ def save_checkpoint(path: Path, state: Progressed) -> None:
                 if value is not None:
                     tensors[f"{key}/{part}"] = value.contiguous()
     head = {"identity": state.identity, "digests": state.digests, "counts": counts}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(path: Path, identity: str) -> Progressed:

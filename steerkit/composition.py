@@ -14,7 +14,7 @@ from torch import Tensor
 from steerkit import ops
 from steerkit.arguments import as_strengths, as_vectors
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, StoredDirection
+from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, StoredDirection, site_label
 from steerkit.vector import Key, SteeringVector
 
 _PROMPT_ONLY = frozenset({"image", "text", "system", "after_image"})
@@ -29,8 +29,8 @@ class Conflict:
         first: Index of one vector.
         second: Index of the other.
         names: Their methods.
-        layer: 0-based decoder block.
-        site: Where in the block.
+        layer: 0-based block.
+        site: Where in the block; a site of the vision tower is called `vision.mlp_out` and the like.
         kind: `opposing`: what they add points in opposite directions. `removed`: one ablates what the other adds; then
             the order of the two matters as well.
         cosine: Of what is added with what is added (`opposing`); minus the part of the added direction that lies in the
@@ -60,6 +60,11 @@ class _Part(NamedTuple):
     layer: int
     direction: Tensor
     sign: float
+
+    @property
+    def label(self) -> str:
+        """Where in the block, and in which tower."""
+        return site_label(self.intervention.site, self.intervention.tower)
 
 
 def conflicts(
@@ -95,8 +100,8 @@ def conflicts(
         names = (given[first].metadata.method.name, given[second].metadata.method.name)
         for one in parts[first]:
             for other in parts[second]:
-                site = one.intervention.site
-                if one.layer != other.layer or site != other.intervention.site:
+                site = one.label
+                if one.layer != other.layer or site != other.label:
                     continue
                 cosine = _cosine(one, other) if _meet(one.intervention, other.intervention) else None
                 key = (first, second, one.layer, site)
@@ -136,7 +141,7 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
             )
         made.append(_without(vector, index, spans))
         for part in _parts(made[-1], 1.0):
-            spans[part.layer, part.intervention.site].append(torch.atleast_2d(part.direction).float())
+            spans[part.layer, part.label].append(torch.atleast_2d(part.direction).float())
     return made
 
 
@@ -149,14 +154,13 @@ def _without(vector: SteeringVector, index: int, spans: dict[tuple[int, str], li
         adds = [
             part for part in _parts(vector, 1.0) if part.number == number and isinstance(intervention.operation, Add)
         ]
-        if not any(spans.get((part.layer, intervention.site)) for part in adds):
+        if not any(spans.get((part.layer, part.label)) for part in adds):
             continue
         changed = True
         name = f"orthogonal{number}"
         for part in adds:
-            tensors[Key(part.layer, intervention.site, name)] = _residual(
-                part, index, spans.get((part.layer, intervention.site), [])
-            )
+            key = Key(part.layer, intervention.site, name, intervention.tower)
+            tensors[key] = _residual(part, index, spans.get((part.layer, part.label), []))
         direction = StoredDirection(name=name)
         interventions[number] = intervention.model_copy(
             update={
@@ -197,7 +201,7 @@ def _parts(vector: SteeringVector, strength: float) -> Iterator[_Part]:
         if not isinstance(operation, (Add, Ablate)) or not isinstance(stored, StoredDirection):
             continue
         for layer in vector.layers_of(intervention):
-            direction = vector.direction(stored, layer, intervention.site)
+            direction = vector.direction(stored, layer, intervention.site, intervention.tower)
             if direction is not None:
                 sign = _sign(strength * _dose(intervention, layer))
                 yield _Part(intervention, number, layer, direction, sign)
@@ -239,6 +243,11 @@ def _cosine(one: _Part, other: _Part) -> tuple[Literal["opposing", "removed"], f
 
 
 def _check_width(vectors: Sequence[SteeringVector]) -> None:
-    widths = {vector.metadata.model.hidden_size for vector in vectors}
-    if len(widths) > 1:
-        raise ModelMismatchError(f"vectors of width {sorted(widths)}", expected="vectors of one model")
+    widths: dict[str, set[int]] = defaultdict(set)
+    for vector in vectors:
+        widths["resid_post"].add(vector.metadata.model.hidden_size)
+        for key, tensor in vector.tensors.items():
+            widths[site_label(key.site, key.tower)].add(tensor.shape[-1])
+    for label, found in widths.items():
+        if len(found) > 1:
+            raise ModelMismatchError(f"vectors of width {sorted(found)} at {label}", expected="vectors of one model")

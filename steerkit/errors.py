@@ -44,6 +44,23 @@ class EmptyAnchorSetError(SteerKitError, ValueError):
     """A method was asked to fit on no samples, or on none that carry a label it needs."""
 
 
+class LabelError(EmptyAnchorSetError):
+    """Anchors lack a label that the method needs, or carry another one.
+
+    Attributes:
+        labels: Those that the method needs.
+    """
+
+    def __init__(
+        self, problem: str, *, labels: tuple[str, ...] = (), expected: str | None = None, fix: str | None = None
+    ) -> None:
+        super().__init__(problem, expected=expected, fix=fix)
+        self.labels = labels
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (*super().__reduce__(), {"labels": self.labels})
+
+
 class MissingImageError(SteerKitError, ValueError):
     """A sample has no image where the method or the model needs one, or its image can't be read."""
 
@@ -94,3 +111,7 @@ class NothingSteeredError(SteerKitError, RuntimeError):
 
 class CheckpointError(SteerKitError, ValueError):
     """An extraction checkpoint belongs to another extraction or is damaged."""
+
+
+class ContractError(SteerKitError, AssertionError):
+    """A method or an adapter does not do what all of its kind must; raised by `steerkit.testing`."""

@@ -7,15 +7,18 @@ refused, and any engine can run them. `ops.py` holds the arithmetic of each oper
 from __future__ import annotations
 
 import math
+import re
 from numbers import Real
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Site: TypeAlias = Literal["resid_post", "mlp_out", "attn_out"]
-"""Where in a layer: the output of the block, of its MLP, or of its attention."""
+Site: TypeAlias = Literal["resid_post", "mlp_out", "attn_out", "head_out"]
+"""Where in a layer: the output of the block, of its MLP, or of its attention; or `head_out`, the attention heads side
+by side, which is the input of the projection at the end of the attention."""
 
 Tower: TypeAlias = Literal["language", "vision"]
+"""The decoder, or the tower that turns an image into features."""
 
 Tokens: TypeAlias = Literal["last", "all", "image", "text", "system", "after_image", "generated"]
 """Which tokens, by meaning.
@@ -23,6 +26,8 @@ Tokens: TypeAlias = Literal["last", "all", "image", "text", "system", "after_ima
 `last` is the last real token of the prompt and, in the generation phase, the newest token. `all` is every real token.
 `system`, `image`, `text` (what is neither) and `after_image` (text behind the last image) are tokens of the prompt.
 `generated` are the tokens after the prompt. Padding is never selected.
+
+In the vision tower, `all` is every token, class tokens included, and `image` the patches alone; there are no others.
 """
 
 Phase: TypeAlias = Literal["prompt", "generation", "both"]
@@ -33,6 +38,11 @@ View: TypeAlias = Literal["text", "caption", "original", "blank", "noise"]
 `text`: its image and placeholder removed; `caption`: text only, with the caption in front; `original`: as it is;
 `blank`: a white image of the same size; `noise`: uniform RGB noise of the same size, seeded.
 """
+
+_LAYER = re.compile(r"0|[1-9][0-9]*")
+
+Pool: TypeAlias = Literal["last", "mean"]
+"""What stands for a whole prompt: its last token, or the mean over its tokens."""
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -61,7 +71,7 @@ class MeasuredContrast(Frozen):
 
     Attributes:
         positive: The view that is moved towards.
-        negative: The view that is moved away from.
+        negative: The view that is moved away from; None: none, and what is measured is the state `h(positive)` itself.
         form: `literal`: the contrast of a layer is added at that layer. `increments`: a layer adds only what it
             contributes beyond the steered layer below, so that the additions sum to the measured contrast.
         seed: Seed of a noise view.
@@ -69,7 +79,7 @@ class MeasuredContrast(Frozen):
 
     source: Literal["contrast"] = "contrast"
     positive: View = "text"
-    negative: View = "blank"
+    negative: View | None = "blank"
     form: Literal["literal", "increments"] = "increments"
     seed: int = Field(default=0, ge=0)
 
@@ -77,6 +87,8 @@ class MeasuredContrast(Frozen):
     def _differ(self) -> MeasuredContrast:
         if self.positive == self.negative:
             raise ValueError(f"a contrast of {self.positive!r} with itself is zero")
+        if self.negative is None and self.form == "increments":
+            raise ValueError("form='increments' of a state: only contrasts have increments, a state is 'literal'")
         return self
 
 
@@ -138,17 +150,29 @@ class Measure(Frozen):
     """A number read off a hidden state: its projection on, or its cosine with, a stored direction.
 
     Attributes:
-        kind: `projection` is `(h - r) . d / |d|`; `cosine` is `(h - r) . d / (|h - r| |d|)`.
+        kind: `projection` is `(h - r) . d / |d|`; `cosine` is `(h - r) . d / (|h - r| |d|)`; `tanh_cosine` is the
+            cosine of `h - r` with `tanh` of its projection `((h - r) . d / |d|^2) d`, elementwise.
         direction: d.
         reference: r, a stored direction that is subtracted first; None for zero.
-        layer: Read at the last prompt token of this layer, once per prompt, and hold the value from there on. None:
-            read at the very token and layer that is steered.
+        layer: Read on the prompt at this layer, once, and hold the value from there on. None: read at the very token
+            and layer that is steered.
+        pool: What of the prompt is read at that layer: its `last` token, or the `mean` of its hidden states.
+        state: Read what is measured on the prompt instead of the hidden state itself: `h` is then this contrast, or
+            this view's state, at the layer.
     """
 
-    kind: Literal["projection", "cosine"]
+    kind: Literal["projection", "cosine", "tanh_cosine"]
     direction: StoredDirection = StoredDirection()
     reference: StoredDirection | None = None
     layer: int | None = Field(default=None, ge=0)
+    pool: Pool = "last"
+    state: MeasuredContrast | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> Measure:
+        if self.pool == "mean" and (self.layer is None or self.state is not None):
+            raise ValueError("pool='mean' is read off the prompt: it needs a layer, and no state")
+        return self
 
 
 class Gate(Frozen):
@@ -157,6 +181,13 @@ class Gate(Frozen):
     measure: Measure
     threshold: FiniteFloat
     above: bool = True
+
+
+class Gates(Frozen):
+    """Steer only where `any`, or `all`, of several gates are open."""
+
+    combine: Literal["any", "all"] = "any"
+    gates: Annotated[tuple[Gate, ...], Field(min_length=1)]
 
 
 class LinearStrength(Frozen):
@@ -189,7 +220,7 @@ class Intervention(Frozen):
         tower: Language model or vision tower.
         tokens: Which tokens, by meaning.
         phase: While the prompt is read, while tokens are generated, or both.
-        gate: Condition on a measured quantity.
+        gate: Condition on a measured quantity, or on several.
         strength: Dose; multiplied by the strength given to `steer`.
         norm_preserving: Rescale each changed token to the norm it had.
     """
@@ -200,7 +231,7 @@ class Intervention(Frozen):
     tower: Tower = "language"
     tokens: Tokens = "last"
     phase: Phase = "both"
-    gate: Gate | None = None
+    gate: Gate | Gates | None = None
     strength: Strength = 1.0
     norm_preserving: bool = False
 
@@ -210,6 +241,14 @@ class Intervention(Frozen):
         if not isinstance(layers, str) and (not layers or len(set(layers)) != len(layers)):
             raise ValueError(f"layers {list(layers)} are empty or repeat")
         return layers
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _plain_keys(cls, strength: object) -> object:
+        for key in strength if isinstance(strength, dict) else ():
+            if isinstance(key, str) and not key.isidentifier() and not _LAYER.fullmatch(key):
+                raise ValueError(f"{key!r:.40} is no layer: '01' and '1' would be the same")
+        return strength
 
     @model_validator(mode="after")
     def _coherent(self) -> Intervention:
@@ -228,10 +267,17 @@ class Intervention(Frozen):
         return 1.0 if isinstance(self.strength, LinearStrength) else float(self.strength)
 
     @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The gates, none for no condition."""
+        if self.gate is None:
+            return ()
+        return self.gate.gates if isinstance(self.gate, Gates) else (self.gate,)
+
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """Every quantity that decides whether, or how much, it steers."""
-        gate = () if self.gate is None else (self.gate.measure,)
-        return (*gate, self.strength.measure) if isinstance(self.strength, LinearStrength) else gate
+        gates = tuple(gate.measure for gate in self.gates)
+        return (*gates, self.strength.measure) if isinstance(self.strength, LinearStrength) else gates
 
     @property
     def stored(self) -> tuple[StoredDirection, ...]:
@@ -252,6 +298,11 @@ class Intervention(Frozen):
             return self.operation.contrast
         direction = self.operation.direction
         return direction if isinstance(direction, MeasuredContrast) else None
+
+
+def site_label(site: str, tower: str = "language") -> str:
+    """How a place is called in receipts and tables: `mlp_out`, and in the vision tower `vision.mlp_out`."""
+    return site if tower == "language" else f"{tower}.{site}"
 
 
 def is_finite(value: object) -> bool:

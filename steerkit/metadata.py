@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
 
 from steerkit.errors import PackFormatError
-from steerkit.intervention import FiniteFloat, Frozen, Intervention
+from steerkit.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
+from steerkit.intervention import FiniteFloat, Frozen, Intervention, Site, Tower
 
+Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
+Depth = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=20_000)]
+Line = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(gt=0, le=2**31)]
 
 
 class MethodRecord(Frozen):
@@ -31,20 +38,38 @@ class ModelRecord(Frozen):
         model_type: `config.model_type`.
         hidden_size: Width of the decoder's hidden states.
         layer_count: Number of decoder blocks.
+        head_count: Number of attention heads in a block, where it is known and the same in every block.
+        head_size: Their width.
+        vision_hidden_size: Width of the vision tower's hidden states, where the adapter declares it.
+        vision_layer_count: Number of its blocks.
         config_sha256: Fingerprint of the configuration.
         tokenizer_sha256: Fingerprint of the vocabulary and the chat template.
         processor_sha256: Fingerprint of the image processor's settings.
     """
 
     id: Text = ""
-    revision: str | None = None
+    revision: Line | None = None
     architecture: Annotated[str, Field(max_length=200)]
     model_type: Annotated[str, Field(max_length=200)]
-    hidden_size: Annotated[int, Field(gt=0)]
-    layer_count: Annotated[int, Field(gt=0)]
+    hidden_size: Width
+    layer_count: Depth
+    head_count: Width | None = None
+    head_size: Width | None = None
+    vision_hidden_size: Width | None = None
+    vision_layer_count: Depth | None = None
     config_sha256: Sha256 | None = None
     tokenizer_sha256: Sha256 | None = None
     processor_sha256: Sha256 | None = None
+
+    def count(self, tower: Tower) -> int:
+        """Number of blocks of a tower; 0 where it is not recorded."""
+        return self.layer_count if tower == "language" else self.vision_layer_count or 0
+
+    def width(self, site: Site, tower: Tower) -> int:
+        """Width of the hidden states at a site; 0 where it is not recorded."""
+        if site == "head_out":
+            return 0 if tower == "vision" else (self.head_count or 0) * (self.head_size or 0)
+        return self.hidden_size if tower == "language" else self.vision_hidden_size or 0
 
 
 class AnchorRecord(Frozen):
@@ -53,16 +78,85 @@ class AnchorRecord(Frozen):
     name: Text = ""
     sha256: Sha256
     size: Annotated[int, Field(gt=0)]
-    license: str | None = None
-    labels: dict[str, int] = Field(default_factory=dict)
+    license: Line | None = None
+    labels: Annotated[dict[Line, int], Field(max_length=1000)] = Field(default_factory=dict)
+
+
+class ProbeRecord(Frozen):
+    """What a model, its template and its processor make of one fixed prompt.
+
+    Attributes:
+        name: Which prompt; `steerkit/fingerprint.py` holds them.
+        tokens_sha256: Digest of the token ids that the template and the tokenizer make of it.
+        pixel_shape: Shape of what the image processor makes of its image; empty without one.
+        pixels: A few of those values, evenly spaced over the flattened tensor.
+        norms: Norm of the last prompt token's hidden state at the output of every decoder block.
+        states: The hidden states at the fingerprint's layers: divided by their norm, float16, little-endian, in base64.
+    """
+
+    name: Annotated[str, Field(max_length=32)]
+    tokens_sha256: Sha256
+    pixel_shape: Annotated[tuple[Count, ...], Field(max_length=8)] = ()
+    pixels: Annotated[tuple[FiniteFloat, ...], Field(max_length=256)] = ()
+    norms: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=4096)]
+    states: Annotated[tuple[Annotated[str, Field(max_length=2**20)], ...], Field(min_length=1, max_length=8)]
+
+    def unit_states(self) -> np.ndarray:
+        """`[layers, hidden]`, float32: the states, each of norm 1 but for rounding.
+
+        Raises:
+            ValueError: They are not base64, differ in length, or are not of norm 1.
+        """
+        rows = np.stack([np.frombuffer(base64.b64decode(text, validate=True), dtype="<f2") for text in self.states])
+        units = rows.astype(np.float32)
+        if not (np.abs(np.linalg.norm(units, axis=1) - 1) < 0.05).all():  # NaN fails as well
+            raise ValueError(f"the states of probe {self.name!r} are not of norm 1")
+        return units
+
+
+class Fingerprint(Frozen):
+    """How the model that a vector was fitted on responds, unsteered, to a few fixed prompts.
+
+    Attributes:
+        version: Which prompts; a fingerprint of another version can't be compared.
+        layers: 0-based decoder blocks of the states, ascending.
+        probes: One for each prompt.
+    """
+
+    version: Literal[1] = 1
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=8)]
+    probes: Annotated[tuple[ProbeRecord, ...], Field(min_length=2, max_length=4)]
+
+
+class StrengthPoint(Frozen):
+    """What was measured at one strength.
+
+    Attributes:
+        strength: The strength.
+        unsafe: Share of harmful requests complied with.
+        cost: What it cost.
+        cost_kind: In what: `kl`, `over_refusal` or `utility_loss`.
+    """
+
+    strength: FiniteFloat
+    unsafe: FiniteFloat | None = None
+    cost: FiniteFloat | None = None
+    cost_kind: Annotated[str, Field(max_length=200)] = ""
 
 
 class StrengthRecord(Frozen):
-    """The recommended strength and the range in which it was tried."""
+    """The recommended strength and the range in which it was tried.
+
+    Attributes:
+        curve: What was measured, in ascending order of strength.
+        chosen_by: The rule by which the strength was chosen.
+    """
 
     recommended: FiniteFloat = 1.0
     minimum: FiniteFloat | None = None
     maximum: FiniteFloat | None = None
+    curve: Annotated[tuple[StrengthPoint, ...], Field(max_length=1000)] = ()
+    chosen_by: Text = ""
 
 
 class Metric(Frozen):
@@ -80,28 +174,44 @@ class PackMetadata(Frozen):
 
     Attributes:
         layer_convention: Layer numbers count decoder blocks from 0; a direction belongs to the output of its block.
+        fingerprint: How the model that the vector was fitted on responds to a few fixed prompts.
         history: What was done to the vector after it was fitted, oldest first.
         tensors_sha256: Digest of the tensors; filled in when the vector is saved.
     """
 
     format_version: Literal[1] = 1
     method: MethodRecord
-    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1)]
+    interventions: Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
     layer_convention: Literal["0-based decoder blocks, output of the block"] = (
         "0-based decoder blocks, output of the block"
     )
     model: ModelRecord
+    fingerprint: Fingerprint | None = None
     anchors: AnchorRecord | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
+    versions: Annotated[dict[Line, Line], Field(max_length=1000)] = Field(default_factory=dict)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     strength: StrengthRecord = StrengthRecord()
-    metrics: tuple[Metric, ...] = ()
-    history: tuple[Text, ...] = ()
-    license: str | None = None
-    authors: tuple[str, ...] = ()
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=10_000)] = ()
+    history: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    license: Line | None = None
+    authors: Annotated[tuple[Line, ...], Field(max_length=1000)] = ()
     description: Text = ""
-    created: str | None = None
+    created: Line | None = None
     tensors_sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _fingerprint_fits_model(self) -> PackMetadata:
+        if self.fingerprint is None:
+            return self
+        layers, model = self.fingerprint.layers, self.model
+        if list(layers) != sorted(set(layers)) or layers[-1] >= model.layer_count:
+            raise ValueError(f"the fingerprint's layers {list(layers)} are not ascending below {model.layer_count}")
+        for probe in self.fingerprint.probes:
+            if len(probe.norms) != model.layer_count:
+                raise ValueError(f"probe {probe.name!r} has {len(probe.norms)} norms for {model.layer_count} layers")
+            if (found := probe.unit_states().shape) != (len(layers), model.hidden_size):
+                raise ValueError(f"the states of probe {probe.name!r} have shape {found}")
+        return self
 
 
 def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
@@ -113,11 +223,18 @@ def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
     try:
         return PackMetadata.model_validate(document)
     except ValidationError as error:
-        found = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)[:5]
-        )
         raise PackFormatError(
-            f"{name}: the steerkit document is invalid ({found})",
+            f"{name}: the steerkit document is invalid ({faults(error)})",
             expected="a document of format v1",
             fix="get the file again from its publisher, or upgrade steerkit",
         ) from error
+
+
+def faults(error: ValidationError) -> str:
+    """The first faults of a document on one line; of more than a thousand, whose list would be large, the number."""
+    if error.error_count() > 1000:
+        return f"{error.error_count()} faults"
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])):.120}: {item['msg']:.200}"
+        for item in error.errors(include_url=False, include_context=False, include_input=False)[:5]
+    )

@@ -26,6 +26,7 @@ from steerkit.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from steerkit.errors import (
     CheckpointError,
     EmptyAnchorSetError,
+    LabelError,
     MissingImageError,
     NonFiniteError,
     OptionError,
@@ -53,12 +54,16 @@ class Plan(NamedTuple):
         second_moments: Whether `solve` needs more of the observations than their mean.
         measures: Whether anchors are measured at all.
         shown: How `observe` shows the anchors; each prompt is built so, as text, before the model runs.
+        together: So many neighbours in the anchor set belong together: batches never part them.
+        rows: Whether `solve` needs the observations themselves. They are then all kept: 8 bytes for each number.
     """
 
     layers: list[int]
     second_moments: bool = False
     measures: bool = True
     shown: tuple[Images, ...] = (True,)
+    together: int = 1
+    rows: bool = False
 
 
 class Fit(NamedTuple):
@@ -174,6 +179,7 @@ class SteeringMethod(Frozen, ABC):
                 method=MethodRecord(name=self.name, config=self.model_dump(mode="json"), paper=self.paper),
                 interventions=interventions,
                 model=model.record,
+                fingerprint=model.fingerprint(),
                 anchors=record,
                 versions=_versions(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -197,6 +203,7 @@ class SteeringMethod(Frozen, ABC):
         state = load_checkpoint(path, identity) if path is not None else Progressed(identity)
         _check_resumed(state, anchors)
         _check_anchors(model, anchors, plan.shown, start=len(state.digests))
+        batch_size = max(batch_size // plan.together, 1) * plan.together
         written = time.monotonic()
         unsaved = False
         try:
@@ -229,7 +236,9 @@ class SteeringMethod(Frozen, ABC):
                         expected="finite values",
                         fix="load the model in bfloat16 or float32: float16 may overflow",
                     )
-                groups.setdefault(name, {})[layer] = Moments.of(rows, second=plan.second_moments)
+                groups.setdefault(name, {})[layer] = Moments.of(
+                    rows, second=plan.second_moments or plan.rows, keep=plan.rows
+                )
         return groups
 
     def _identity(self, model: SteerableModel, plan: Plan, total: int) -> str:
@@ -278,18 +287,24 @@ def require_captions(anchors: Sequence[Sample]) -> None:
 
 
 def require_labels(anchors: Sequence[Sample], *labels: str) -> None:
-    """For `plan`: refuse anchors that lack one of the labels altogether, or carry another."""
+    """For `plan`: refuse anchors that lack one of the labels altogether, or carry another.
+
+    Raises:
+        LabelError: It is so. Its `labels` tell `steerkit.testing` what anchors the method needs.
+    """
     counts = Counter(anchors[index].label for index in range(len(anchors)))
     for label in labels:
         if not counts[label]:
-            raise EmptyAnchorSetError(
+            raise LabelError(
                 f"no anchor is labelled {label!r} (labels: {dict(counts)})",
+                labels=labels,
                 expected="anchors labelled " + " and ".join(map(repr, labels)),
                 fix="label the samples, or configure the method with the labels that they carry",
             )
     if unknown := sorted(str(label) for label in counts if label not in labels):
-        raise EmptyAnchorSetError(
+        raise LabelError(
             f"{sum(counts[label] for label in counts if label not in labels)} anchors are labelled {unknown}",
+            labels=labels,
             expected="only " + " and ".join(map(repr, labels)),
             fix="leave them out",
         )

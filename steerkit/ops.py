@@ -93,6 +93,14 @@ def cosine(h: Rows, direction: Vector, reference: Vector | None = None) -> Float
     return projection(wide, direction) / wide.norm(dim=-1).clamp_min(1e-12)
 
 
+def tanh_cosine(h: Rows, direction: Vector, reference: Vector | None = None) -> Float[Tensor, "tokens"]:
+    """`cos(x, tanh(P x))` with `x = h - r` and P the projection on the direction, float32; 0 where `P x` is 0."""
+    wide = h.float() if reference is None else h.float() - reference.float()
+    squashed = torch.tanh(project(wide, orthonormal(direction)))
+    norms = wide.norm(dim=-1) * squashed.norm(dim=-1)
+    return (wide * squashed).sum(dim=-1) / norms.clamp_min(1e-12)
+
+
 def increments(by_layer: dict[int, Tensor]) -> dict[int, Tensor]:
     """Differences along the depth: the lowest layer keeps its value, each other loses that of the layer below it.
 

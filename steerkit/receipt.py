@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
+from steerkit.checks import Check
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,20 +48,31 @@ class Counts:
     """Counts by layer and site.
 
     Attributes:
-        sites: `{(layer, site): SiteCount}`.
+        sites: `{(layer, site): SiteCount}`; a site of the vision tower is called `vision.mlp_out` and the like, and its
+            image tokens count as prompt tokens.
     """
 
     sites: dict[tuple[int, str], SiteCount] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[int]:
-        """The layers that were steered."""
-        return sorted({layer for layer, _ in self.sites})
+        """The decoder blocks that were steered."""
+        return sorted({layer for layer, site in self.sites if not _seen(site)})
+
+    @property
+    def vision_layers(self) -> list[int]:
+        """The blocks of the vision tower that were steered."""
+        return sorted({layer for layer, site in self.sites if _seen(site)})
+
+    @property
+    def vision_tokens(self) -> int:
+        """Image tokens steered in the vision tower, at the layer that saw most of them."""
+        return max((count.prompt_tokens for (_, site), count in self.sites.items() if _seen(site)), default=0)
 
     @property
     def prompt_tokens(self) -> int:
         """Prompt tokens steered, at the layer that saw most of them."""
-        return max((count.prompt_tokens for count in self.sites.values()), default=0)
+        return max((count.prompt_tokens for (_, site), count in self.sites.items() if not _seen(site)), default=0)
 
     @property
     def generated_tokens(self) -> int:
@@ -68,9 +81,14 @@ class Counts:
 
     @property
     def relative_change(self) -> Mapping[int, float]:
-        """`{layer: mean |change| / |hidden state|}`, the largest of a layer's sites; NaN if none was measured."""
+        """`{layer: mean |change| / |hidden state|}` of decoder blocks, the largest of a layer's sites.
+
+        NaN if none was measured.
+        """
         found: dict[int, float] = {}
-        for (layer, _), count in sorted(self.sites.items()):
+        for (layer, site), count in sorted(self.sites.items()):
+            if _seen(site):
+                continue
             known, change = found.get(layer, math.nan), count.relative_change
             found[layer] = change if math.isnan(known) else max(known, change)
         return found
@@ -101,13 +119,15 @@ class Receipt(Counts):
     A token that several vectors steer at a place is counted there once.
 
     Attributes:
-        sites: `{(layer, site): SiteCount}`.
+        sites: See `Counts`.
         nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
+        checks: What was checked about the vectors and the model before anything was steered.
         shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
     """
 
     nnsight: Any = None
     shipped: bool = False
+    checks: tuple[Check, ...] = ()
     _vectors: list[VectorCount] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -164,13 +184,17 @@ class Receipt(Counts):
         """One line for people."""
         if self.empty:
             return "nothing was steered"
+        seen = f"{len(self.vision_layers)} layers of the vision tower, {self.vision_tokens} image tokens each"
+        if not self.layers:
+            return f"steered {seen}"
+        more = f"; and {seen}" if self.vision_layers else ""
         changes = [change for change in self.relative_change.values() if not math.isnan(change)]
         size = f", by up to {100 * max(changes):.1f} % of the hidden state" if changes else ""
         vectors = self.vectors if len(self._vectors) > 1 else ()
         shares = ", ".join(f"{each.name} {100 * each.share:.0f} %" for each in vectors if not math.isnan(each.share))
         return (
             f"steered {len(self.layers)} layers ({self.layers[0]}-{self.layers[-1]}), {self.prompt_tokens} prompt and "
-            f"{self.generated_tokens} generated tokens each{size}{f' ({shares})' if shares else ''}"
+            f"{self.generated_tokens} generated tokens each{size}{f' ({shares})' if shares else ''}{more}"
         )
 
 
@@ -179,3 +203,8 @@ def _at(sites: dict[tuple[int, str], SiteCount], layer: int, site: str) -> SiteC
     if count is None:
         count = sites[layer, site] = SiteCount()
     return count
+
+
+def _seen(site: str) -> bool:
+    """Whether a site is in the vision tower."""
+    return site.startswith("vision.")

@@ -1,30 +1,26 @@
-"""Methods and adapters by name, found through entry points; the built-in ones are registered in the same way."""
+"""Methods and adapters by name."""
 
 from __future__ import annotations
 
-import difflib
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING
 
-from steerkit.errors import PluginError, UnknownNameError, UnsupportedModelError
+from steerkit.errors import PluginError, UnsupportedModelError
+from steerkit.plugins import ADAPTERS, METHODS, PluginWarning, is_ours, load, names, owner_of
 
 if TYPE_CHECKING:
     from steerkit.adapter import ModelAdapter
     from steerkit.method import SteeringMethod
 
-METHODS = "steerkit.methods"
-ADAPTERS = "steerkit.adapters"
-
 
 def method_names() -> list[str]:
     """Names of all registered methods, without importing any."""
-    return sorted(_points(METHODS))
+    return names(METHODS)
 
 
 def adapter_names() -> list[str]:
     """Names of all registered adapters, without importing any."""
-    return sorted(_points(ADAPTERS))
+    return names(ADAPTERS)
 
 
 def get_method(name: str) -> type[SteeringMethod]:
@@ -36,34 +32,37 @@ def get_method(name: str) -> type[SteeringMethod]:
     """
     from steerkit.method import SteeringMethod
 
-    return _load(METHODS, "method", name, SteeringMethod)
+    return load(METHODS, name, SteeringMethod)
 
 
 def get_adapter(name: str) -> type[ModelAdapter]:
     """The adapter class registered under a name; errors as for `get_method`."""
     from steerkit.adapter import ModelAdapter
 
-    return _load(ADAPTERS, "adapter", name, ModelAdapter)
+    return load(ADAPTERS, name, ModelAdapter)
 
 
 def adapter_for(model_type: str) -> ModelAdapter:
-    """The adapter that serves a `config.model_type`.
+    """The adapter that serves a `config.model_type`: steerkit's own, where it has one.
 
     Raises:
         UnsupportedModelError: None does; the message lists what is supported.
-        PluginError: None does, and an adapter that might could not be imported.
+        PluginError: None does, and an adapter that might could not be imported; or two distributions claim the type.
     """
     supported: dict[str, list[str]] = {}
     broken: list[PluginError] = []
+    serving: dict[str, type[ModelAdapter]] = {}
     for name in adapter_names():
         try:
             adapter = get_adapter(name)
         except PluginError as error:
             broken.append(error)
             continue
-        if model_type in adapter.model_types:
-            return adapter()
         supported[name] = list(adapter.model_types)
+        if model_type in adapter.model_types:
+            serving[name] = adapter
+    if serving:
+        return _entitled(model_type, serving)()
     if broken:
         raise PluginError(
             f"no working adapter serves model type {model_type!r}, and {len(broken)} could not be loaded: {broken[0]}",
@@ -81,55 +80,22 @@ def adapter_for(model_type: str) -> ModelAdapter:
     )
 
 
-@cache
-def _points(group: str) -> dict[str, list[EntryPoint]]:
-    """The entry points of each name: one, unless two distributions claim it."""
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=group):
-        same = found.setdefault(point.name, [])
-        if all(point.value != other.value for other in same):
-            same.append(point)
-    return found
-
-
-def _owner(point: EntryPoint) -> str:
-    return f"distribution {point.dist.name!r}" if point.dist is not None else f"the entry point {point.value!r}"
-
-
-@cache
-def _load(group: str, kind: str, name: str, base: type) -> Any:
-    points = _points(group)
-    if name not in points:
-        near = difflib.get_close_matches(name, points, n=1)
-        raise UnknownNameError(
-            f"unknown {kind} {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
-            expected="one of " + (", ".join(sorted(points)) or "none (is steerkit-vlm installed?)"),
-        )
-    point, *others = points[name]
-    if others:
+def _entitled(model_type: str, serving: dict[str, type[ModelAdapter]]) -> type[ModelAdapter]:
+    """The one adapter that may serve a model type."""
+    chosen = [name for name in serving if is_ours(ADAPTERS, name)] or list(serving)
+    if len(chosen) > 1:
+        first, second = (owner_of(ADAPTERS, name) for name in chosen[:2])
         raise PluginError(
-            f"{_owner(point)} and {_owner(others[0])} both register the {kind} {name!r}",
-            expected="every name once",
-            fix="remove one of the two distributions",
+            f"{first} and {second} both serve model type {model_type!r}",
+            expected="one adapter for a model type",
+            fix="remove one of them, or choose: sk.VLM(model, processor, Adapter())",
         )
-    try:
-        loaded = point.load()
-    except Exception as error:
-        raise PluginError(
-            f"{kind} {name!r} of {_owner(point)} failed to import: {type(error).__name__}: {error}",
-            fix="see the traceback above; reinstall or remove that distribution",
-        ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        raise PluginError(
-            f"{kind} {name!r} of {_owner(point)} is {loaded!r}", expected=f"a subclass of steerkit.{base.__name__}"
-        )
-    missing = [
-        *getattr(loaded, "__abstractmethods__", ()),
-        *(x for x in base.__annotations__ if not hasattr(loaded, x)),
-    ]
-    if missing:
-        raise PluginError(
-            f"{kind} {name!r} of {_owner(point)} does not define {sorted(missing)}",
-            expected=f"all that steerkit.{base.__name__} declares",
-        )
-    return loaded
+    for name in serving:
+        if name not in chosen:
+            warnings.warn(
+                f"{owner_of(ADAPTERS, name)} serves model type {model_type!r}, which steerkit itself serves: its "
+                f"adapter {name!r} is passed over; to use it: sk.VLM(model, processor, Adapter())",
+                PluginWarning,
+                stacklevel=4,
+            )
+    return serving[chosen[0]]

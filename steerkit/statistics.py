@@ -24,18 +24,20 @@ class Moments:
         total: `[hidden]`, their sum.
         rows: `[count, hidden]`, or None.
         outer: `[hidden, hidden]`, or None.
+        keep: Keep the rows, however many they are.
     """
 
     count: int
     total: Float[Tensor, "hidden"]
     rows: Float[Tensor, "count hidden"] | None
     outer: Float[Tensor, "hidden hidden"] | None
+    keep: bool = False
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "count hidden"], *, second: bool) -> Moments:
+    def of(cls, rows: Float[Tensor, "count hidden"], *, second: bool, keep: bool = False) -> Moments:
         """The statistics of some rows."""
         wide = rows.detach().cpu().double()
-        return cls(wide.shape[0], wide.sum(0), wide if second else None, None)._compact()
+        return cls(wide.shape[0], wide.sum(0), wide if second else None, None, keep)._compact()
 
     def merge(self, other: Moments) -> Moments:
         """The statistics of both sets of rows together."""
@@ -44,7 +46,9 @@ class Moments:
             rows = torch.cat([self.rows, other.rows])
         elif self._second and other._second:
             outer = self._outer() + other._outer()
-        return Moments(self.count + other.count, self.total + other.total, rows, outer)._compact()
+        return Moments(
+            self.count + other.count, self.total + other.total, rows, outer, self.keep or other.keep
+        )._compact()
 
     @property
     def mean(self) -> Float[Tensor, "hidden"]:
@@ -75,6 +79,19 @@ class Moments:
         sign = -1.0 if float(direction @ self.mean) < 0 else 1.0
         return sign * direction, float(spread)
 
+    def variance(self, direction: Float[Tensor, "hidden"]) -> float:
+        """The variance of the rows along a direction, whatever its length; needs second moments."""
+        unit = direction.double() / direction.double().norm()
+        if self.rows is not None:
+            square = float((self.rows @ unit).square().mean())
+        else:
+            square = float(unit @ self._outer() @ unit) / self.count
+        return max(square - float(self.mean @ unit) ** 2, 0.0)
+
+    def second_moment(self) -> Float[Tensor, "hidden hidden"]:
+        """The mean outer product of the rows, float64; needs second moments."""
+        return self._outer() / self.count
+
     @property
     def _second(self) -> bool:
         return self.rows is not None or self.outer is not None
@@ -83,7 +100,7 @@ class Moments:
         return self.outer if self.outer is not None else self.rows.T @ self.rows  # type: ignore[union-attr]
 
     def _compact(self) -> Moments:
-        if self.rows is not None and self.count >= self.rows.shape[1]:
+        if self.rows is not None and not self.keep and self.count >= self.rows.shape[1]:
             self.rows, self.outer = None, self._outer()
         return self
 

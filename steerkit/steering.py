@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from steerkit import ops
 from steerkit.adapter import tokenizer_of
 from steerkit.arguments import as_strengths, as_vectors
+from steerkit.checks import Check, Policy, enforce
 from steerkit.composition import orthogonalized
+from steerkit.dose import check_dose
 from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
-from steerkit.intervention import MeasuredContrast, Site
+from steerkit.fingerprint import check_fingerprint, responses_or_reason, state_norms, state_of
+from steerkit.intervention import MeasuredContrast, Site, site_label
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
 from steerkit.views import system_lengths, view
@@ -27,6 +29,7 @@ from steerkit.vlm import VLM, wrap
 
 if TYPE_CHECKING:
     from steerkit.adapter import Architecture
+    from steerkit.metadata import ModelRecord
 
 Engine = Literal["hooks", "nnsight"]
 
@@ -56,12 +59,15 @@ class steer:
             are opened on `receipt.nnsight`.
         threads: `current`: calls from the thread that opened the block, so that threads may steer one model differently
             at once. `all`: calls from any thread, as when a streamer runs `generate` in a thread of its own.
-        match: `architecture`: the vector must come from the same model class with the same sizes. `shape`: the sizes
-            are enough, as for a vector that was extracted on a relative of the model.
         orthogonalize: Apply `orthogonalized(vectors)`: a later vector loses what lies in the span of the earlier ones.
+        policy: What becomes of doubts about whether the vector belongs to this model and how large its dose is.
+            `strict`: what can't be right is an error, what somebody should look at is a `TrustWarning`. `warn`: both
+            are warnings, as for a vector that was extracted on a relative of the model. `off`: nothing is said. The
+            sizes must fit in any case. What was found is in `receipt.checks`.
 
     Raises:
-        ModelMismatchError: The vector belongs to a model of another class or shape.
+        ModelMismatchError: The vector belongs to a model of another shape; under `strict`, also of another class or
+            with another fingerprint, or its dose is out of all proportion.
         EngineError: The engine can't run an intervention on this model.
         NothingSteeredError: The block ended without having steered anything; raised only if no other exception passes.
 
@@ -79,13 +85,13 @@ class steer:
         strength: float | Sequence[float] = 1.0,
         engine: Engine = "hooks",
         threads: Literal["current", "all"] = "current",
-        match: Literal["architecture", "shape"] = "architecture",
         orthogonalize: bool = False,
+        policy: Policy = "strict",
     ) -> None:
         for name, value, allowed in (
             ("engine", engine, ("hooks", "nnsight")),
             ("threads", threads, ("current", "all")),
-            ("match", match, ("architecture", "shape")),
+            ("policy", policy, get_args(Policy)),
         ):
             if value not in allowed:
                 raise OptionError(f"{name} is {value!r}", expected=" or ".join(map(repr, allowed)))
@@ -98,9 +104,11 @@ class steer:
         self._strengths = as_strengths(strength, len(self._vectors))
         _check_eager(self._vlm.model)
         for each in self._vectors:
-            check_match(each, self._vlm, shape_only=match == "shape")
+            check_match(each, self._vlm, policy)
         if orthogonalize:
             self._vectors = orthogonalized(self._vectors)
+        self._policy: Policy = policy
+        self._checked: tuple[Any, tuple[Check, ...]] | None = None
         self._engine = engine
         self._any_thread = threads == "all"
         self._open = _Opened()
@@ -119,8 +127,8 @@ class steer:
         return application
 
     def __enter__(self) -> Receipt:
-        """Install the steering; returns the receipt that is being filled in."""
-        receipt = Receipt()
+        """Check that vector and model belong together and install the steering; returns the receipt to be filled in."""
+        receipt = Receipt(checks=self._check())
         application = self._compile(receipt)
         vlm = self._vlm
         with ExitStack() as stack:
@@ -136,6 +144,19 @@ class steer:
                 receipt.nnsight = stack.enter_context(nnsight.applied(vlm, tracker, application))
             self._open.blocks.append((stack.pop_all(), receipt))
         return receipt
+
+    def _check(self) -> tuple[Check, ...]:
+        """What is checked when a block opens; not again while the model has not changed.
+
+        Raises:
+            ModelMismatchError: See the class.
+        """
+        state = state_of(self._vlm) if _fingerprinted(self._vectors) else None
+        if self._checked is None or self._checked[0] != state:
+            checks = check_applied(self._vectors, self._strengths, self._vlm)
+            enforce(checks, self._policy, ModelMismatchError, stacklevel=3)
+            self._checked = (state, checks)
+        return self._checked[1]
 
     def _begin(self, application: Application) -> Callable[[Prompt], None]:
         owner = None if self._any_thread else threading.get_ident()
@@ -161,26 +182,73 @@ class steer:
             )
 
 
-def check_match(vector: SteeringVector, vlm: VLM, *, shape_only: bool) -> None:
-    """Refuse a vector that belongs to another model.
+def check_model(vector: SteeringVector, vlm: VLM) -> Check:
+    """Whether a vector is for a model of this class and these sizes."""
+    theirs, ours = vector.metadata.model, vlm.record
+    problems = _size_problems(vector, ours)
+    if theirs.architecture != ours.architecture:
+        problems.append(f"architecture {theirs.architecture}, and the model is {ours.architecture}")
+    if problems:
+        return Check(
+            "model",
+            "fail",
+            f"the vector ({theirs.id or theirs.architecture}) is for " + "; for ".join(problems),
+            "load the vector of this model, or extract one",
+        )
+    return Check("model", "pass", f"{ours.architecture}, {ours.layer_count} layers of {ours.hidden_size}")
+
+
+def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float], vlm: VLM) -> tuple[Check, ...]:
+    """What `steer` checks: class and sizes and fingerprint of each vector, and the dose of all together.
+
+    Args:
+        vectors: The vectors.
+        strengths: The strength of each.
+        vlm: The model. Its responses to the probes are measured if a vector has a fingerprint to compare them with.
+    """
+    if any(_size_problems(vector, vlm.record) for vector in vectors):
+        return tuple(check_model(vector, vlm) for vector in vectors)  # nothing else can be compared
+    ours = responses_or_reason(vlm) if _fingerprinted(vectors) else None
+    checks: list[Check] = []
+    for vector in vectors:
+        checks.append(check_model(vector, vlm))
+        checks.append(check_fingerprint(vector.metadata.fingerprint, {} if ours is None else ours))
+    return (*checks, check_dose(vectors, strengths, state_norms(ours) if isinstance(ours, dict) else None))
+
+
+def _fingerprinted(vectors: Sequence[SteeringVector]) -> bool:
+    return any(vector.metadata.fingerprint is not None for vector in vectors)
+
+
+def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:
+    """Refuse a vector that belongs to a model of another shape or, as the policy says, class.
 
     Raises:
         ModelMismatchError: See `steer`.
     """
-    theirs, ours = vector.metadata.model, vlm.record
+    check = check_model(vector, vlm)
+    sizes = _size_problems(vector, vlm.record)
+    if check.status == "fail" and (sizes or policy == "strict"):
+        raise ModelMismatchError(
+            check.message,
+            expected=f"a vector for {vlm.record.architecture} ({vlm.record.layer_count} layers of "
+            f"{vlm.record.hidden_size})",
+            fix=check.fix + "; policy='warn' waives the class, never the sizes",
+        )
+
+
+def _size_problems(vector: SteeringVector, ours: ModelRecord) -> list[str]:
+    theirs = vector.metadata.model
     problems: list[str] = []
-    if not shape_only and theirs.architecture != ours.architecture:
-        problems.append(f"architecture {theirs.architecture}, and the model is {ours.architecture}")
     if theirs.hidden_size != ours.hidden_size:
         problems.append(f"hidden size {theirs.hidden_size}, and the model has {ours.hidden_size}")
     if theirs.layer_count != ours.layer_count:
         problems.append(f"{theirs.layer_count} layers, and the model has {ours.layer_count}")
-    if problems:
-        raise ModelMismatchError(
-            f"the vector ({theirs.id or theirs.architecture}) is for " + "; for ".join(problems),
-            expected=f"a vector for {ours.architecture} ({ours.layer_count} layers of {ours.hidden_size})",
-            fix="load the vector of this model, or extract one; match='shape' waives the class, never the sizes",
-        )
+    for site, tower in sorted(vector.places):
+        sizes = [(record.count(tower), record.width(site, tower)) for record in (theirs, ours)]
+        if (site == "head_out" or tower == "vision") and all(map(all, sizes)) and sizes[0] != sizes[1]:
+            problems.append(f"{sizes[0]} layers and width at {site_label(site, tower)}, and the model has {sizes[1]}")
+    return problems
 
 
 def _check_eager(model: nn.Module) -> None:
@@ -222,23 +290,16 @@ def measure_contrast(
     """
     architecture, model = vlm.architecture, vlm.model
     captured: list[dict[int, Tensor]] = []
-    with CallTracker.of(model, architecture) as tracker, tracker.unobserved(), vlm.transient_kept(), _untraced(vlm):
-        for name in (contrast.positive, contrast.negative):
+    with vlm.unnoticed():
+        for name in filter(None, (contrast.positive, contrast.negative)):
             inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed)
             vlm.reset()
             captured.append(hooks.capture(model, inputs, architecture, layers, site))
+    if contrast.negative is None:
+        return {layer: captured[0][layer].float() for layer in layers}
     positive, negative = captured
     difference = {layer: positive[layer].float() - negative[layer].float() for layer in layers}
     return ops.increments(difference) if contrast.form == "increments" else difference
-
-
-def _untraced(vlm: VLM) -> AbstractContextManager[None]:
-    """Hide passes from nnsight traces around them, if nnsight is in use at all."""
-    if "nnsight" not in sys.modules:
-        return nullcontext()
-    from steerkit.engines import nnsight
-
-    return nnsight.aside(vlm.model, vlm.architecture)
 
 
 def _system_lengths(architecture: Architecture, processor: Any) -> Any:

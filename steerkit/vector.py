@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
-import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError, SteerKitError
+from steerkit.files import write_atomically
 from steerkit.formats import (
     encode_document,
     parse_pack,
@@ -25,7 +24,7 @@ from steerkit.formats import (
     tensor_name,
     tensors_digest,
 )
-from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection, is_finite
+from steerkit.intervention import Add, Intervention, LinearStrength, Site, StoredDirection, Tower, is_finite, site_label
 from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
 
 if TYPE_CHECKING:
@@ -42,11 +41,12 @@ _FILE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class Key(NamedTuple):
-    """The address of a direction: 0-based decoder block, site, and a name where a layer has several."""
+    """The address of a direction: 0-based block, site, a name where a layer has several, and the tower."""
 
     layer: int
-    site: str = "resid_post"
+    site: Site = "resid_post"
     name: str = ""
+    tower: Tower = "language"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ class SteeringVector:
     tensors: Mapping[Key, Tensor]
     metadata: PackMetadata
     source: str | None = None
+    _places: Mapping[tuple[str, str, str], frozenset[int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # a copy: whoever holds the tensors that were given can't change the vector; gradients reach them through it
@@ -89,6 +90,7 @@ class SteeringVector:
             name = str(dtype).removeprefix("torch.")
             object.__setattr__(self, "metadata", self.metadata.model_copy(update={"dtype": name}))
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
+        object.__setattr__(self, "_places", _places(tensors))
         for intervention in self.interventions:
             self._check_intervention(intervention)
 
@@ -109,16 +111,21 @@ class SteeringVector:
                 return {
                     key.layer: tensor
                     for key, tensor in self.tensors.items()
-                    if key.site == intervention.site and key.name == direction.name
+                    if (key.site, key.name, key.tower) == (intervention.site, direction.name, intervention.tower)
                 }
         return {}
 
-    def direction(self, stored: StoredDirection, layer: int, site: str) -> Tensor | None:
+    def direction(self, stored: StoredDirection, layer: int, site: Site, tower: Tower = "language") -> Tensor | None:
         """The tensor that a stored direction means at a layer, or None if there is none."""
-        return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name))
+        return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name, tower))
+
+    @property
+    def places(self) -> set[tuple[Site, Tower]]:
+        """The sites and towers that the interventions steer."""
+        return {(intervention.site, intervention.tower) for intervention in self.interventions}
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
-        """The same vector on some layers only.
+        """The same vector on some decoder blocks only; what it does in the vision tower stays.
 
         For CMRM in increments, prefer `CMRM(layers=...)`: it measures the increments between the chosen layers, whereas
         this drops what the other layers contributed.
@@ -129,17 +136,21 @@ class SteeringVector:
         wanted = tuple(dict.fromkeys(layers))
         if not wanted:
             raise LayerRangeError("no layer is selected", expected="at least one layer")
-        steered = {layer for i in self.interventions for layer in self.layers_of(i)}
+        steered = {layer for i in self.interventions if i.tower == "language" for layer in self.layers_of(i)}
         for layer in wanted:
             if layer not in steered:
                 raise LayerRangeError(f"the vector steers nothing at layer {layer}", expected=f"of {sorted(steered)}")
         interventions = tuple(
-            i.model_copy(update={"layers": kept})
+            i if i.tower == "vision" else i.model_copy(update={"layers": kept})
             for i in self.interventions
-            if (kept := tuple(layer for layer in wanted if layer in self.layers_of(i)))
+            if (kept := tuple(layer for layer in wanted if layer in self.layers_of(i))) or i.tower == "vision"
         )
-        shared = {d.layer for i in interventions for d in i.stored if d.layer is not None}
-        tensors = {key: t for key, t in self.tensors.items() if key.layer in wanted or key.layer in shared}
+        shared = {d.layer for i in interventions if i.tower == "language" for d in i.stored if d.layer is not None}
+        tensors = {
+            key: t
+            for key, t in self.tensors.items()
+            if key.tower == "vision" or key.layer in wanted or key.layer in shared
+        }
         return self._derived(tensors, f"select layers {list(wanted)}", interventions)
 
     def normalized(self) -> SteeringVector:
@@ -272,18 +283,7 @@ class SteeringVector:
         vector = self if dtype is None else self.to(dtype)
         path = Path(path)
         data = vector.to_bytes(name=str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, data)
         return path
 
     def to_bytes(self, *, name: str = "the pack") -> bytes:
@@ -325,7 +325,8 @@ class SteeringVector:
         metadata = parse_metadata(raw.document, name=source)
         try:
             loaded = safetensors.torch.load(raw.data)
-            vector = cls({Key(*parse_tensor_name(name)): tensor for name, tensor in loaded.items()}, metadata, source)
+            keys = {name: Key(*cast("Any", parse_tensor_name(name))) for name in loaded}
+            vector = cls({keys[name]: tensor for name, tensor in loaded.items()}, metadata, source)
         except NonFiniteError:
             raise
         except (safetensors.SafetensorError, SteerKitError) as error:
@@ -349,6 +350,8 @@ class SteeringVector:
         message: str | None = None,
         token: str | None = None,
         dry_run: bool = False,
+        signature: str | Path | None = None,
+        sign_key: str | Path | None = None,
     ) -> Publication:
         """Publish the vector on the Hugging Face hub: the pack, a model card and a plot, in one commit.
 
@@ -359,18 +362,22 @@ class SteeringVector:
             message: Of the commit.
             token: Default: that of `hf auth login` or HF_TOKEN.
             dry_run: Make everything and upload nothing.
+            signature: A signature of exactly this pack, to be published with it.
+            sign_key: A private key, in a PEM file, to sign it with instead.
 
         Returns:
             The files, and a reference to what was published.
 
         Raises:
-            PublishError: The metadata lack the licence, the model's id or commit, or the source of the anchors.
+            PublishError: The metadata lack the licence, the model's id or commit, or the source of the anchors; or the
+                signature is of another file.
+            SigningError: The key can't be used.
             AccessError: The hub refuses the token.
             DownloadError: The hub can't be reached.
         """
         push = importlib.import_module("steerkit_vectors_hub.push").push_to_hub  # the core imports no hub by itself
         options = {"private": private, "branch": branch, "message": message, "token": token, "dry_run": dry_run}
-        return push(self, repo_id, **options)
+        return push(self, repo_id, **options, signature=signature, sign_key=sign_key)
 
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""
@@ -392,36 +399,49 @@ class SteeringVector:
         direction = intervention.operation.direction
         if not isinstance(direction, StoredDirection):
             return set()
-        return {
-            key
-            for key in self.tensors
-            if key.site == intervention.site and key.name == direction.name and direction.layer in (None, key.layer)
-        }
+        site, name, tower = intervention.site, direction.name, intervention.tower
+        present = self._places.get((site, name, tower), frozenset())
+        return {Key(layer, site, name, tower) for layer in present if direction.layer in (None, layer)}
 
-    def layers_of(self, intervention: Intervention) -> list[int]:
+    def layers_of(self, intervention: Intervention) -> Sequence[int]:
         """The layers that an intervention steers; `all` means those that hold its direction."""
         if intervention.layers != "all":
             return sorted(intervention.layers)
         direction = intervention.operation.direction
         if not isinstance(direction, StoredDirection) or direction.layer is not None:
-            return list(range(self.layer_count))
+            return range(self.metadata.model.count(intervention.tower))
         return sorted({key.layer for key in self._read_keys(intervention)})
 
     def _check_intervention(self, intervention: Intervention) -> None:
-        layers = self.layers_of(intervention)
-        named = [*layers, *(m.layer for m in intervention.measures if m.layer is not None)]
-        for layer in named:
-            if layer >= self.layer_count:
-                raise LayerRangeError(f"an intervention names layer {layer}", expected=f"below {self.layer_count}")
-        site = intervention.site
+        layers, count = self.layers_of(intervention), self.metadata.model.count(intervention.tower)
+        named = (m.layer for m in intervention.measures if m.layer is not None)
+        if (highest := max((layers[-1] if layers else 0, *named))) >= count:
+            raise LayerRangeError(
+                f"an intervention names layer {highest} of the {intervention.tower} tower", expected=f"below {count}"
+            )
+        site, tower = intervention.site, intervention.tower
         for stored in intervention.stored:
-            present = {key.layer for key in self.tensors if key.site == site and key.name == stored.name}
-            needed = {*layers} if stored.layer is None else {stored.layer}
-            if not present or needed - present:
+            present = self._places.get((site, stored.name, tower), frozenset())
+            missing = set(layers if stored.layer is None else (stored.layer,)) - present
+            if not present or missing:
                 raise OptionError(
-                    f"an intervention reads direction {stored.name!r} at {site} of layers {sorted(needed - present)}",
-                    expected=f"layers that the vector holds: {sorted(present)}",
+                    f"an intervention reads direction {stored.name!r} at {site_label(site, tower)} of layers "
+                    f"{_listed(missing)}",
+                    expected=f"layers that the vector holds: {_listed(present)}",
                 )
+
+
+def _places(keys: Iterable[Key]) -> dict[tuple[str, str, str], frozenset[int]]:
+    """`{(site, name, tower): layers}`."""
+    found: dict[tuple[str, str, str], set[int]] = {}
+    for key in keys:
+        found.setdefault((key.site, key.name, key.tower), set()).add(key.layer)
+    return {place: frozenset(layers) for place, layers in found.items()}
+
+
+def _listed(layers: Iterable[int], most: int = 100) -> str:
+    ordered = sorted(layers)
+    return f"[{', '.join(map(str, ordered[:most]))}{', ...' if len(ordered) > most else ''}]"
 
 
 def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
@@ -429,18 +449,24 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
         raise OptionError(
             f"the direction at {tuple(key)} has type {tensor.dtype}", expected="float32, float16, bfloat16"
         )
-    if tensor.dim() not in (1, 2) or tensor.shape[-1] != model.hidden_size:
+    count, width = model.count(key.tower), model.width(key.site, key.tower)
+    if not count or not width:
         raise OptionError(
-            f"the direction at {tuple(key)} has shape {tuple(tensor.shape)}",
-            expected=f"[{model.hidden_size}] or [k, {model.hidden_size}]",
+            f"there is a direction at {tuple(key)}, and the record of the model gives no sizes for that place",
+            expected="a record with head_count and head_size (head_out), or vision_hidden_size and vision_layer_count",
         )
-    if not 0 <= key.layer < model.layer_count:
+    if tensor.dim() not in (1, 2) or tensor.shape[-1] != width:
+        raise OptionError(
+            f"the direction at {tuple(key)} has shape {tuple(tensor.shape)}", expected=f"[{width}] or [k, {width}]"
+        )
+    if not 0 <= key.layer < count:
         raise LayerRangeError(
-            f"a direction is at layer {key.layer}", expected=f"0 to {model.layer_count - 1} for {model.architecture}"
+            f"a direction is at layer {key.layer}", expected=f"0 to {count - 1} for {model.architecture}"
         )
-    if not torch.isfinite(tensor).all():
+    norms = torch.linalg.vector_norm(tensor, dim=-1, dtype=torch.float64)
+    if not norms.isfinite().all():
         raise NonFiniteError(f"the direction at {tuple(key)} holds NaN or infinity", expected="finite values")
-    if not tensor.float().norm(dim=-1).all():
+    if not norms.all():
         raise OptionError(
             f"the direction at {tuple(key)} is zero",
             expected="a direction that does something",

@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter, tokenizer_of
 from steerkit.engines import hooks
+from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
     LayerRangeError,
     MissingImageError,
@@ -23,8 +24,9 @@ from steerkit.errors import (
     SampleError,
     UnsupportedModelError,
 )
-from steerkit.intervention import Site
-from steerkit.metadata import ModelRecord
+from steerkit.fingerprint import fingerprint
+from steerkit.intervention import Pool, Site, Tower
+from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.registry import adapter_for
 from steerkit.samples import Sample, as_samples, named, open_image
 from steerkit.shown import hides_images, prompt_of, shown
@@ -166,30 +168,40 @@ class VLM:
         images: Images = True,
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
+        tower: Tower = "language",
+        pool: Pool = "last",
         batch_size: int = 8,
         engine: Literal["nnsight", "hooks"] = "nnsight",
         seed: int = 0,
     ) -> dict[int, Tensor]:
-        """The hidden state of each sample's last prompt token.
+        """The hidden state that stands for each sample: that of its last prompt token, unless `pool` says otherwise.
 
         Args:
             samples: The samples.
             images: As for `inputs`.
-            layers: 0-based decoder blocks; default: all.
+            layers: 0-based blocks; default: all.
             site: Where in the block.
+            tower: The decoder, or the vision tower: there the mean over all tokens of the sample's images is read, in
+                one pass for each sample.
+            pool: `last` token of the prompt, or the `mean` over its tokens.
             batch_size: Prompts per forward pass.
             engine: `nnsight` traces the model; `hooks` is the one to use from several threads. Both give equal numbers.
             seed: Seed of noise images.
 
         Returns:
-            `{layer: [batch, hidden]}` on the model's device, in the model's type.
+            `{layer: [batch, hidden]}` on the model's device, in the model's type; a mean in float32.
 
         Raises:
             LayerRangeError: A layer lies outside the model.
+            EngineError: The model has no such site or tower.
             SampleError: There are no samples, or one can't be a prompt of this model; found before the model runs.
             MissingImageError: An image file is missing, or is not an image; found before the model runs.
         """
-        wanted = self.check_layers(layers)
+        self.architecture.check_site(site, tower)
+        wanted = self.check_layers(layers, tower)
+        if tower == "vision":
+            batch_size = 1  # where patches are packed, their images can't be told apart
+            self._check_seen(samples, images)
         if not len(as_samples(samples)):
             raise SampleError("there are no samples", expected="at least one")
         if engine == "nnsight":
@@ -204,12 +216,102 @@ class VLM:
         for batch in self._batches(samples, images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images, seed=seed)
             self.reset()
-            parts.append((batch, read(self.model, inputs, self.architecture, wanted, site)))
+            parts.append((batch, read(self.model, inputs, self.architecture, wanted, site, tower, pool)))
         order = torch.tensor([index for batch, _ in parts for index in batch]).argsort()
         return {
             layer: torch.cat([found[layer] for _, found in parts])[order.to(parts[0][1][layer].device)]
             for layer in wanted
         }
+
+    def fingerprint(self) -> Fingerprint:
+        """How the model responds, unsteered, to a few fixed prompts: three short passes, once until it changes.
+
+        Raises:
+            ProcessorError: The VLM was wrapped without a processor.
+            OptionError: The model has no weights, or is in training mode.
+            NonFiniteError: The hidden states hold NaN or infinity.
+        """
+        return fingerprint(self)
+
+    def log_likelihood(
+        self,
+        samples: Sequence[Sample],
+        answers: Sequence[str],
+        *,
+        images: Images = True,
+        batch_size: int = 8,
+    ) -> list[Tensor]:
+        """How likely the model finds given answers.
+
+        An answer is tokenised by itself, without special tokens, and follows the prompt directly. Whether a model
+        begins its answers with a space depends on its template, and `generate` strips it: the likelier is taken.
+
+        Args:
+            samples: The samples.
+            answers: One text each.
+            images: As for `inputs`.
+            batch_size: Prompts per forward pass.
+
+        Returns:
+            For each sample `[tokens]`: the natural logarithm of the probability of each token of its answer given the
+            prompt and the tokens before it; float32, on the CPU; empty for an empty answer.
+
+        Raises:
+            OptionError: There are not as many answers as samples.
+            SampleError: A sample can't be a prompt of this model; found before the model runs.
+            ProcessorError: The VLM was wrapped without a processor.
+        """
+        tokenizer = tokenizer_of(self.require_processor("the likelihood of an answer"))
+        if len(answers) != len(as_samples(samples)):
+            raise OptionError(f"{len(answers)} answers for {len(samples)} samples", expected="one for each")
+        begun = [
+            [tokenizer(start + answer if answer else "", add_special_tokens=False)["input_ids"] for answer in answers]
+            for start in ("", " ")
+        ]
+        found: list[Tensor] = [torch.empty(0)] * len(answers)
+        for batch in self._batches(samples, images, batch_size):
+            inputs = self.inputs([samples[index] for index in batch], images)
+            both = []
+            for ids in begun:
+                self.reset()
+                both.append(hooks.answer_log_likelihood(self.model, inputs, [ids[i] for i in batch], self.architecture))
+            for index, one, other in zip(batch, *both, strict=True):
+                found[index] = max(one, other, key=lambda values: float(values.sum()))
+        self.reset()
+        return found
+
+    def next_token_log_probabilities(
+        self, samples: Sequence[Sample], *, images: Images = True, batch_size: int = 8
+    ) -> Tensor:
+        """The distribution of the first token of the answer to each sample.
+
+        Args:
+            samples: The samples.
+            images: As for `inputs`.
+            batch_size: Prompts per forward pass.
+
+        Returns:
+            `[samples, vocabulary]`, natural logarithms, float32, on the CPU.
+
+        Raises:
+            SampleError: There are no samples, or one can't be a prompt of this model; found before the model runs.
+            ProcessorError: The VLM was wrapped without a processor.
+        """
+        self.require_processor("the distribution of the next token")
+        rows: dict[int, Tensor] = {}
+        for batch in self._batches(as_samples(samples), images, batch_size):
+            inputs = self.inputs([samples[index] for index in batch], images)
+            self.reset()
+            with torch.no_grad():
+                target = hooks.call_target(self.model, inputs, self.architecture)
+                logits = target(**hooks.forward_inputs(self.model, inputs, self.architecture)).logits
+            # prompts are padded on the left; a decoder of an encoder's has one position
+            for index, row in zip(batch, logits[:, -1].float().log_softmax(-1).cpu(), strict=True):
+                rows[index] = row
+        self.reset()
+        if not rows:
+            raise SampleError("there are no samples", expected="at least one")
+        return torch.stack([rows[index] for index in range(len(samples))])
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         """Build the prompt of a sample as text, without opening its images.
@@ -225,13 +327,21 @@ class VLM:
         prompt = prompt_of(sample, images)
         self.adapter.render(self.require_processor("building a prompt"), prompt, len(prompt.images))
 
-    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
-        """The layers, sorted; all of them for None.
+    def _check_seen(self, samples: Sequence[Sample], images: Images) -> None:
+        for index in range(len(samples)):
+            if hides_images(images) or not samples[index].images:
+                raise MissingImageError(
+                    f"sample {index} is shown without an image, and the vision tower is read",
+                    expected="an image in every sample, and a view that shows it",
+                )
+
+    def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
+        """The layers of a tower, sorted; all of them for None.
 
         Raises:
             LayerRangeError: A layer lies outside the model, or none is given.
         """
-        count = self.architecture.layer_count
+        count = self.architecture.count(tower)
         if layers is None:
             return list(range(count))
         wanted = sorted(set(layers))
@@ -272,6 +382,19 @@ class VLM:
         finally:
             for owner, name, value in kept:
                 setattr(owner, name, value)
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """Passes of this thread inside are nobody's: no steering, receipt, trace or later call notices them."""
+        with ExitStack() as stack:
+            tracker = stack.enter_context(CallTracker.of(self.model, self.architecture))
+            stack.enter_context(tracker.unobserved())
+            stack.enter_context(self.transient_kept())
+            if "nnsight" in sys.modules:
+                from steerkit.engines import nnsight
+
+                stack.enter_context(nnsight.aside(self.model, self.architecture))
+            yield
 
     @contextmanager
     def generating_with(self, generate: Callable[..., Tensor]) -> Iterator[None]:
@@ -432,6 +555,10 @@ def _record(model: nn.Module, processor: Any, architecture: Architecture) -> Mod
         model_type=config.model_type,
         hidden_size=architecture.hidden_size,
         layer_count=architecture.layer_count,
+        head_count=None if architecture.heads is None else architecture.heads.count,
+        head_size=None if architecture.heads is None else architecture.heads.size,
+        vision_hidden_size=None if architecture.vision is None else architecture.vision.hidden_size,
+        vision_layer_count=None if architecture.vision is None else architecture.vision.layer_count,
         config_sha256=_digest(_stable(config.to_dict())),
         tokenizer_sha256=None
         if tokenizer is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import torch
 from PIL import Image
 
 from steerkit.adapter import Architecture, Images
-from steerkit.intervention import Site
-from steerkit.metadata import ModelRecord
+from steerkit.intervention import Pool, Site, Tower
+from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.samples import Sample
 from steerkit.vlm import VLM, wrap
 
@@ -42,16 +43,31 @@ class ReadByHooks:
         images: Images = True,
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
+        tower: Tower = "language",
+        pool: Pool = "last",
         seed: int = 0,
     ) -> dict[int, torch.Tensor]:
         self.samples_run += len(samples)
-        return self.vlm.capture(samples, images=images, layers=layers, site=site, seed=seed, engine="hooks")
+        return self.vlm.capture(
+            samples, images=images, layers=layers, site=site, tower=tower, pool=pool, seed=seed, engine="hooks"
+        )
+
+    def fingerprint(self) -> Fingerprint:
+        return self.vlm.fingerprint()
+
+    def generate(self, samples: Sequence[Sample], *, images: Images = True, **options: Any) -> list[str]:
+        return self.vlm.generate(samples, images=images, **options)
+
+    def log_likelihood(
+        self, samples: Sequence[Sample], answers: Sequence[str], *, images: Images = True
+    ) -> list[torch.Tensor]:
+        return self.vlm.log_likelihood(samples, answers, images=images)
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
         self.vlm.check_prompt(sample, images)
 
-    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
-        return self.vlm.check_layers(layers)
+    def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
+        return self.vlm.check_layers(layers, tower)
 
 
 @pytest.fixture(scope="session")

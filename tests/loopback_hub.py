@@ -208,7 +208,8 @@ class _DeliveryHandler(_Handler):
 
     def do_GET(self) -> None:
         path, _ = self.note()
-        data = self.hub.objects.get(path.strip("/").partition(".")[0])
+        name = path.strip("/")
+        data = self.hub.objects.get(name if name.endswith(".sig") else name.partition(".")[0])
         if data is None:
             self.answer(404)
         else:

@@ -32,7 +32,7 @@ MARKERS = {
     "instructblip-llama": None,
     "instructblip-t5": None,
 }
-# name: path, number and width of the blocks, as written in tests/tiny
+# name: path, number and width of the blocks, as written in steerkit/testing/tiny
 BLOCKS = {
     "llava": ("model.language_model.layers", 4, 48),
     "llava_next": ("model.language_model.layers", 3, 48),

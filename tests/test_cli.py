@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner
 
-from steerkit import registry
+from steerkit import plugins
 from steerkit.cli import app, loading, main
 from steerkit.cli.console import clean
 from steerkit.cli.methods import describe, type_text
@@ -104,11 +104,10 @@ def broken_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     (info / "entry_points.txt").write_text("[steerkit.adapters]\ntorn = torn:A\n[steerkit.methods]\ntorn = torn:M\n")
     (tmp_path / "torn.py").write_text("raise RuntimeError('cracked in two')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry._points.cache_clear()
+    plugins.forget()
     yield
     monkeypatch.undo()
-    registry._points.cache_clear()
-    registry._load.cache_clear()
+    plugins.forget()
 
 
 class Strict(BaseModel):
@@ -116,7 +115,8 @@ class Strict(BaseModel):
 
 
 class Used(Strict):
-    file: str
+    vector: str
+    source: str
     method: str
     strength: float
     sha256: str
@@ -137,10 +137,19 @@ class SiteReceipt(Strict):
     relative_change: float | None
 
 
+class CheckSchema(Strict):
+    name: str
+    status: str
+    message: str
+    fix: str
+    details: dict[str, object]
+
+
 class ReceiptSchema(Strict):
     layers: list[int]
     prompt_tokens: int
     generated_tokens: int
+    checks: list[CheckSchema]
     sites: list[SiteReceipt]
 
 
@@ -162,6 +171,7 @@ class Stored(Strict):
 
 class Inspected(Strict):
     file: str
+    pinned: str
     bytes: int
     metadata: dict[str, Any]
     tensors: list[Stored]
@@ -220,7 +230,7 @@ class TestStart:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(sys, "argv", ["steerkit", "inspect", "x"])
-        monkeypatch.setattr("steerkit.formats.read_pack", lambda path: 1 / 0)
+        monkeypatch.setattr("steerkit_vectors_hub.resolve.resolve", lambda ref, **options: 1 / 0)
         with pytest.raises(SystemExit, match="1"):
             main()
         assert capsys.readouterr().err.startswith("error: ZeroDivisionError: division by zero\n  fix: ")
@@ -374,7 +384,7 @@ class TestGenerate:
     def test_json(self, files: Files) -> None:
         arguments = ["generate", files.llava, "What is this?", "--image", files.image, "--max-new-tokens", 6, "--json"]
         found = Generated.model_validate_json(
-            run(*arguments, "--vector", files.pack, "--vector", files.pack, "--strength", 5).out
+            run(*arguments, "--vector", files.pack, "--vector", files.pack, "--strength", 5, "--policy", "off").out
         )
         assert [used.strength for used in found.vectors] == [5.0, 5.0]
         assert found.vectors[0].sha256 == digest(files.pack)
@@ -418,7 +428,7 @@ class TestGenerate:
             (1, "the vector (", [files.qwen, "hello", "--vector", files.pack]),
             (1, "none.png", [files.llava, "hello", "--image", "none.png"]),
             (1, "truncated", [files.llava, "hello", "--vector", torn]),
-            (1, "can't be read", [files.llava, "hello", "--vector", "none.safetensors"]),
+            (1, "'none.safetensors' does not exist", [files.llava, "hello", "--vector", "none.safetensors"]),
             (1, "2 strengths", [files.llava, "hello", "--vector", files.pack, "--strength", 1, "--strength", 2]),
             (1, "without a vector", [files.llava, "hello", "--strength", 1]),
             (1, "--strength is nan", [files.llava, "hello", "--vector", files.pack, "--strength", "nan"]),

@@ -8,29 +8,26 @@ from typing import Any
 
 import foreign
 import pytest
-import tiny
 import torch
-import transformers
 from doc_code import python_blocks, run_page
 from PIL import Image
 from reference import TEXT_ONLY, WITH_IMAGE, directions, vector
-from tiny import decoder, text
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from tiny import decoder
 from typer.testing import CliRunner
 
 import steerkit as sk
 from steerkit import errors
 from steerkit.cli import COMMANDS, app
+from steerkit.cli.new import Kind, scaffold
 from steerkit.demo import model_path, world
 from steerkit.formats import v1
 from steerkit.metadata import PackMetadata
-from steerkit.views import decode, encode, without_image
 from steerkit_vectors_hub import interop
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "any-model", "composition")
+RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
 
 
 @pytest.fixture
@@ -52,6 +49,14 @@ def test_method_of_the_guide_runs() -> None:
     assert names["loaded"].metadata.method.name == "mean_centring"
     with pytest.raises(errors.EmptyAnchorSetError, match="target"):
         names["MeanCentring"](layer=4).fit(names["vlm"], [sk.Sample("hello", label="background")])
+
+
+@pytest.mark.parametrize(
+    ("page", "kind", "name"), [("add-a-method", "method", "mean_centring"), ("add-a-model", "adapter", "blip2")]
+)
+def test_guides_show_what_steerkit_new_writes(page: str, kind: str, name: str, tmp_path: Path) -> None:
+    written = (scaffold(Kind(kind), name, tmp_path) / f"steerkit_{name}" / "__init__.py").read_text(encoding="utf-8")
+    assert f"```python\n{written}```" in (DOCS / f"{page}.md").read_text(encoding="utf-8")
 
 
 def test_readme_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +115,27 @@ def test_interop_page_lists_every_format() -> None:
         assert f"`{name}`" in page
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_screening_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (DOCS / "screening.md").read_text(encoding="utf-8")
+    canaries = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
+    Path("my-canaries.json").write_text(canaries, encoding="utf-8")
+    for name in re.findall(r'"image": "(.*?)"', canaries):
+        Image.new("RGB", (32, 32)).save(name)
+    vlm = sk.load(model_path("llava"))
+    vector = sk.CMRM().fit(vlm, [sk.Sample(row.question, (row.image,)) for row in world.prompts("harmful", "train", 4)])
+    for name in ("cmrm-llava.safetensors", "other.safetensors"):
+        vector.save(name)
+    published = '"llava-hf/llava-1.5-7b-hf", dtype="bfloat16", device_map="auto"'
+    assert published in page
+    run_page(DOCS / "screening.md", lambda code: code.replace(published, repr(model_path("llava"))))
+    shown = capsys.readouterr().out
+    assert shown.count("screening.refusals") == 2
+    for check in ("refusals", "over_refusal", "output", "direction"):
+        assert f"screening.{check}" in shown
+        assert f"| `screening.{check}` |" in page
+
+
 # -- the pack format -------------------------------------------------------------------------------------------------
 
 
@@ -151,62 +177,18 @@ def test_format_page_lists_every_field_of_the_document() -> None:
 # -- the adapter of the guide ----------------------------------------------------------------------------------------
 
 
-def _blip2() -> tuple[Any, Any]:
-    tokenizer = text.llama()
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    processor = transformers.Blip2Processor(
-        image_processor=BlipImageProcessorPil(
-            size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        ),
-        tokenizer=tokenizer,
-        num_query_tokens=4,
-    )
-    language = transformers.OPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        word_embed_proj_dim=48,
-        ffn_dim=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = transformers.Blip2Config(
-        vision_config=transformers.Blip2VisionConfig(**tower, image_size=32, patch_size=8).to_dict(),
-        qformer_config=transformers.Blip2QFormerConfig(**tower, encoder_hidden_size=32, vocab_size=100).to_dict(),
-        text_config=language.to_dict(),
-        num_query_tokens=4,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.Blip2ForConditionalGeneration(config)
-        tiny._scatter(model)
-    return model.eval(), processor
-
-
-def test_adapter_of_the_guide_serves_its_family() -> None:
+def test_adapter_of_the_guide_serves_its_family(tmp_path: Path) -> None:
     adapter = run_page(DOCS / "add-a-model.md")["Blip2Adapter"]()
-    model, processor = _blip2()
+    project = scaffold(Kind.ADAPTER, "blip2", tmp_path)
+    made: dict[str, Any] = {"__name__": "tiny_blip2"}
+    exec((project / "steerkit_blip2" / "tiny.py").read_text(encoding="utf-8"), made)
+    model, processor = made["tiny_model"]()
     vlm = sk.VLM(model, processor, adapter)
     picture = Image.effect_noise((32, 32), 80).convert("RGB")
     samples = [sk.Sample("What is this?", (picture,)), sk.Sample("Describe the image in detail.", (picture,))]
 
-    inputs = vlm.inputs(samples)
-    plain = vlm.inputs(samples, images=False)
-    assert without_image(inputs, vlm.architecture, processor)["input_ids"].tolist() == plain["input_ids"].tolist()
-    shown = decode(processor.tokenizer, inputs["input_ids"][1])
-    assert encode(processor.tokenizer, shown) == inputs["input_ids"][1].tolist()
-
-    together = vlm.capture(samples, engine="hooks")
-    for index, sample in enumerate(samples):
-        alone = vlm.capture([sample], engine="hooks")
-        for layer in range(3):
-            torch.testing.assert_close(alone[layer][0], together[layer][index], rtol=1e-4, atol=1e-4)
-
     vector = sk.CMRM(counterpart="blank").fit(vlm, samples)
+    inputs = {**vlm.inputs(samples), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
     with torch.no_grad():
         before = model(**inputs).logits[:, -1]
         with sk.steer(vlm, vector) as receipt:

@@ -20,6 +20,7 @@ BUILT_IN = {
     "LayerRangeError": IndexError,
     "EngineError": RuntimeError,
     "NothingSteeredError": RuntimeError,
+    "ContractError": AssertionError,
 }
 
 

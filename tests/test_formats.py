@@ -83,6 +83,7 @@ def rewritten(whole: bytes, change: Callable[[dict[str, Any], dict[str, Any]], o
     """The pack after `change(header, document)`."""
     header, body = split(whole)
     document = json.loads(header["__metadata__"]["steerkit"])
+    del document["document_sha256"]  # who changes a document can leave its digest out
     change(header, document)
     header["__metadata__"]["steerkit"] = json.dumps(document)
     return joined(header, body)
@@ -101,6 +102,7 @@ def with_values(whole: bytes, name: str, values: np.ndarray) -> bytes:
         state.update(forged[first:last])
     document = json.loads(header["__metadata__"]["steerkit"])
     document["tensors_sha256"] = state.hexdigest()
+    del document["document_sha256"]
     header["__metadata__"]["steerkit"] = json.dumps(document)
     return joined(header, forged)
 
@@ -184,8 +186,18 @@ def test_arrays_are_read_without_torch_and_equal_its_values(tmp_path: Path) -> N
             assert np.array_equal(raw.array(tensor_name(*key)), tensor.float().numpy())
 
 
-@pytest.mark.parametrize("parts", [(0, "resid_post", ""), (31, "mlp_out", "gate_2"), (99999, "attn_out", "x" * 64)])
-def test_names_of_tensors_are_read_back(parts: tuple[int, str, str]) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (0, "resid_post", "", "language"),
+        (31, "mlp_out", "gate_2", "language"),
+        (4095, "attn_out", "x" * 64, "language"),
+        (3, "head_out", "", "language"),
+        (0, "mlp_out", "", "vision"),
+        (23, "resid_post", "vision", "vision"),
+    ],
+)
+def test_names_of_tensors_are_read_back(parts: tuple[int, str, str, str]) -> None:
     assert parse_tensor_name(tensor_name(*parts)) == parts
 
 
@@ -212,7 +224,7 @@ def test_a_flipped_byte_of_a_tensor_is_refused(tmp_path: Path, whole: bytes) -> 
 
 
 def test_a_flipped_byte_of_the_header_is_refused_or_leaves_the_tensors_whole(whole: bytes, tmp_path: Path) -> None:
-    """The digest covers the tensors; texts of the document are covered by the signature of a published pack."""
+    """One digest covers the tensors and one the document; what is left is JSON's own freedom."""
     _, body = split(whole)
     expected = a_vector()
     path = tmp_path / "v.safetensors"
@@ -228,6 +240,7 @@ def test_a_flipped_byte_of_the_header_is_refused_or_leaves_the_tensors_whole(who
         else:
             accepted += 1
             assert {k: bits(t) for k, t in loaded.tensors.items()} == {k: bits(t) for k, t in expected.tensors.items()}
+            assert loaded.metadata.model_copy(update={"tensors_sha256": None}) == expected.metadata
     assert refused + accepted == len(range(0, len(whole) - len(body), 5)), "an error without expectation or fix"
     assert refused > accepted
 
@@ -280,6 +293,23 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         SteeringVector.load(tmp_path / "pipe")
 
 
+def test_a_document_that_was_edited_by_hand_is_refused(tmp_path: Path, whole: bytes) -> None:
+    """The digest stands at the end of the text, over the text without it."""
+    header, body = split(whole)
+    text = header["__metadata__"]["steerkit"]
+    plain, _, end = text.rpartition(',"document_sha256":"')
+    assert end == hashlib.sha256((plain + "}").encode()).hexdigest() + '"}'
+    stronger = text.replace('"recommended":1.5', '"recommended":9.5')
+    assert stronger != text
+    moved = f'{{"document_sha256":"{end[:-1]},{plain[1:]}}}'
+    for forged in (stronger, moved, text + " ", text.replace(end, "0" * 64 + '"}'), plain + ',"document_sha256":1}'):
+        header["__metadata__"]["steerkit"] = forged
+        assert "the document has sha256" in refusal(tmp_path, joined(header, body)).problem
+    header["__metadata__"]["steerkit"] = plain + "}"
+    (tmp_path / "bare.safetensors").write_bytes(joined(header, body))
+    assert SteeringVector.load(tmp_path / "bare.safetensors").digest() == a_vector().digest()
+
+
 # -- forged headers --------------------------------------------------------------------------------------------------
 
 
@@ -323,9 +353,15 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]
     "negative layer": (_renamed("directions.-1.resid_post"), "named"),
     "padded layer": (_renamed("directions.00.resid_post"), "named"),
     "unknown site": (_renamed("directions.0.nowhere"), "named"),
+    "unknown tower": (_renamed("directions.audio.0.resid_post"), "named"),
+    "tower twice": (_renamed("directions.vision.vision.0.mlp_out"), "named"),
+    "tower alone": (_renamed("directions.vision.mlp_out"), "named"),
+    "padded layer in the tower": (_renamed("directions.vision.00.mlp_out"), "named"),
+    "heads in the tower": (_renamed("directions.vision.0.head_out"), "named"),
+    "sizes of the tower unknown": (_renamed("directions.vision.0.mlp_out"), "."),
     "path in name": (_renamed("directions.0.resid_post.../../x"), "named"),
     "line break in name": (_renamed("directions.0.resid_post\n"), "named"),
-    "surrogate in name": (_renamed("directions.0.\ud800"), "named"),
+    "surrogate in name": (_renamed("directions.0.\ud800"), "surrogates"),
     "layer beyond the model": (_renamed("directions.9.resid_post"), "sha256"),
     "tensor left out": (lambda header, document: header.pop(NAMES[0]), "begins at byte"),
     "unknown metadata": (lambda header, document: header["__metadata__"].update(more="x"), "more"),
@@ -344,6 +380,11 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]
     "layers beyond the model": (_layers([7]), "layer 7"),
     "layers without a direction": (_layers([0, 3]), r"\[3\]"),
     "negative layers": (_layers([-1]), "layers"),
+    "endless revision": (lambda header, document: document["model"].update(revision="a" * 2000), "revision"),
+    "endless licence": (_document(license="a" * 2000), "license"),
+    "endless authors": (_document(authors=["a"] * 2000), "authors"),
+    "endless versions": (_document(versions={str(i): "1" for i in range(2000)}), "versions"),
+    "a fingerprint of another kind": (_document(fingerprint={"layers": [0]}), "fingerprint"),
     "endless description": (_document(description="a" * 30_000), "description"),
     "surrogate in document": (_document(description="\ud800"), "steerkit document"),
 }
@@ -429,6 +470,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "deep behind brackets in a string": lambda: joined('{"b":"' + "]" * 300_000 + '","a":' + _DEEP + "}"),
     "deep behind an escaped quote": lambda: joined('{"b":"\\"' + "]" * 300_000 + '\\\\","a":' + _DEEP + "}"),
     "deep document": lambda: joined({"__metadata__": {"steerkit": '{"a":' + _DEEP + "}"}}),
+    "empty lists": lambda: joined('{"a":[' + "[]," * 2_000_000 + "[]]}"),
+    "empty lists in the document": lambda: joined(
+        {"__metadata__": {"steerkit": '{"a":[' + "[]," * 2_000_000 + "[]]}"}}
+    ),
     "deep in a list": lambda: joined(_DEEP),
     "quotes": lambda: joined('{"' + '\\"' * 2_000_000),
     "digits": lambda: joined('{"a":' + "9" * 4_000_000 + "}"),

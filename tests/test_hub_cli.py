@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hub_support import cache, hub, pack, vector
 from loopback_hub import TOKEN, LoopbackHub
 from test_cli import run
 
+import steerkit as sk
+from steerkit.demo import model_path
+from steerkit.metadata import MethodRecord, PackMetadata
 from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError
 
 __all__ = ["cache", "hub"]  # fixtures
@@ -166,3 +170,20 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     loaded = set(done.stdout.rpartition("TOP ")[2].split())
     assert "typer" in loaded
     assert not loaded & {"torch", "numpy", "pydantic", "rich", "huggingface_hub", "steerkit_vectors_hub", "filelock"}
+
+
+def test_inspect_and_generate_take_a_reference(hub: LoopbackHub) -> None:
+    model = model_path("llava")
+    record = sk.load(model, dtype="float32").record
+    metadata = PackMetadata(method=MethodRecord(name="cmrm"), interventions=(sk.Intervention(),), model=record)
+    directions = {sk.Key(layer): torch.ones(record.hidden_size) for layer in range(record.layer_count)}
+    data = sk.SteeringVector(directions, metadata).to_bytes()
+    commit = hub.publish("someone/pack", {"a.safetensors": data})
+    pinned = f"hf://someone/pack@{commit}/a.safetensors#sha256={hashlib.sha256(data).hexdigest()}"
+    assert document("inspect", "hf://someone/pack")["pinned"] == pinned
+    assert "hf://someone/pack@" in run("inspect", pinned, "--offline").out
+    assert run("inspect", "hf://someone/pack", "--sha256", "0" * 64).code == 1
+    shown = document("generate", model, "describe the picture", "--vector", pinned, "--max-new-tokens", 2)
+    (used,) = shown["vectors"]
+    assert (used["vector"], used["source"]) == (pinned, pinned)
+    assert shown["receipt"]["layers"] == list(range(record.layer_count))

@@ -15,6 +15,7 @@ from steerkit.intervention import (
     AddProjection,
     Clamp,
     Gate,
+    Gates,
     Intervention,
     LinearStrength,
     Measure,
@@ -40,6 +41,13 @@ EVERY = {
     "clamp below": Intervention(operation=Clamp(minimum=0.0)),
     "scale": Intervention(operation=Scale(factor=0.0), phase="generation", tokens="generated"),
     "gate": Intervention(gate=Gate(measure=COSINE, threshold=0.1, above=False), tokens="image", phase="prompt"),
+    "gates": Intervention(gate=Gates(combine="all", gates=(Gate(measure=COSINE, threshold=0.1),) * 2), site="head_out"),
+    "mean": Intervention(gate=Gate(measure=Measure(kind="tanh_cosine", layer=1, pool="mean"), threshold=0.0)),
+    "state": Intervention(
+        gate=Gate(
+            measure=Measure(kind="projection", state=MeasuredContrast(negative=None, form="literal")), threshold=0
+        )
+    ),
     "per layer": Intervention(strength={3: 0.5, 10: -2.0}, layers=(3, 10)),
     "linear": Intervention(strength=LinearStrength(measure=PROJECTION, slope=2, intercept=1, minimum=0, maximum=3)),
 }
@@ -117,7 +125,7 @@ def test_unknown_keys_are_refused_and_known_ones_frozen(kind: type[Any], fields:
         ("finite number", Clamp, {"minimum": float("nan")}),
         ("finite number", Scale, {"factor": float("inf")}),
         ("Field required", Scale, {}),
-        ("'projection' or 'cosine'", Measure, {"kind": "angle"}),
+        ("'projection', 'cosine' or 'tanh_cosine'", Measure, {"kind": "angle"}),
         ("greater than or equal to 0", Measure, {"kind": "cosine", "layer": -1}),
         ("finite number", Gate, {"measure": PROJECTION, "threshold": float("nan")}),
         (
@@ -135,7 +143,7 @@ def test_unknown_keys_are_refused_and_known_ones_frozen(kind: type[Any], fields:
         ("never occur in phase='generation'", Intervention, {"tokens": "text", "phase": "generation"}),
         ("never occur in phase='generation'", Intervention, {"tokens": "system", "phase": "generation"}),
         ("never occur in phase='generation'", Intervention, {"tokens": "after_image", "phase": "generation"}),
-        ("'resid_post', 'mlp_out' or 'attn_out'", Intervention, {"site": "resid_pre"}),
+        ("'resid_post', 'mlp_out', 'attn_out' or 'head_out'", Intervention, {"site": "resid_pre"}),
         ("finite number", Intervention, {"strength": float("inf")}),
         ("finite number", Intervention, {"strength": {0: float("nan")}}),
         ("negative layer", Intervention, {"strength": {-1: 1.0}}),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from PIL import Image
 import steerkit as sk
 from steerkit.errors import NothingSteeredError, OptionError
 from steerkit.intervention import Ablate, Add, MeasuredContrast, StoredDirection
-from steerkit.method import SteeringMethod
 from steerkit.samples import Sample
 from steerkit.vector import Key, SteeringVector
 from steerkit.vlm import VLM
@@ -263,65 +261,6 @@ def test_the_refusal_direction_is_ablated_at_every_layer(measured_llava: ReadByH
     assert_directions(vector, {1: two_means(measured_llava.vlm, anchors, images=False)[1]})
     operation = Ablate(direction=StoredDirection(layer=1))
     assert vector.interventions == (sk.Intervention(operation=operation, layers="all", tokens="all"),)
-
-
-# -- the life of every registered method -----------------------------------------------------------------------------
-
-# Options under which a random tiny model answers differently; a method without an entry runs with its defaults
-LIVES: dict[str, list[dict[str, Any]]] = {
-    "cmrm": [
-        {"alpha": 3.0, "phase": "both"},
-        {"aggregate": "pca", "alpha": 3.0, "phase": "both"},
-        {"level": "sample", "counterpart": "blank", "alpha": 3.0, "phase": "both"},
-    ],
-    "caa": [{"positive": "harmful", "negative": "harmless", "multiplier": 6.0}],
-    "refusal_direction": [{"coefficient": 6.0}, {"mode": "ablate"}],
-}
-
-
-def _lives() -> list[Any]:
-    return [
-        pytest.param(name, options, id=f"{name}-{index}")
-        for name in sk.method_names()
-        for index, options in enumerate(LIVES.get(name, [{}]))
-    ]
-
-
-def logits(vlm: VLM, sample: Sample) -> np.ndarray:
-    """Of the token after the prompt."""
-    with torch.no_grad():
-        return vlm.model(**vlm.inputs([sample])).logits[0, -1].double().numpy()
-
-
-@pytest.mark.parametrize(("name", "options"), _lives())
-def test_a_method_is_fitted_saved_loaded_and_steers(
-    tmp_path: Path, measured_llava: ReadByHooks, anchors: list[Sample], name: str, options: dict[str, Any]
-) -> None:
-    vlm = measured_llava.vlm
-    method: SteeringMethod = sk.get_method(name)(**options)
-    vector = method.fit(measured_llava, anchors)
-    loaded = SteeringVector.load(vector.save(tmp_path / "pack.safetensors"))
-    assert loaded.digest() == vector.digest()
-    assert loaded.interventions == vector.interventions
-    assert loaded.metadata.method.name == name
-
-    prompts = [anchors[0], Sample("Which way is north?", anchors[1].images)]
-    before = [logits(vlm, prompt) for prompt in prompts]
-    answers = vlm.generate(prompts, max_new_tokens=4)
-    with sk.steer(vlm, loaded) as receipt:
-        steered = [logits(vlm, prompt) for prompt in prompts]
-        with_vector = vlm.generate(prompts, max_new_tokens=4)
-    assert receipt.prompt_tokens >= len(prompts)
-    moved = [float(np.abs(after - then).max()) for after, then in zip(steered, before, strict=True)]
-    assert min(moved) > 0.05
-    assert with_vector != answers
-
-    with sk.steer(vlm, loaded, strength=0.0):
-        assert (
-            max(float(np.abs(logits(vlm, prompt) - then).max()) for prompt, then in zip(prompts, before, strict=True))
-            < 1e-4
-        ), "a dose of nothing does nothing: the difference above is the method's"
-    assert all(np.array_equal(logits(vlm, prompt), then) for prompt, then in zip(prompts, before, strict=True))
 
 
 def test_steering_without_a_call_is_an_error(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:

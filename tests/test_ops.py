@@ -178,3 +178,11 @@ def test_increments_sum_to_the_value_of_the_top_layer() -> None:
         total = sum(wide(found[layer]) for layer in found if layer <= top)
         assert np.abs(total - wide(by_layer[top])).max() < 1e-6
     assert ops.increments({}) == {}
+
+
+def test_the_cosine_with_the_squashed_projection() -> None:
+    for reference in (None, C[0]):
+        x = h if reference is None else h - wide(reference)
+        squashed = np.tanh(x @ np.outer(d, d) / (d @ d))
+        expected = (x * squashed).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(squashed, axis=1)
+        assert np.abs(wide(ops.tanh_cosine(H, D, reference)) - expected).max() < ARITHMETIC

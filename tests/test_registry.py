@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import foreign
 import pytest
+from installing import site_folder
+from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit import registry
-from steerkit.errors import PluginError, UnknownNameError, UnsupportedModelError
+from steerkit import plugins
+from steerkit.cli import app
+from steerkit.errors import OptionError, PluginError, UnknownNameError, UnsupportedModelError
 from steerkit.registry import adapter_for
+from steerkit_vectors_hub import interop
 
 METHOD = """
 from steerkit.method import Fit, Plan, SteeringMethod
 
 class Mine(SteeringMethod):
-    name = "mine"
+    name = "whole"
     paper = "none"
     def plan(self, model, anchors): return Plan([0])
     def observe(self, model, batch, layers): return {}
@@ -55,32 +61,10 @@ Install = Callable[..., None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+def install(tmp_path: Path) -> Iterator[Install]:
     """`install(distribution, source, group, name=Class, ...)`: a package and its .dist-info, on the path."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    modules: list[str] = []
-
-    def forget() -> None:
-        registry._points.cache_clear()
-        registry._load.cache_clear()
-
-    def made(distribution: str, source: str, group: str, **points: str) -> None:
-        module = distribution.replace("-", "_")
-        modules.append(module)
-        (tmp_path / f"{module}.py").write_text(source)
-        info = tmp_path / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        lines = "".join(f"{name} = {module}:{kind}\n" for name, kind in points.items())
-        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
-        forget()
-
-    yield made
-    forget()
-    for module in modules:
-        sys.modules.pop(module, None)
-    monkeypatch.undo()
-    forget()
+    with site_folder(tmp_path) as site:
+        yield site.install
 
 
 def assert_built_ins_work() -> None:
@@ -101,7 +85,7 @@ def test_a_method_is_registered_under_its_own_name(name: str) -> None:
 
 
 def test_an_installed_method_is_found_beside_the_built_in_ones(install: Install) -> None:
-    install("my-method", METHOD, registry.METHODS, whole="Whole")
+    install("my-method", METHOD, plugins.METHODS.name, whole="Whole")
     assert "whole" in sk.method_names()
     assert "my_method" not in sys.modules, "names are listed without importing"
     assert sk.get_method("whole").__name__ == "Whole"
@@ -111,7 +95,7 @@ def test_an_installed_method_is_found_beside_the_built_in_ones(install: Install)
 def test_an_installed_adapter_serves_its_model_type(install: Install) -> None:
     with pytest.raises(UnsupportedModelError):
         adapter_for("toy_vl")
-    install("my-adapter", ADAPTER, registry.ADAPTERS, toy="Typed")
+    install("my-adapter", ADAPTER, plugins.ADAPTERS.name, toy="Typed")
     assert adapter_for("toy_vl").name == "toy"
     assert sk.get_adapter("toy").__name__ == "Typed"
     assert_built_ins_work()
@@ -133,8 +117,8 @@ def test_an_unknown_adapter_is_answered_with_the_nearest_name() -> None:
 
 
 def test_a_plugin_that_fails_to_import_is_named_and_the_rest_works(install: Install) -> None:
-    install("broken-method", "import does_not_exist_anywhere", registry.METHODS, broken="Broken")
-    install("broken-adapter", "raise RuntimeError('no luck')", registry.ADAPTERS, broken="Broken")
+    install("broken-method", "import does_not_exist_anywhere", plugins.METHODS.name, broken="Broken")
+    install("broken-adapter", "raise RuntimeError('no luck')", plugins.ADAPTERS.name, broken="Broken")
     with pytest.raises(PluginError, match=r"'broken-method'.*ModuleNotFoundError.*does_not_exist_anywhere") as caught:
         sk.get_method("broken")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
@@ -147,7 +131,7 @@ def test_a_plugin_that_fails_to_import_is_named_and_the_rest_works(install: Inst
 
 
 def test_a_plugin_without_its_class_is_named(install: Install) -> None:
-    install("empty-method", "", registry.METHODS, missing="Missing")
+    install("empty-method", "", plugins.METHODS.name, missing="Missing")
     with pytest.raises(PluginError, match=r"'empty-method'.*AttributeError"):
         sk.get_method("missing")
     assert_built_ins_work()
@@ -163,7 +147,7 @@ def test_a_plugin_without_its_class_is_named(install: Install) -> None:
     ],
 )
 def test_a_plugin_that_is_no_whole_method_is_refused(install: Install, kind: str, words: str) -> None:
-    install("odd-method", METHOD, registry.METHODS, odd=kind)
+    install("odd-method", METHOD, plugins.METHODS.name, odd=kind)
     with pytest.raises(PluginError, match="'odd-method'") as caught:
         sk.get_method("odd")
     assert words in str(caught.value)
@@ -171,20 +155,20 @@ def test_a_plugin_that_is_no_whole_method_is_refused(install: Install, kind: str
 
 
 def test_an_adapter_without_model_types_does_not_stop_the_others(install: Install) -> None:
-    install("odd-adapter", ADAPTER, registry.ADAPTERS, aaa="Untyped")
+    install("odd-adapter", ADAPTER, plugins.ADAPTERS.name, aaa="Untyped")
     with pytest.raises(PluginError, match="model_types"):
         sk.get_adapter("aaa")
     assert_built_ins_work()
 
 
 def test_a_name_that_two_distributions_claim_fails_alone(install: Install) -> None:
-    install("first-method", METHOD, registry.METHODS, twice="Whole")
-    install("second-method", METHOD, registry.METHODS, twice="Whole")
-    with pytest.raises(PluginError, match="both register the method 'twice'") as caught:
-        sk.get_method("twice")
+    install("first-method", METHOD, plugins.METHODS.name, whole="Whole")
+    install("second-method", METHOD, plugins.METHODS.name, whole="Whole")
+    with pytest.raises(PluginError, match="both register the method 'whole'") as caught:
+        sk.get_method("whole")
     assert "'first-method'" in str(caught.value)
     assert "'second-method'" in str(caught.value)
-    assert sk.method_names().count("twice") == 1
+    assert sk.method_names().count("whole") == 1
     assert_built_ins_work()
 
 
@@ -199,3 +183,60 @@ def test_the_first_qwen_vl_is_answered_with_its_successor() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         adapter_for("qwen")
     assert "Qwen2-VL" in str(caught.value.fix)
+
+
+def test_a_method_that_takes_a_name_of_steerkits_own_is_passed_over_and_named(install: Install) -> None:
+    install("bold-method", METHOD.replace('"whole"', '"cmrm"'), plugins.METHODS.name, cmrm="Whole")
+    with pytest.warns(plugins.PluginWarning, match="distribution 'bold-method' registers the method 'cmrm'"):
+        assert sk.get_method("cmrm") is sk.CMRM
+    assert "bold_method" not in sys.modules
+    rows = [row for row in plugins.registered(plugins.METHODS, sk.SteeringMethod) if row.name == "cmrm"]
+    assert {row.distribution: (row.value, row.error is None) for row in rows} == {
+        f"steerkit-vlm {version('steerkit-vlm')}": (sk.CMRM, True),
+        "bold-method 1.0": (None, False),
+    }
+    assert "'bold-method' registers the method 'cmrm'" in str([row.error for row in rows])
+    assert_built_ins_work()
+
+
+def test_a_class_that_is_registered_under_another_name_is_refused(install: Install) -> None:
+    install("odd-method", METHOD, plugins.METHODS.name, partial="Whole")
+    with pytest.raises(PluginError, match="'partial' of distribution 'odd-method' calls itself 'whole'"):
+        sk.get_method("partial")
+
+
+def test_an_adapter_that_claims_a_model_type_of_steerkits_own_is_passed_over_and_named(install: Install) -> None:
+    source = ADAPTER.replace('"toy_vl"', '"llava"').replace('"toy"', '"aaa"')
+    install("bold-adapter", source, plugins.ADAPTERS.name, aaa="Typed")
+    with pytest.warns(plugins.PluginWarning, match="'bold-adapter' serves model type 'llava'.*'aaa' is passed over"):
+        assert adapter_for("llava").name == "llava"
+    assert sk.get_adapter("aaa").__module__ == "bold_adapter"
+
+
+def test_two_adapters_for_one_model_type_are_named(install: Install) -> None:
+    install("first-adapter", ADAPTER, plugins.ADAPTERS.name, toy="Typed")
+    install("second-adapter", ADAPTER.replace('"toy"', '"toy2"'), plugins.ADAPTERS.name, toy2="Typed")
+    with pytest.raises(PluginError, match="'first-adapter'.*'second-adapter' both serve model type 'toy_vl'"):
+        adapter_for("toy_vl")
+    assert_built_ins_work()
+
+
+def test_a_format_that_fails_to_import_is_named_and_the_rest_works(install: Install, tmp_path: Path) -> None:
+    install("torn-format", "raise RuntimeError('no luck')", plugins.FORMATS.name, torn="Torn")
+    install("odd-format", "class Odd: pass", plugins.FORMATS.name, odd="Odd")
+    with pytest.raises(PluginError, match="format 'torn' of distribution 'torn-format' failed to import.*no luck"):
+        interop.get_format("torn")
+    with pytest.raises(PluginError, match="'odd-format'.*steerkit_vectors_hub.ForeignReader"):
+        interop.get_format("odd")
+    errors = {row.name: row.error for row in interop.registered_formats() if row.error}
+    assert errors.keys() == {"torn", "odd"}
+    (tmp_path / "nothing.bin").write_bytes(b"nothing")
+    with pytest.raises(OptionError, match="no format is sure.*'odd-format'.*'torn-format'"):
+        interop.detect(tmp_path / "nothing.bin")
+    foreign.control_vector(tmp_path / "happy.gguf", foreign.directions(0, 1))
+    assert interop.detect(tmp_path / "happy.gguf") in ("llamacpp", "repeng")
+    listed = CliRunner().invoke(app, ["convert", "--formats"])
+    assert listed.exit_code == 0
+    assert "torn-format" in listed.stdout
+    with pytest.raises(UnknownNameError, match=r"unknown format 'repeg'\. Did you mean 'repeng'"):
+        interop.get_format("repeg")

@@ -39,6 +39,7 @@ from reference import (
 )
 
 import steerkit as sk
+from steerkit.checks import TrustWarning
 from steerkit.errors import (
     EngineError,
     ModelMismatchError,
@@ -401,18 +402,18 @@ def test_refuses_another_model(llava: sk.VLM, inputs: Any) -> None:
     relative = vector(llava, directions(llava), architecture="ShareGPT4VForConditionalGeneration")
     with pytest.raises(ModelMismatchError, match="architecture ShareGPT4V"):
         sk.steer(llava, relative)
-    with sk.steer(llava, relative, match="shape"):
+    with pytest.warns(TrustWarning, match="architecture ShareGPT4V"), sk.steer(llava, relative, policy="warn"):
         found = generate(llava.model, inputs)
     with sk.steer(llava, vector(llava, directions(llava))):
         assert distance(found, generate(llava.model, inputs)) == 0.0
 
     wide = vector(llava, {sk.Key(0): torch.ones(64)}, hidden_size=64)
     tall = vector(llava, directions(llava), layer_count=5)
-    for match in ("architecture", "shape"):
+    for policy in ("strict", "warn", "off"):
         with pytest.raises(ModelMismatchError, match="hidden size 64, and the model has 48"):
-            sk.steer(llava, wide, match=match)
+            sk.steer(llava, wide, policy=policy)
         with pytest.raises(ModelMismatchError, match="5 layers, and the model has 4"):
-            sk.steer(llava, tall, match=match)
+            sk.steer(llava, tall, policy=policy)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +421,7 @@ def test_refuses_another_model(llava: sk.VLM, inputs: Any) -> None:
     [
         ({"engine": "hook"}, "engine is 'hook'"),
         ({"threads": "any"}, "threads is 'any'"),
-        ({"match": "name"}, "match is 'name'"),
+        ({"policy": "shape"}, "policy is 'shape'"),
         ({"engine": "nnsight", "threads": "all"}, "not thread safe"),
         ({"strength": [1.0, 2.0]}, "2 strengths for 1 vectors"),
         ({"strength": float("nan")}, "strength is nan"),

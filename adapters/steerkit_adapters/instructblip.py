@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 from steerkit.adapter import Architecture, Inputs, ModelAdapter
@@ -52,7 +53,16 @@ class InstructBlipAdapter(ModelAdapter):
             raise UnsupportedModelError(
                 f"this instructblip model has a language model of type {text.model_type!r}", expected="llama or t5"
             )
-        return shared.checked(declared, model)
+        declared = shared.checked(declared, model)
+        tower = shared.vision_tower(
+            model,
+            ("vision_model.encoder.layers",),
+            layer_count=config.vision_config.num_hidden_layers,
+            hidden_size=config.vision_config.hidden_size,
+            class_tokens=1,
+        )
+        heads = None if declared.encoder_decoder else shared.equal_heads(declared, model, text)
+        return replace(declared, heads=heads, vision=tower)
 
     def load_processor(self, source: str, **options: Any) -> Any:
         """Its own class; early repositories that do not tell the number of queries are refused."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter
+from steerkit.adapter import Architecture, Inputs, ModelAdapter, VisionTower
 from steerkit.errors import ProcessorError, UnsupportedModelError
 from steerkit.samples import Sample
 from steerkit_adapters import shared
@@ -46,7 +47,7 @@ class LlavaAdapter(ModelAdapter):
                 expected="CLIP or SigLIP",
                 fix="write an adapter for Pixtral: its images end in tokens of their own",
             )
-        return shared.checked(
+        declared = shared.checked(
             Architecture(
                 layers="model.language_model.layers",
                 layer_count=config.text_config.num_hidden_layers,
@@ -56,6 +57,9 @@ class LlavaAdapter(ModelAdapter):
                 user_marker=_user_marker(config),
             ),
             model,
+        )
+        return replace(
+            declared, heads=shared.equal_heads(declared, model, config.text_config), vision=_vision(model, config)
         )
 
     def load_processor(self, source: str, **options: Any) -> Any:
@@ -90,6 +94,21 @@ class LlavaAdapter(ModelAdapter):
         # OneVision tiles an image only where it is the only one of its prompt
         ordered = iter(sizes)
         return [list(itertools.islice(ordered, int(count))) for count in inputs["batch_num_images"]]
+
+
+def _vision(model: nn.Module, config: Any) -> VisionTower | None:
+    """CLIP, whose class token stands in front, or SigLIP, which has none."""
+    vision = config.vision_config
+    class_tokens = {"clip_vision_model": 1, "siglip_vision_model": 0}.get(vision.model_type)
+    if class_tokens is None:
+        return None
+    return shared.vision_tower(
+        model,
+        ("model.vision_tower.encoder.layers", "model.vision_tower.vision_model.encoder.layers"),
+        layer_count=vision.num_hidden_layers,
+        hidden_size=vision.hidden_size,
+        class_tokens=class_tokens,
+    )
 
 
 def _placeholder(break_is_text: bool) -> str:

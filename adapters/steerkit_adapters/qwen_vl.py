@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 from steerkit.adapter import Architecture, Inputs, ModelAdapter
@@ -30,7 +31,7 @@ class QwenVLAdapter(ModelAdapter):
         attention: str | tuple[str, ...] = "self_attn"
         if config.model_type.startswith("qwen3_5"):
             attention = tuple("linear_attn" if kind == "linear_attention" else "self_attn" for kind in text.layer_types)
-        return shared.checked(
+        declared = shared.checked(
             Architecture(
                 layers="model.language_model.layers",
                 layer_count=text.num_hidden_layers,
@@ -44,6 +45,15 @@ class QwenVLAdapter(ModelAdapter):
             ),
             model,
         )
+        sight = config.vision_config
+        tower = shared.vision_tower(
+            model,
+            ("model.visual.blocks",),
+            layer_count=sight.depth,
+            hidden_size=sight.embed_dim if config.model_type == "qwen2_vl" else sight.hidden_size,
+            attention="attn",
+        )
+        return replace(declared, heads=shared.equal_heads(declared, model, text), vision=tower)
 
     def load_processor(self, source: str, **options: Any) -> Any:
         """AutoProcessor, or its parts without the video part where torchvision is missing."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from steerkit.adapter import Architecture, Inputs
+from steerkit.adapter import Architecture, Heads, Inputs, VisionTower
 from steerkit.errors import ProcessorError, SampleError, UnsupportedModelError
 from steerkit.samples import Sample
 
@@ -47,6 +47,38 @@ def checked(architecture: Architecture, model: nn.Module) -> Architecture:
                     expected=f"{architecture.mlp!r} and {architecture.attention!r} in every block",
                 ) from None
     return architecture
+
+
+def equal_heads(architecture: Architecture, model: nn.Module, text: Any) -> Heads | None:
+    """The heads of a decoder whose every block ends its attention in an `o_proj` of the same width; None for others."""
+    count = int(text.num_attention_heads)
+    heads = Heads(count, int(getattr(text, "head_dim", None) or text.hidden_size // count))
+    if not isinstance(architecture.attention, str):
+        return None
+    for layer in range(architecture.layer_count):
+        attention: Any = model.get_submodule(architecture.site(layer, "attn_out"))
+        projection = getattr(attention, heads.projection, None)
+        if getattr(projection, "in_features", None) != heads.count * heads.size:
+            return None
+    return heads
+
+
+def vision_tower(model: nn.Module, paths: Sequence[str], **sizes: Any) -> VisionTower | None:
+    """The tower at the first of the declared paths, which changed between releases of transformers.
+
+    None, and so no steering of the tower, where what is there is not what is declared.
+    """
+    for path in paths:
+        tower = VisionTower(layers=path, **sizes)
+        try:
+            blocks: Any = model.get_submodule(path)
+            for block in blocks:
+                block.get_submodule(tower.mlp)
+                block.get_submodule(tower.attention)
+        except (AttributeError, TypeError):
+            continue
+        return tower if len(blocks) == tower.layer_count else None
+    return None
 
 
 def image_token(config: Any) -> int:

@@ -19,8 +19,9 @@ from steerkit.errors import SteerKitError
 
 COMMANDS = (
     *("extract", "generate", "inspect", "convert", "diff"),
-    *("search", "list", "info", "pull", "push", "index", "catalogue"),
-    *("models", "methods", "demo"),
+    *("search", "list", "info", "verify", "pull", "push", "sign", "index", "catalogue"),
+    *("compare", "calibrate"),
+    *("models", "methods", "new", "demo"),
 )
 """Each is the function of that name in the module of that name, but for those in `_MODULES`."""
 

@@ -158,11 +158,12 @@ def _site(site: str | None) -> Any:
 
 
 def _formats() -> None:
-    from steerkit_vectors_hub.interop import ForeignWriter, format_names, get_format
+    from steerkit_vectors_hub.interop import ForeignWriter, registered_formats
 
-    rows = []
-    for name in format_names():
-        each = get_format(name)
-        written = isinstance(each, ForeignWriter)
-        rows.append({"name": name, "title": each.title, "layers": each.convention, "written": written})
+    rows: list[dict[str, Any]] = []
+    for each in registered_formats():
+        title, layers = (None, None) if each.value is None else (each.value.title, each.value.convention)
+        written = each.value is not None and issubclass(each.value, ForeignWriter)
+        row = {"name": each.name, "title": title, "layers": layers, "written": written}
+        rows.append(row if each.error is None else {**row, "error": each.error})
     print_json({"formats": rows})

@@ -13,6 +13,7 @@ from steerkit.cli.console import clean, console, print_json
 from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
+    from steerkit.checks import Policy
     from steerkit.receipt import Receipt
     from steerkit.samples import Sample
     from steerkit.vector import SteeringVector
@@ -25,11 +26,17 @@ def generate(
     *,
     image: Annotated[list[Path] | None, typer.Option(help="An image of the prompt. Repeat for more.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Prompts from a .jsonl or .csv file instead.")] = None,
-    vector: Annotated[list[Path] | None, typer.Option(help="A pack to steer with. Repeat for more.")] = None,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF", help="A pack to steer with, as for `pull`: a file, a name, hf://... Repeat for more."
+        ),
+    ] = None,
     strength: Annotated[
         list[float] | None,
         typer.Option(help="Strength of all vectors, or of each in order. Default: what each pack recommends."),
     ] = None,
+    policy: opt.PolicyOption = "strict",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
     batch_size: opt.BatchSize = 8,
     dtype: opt.Dtype = None,
@@ -54,19 +61,24 @@ def generate(
     import_libraries()
     from steerkit.steering import check_match
 
+    allowed = opt.policy(policy)
     vectors = _vectors(vector or [])
     doses = _doses(vectors, strength or [])
     loading = load_options(dtype, device_map, revision)
-    check_without_weights(
-        model, loading, lambda skeleton: [check_match(each, skeleton, shape_only=False) for each in vectors]
-    )
+    check_without_weights(model, loading, lambda skeleton: [check_match(each, skeleton, allowed) for each in vectors])
     vlm = load_model(model, loading)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "do_sample": False}
     plain = _answer(vlm, asked, "Generating", options)
-    steered, receipt = _steer(vlm, asked, vectors, doses, options)
+    steered, receipt = _steer(vlm, asked, vectors, doses, allowed, options)
     used = [
-        {"file": str(path), "method": each.metadata.method.name, "strength": dose, "sha256": each.digest()}
-        for path, each, dose in zip(vector or [], vectors, doses, strict=True)
+        {
+            "vector": ref,
+            "source": each.source,
+            "method": each.metadata.method.name,
+            "strength": dose,
+            "sha256": each.digest(),
+        }
+        for ref, each, dose in zip(vector or [], vectors, doses, strict=True)
     ]
     if as_json:
         answers = [
@@ -100,10 +112,10 @@ def _asked(
     return found
 
 
-def _vectors(paths: list[Path]) -> list[SteeringVector]:
-    from steerkit.vector import SteeringVector
+def _vectors(refs: list[str]) -> list[SteeringVector]:
+    from steerkit_vectors_hub.load import load_vector
 
-    return [SteeringVector.load(path) for path in paths]
+    return [load_vector(ref) for ref in refs]
 
 
 def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
@@ -115,7 +127,7 @@ def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
     if bad := [dose for dose in given if not math.isfinite(dose)]:
         raise OptionError(f"--strength is {bad[0]}", expected="a finite number")
     if given and not vectors:
-        raise OptionError("--strength is given without a vector", expected="--vector FILE")
+        raise OptionError("--strength is given without a vector", expected="--vector REF")
     if not given:
         return [each.metadata.strength.recommended for each in vectors]
     return given * len(vectors) if len(given) == 1 else given
@@ -131,13 +143,18 @@ def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) 
 
 
 def _steer(
-    vlm: VLM, asked: list[Sample], vectors: list[SteeringVector], doses: list[float], options: dict[str, Any]
+    vlm: VLM,
+    asked: list[Sample],
+    vectors: list[SteeringVector],
+    doses: list[float],
+    policy: Policy,
+    options: dict[str, Any],
 ) -> tuple[list[str] | None, Receipt | None]:
     if not vectors:
         return None, None
     from steerkit.steering import steer
 
-    with steer(vlm, vectors, strength=doses) as receipt:
+    with steer(vlm, vectors, strength=doses, policy=policy) as receipt:
         answers = _answer(vlm, asked, "Generating, steered", options)
     return answers, receipt
 
@@ -149,6 +166,7 @@ def _receipt(receipt: Receipt | None) -> dict[str, Any] | None:
         "layers": receipt.layers,
         "prompt_tokens": receipt.prompt_tokens,
         "generated_tokens": receipt.generated_tokens,
+        "checks": [check.as_json() for check in receipt.checks],
         "sites": [
             {
                 "layer": layer,
@@ -178,9 +196,14 @@ def _show(
         table.add_column("unsteered", ratio=1)
         cells = [clean(plain[index])]
         if steered is not None:
-            table.add_column(clean(" + ".join(f"{Path(x['file']).name} x {x['strength']:g}" for x in used)), ratio=1)
+            table.add_column(clean(" + ".join(f"{_short(x['vector'])} x {x['strength']:g}" for x in used)), ratio=1)
             cells.append(clean(steered[index]))
         table.add_row(*cells)
         out.print(table)
     if receipt is not None:
         out.print(str(receipt), soft_wrap=True)
+
+
+def _short(ref: str) -> str:
+    """A reference in the head of a column: the last part of its path, without the digest."""
+    return ref.partition("#sha256=")[0].rstrip("/").rpartition("/")[2]

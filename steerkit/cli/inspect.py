@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from steerkit.cli import options as opt
 from steerkit.cli.console import clean, console, print_json
-from steerkit.cli.options import AsJson, Debug
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,25 +17,33 @@ BAR = 40
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pack.", show_default=False)],
-    as_json: AsJson = False,
-    debug: Debug = False,
+    ref: opt.Ref,
+    revision: opt.PackRevision = None,
+    sha256: opt.Pin = None,
+    offline: opt.Offline = False,
+    as_json: opt.AsJson = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Show what a pack holds, after an audit.
 
     Every field of its document, and the norm of its directions by layer. No model is needed.
     """
-    from steerkit.formats import read_pack
+    from steerkit.formats import parse_pack
     from steerkit.metadata import parse_metadata
+    from steerkit_vectors_hub.resolve import resolve
 
-    raw = read_pack(file)
-    document = parse_metadata(raw.document, name=str(file)).model_dump(mode="json")
+    found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
+    file = str(found.path)
+    raw = parse_pack(found.read(), name=found.ref)
+    document = parse_metadata(raw.document, name=found.ref).model_dump(mode="json")
     tensors = _tensors(raw)
     if as_json:
-        print_json({"file": str(file), "bytes": len(raw.data), "metadata": document, "tensors": tensors})
+        print_json(
+            {"file": file, "pinned": found.pinned, "bytes": len(raw.data), "metadata": document, "tensors": tensors}
+        )
         return
     out = console()
-    out.print(f"{clean(file)}  {len(raw.data)} bytes, {len(tensors)} directions, audit passed", soft_wrap=True)
+    out.print(f"{clean(found.ref)}  {len(raw.data)} bytes, {len(tensors)} directions, audit passed", soft_wrap=True)
     out.print(_fields(document), soft_wrap=True)
     if tensors:
         out.print(_chart(tensors))
@@ -47,22 +52,20 @@ def inspect(
 
 
 def _tensors(raw: RawPack) -> list[dict[str, Any]]:
-    import numpy as np
-
     from steerkit.formats import parse_tensor_name
+    from steerkit.intervention import site_label
 
     found: list[dict[str, Any]] = []
     for name, info in raw.tensors.items():
-        layer, site, part = parse_tensor_name(name)
-        rows = raw.array(name).reshape(-1, info.shape[-1]).astype(np.float64)
+        layer, site, part, tower = parse_tensor_name(name)
         found.append(
             {
                 "layer": layer,
-                "site": site,
+                "site": site_label(site, tower),
                 "name": part,
                 "dtype": info.dtype,
                 "shape": list(info.shape),
-                "norms": [float(norm) for norm in np.linalg.norm(rows, axis=1)],
+                "norms": raw.norms(name).tolist(),
             }
         )
     return sorted(found, key=lambda entry: (entry["site"], entry["name"], entry["layer"]))

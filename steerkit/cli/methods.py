@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def methods(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the methods with their papers and options."""
     from steerkit.cli.loading import import_libraries
-    from steerkit.cli.plugins import plugins
-    from steerkit.registry import METHODS, get_method
+    from steerkit.method import SteeringMethod
+    from steerkit.plugins import METHODS, registered
 
     import_libraries()
     rows = [
@@ -31,7 +31,7 @@ def methods(as_json: AsJson = False, debug: Debug = False) -> None:
             "distribution": each.distribution,
             "error": each.error,
         }
-        for each in plugins(METHODS, get_method)
+        for each in registered(METHODS, SteeringMethod)
     ]
     if as_json:
         print_json({"methods": rows})

@@ -11,12 +11,12 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 
     Each adapter with the model types that it serves and the distribution that provides it.
     """
+    from steerkit.adapter import ModelAdapter
     from steerkit.cli.loading import import_libraries
-    from steerkit.cli.plugins import plugins
-    from steerkit.registry import ADAPTERS, get_adapter
+    from steerkit.plugins import ADAPTERS, registered
 
     import_libraries()
-    found = list(plugins(ADAPTERS, get_adapter))
+    found = registered(ADAPTERS, ModelAdapter)
     if as_json:
         rows = [
             {

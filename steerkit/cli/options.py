@@ -6,10 +6,11 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from steerkit.checks import Policy
 from steerkit.errors import OptionError
 
 
@@ -48,6 +49,12 @@ Ref = Annotated[
 PackRevision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")]
 Pin = Annotated[str | None, typer.Option("--sha256", help="The only digest to accept.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone. Also: STEERKIT_OFFLINE=1.")]
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        "--policy", help="strict: a failed check is an error. warn: it is a warning. off: checks are not enforced."
+    ),
+]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave malformed rows out and say which.")]
 
 
@@ -66,6 +73,17 @@ def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
             raise typer.BadParameter(f"{key!r} is given twice", param_hint=option)
         found[key] = value
     return found
+
+
+def policy(given: str) -> Policy:
+    """The policy of that name.
+
+    Raises:
+        OptionError: There is none.
+    """
+    if given not in get_args(Policy):
+        raise OptionError(f"--policy is {given!r}", expected=", ".join(get_args(Policy)))
+    return cast("Policy", given)
 
 
 def settings(given: Iterable[str] | None) -> dict[str, Any]:

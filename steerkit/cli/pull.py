@@ -30,12 +30,14 @@ def pull(
     """Get a pack by reference.
 
     It is transferred if it is not in the cache yet, hashed and audited. The line `pinned` is a reference to exactly
-    this file, for ever: use it where the pack is loaded.
+    this file, for ever: use it where the pack is loaded. A signature that lies beside it comes along, unjudged.
     """
+    from steerkit.files import write_atomically
     from steerkit.formats import parse_pack
     from steerkit.metadata import parse_metadata
-    from steerkit_vectors_hub.cache import write_atomically
     from steerkit_vectors_hub.resolve import resolve
+    from steerkit_vectors_hub.signing.bundle import read_signature
+    from steerkit_vectors_hub.sources.base import SIGNATURE
 
     if output is not None:
         opt.check_output(output, force=force)
@@ -44,7 +46,13 @@ def pull(
     parse_metadata(parse_pack(data, name=found.ref).document, name=found.ref)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
+        signature = None if found.signature is None else read_signature(found.signature)
         write_atomically(output, data)
+        beside = output.with_name(output.name + SIGNATURE)
+        if signature is None:
+            beside.unlink(missing_ok=True)  # of what was there before
+        else:
+            write_atomically(beside, signature)
     shown = describe(found, output)
     if as_json:
         print_json(shown)
@@ -52,15 +60,19 @@ def pull(
     for key in ("file", "sha256", "revision", "pinned"):
         if shown[key] is not None:
             typer.echo(clean(f"{key:<8}  {shown[key]}"))
-    say("Transferred and audited." if found.transferred else "Already on this machine; audited.")
+    signed = "" if found.signature is None else " A signature came with it and was not verified."
+    say(("Transferred and audited." if found.transferred else "Already on this machine; audited.") + signed)
 
 
 def describe(found: Resolved, output: Path | None = None) -> dict[str, Any]:
     """What is printed of a pack that was found."""
+    from steerkit_vectors_hub.sources.base import SIGNATURE
+
     return {
         "ref": found.ref,
         "kind": found.kind,
         "file": str(output or found.path),
+        "signature": None if found.signature is None else str(f"{output}{SIGNATURE}" if output else found.signature),
         "sha256": found.sha256,
         "bytes": found.size,
         "revision": found.revision,

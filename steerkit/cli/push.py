@@ -29,17 +29,23 @@ def push(
     model_id: Annotated[str | None, typer.Option(help="owner/name of the base model.")] = None,
     model_revision: Annotated[str | None, typer.Option(help="Commit of the base model.")] = None,
     anchor_name: Annotated[str | None, typer.Option(help="Source of the anchor set.")] = None,
+    sign_key: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign the pack with this private key, a PEM file.")
+    ] = None,
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
     """Publish a pack on the Hugging Face hub.
 
     The pack, a model card and a plot of its norms go up in one commit. A pack that does not say its licence, its
-    model's id and commit, and where its anchors are from is refused; the options fill in what is missing.
+    model's id and commit, and where its anchors are from is refused; the options fill in what is missing. A signature
+    beside the pack, FILE.sig, goes with it.
     """
+    from steerkit.files import write_atomically
     from steerkit.vector import SteeringVector
-    from steerkit_vectors_hub.cache import write_atomically
+    from steerkit_vectors_hub.sources.base import SIGNATURE
 
+    signature = file.with_name(file.name + SIGNATURE)
     vector = SteeringVector.load(file)
     changes = _changes(
         vector.metadata,
@@ -50,7 +56,13 @@ def push(
     if changes:
         vector = vector.with_metadata(**changes)
     done = vector.push_to_hub(
-        repo_id, private=True if private else None, branch=branch, message=message, dry_run=dry_run
+        repo_id,
+        private=True if private else None,
+        branch=branch,
+        message=message,
+        dry_run=dry_run,
+        signature=signature if signature.exists() else None,
+        sign_key=sign_key,
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from steerkit.comparison import Entry
 from steerkit.demo import world
+from steerkit.evaluation import Case, PhraseJudge, Suite
 from steerkit.method import SteeringMethod
+from steerkit.methods.actadd import ActAdd
+from steerkit.methods.adasteer import AdaSteer
+from steerkit.methods.astra import ASTRA
+from steerkit.methods.caa import CAA
 from steerkit.methods.cmrm import CMRM
+from steerkit.methods.refusal_direction import RefusalDirection
+from steerkit.methods.repe import RepE
+from steerkit.methods.shiftdc import ShiftDC
 from steerkit.samples import Sample
 from steerkit.steering import steer
 from steerkit.vector import SteeringVector
@@ -132,6 +142,42 @@ def conditions(vlm: VLM, anchor_set: Sequence[Sample], batch_size: int = BATCH) 
     yield "cmrm_dataset", dataset
     yield "cmrm_sample", methods["cmrm_sample"].fit(vlm, batch_size=batch_size)
     yield "random", random_like(dataset)
+
+
+def suite(split: world.Split, count: int) -> Suite:
+    """The toy world for `steerkit.compare` and `steerkit.calibrate`: `count` prompts of each kind, always the same."""
+    sets = PromptSets.draw(split, count)
+
+    def cases(rows: list[world.Prompt]) -> tuple[Case, ...]:
+        return tuple(Case(sample, row.key or row.expected) for row, sample in zip(rows, samples(rows), strict=True))
+
+    judge = PhraseJudge(refusals=world.REFUSALS, exact=True, name="exact match with the toy world's instructions")
+    return Suite(
+        name=f"toy world, {split} split",
+        harmful=cases(sets.harmful),
+        harmless=cases(sets.harmless),
+        utility=cases(sets.visual),
+        judge=judge,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+
+
+def entries(anchor_set: Sequence[Sample]) -> dict[str, Entry]:
+    """Every built-in method as it suits the toy world, for `steerkit.compare`; defaults but for labels and sizes."""
+    labels: dict[str, Any] = {"positive": "harmful", "negative": "harmless"}
+    groups = {label: [s for s in anchor_set if s.label == label] for label in labels.values()}
+    few = [sample for group in groups.values() for sample in group[:10]]
+    return {
+        "cmrm": CMRM(),
+        "cmrm, sample level": CMRM(level="sample"),
+        "shiftdc": ShiftDC(),
+        "adasteer": AdaSteer(),
+        "caa": CAA(**labels),
+        "repe": RepE(**labels),
+        "refusal_direction": RefusalDirection(),
+        "actadd": (ActAdd(**labels, images=True), [group[0] for group in groups.values()]),
+        "astra": (ASTRA(grid=4, masks=32, alpha=1.0), few),
+    }
 
 
 def _share(values: Iterable[bool]) -> float:

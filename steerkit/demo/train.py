@@ -91,7 +91,11 @@ RECIPES = {
         text_stages=(dataclasses.replace(_PRETRAINING, steps=700), dataclasses.replace(_SAFETY, steps=280)),
         image_stages=(_PROJECTOR, dataclasses.replace(_TUNING, steps=600)),
     ),
-    "qwen2_5_vl": Recipe(vision_steps=400, vision_batch=64),
+    "qwen2_5_vl": Recipe(
+        vision_batch=64,
+        text_stages=(dataclasses.replace(_PRETRAINING, steps=700), dataclasses.replace(_SAFETY, steps=280)),
+        image_stages=(_PROJECTOR, dataclasses.replace(_TUNING, steps=700)),
+    ),
     "instructblip": Recipe(
         vision_batch=64,
         image_stages=(_PROJECTOR, dataclasses.replace(_TUNING, text=curriculum.INSTRUCTBLIP_TEXT_REPLAY)),

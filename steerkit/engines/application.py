@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from steerkit import ops
 from steerkit.adapter import Architecture
+from steerkit.engines import vision
 from steerkit.engines.calls import Pass, Prompt, Selection
 from steerkit.errors import EngineError, LayerRangeError, OptionError
 from steerkit.intervention import (
@@ -20,6 +21,7 @@ from steerkit.intervention import (
     Add,
     AddProjection,
     Clamp,
+    Gates,
     Intervention,
     LinearStrength,
     Measure,
@@ -29,14 +31,29 @@ from steerkit.intervention import (
     Site,
     StoredDirection,
     Tokens,
+    Tower,
     is_finite,
+    site_label,
 )
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
 
-Place = tuple[int, Site]
+
+class Place(NamedTuple):
+    """Where in the model a hidden state is."""
+
+    layer: int
+    site: Site
+    tower: Tower = "language"
+
+
 Contrasts = Mapping[int, Tensor]
 """`{layer: [batch, hidden]}`."""
+
+_MEASURES = {"projection": ops.projection, "cosine": ops.cosine, "tanh_cosine": ops.tanh_cosine}
+
+Observed: TypeAlias = Pass | vision.VisionPass
+"""The pass that a hidden state belongs to."""
 
 MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int], Site], Contrasts]
 
@@ -118,7 +135,7 @@ class Application:
         self._tensors: dict[Any, Tensor] = {}  # made outside inference mode, to serve passes with gradients too
         self._steps: dict[Place, list[_Step]] = defaultdict(list)
         self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
-        self.contrasts: list[tuple[MeasuredContrast, tuple[int, ...], Site]] = []
+        self._together: dict[tuple[MeasuredContrast, Site, tuple[int, ...]], tuple[int, ...]] = {}
         self.closed = False
         self._keeps = not any(tensor.requires_grad for vector in vectors for tensor in vector.tensors.values())
         for index, (vector, strength) in enumerate(zip(vectors, strengths, strict=True)):
@@ -132,8 +149,9 @@ class Application:
     @property
     def places(self) -> list[Place]:
         """Every layer and site that must be visited, in the order of the forward pass."""
-        order = {"attn_out": 0, "mlp_out": 1, "resid_post": 2}
-        return sorted({*self._steps, *self._reads}, key=lambda place: (place[0], order[place[1]]))
+        order = {"head_out": 0, "attn_out": 1, "mlp_out": 2, "resid_post": 3}
+        places = {*self._steps, *self._reads}
+        return sorted(places, key=lambda place: (place.tower == "language", place.layer, order[place.site]))
 
     def _compile(
         self,
@@ -143,35 +161,47 @@ class Application:
         strength: float,
         architecture: Architecture,
     ) -> None:
-        if intervention.tower == "vision":
-            raise EngineError(
-                "an intervention steers the vision tower", expected="the language model", fix="use another vector"
-            )
-        if architecture.encoder_decoder and intervention.tokens in ("image", "text", "system", "after_image"):
+        site, tower = intervention.site, intervention.tower
+        architecture.check_site(site, tower)
+        if tower == "vision":
+            vision.check(intervention)
+        elif architecture.encoder_decoder and intervention.tokens in ("image", "text", "system", "after_image"):
             raise EngineError(
                 f"tokens={intervention.tokens!r} in an encoder-decoder model", expected="last, all or generated"
             )
         layers = _layers(vector, intervention, architecture)
         _check_single(vector, intervention, layers)
-        for measure in _measures(intervention):
+        for measure in intervention.measures:
+            if measure.state is not None:
+                self._measure_on_prompts(measure.state, layers if measure.layer is None else (measure.layer,), site)
             if measure.layer is None:
                 continue
             if measure.layer >= architecture.layer_count:
                 raise LayerRangeError(
                     f"a measure reads layer {measure.layer}", expected=f"below {architecture.layer_count}"
                 )
+            if measure.state is not None:
+                continue
             if intervention.phase != "generation" and measure.layer > min(layers):
                 raise EngineError(
                     f"a measure reads layer {measure.layer} but decides on layer {min(layers)}, which comes before",
                     expected="a reading layer at or below the first steered layer",
                 )
-            self._reads[measure.layer, intervention.site].append((vector, intervention, measure))
+            self._reads[Place(measure.layer, site)].append((vector, intervention, measure))
         for layer in layers:
             dose = strength * intervention.strength_at(layer)
-            self._steps[layer, intervention.site].append(_Step(vector, intervention, layer, dose, layers, index))
-        contrast = intervention.contrast
-        if contrast is not None and (contrast, layers, intervention.site) not in self.contrasts:
-            self.contrasts.append((contrast, layers, intervention.site))
+            self._steps[Place(layer, site, tower)].append(_Step(vector, intervention, layer, dose, layers, index))
+        if intervention.contrast is not None:
+            self._measure_on_prompts(intervention.contrast, layers, site)
+
+    def _measure_on_prompts(self, contrast: MeasuredContrast, layers: tuple[int, ...], site: Site) -> None:
+        group = _group(contrast, layers, site)
+        self._together[group] = tuple(sorted({*self._together.get(group, ()), *layers}))
+
+    @property
+    def contrasts(self) -> list[tuple[MeasuredContrast, tuple[int, ...], Site]]:
+        """What is measured on each prompt: each in a pass of its own, at so many layers at once."""
+        return [(contrast, layers, site) for (contrast, site, _), layers in self._together.items()]
 
     def begin(self, prompt: Prompt) -> None:
         """Measure, without steering, what has to be measured on this prompt."""
@@ -182,8 +212,10 @@ class Application:
             if key not in prompt.memo:
                 prompt.memo[key] = self._measure(prompt, contrast, layers, site)
 
-    def apply(self, place: Place, h: Tensor, now: Pass) -> Tensor:
-        """The hidden state `[rows, tokens, hidden]` of a place after every intervention there."""
+    def apply(self, place: Place, h: Tensor, now: Observed) -> Tensor:
+        """The hidden state `[rows, tokens, hidden]` (`[tokens, hidden]` of packed images) after all interventions."""
+        if h.dim() == 2:
+            return self.apply(place, h[None], now)[0]
         for vector, intervention, measure in self._reads.get(place, ()):
             self._read(vector, intervention, measure, place, h, now)
         before, done = h, []
@@ -197,7 +229,7 @@ class Application:
         return h
 
     def _apply(
-        self, group: _Group, place: Place, h: Tensor, selection: Selection, now: Pass
+        self, group: _Group, place: Place, h: Tensor, selection: Selection, now: Observed
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """The steered state and, where this pass is one to measure, the relative change of each token by each step."""
         before = after = selection.read(h)
@@ -213,7 +245,7 @@ class Application:
                 sizes += self._sizes(change, place[1], before, previous, after)
         return selection.write(h, after), tuple(sizes) if measures else None
 
-    def _changed(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Pass) -> Tensor:
+    def _changed(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
         intervention = step.intervention
         dose: float | Tensor = step.dose
         if isinstance(intervention.strength, LinearStrength):
@@ -224,14 +256,21 @@ class Application:
         if intervention.norm_preserving:
             changed = ops.preserve_norm(changed, h)
         if intervention.gate is not None:
-            value = self._value(step, intervention.gate.measure, place, h, selection, now)
-            passes = value > intervention.gate.threshold
-            opened = passes if intervention.gate.above else ~passes
+            opened = self._opened(step, place, h, selection, now)
             changed = torch.where(opened[:, None], changed, h)
         return changed
 
+    def _opened(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
+        """`[n]`: which of the selected tokens the gates let through."""
+        opened: list[Tensor] = []
+        for gate in step.intervention.gates:
+            passes = self._value(step, gate.measure, place, h, selection, now) > gate.threshold
+            opened.append(passes if gate.above else ~passes)
+        combined, gate = torch.stack(opened), step.intervention.gate
+        return combined.all(0) if isinstance(gate, Gates) and gate.combine == "all" else combined.any(0)
+
     def _operate(
-        self, step: _Step, place: Place, h: Tensor, dose: float | Tensor, selection: Selection, now: Pass
+        self, step: _Step, place: Place, h: Tensor, dose: float | Tensor, selection: Selection, now: Observed
     ) -> Tensor:
         operation = step.intervention.operation
         site = place[1]
@@ -271,12 +310,15 @@ class Application:
             needs.append("a contrast that is measured on the prompt")
         if intervention.gate is not None or isinstance(intervention.strength, LinearStrength):
             needs.append("a measure")
+        if intervention.tower == "vision" or site == "head_out":
+            needs.append(f"{site_label(site, intervention.tower)}")
         if intervention.tokens not in ("last", "all", "generated"):
             needs.append(f"tokens={intervention.tokens!r}")
         if needs or not isinstance(direction, StoredDirection):
             raise EngineError(
                 f"an intervention with {' and '.join(needs)} runs in a remote trace",
-                expected="stored directions of fixed strength at the tokens last, all or generated",
+                expected="stored directions of fixed strength at the tokens last, all or generated, at outputs of the "
+                "decoder's modules",
                 fix="run the trace locally",
             )
         stored = self._stored(step, direction, site, device)
@@ -296,9 +338,10 @@ class Application:
 
     @torch.inference_mode(False)
     def _stored(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
-        key = (id(step.vector), stored, step.layer, site, device)
+        tower = step.intervention.tower
+        key = (id(step.vector), stored, step.layer, site, tower, device)
         if key not in self._tensors:
-            found = step.vector.direction(stored, step.layer, site)
+            found = step.vector.direction(stored, step.layer, site, tower)
             if found is None:  # compile has checked this
                 raise LayerRangeError(f"no direction {stored.name!r} at layer {step.layer}")
             stored_there = found.to(device=device, dtype=torch.float32)
@@ -328,7 +371,7 @@ class Application:
 
     @torch.inference_mode(False)
     def _basis(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
-        key = ("basis", id(step.vector), stored, step.layer, site, device)
+        key = ("basis", id(step.vector), stored, step.layer, site, step.intervention.tower, device)
         if key not in self._tensors:
             basis = ops.orthonormal(self._stored(step, stored, site, device))
             if not self._keeps:
@@ -336,21 +379,46 @@ class Application:
             self._tensors[key] = basis
         return self._tensors[key]
 
-    def _contrast(self, step: _Step, contrast: MeasuredContrast, h: Tensor, selection: Selection, now: Pass) -> Tensor:
-        measured: Contrasts | None = now.prompt.memo.get((contrast, step.layers, step.intervention.site))
+    def _contrast(
+        self, step: _Step, contrast: MeasuredContrast, h: Tensor, selection: Selection, now: Observed
+    ) -> Tensor:
+        return selection.per_row(self._measured(contrast, step.layers, step.layer, step.intervention.site, h, now))
+
+    def _measured(
+        self,
+        contrast: MeasuredContrast,
+        layers: tuple[int, ...],
+        layer: int,
+        site: Site,
+        h: Tensor,
+        now: Observed,
+    ) -> Tensor:
+        """`[rows, hidden]`: what was measured on the prompts of a pass, at one of the layers measured together."""
+        together = self._together[_group(contrast, layers, site)]
+        measured: Contrasts | None = now.prompt.memo.get((contrast, together, site))
         if measured is None:
             raise EngineError(
                 "a contrast is needed in a forward pass that continues from a KV cache, without its prompt",
                 expected="generate(), or a forward pass over the whole prompt",
             )
-        value = measured[step.layer].to(h.device)
+        value = measured[layer].to(h.device)
         if value.shape[0] != now.rows:  # beams and several answers per prompt repeat each row
             value = value.repeat_interleave(now.rows // value.shape[0], dim=0)
-        return selection.per_row(value)
+        return value
 
     def _read(
-        self, vector: SteeringVector, intervention: Intervention, measure: Measure, place: Place, h: Tensor, now: Pass
+        self,
+        vector: SteeringVector,
+        intervention: Intervention,
+        measure: Measure,
+        place: Place,
+        h: Tensor,
+        now: Observed,
     ) -> None:
+        assert isinstance(now, Pass)  # a measure with a layer of its own is refused in the vision tower
+        if measure.pool == "mean":
+            self._read_mean(vector, intervention, measure, place, h, now)
+            return
         last = now.select("last", "prompt", h.device)
         if last is None:
             return
@@ -363,7 +431,35 @@ class Application:
         else:
             kept[last.rows] = value
 
-    def _value(self, step: _Step, measure: Measure, place: Place, h: Tensor, selection: Selection, now: Pass) -> Tensor:
+    def _read_mean(
+        self, vector: SteeringVector, intervention: Intervention, measure: Measure, place: Place, h: Tensor, now: Pass
+    ) -> None:
+        """Gather the mean over the prompt, which may be read in chunks; the value is there once the last was seen."""
+        chosen = now.select("all", "prompt", h.device)
+        if chosen is None:
+            return
+        key = (id(self), id(vector), measure, place.site)
+        total = torch.zeros(now.rows, h.shape[2], device=h.device)
+        count = torch.zeros(now.rows, device=h.device)
+        total, count = now.prompt.memo.get((*key, "sums"), (total, count))
+        rows, read = chosen.rows, chosen.read(h).float()
+        if rows is None:
+            rows = torch.arange(now.rows, device=h.device)
+        total, count = total.index_add(0, rows, read), count.index_add(0, rows, torch.ones_like(read[:, 0]))
+        now.prompt.memo[(*key, "sums")] = (total, count)
+        if now.start + now.length >= now.prompt_length:
+            step = _Step(vector, intervention, place.layer, 1.0)
+            mean = total / count.clamp_min(1.0)[:, None]
+            now.prompt.memo[key] = self._evaluate(step, measure, place.site, mean)
+
+    def _value(
+        self, step: _Step, measure: Measure, place: Place, h: Tensor, selection: Selection, now: Observed
+    ) -> Tensor:
+        if measure.state is not None:
+            layer = step.layer if measure.layer is None else measure.layer
+            layers = step.layers if measure.layer is None else (measure.layer,)
+            state = self._measured(measure.state, layers, layer, place.site, h, now)
+            return selection.per_row(self._evaluate(replace(step, layer=layer), measure, place.site, state))
         if measure.layer is None:
             return self._evaluate(step, measure, place[1], h)
         kept: Tensor | None = now.prompt.memo.get((id(self), id(step.vector), measure, place[1]))
@@ -383,7 +479,7 @@ class Application:
         reference = None
         if measure.reference is not None:
             reference = self._stored(step, measure.reference, site, h.device)
-        return (ops.projection if measure.kind == "projection" else ops.cosine)(h, direction, reference)
+        return _MEASURES[measure.kind](h, direction, reference)
 
     # -- the receipt -------------------------------------------------------------------------------------------------
 
@@ -395,7 +491,7 @@ class Application:
             return [(after.detach().float() - previous.detach().float()).norm(dim=-1) / norm]
         return [self._dosed(step, site).norm().to(norm.device) / norm for step in change.steps]
 
-    def _count(self, place: Place, before: Tensor, after: Tensor, done: Sequence[_Done], now: Pass) -> None:
+    def _count(self, place: Place, before: Tensor, after: Tensor, done: Sequence[_Done], now: Observed) -> None:
         tokens = [_tokens(each.selection, now) for each in done]
         shares = [
             (step.index, prompt, generated, None if each.sizes is None else each.sizes[at])
@@ -410,7 +506,15 @@ class Application:
                 wide = selection.read(before).detach().float()
                 moved = selection.read(after).detach().float() - wide
                 change = moved.norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
-        self.receipt.add(*place, prompt=prompt, generated=generated, change=change, shares=shares)
+        site = site_label(place.site, place.tower)
+        self.receipt.add(place.layer, site, prompt=prompt, generated=generated, change=change, shares=shares)
+
+
+def _group(
+    contrast: MeasuredContrast, layers: tuple[int, ...], site: Site
+) -> tuple[MeasuredContrast, Site, tuple[int, ...]]:
+    """What is measured together: increments depend on the layers among which they are taken."""
+    return contrast, site, layers if contrast.form == "increments" else ()
 
 
 def _grouped(steps: Sequence[_Step]) -> list[_Group]:
@@ -426,13 +530,13 @@ def _grouped(steps: Sequence[_Step]) -> list[_Group]:
     return groups
 
 
-def _is_measured(group: _Group, now: Pass) -> bool:
+def _is_measured(group: _Group, now: Observed) -> bool:
     """Whether the change is measured: on the prompt, or on the first token where only answers are steered."""
     answers_only = group.phase == "generation" or group.tokens == "generated"
     return now.reads_prompt or (answers_only and now.start == now.prompt_length)
 
 
-def _tokens(selection: Selection, now: Pass) -> tuple[int, int]:
+def _tokens(selection: Selection, now: Observed) -> tuple[int, int]:
     """How many tokens of the prompt and of the answer are selected; what is read again is not counted again."""
     count = selection.count(now.rows)
     if not now.reads_prompt:
@@ -459,14 +563,13 @@ def _layers(vector: SteeringVector, intervention: Intervention, architecture: Ar
     if intervention.layers != "all":
         layers = tuple(sorted(intervention.layers))
     elif isinstance(direction, StoredDirection) and direction.layer is None:
-        held = {key.layer for key in vector.tensors if key.site == intervention.site and key.name == direction.name}
+        wanted = (intervention.site, direction.name, intervention.tower)
+        held = {key.layer for key in vector.tensors if key[1:] == wanted}
         layers = tuple(sorted(held))
     else:
-        layers = tuple(range(architecture.layer_count))
-    if layers and layers[-1] >= architecture.layer_count:
-        raise LayerRangeError(
-            f"an intervention steers layer {layers[-1]}", expected=f"0 to {architecture.layer_count - 1}"
-        )
+        layers = tuple(range(architecture.count(intervention.tower)))
+    if layers and layers[-1] >= (count := architecture.count(intervention.tower)):
+        raise LayerRangeError(f"an intervention steers layer {layers[-1]}", expected=f"0 to {count - 1}")
     return layers
 
 
@@ -475,17 +578,10 @@ def _check_single(vector: SteeringVector, intervention: Intervention, layers: Se
     spans = isinstance(intervention.operation, (Ablate, AddProjection))
     for stored in intervention.stored[1 if spans else 0 :]:
         for layer in layers:
-            found = vector.direction(stored, layer, intervention.site)
+            found = vector.direction(stored, layer, intervention.site, intervention.tower)
             if found is not None and found.dim() != 1:
                 raise EngineError(
                     f"an intervention of kind {intervention.operation.kind!r} reads {found.shape[0]} directions "
                     f"{stored.name!r} at layer {layer}",
                     expected="one direction [hidden]; only ablate and add_projection take [k, hidden]",
                 )
-
-
-def _measures(intervention: Intervention) -> list[Measure]:
-    found = [intervention.gate.measure] if intervention.gate is not None else []
-    if isinstance(intervention.strength, LinearStrength):
-        found.append(intervention.strength.measure)
-    return found

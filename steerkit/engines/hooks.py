@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from steerkit.adapter import Architecture, Inputs
 from steerkit.engines import compiled
 from steerkit.engines.application import Application, Place
 from steerkit.engines.calls import CallTracker
-from steerkit.intervention import Site
+from steerkit.engines.vision import pass_at
+from steerkit.errors import EngineError
+from steerkit.intervention import Pool, Site, Tower
 from steerkit.positions import last_positions
 
 
@@ -47,7 +51,13 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
             slot.steer = _traced(tracker, application, place, owner)
             module = model.get_submodule(tracker.architecture.site(*place))
             hook = _hook(tracker, application, place, owner, slot.number)
-            stack.callback(module.register_forward_hook(hook).remove)
+            if place.site == "head_out":
+                stack.callback(module.register_forward_pre_hook(_on_input(hook)).remove)
+                continue
+            handle = module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+            if place.tower == "vision":
+                _ahead_of_others(module, handle.id)
         yield
 
 
@@ -57,13 +67,16 @@ def _hook(
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if torch.compiler.is_compiling():
             return with_hidden(output, compiled.steered(hidden(output), slot))
-        now = tracker.current
-        if now is None or application.closed or (owner is not None and threading.get_ident() != owner):
+        if application.closed or (owner is not None and threading.get_ident() != owner):
             return None
         h = hidden(output)
+        now = pass_at(tracker, place, h)
+        if now is None:
+            return None
         changed = application.apply(place, h, now)
         return None if changed is h else with_hidden(output, changed)
 
+    _OURS.add(hook)
     return hook
 
 
@@ -73,10 +86,36 @@ def _traced(tracker: CallTracker, application: Application, place: Place, owner:
     def steer(h: Tensor) -> Tensor:
         if owner is not None and threading.get_ident() != owner:
             return h
+        if place.tower == "vision":
+            raise EngineError(
+                "the vision tower is steered inside a compiled graph",
+                expected="a vision tower that runs eagerly: it does not say which of its blocks a graph serves",
+                fix="generate(..., cache_implementation='static') compiles the decoding steps alone",
+            )
         now = tracker.in_graph(place, application)
         return h if now is None else application.apply(place, h, now)
 
     return steer
+
+
+def _on_input(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for what a module is given, a tuple like some outputs."""
+    return lambda module, args: hook(module, (), args)
+
+
+_OURS: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _ahead_of_others(module: nn.Module, hook: int) -> None:
+    """Let a hook run behind those of outer blocks, and ahead of all others.
+
+    transformers reads the features of a vision tower by hooks that it leaves on the blocks: they must see what is
+    steered.
+    """
+    registered = cast("OrderedDict[int, Any]", module._forward_hooks)
+    for other, function in list(registered.items()):
+        if other != hook and function not in _OURS:
+            registered.move_to_end(other)
 
 
 class _Reached(Exception):
@@ -84,9 +123,15 @@ class _Reached(Exception):
 
 
 def capture(
-    model: nn.Module, inputs: Inputs, architecture: Architecture, layers: Sequence[int], site: Site
+    model: nn.Module,
+    inputs: Inputs,
+    architecture: Architecture,
+    layers: Sequence[int],
+    site: Site,
+    tower: Tower = "language",
+    pool: Pool = "last",
 ) -> dict[int, Tensor]:
-    """`{layer: [batch, hidden]}`: the hidden state of the last prompt token, from one forward pass.
+    """`{layer: [batch, hidden]}`: the hidden state that stands for each prompt, from one forward pass.
 
     The pass ends at the highest layer that is wanted: neither the layers above nor the logits are computed.
 
@@ -94,29 +139,32 @@ def capture(
         model: The Hugging Face model.
         inputs: Keyword arguments of its forward pass (or of its text module's, where there is no image).
         architecture: The model's.
-        layers: 0-based decoder blocks.
+        layers: 0-based blocks.
         site: Where in the block.
+        tower: Which tower. In the vision tower the pass must be of one prompt.
+        pool: The last token, or the mean; in the vision tower always the mean, over all tokens of all images.
     """
     found: dict[int, Tensor] = {}
     owner = threading.get_ident()
-    index = last_index(inputs, architecture)
+    read = reader(inputs, architecture, tower, pool)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     last = max(layers) if getattr(model, "hf_device_map", None) is None else None
 
     def hook_at(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any = None) -> None:
             if threading.get_ident() != owner:
                 return
-            h = hidden(output)
-            found[layer] = h[torch.arange(h.shape[0], device=h.device), index.to(h.device)].detach()
+            found[layer] = read(hidden(args if site == "head_out" else output)).detach()
             if layer == last:
                 raise _Reached
 
         return hook
 
-    handles = [
-        model.get_submodule(architecture.site(layer, site)).register_forward_hook(hook_at(layer)) for layer in layers
-    ]
+    handles = []
+    for layer in layers:
+        module = model.get_submodule(architecture.site(layer, site, tower))
+        register = module.register_forward_pre_hook if site == "head_out" else module.register_forward_hook
+        handles.append(register(hook_at(layer)))
     try:
         with torch.no_grad():
             call_target(model, inputs, architecture)(**forward_inputs(model, inputs, architecture))
@@ -126,6 +174,59 @@ def capture(
         for handle in handles:
             handle.remove()
     return {layer: found[layer] for layer in layers}
+
+
+def answer_log_likelihood(
+    model: nn.Module, inputs: Inputs, answers: Sequence[Sequence[int]], architecture: Architecture
+) -> list[Tensor]:
+    """`[tokens]` for each prompt: the log-probabilities of the ids that are to follow it; float32, on the CPU."""
+    ids = inputs["input_ids"]
+    lengths = [len(answer) for answer in answers]
+    width = max(lengths)
+    if width == 0:
+        return [torch.empty(0) for _ in answers]
+    tokens, real = ids.new_zeros((len(answers), width)), ids.new_zeros((len(answers), width))
+    for row, answer in enumerate(answers):
+        tokens[row, : len(answer)] = ids.new_tensor(answer)
+        real[row, : len(answer)] = 1
+    if architecture.encoder_decoder:
+        given = forward_inputs(model, inputs, architecture)
+        given["decoder_input_ids"] = torch.cat([given["decoder_input_ids"], tokens[:, :-1]], dim=1)
+    else:
+        more = {"input_ids": tokens, "attention_mask": real}
+        # whatever else a family says of each token (its modality, say) is 0 for text
+        given = forward_inputs(
+            model,
+            {
+                key: torch.cat([value, more.get(key, torch.zeros_like(tokens)).to(value.dtype)], dim=1)
+                if value.shape == ids.shape and not key.startswith("qformer")
+                else value
+                for key, value in inputs.items()
+            },
+            architecture,
+        )
+    with torch.no_grad():
+        logits = call_target(model, inputs, architecture)(**given).logits
+    if not architecture.encoder_decoder:
+        logits = logits[:, ids.shape[1] - 1 : -1]
+    likely = logits.float().log_softmax(-1).gather(-1, tokens[..., None].to(logits.device))[..., 0].cpu()
+    return [row[:length] for row, length in zip(likely, lengths, strict=True)]
+
+
+def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool) -> Callable[[Tensor], Tensor]:
+    """What takes the hidden states of a pass to `[batch, hidden]`; see `capture`."""
+    if tower == "vision":
+        return lambda h: h.flatten(0, -2).float().mean(0, keepdim=True)
+    if pool == "last":
+        index = last_index(inputs, architecture)
+        return lambda h: h[torch.arange(h.shape[0], device=h.device), index.to(h.device)]
+    mask = None if architecture.encoder_decoder else inputs.get("attention_mask")
+
+    def mean(h: Tensor) -> Tensor:
+        real = torch.ones(h.shape[:2], device=h.device) if mask is None else (mask != 0).to(h.device).float()
+        return torch.einsum("bth,bt->bh", h.float(), real) / real.sum(1, keepdim=True)
+
+    return mean
 
 
 def call_target(model: nn.Module, inputs: Mapping[str, Any], architecture: Architecture) -> nn.Module:

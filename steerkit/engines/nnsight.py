@@ -30,7 +30,8 @@ from steerkit.adapter import Architecture, Inputs, tokenizer_of
 from steerkit.engines import hooks
 from steerkit.engines.application import Application, Place
 from steerkit.engines.calls import CallTracker
-from steerkit.intervention import Site
+from steerkit.engines.vision import pass_at
+from steerkit.intervention import Pool, Site, Tower
 
 if TYPE_CHECKING:
     from steerkit.vlm import VLM
@@ -84,9 +85,15 @@ def _call(run: Callable[[], Any]) -> Any:
 
 
 def capture(
-    model: nn.Module, inputs: Inputs, architecture: Architecture, layers: Sequence[int], site: Site
+    model: nn.Module,
+    inputs: Inputs,
+    architecture: Architecture,
+    layers: Sequence[int],
+    site: Site,
+    tower: Tower = "language",
+    pool: Pool = "last",
 ) -> dict[int, Tensor]:
-    """`{layer: [batch, hidden]}`: the hidden state of the last prompt token, from one forward pass.
+    """`{layer: [batch, hidden]}`: the hidden state that stands for each prompt, from one forward pass.
 
     The same numbers as `hooks.capture`. The pass ends at the highest layer that is wanted. Where torch hooks are on the
     wanted modules (as within a block steered by hooks), they change the output after nnsight has seen it: it is then
@@ -96,13 +103,16 @@ def capture(
         model: The Hugging Face model.
         inputs: Keyword arguments of its forward pass (or of its text module's, where there is no image).
         architecture: The model's.
-        layers: 0-based decoder blocks.
+        layers: 0-based blocks.
         site: Where in the block.
+        tower: As for `hooks.capture`.
+        pool: As for `hooks.capture`.
     """
-    paths = {layer: architecture.site(layer, site) for layer in sorted(set(layers))}
-    if any(model.get_submodule(path)._forward_hooks for path in paths.values()):
-        return hooks.capture(model, inputs, architecture, layers, site)
-    index = hooks.last_index(inputs, architecture)
+    paths = {layer: architecture.site(layer, site, tower) for layer in sorted(set(layers))}
+    modules = [model.get_submodule(path) for path in paths.values()]
+    if any(module._forward_hooks or (site == "head_out" and module._forward_pre_hooks) for module in modules):
+        return hooks.capture(model, inputs, architecture, layers, site, tower, pool)
+    read = hooks.reader(inputs, architecture, tower, pool)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     stops = getattr(model, "hf_device_map", None) is None
     target = hooks.call_target(model, inputs, architecture)
@@ -115,8 +125,8 @@ def capture(
         envoys = {layer: root.get(path) for layer, path in paths.items()}
         with root.trace(run, fn=_call) as tracer:
             for layer, envoy in envoys.items():
-                h = hooks.hidden(envoy.output)
-                found[layer] = h[torch.arange(h.shape[0], device=h.device), index.to(h.device)].detach()
+                h = hooks.hidden(envoy.input if site == "head_out" else envoy.output)
+                found[layer] = read(h).detach()
             if stops:
                 tracer.stop()
     return {layer: found[layer] for layer in layers}
@@ -212,11 +222,12 @@ class _Program:
     def __init__(self, tracker: CallTracker, application: Application) -> None:
         site = tracker.architecture.site
         places = [(place, site(*place)) for place in application.places]
-        # One part visits the outputs of blocks, in the order in which they run. A trace may skip a block, and what is
-        # inside it is then not visited: each such place has a part of its own, so that none waits for another.
-        blocks = [entry for entry in places if entry[0][1] == "resid_post"]
-        groups = [blocks] if blocks else []
-        groups += [[entry] for entry in places if entry[0][1] != "resid_post"]
+        # One part visits the outputs of a tower's blocks, in the order in which they run. A trace may skip a block, and
+        # what is inside it is then not visited: each such place has a part of its own, so that none waits for another.
+        towers: tuple[Tower, ...] = ("vision", "language")
+        blocks = [[e for e in places if e[0].site == "resid_post" and e[0].tower == tower] for tower in towers]
+        groups = [group for group in blocks if group]
+        groups += [[entry] for entry in places if entry[0].site != "resid_post"]
         self.paths = [path for _, path in places]
         self.parts = [_Part(tracker, application, group) for group in groups]
 
@@ -244,17 +255,22 @@ class _Part:
         try:
             while True:
                 for place, envoy in envoys:
-                    location = f"{envoy.path}.output"
+                    heads = place.site == "head_out"
+                    location = f"{envoy.path}.{'input' if heads else 'output'}"
                     # the next visit, and where there is one place only, not the one that has just been served
                     mediator.iteration = max(mediator.occurrence(location), served[place] + 1)
-                    output = envoy.output
+                    output = envoy.input if heads else envoy.output
                     served[place] = mediator.occurrence(location)
-                    now = tracker.current
+                    h = hooks.hidden(output)
+                    now = pass_at(tracker, place, h)
                     if now is None:
                         continue
-                    h = hooks.hidden(output)
                     changed = application.apply(place, h, now)
-                    if changed is not h:
+                    if changed is h:
+                        continue
+                    if heads:
+                        envoy.input = changed
+                    else:
                         envoy.output = hooks.with_hidden(output, changed)
         except OutOfOrderError:
             return  # thrown in by nnsight: the run is over

@@ -40,7 +40,7 @@ def parse_pack(data: bytes, *, name: str = "the data") -> RawPack:
     module = _VERSIONS.get(version) if isinstance(version, int) and not isinstance(version, bool) else None
     if module is None:
         raise PackFormatError(
-            f"{name}: format_version is {version!r}",
+            f"{name}: format_version is {version!r:.80}",
             expected="one of " + ", ".join(map(str, _VERSIONS)),
             fix="upgrade steerkit, or ask the publisher for a pack of a known version",
         )
@@ -48,13 +48,13 @@ def parse_pack(data: bytes, *, name: str = "the data") -> RawPack:
     return raw
 
 
-def tensor_name(layer: int, site: str, name: str = "") -> str:
+def tensor_name(layer: int, site: str, name: str = "", tower: str = "language") -> str:
     """The name of a direction inside the file, in the current format."""
-    return _VERSIONS[CURRENT].tensor_name(layer, site, name)
+    return _VERSIONS[CURRENT].tensor_name(layer, site, name, tower)
 
 
-def parse_tensor_name(full: str) -> tuple[int, str, str]:
-    """`(layer, site, name)` of a direction's name, in the current format."""
+def parse_tensor_name(full: str) -> tuple[int, str, str, str]:
+    """`(layer, site, name, tower)` of a direction's name, in the current format."""
     return _VERSIONS[CURRENT].parse_tensor_name(full)
 
 

@@ -22,8 +22,15 @@ MAX_FILE = 2**31
 MAX_HEADER = 2**23
 MAX_TENSORS = 65_536
 MAX_DEPTH = 32
+MAX_HEADER_VALUES = 2**20
+MAX_DOCUMENT_VALUES = 2**16
+
+_BLOCK = 2**18
+"""Elements that are widened at once, so that reading norms takes no memory in proportion to a tensor."""
 
 _ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}
+_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
@@ -48,9 +55,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class RawPack:
-    """An audited file: its document, its tensor table, and its bytes."""
+    """An audited file: its document, as an object and as the text that it was, its tensor table, and its bytes."""
 
     document: dict[str, Any]
+    text: str
     tensors: dict[str, TensorInfo]
     data: bytes
 
@@ -67,6 +75,25 @@ class RawPack:
             return wide.view(np.float32).reshape(info.shape)
         kind = "<f4" if info.dtype == "F32" else "<f2"
         return np.frombuffer(self.view(name), dtype=kind).astype(np.float32).reshape(info.shape)
+
+    def norms(self, name: str) -> np.ndarray:
+        """The Euclidean norm of each row of one tensor, `[k]` in float64; not finite where a value is not."""
+        info = self.tensors[name]
+        table = np.frombuffer(self.view(name), dtype=_STORED[info.dtype]).reshape(-1, info.shape[-1])
+        squares = np.zeros(len(table))
+        rows = max(1, _BLOCK // table.shape[1])
+        for top in range(0, len(table), rows):
+            for left in range(0, table.shape[1], _BLOCK):
+                block = _wide(table[top : top + rows, left : left + _BLOCK], info.dtype)
+                squares[top : top + rows] += np.einsum("ij,ij->i", block, block)
+        return np.sqrt(squares)
+
+
+def _wide(block: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of a float32
+        block = (block.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN; it is refused by name
+        return block.astype(np.float64)
 
 
 def read_file(path: str | Path) -> bytes:
@@ -106,7 +133,7 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
         raise refused(
             f"{name} is truncated: {len(data)} bytes", expected=f"at least {8 + length}", fix="download it again"
         )
-    header = _json_object(data[8 : 8 + length], f"{name}: the header")
+    header = json_object(data[8 : 8 + length], f"{name}: the header", MAX_HEADER_VALUES)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("steerkit"), str):
         raise refused(
@@ -115,10 +142,11 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
             fix="if this is another library's vector, convert it first",
         )
     if unknown := sorted(set(metadata) - {"steerkit", "format"}):
-        raise refused(f"{name}: unknown metadata {unknown}", expected="only 'steerkit' and 'format'")
+        raise refused(f"{name}: unknown metadata {unknown!r:.200}", expected="only 'steerkit' and 'format'")
     tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
-    document = _json_object(metadata["steerkit"].encode(errors="surrogatepass"), f"{name}: the steerkit document")
-    return RawPack(document=document, tensors=tensors, data=data)
+    text = metadata["steerkit"].encode(errors="surrogatepass")
+    document = json_object(text, f"{name}: the steerkit document", MAX_DOCUMENT_VALUES)
+    return RawPack(document=document, text=metadata["steerkit"], tensors=tensors, data=data)
 
 
 def _tensor_table(header: dict[str, Any], *, start: int, size: int, name: str) -> dict[str, TensorInfo]:
@@ -165,7 +193,13 @@ def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_FILE for value in values)
 
 
-def _json_object(text: bytes, what: str) -> dict[str, Any]:
+def json_object(text: bytes, what: str, most: int = MAX_DOCUMENT_VALUES) -> dict[str, Any]:
+    """A JSON object from a stranger: finite numbers, no repeated key, no deep nesting, at most so many values.
+
+    Raises:
+        PackFormatError: It is something else.
+    """
+
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
@@ -178,10 +212,15 @@ def _json_object(text: bytes, what: str) -> dict[str, Any]:
             raise refused(f"{what} holds {value:.40}", expected="finite numbers")
         return number
 
-    if _depth(text) > MAX_DEPTH:
+    depth, values = _structure(text)
+    if depth > MAX_DEPTH:
         raise refused(f"{what} is nested more than {MAX_DEPTH} deep", expected="a plain document")
+    if values > most:
+        raise refused(f"{what} holds some {values} values", expected=f"at most {most}")
     try:
         value = json.loads(text.decode(), object_pairs_hook=no_duplicates, parse_constant=finite, parse_float=finite)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text, and could not be saved
     except PackFormatError:
         raise
     except ValueError as error:
@@ -191,9 +230,10 @@ def _json_object(text: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def _depth(text: bytes) -> int:
-    """How deep brackets nest outside strings, without recursion."""
+def _structure(text: bytes) -> tuple[int, int]:
+    """How deep brackets nest outside strings, and a bound of the number of values; without recursion."""
     raw = np.frombuffer(_STRING.sub(b"", text), dtype=np.uint8)
     opened = (raw == ord("{")) | (raw == ord("["))
     closed = (raw == ord("}")) | (raw == ord("]"))
-    return int(np.cumsum(opened.view(np.int8) - closed.view(np.int8), dtype=np.int32).max(initial=0))
+    depth = np.cumsum(opened.view(np.int8) - closed.view(np.int8), dtype=np.int32).max(initial=0)
+    return int(depth), int(np.count_nonzero(opened) + np.count_nonzero(raw == ord(",")))

@@ -99,7 +99,6 @@ class CMRM(SteeringMethod):
 
     @model_validator(mode="after")
     def _no_conflict(self) -> CMRM:
-        set_ = self.model_fields_set
         if self.level == "sample":
             if self.aggregate != "mean":
                 raise ValueError("aggregate='pca' conflicts with level='sample', which aggregates nothing")
@@ -107,8 +106,11 @@ class CMRM(SteeringMethod):
                 raise ValueError("text_side='caption' conflicts with level='sample', which sees no captions")
             if callable(self.counterpart):
                 raise ValueError("a function as counterpart conflicts with level='sample': a pack holds no code")
-        if self.aggregate == "mean" and set_ & {"center", "scale"}:
-            raise ValueError(f"{sorted(set_ & {'center', 'scale'})} apply to aggregate='pca' only")
+        # by value: the options of a pack, which names them all, must make the method again
+        fields = type(self).model_fields
+        changed = [name for name in ("center", "scale") if getattr(self, name) != fields[name].default]
+        if self.aggregate == "mean" and changed:
+            raise ValueError(f"{changed} apply to aggregate='pca' only")
         return self
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:

@@ -1,44 +1,18 @@
-"""Language models without images at toy size, with their tokenizers."""
+"""Language models without images at toy size, with their tokenizers, whether they have a chat template or not."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import torch
-import transformers
+from steerkit.testing.tiny import seeded
+from steerkit.testing.tiny.decoder import CHATS, KINDS, make
 
-from tiny import scatter, text
-
-KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_neox", "gpt2")
-CHATS = {"qwen2": text.QWEN2, "qwen3": text.QWEN3}
+__all__ = ["CHATS", "KINDS", "build"]
 
 
 def build(kind: str, layers: int = 3, seed: int = 0) -> tuple[Any, Any]:
     """A model in evaluation mode and its tokenizer; the same weights at every call."""
-    tokenizer = text.qwen() if kind in CHATS else text.llama()
-    tokenizer.chat_template = CHATS.get(kind)
-    if kind == "gpt2":
-        tokenizer.pad_token = None
-    config = transformers.AutoConfig.for_model(
-        kind,
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2 if kind not in ("gpt2", "gpt_neox") else 4,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **({} if kind in ("gpt2", "gpt_neox", "phi3", "mixtral") else {"head_dim": 12}),
-        **({"num_local_experts": 3} if kind == "mixtral" else {}),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config)
-        scatter(model)
-    model.generation_config.update(
-        pad_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, do_sample=False
-    )
-    return model.eval(), tokenizer
+    model, tokenizer = seeded(partial(make, kind, layers), seed)
+    model.generation_config.pad_token_id = tokenizer.eos_token_id
+    return model, tokenizer

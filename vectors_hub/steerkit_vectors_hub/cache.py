@@ -1,7 +1,8 @@
 """The cache: packs by the sha256 of their content, and records of which reference led to which content.
 
-    blobs/<sha256>       a pack; read only after its content has been hashed again
+    blobs/<sha256>       a pack or a signature; read only after its content has been hashed again
     records/<key>.json   what a reference resolved to, so that it can be used without a network
+    revocations/         the last copies of revocation lists
     work/<key>/          a transfer under way; one process at a time works in it, under locks/<key>
 
 A pack and a record appear by renaming a complete, synchronised file, so neither is ever seen half written: not by
@@ -13,18 +14,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from steerkit.errors import PackFormatError
+from steerkit.files import sync_folder, write_atomically
 from steerkit.formats.container import read_file
 from steerkit_vectors_hub.errors import CacheError
 
 PLACE = "STEERKIT_CACHE"
 """Environment variable: the folder of the cache."""
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Record:
         revision: Commit of the repository, where there is one.
         file: Path inside the repository, or the file's name.
         time: When it was resolved, ISO 8601.
+        signature: Digest of the signature that lay beside it, where there was one.
     """
 
     ref: str
@@ -46,6 +52,7 @@ class Record:
     revision: str | None
     file: str
     time: str
+    signature: str | None = None
 
 
 def cache_folder() -> Path:
@@ -88,8 +95,29 @@ class Store:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
             path.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         return target
+
+    def keep(self, data: bytes) -> str:
+        """Put a signature into the store; return its digest.
+
+        Raises:
+            CacheError: The cache can't be written.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        if self.find(digest) is None:
+            self.write(self.path(digest), data)
+        return digest
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a file of the cache, complete or not at all.
+
+        Raises:
+            CacheError: The cache can't be written.
+        """
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
 
     def record(self, key: str) -> Record | None:
         """What a key resolved to when it was last resolved."""
@@ -101,10 +129,7 @@ class Store:
         Raises:
             CacheError: The cache can't be written.
         """
-        path = self._record_path(key)
-        with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(asdict(record), indent=1).encode())
+        self.write(self._record_path(key), json.dumps(asdict(record), indent=1).encode())
 
     def records(self) -> list[Record]:
         """Every record, by reference."""
@@ -155,31 +180,6 @@ def file_digest(path: Path) -> str | None:
         return None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, complete or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system can open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _read_record(path: Path) -> Record | None:
     """A record; None where there is none, or it was damaged (it is then written anew)."""
     try:
@@ -188,7 +188,8 @@ def _read_record(path: Path) -> Record | None:
         return None
     texts = (record.ref, record.sha256, record.file, record.time)
     whole = all(isinstance(text, str) for text in texts) and len(record.sha256) == 64 and type(record.size) is int
-    return record if whole and record.sha256.isalnum() else None
+    signed = record.signature is None or (isinstance(record.signature, str) and _DIGEST.fullmatch(record.signature))
+    return record if whole and signed and record.sha256.isalnum() else None
 
 
 def _name(key: str) -> str:

@@ -16,22 +16,67 @@ from steerkit_vectors_hub.index import Entry, Index
 from steerkit_vectors_hub.norms import svg
 
 _STYLE = """
-:root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.45; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; }
-form { display: flex; flex-wrap: wrap; gap: .75rem 1.25rem; margin: 1rem 0; }
-label { display: flex; flex-direction: column; font-size: .875rem; }
-input, select { font: inherit; padding: .25rem .4rem; min-width: 12rem; max-width: 22rem; }
-article { border: 1px solid #8888; border-radius: .5rem; margin: 0 0 1rem; padding: .75rem 1rem; }
-article[hidden] { display: none; }
-h2 { font-size: 1.1rem; margin: 0; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .75rem; margin: .5rem 0; }
-dt { opacity: .75; } dd { margin: 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; margin: .5rem 0; }
-th, td { border-bottom: 1px solid #8886; padding: .15rem .6rem .15rem 0; text-align: left; overflow-wrap: anywhere; }
-figure { display: inline-block; margin: .25rem 1.5rem .25rem 0; }
-figcaption { font-size: .8rem; }
-svg { max-width: 100%; height: auto; } svg text { fill: currentColor; } svg g { fill: #2a8fb0; }
-code { overflow-wrap: anywhere; }
+:root {
+  color-scheme: light dark;
+  --page: #f5f7f8; --card: #fff; --ink: #1b2529; --soft: #56666d; --line: #d9e0e3; --accent: #12708c; --tint: #e3f0f4;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; line-height: 1.5;
+}
+@media (prefers-color-scheme: dark) { :root {
+  --page: #12181b; --card: #1a2226; --ink: #e4ebee; --soft: #9fb0b7; --line: #303c42;
+  --accent: #5cb8d4; --tint: #1d3640;
+} }
+* { box-sizing: border-box; }
+body { background: var(--page); color: var(--ink); margin: 0 auto; max-width: 76rem; padding: 1.5rem 1.25rem 3rem; }
+h1 { font-size: 1.75rem; letter-spacing: -.01em; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
+header p, #count { color: var(--soft); margin: .25rem 0 0; }
+form {
+  align-items: end; background: var(--card); border: 1px solid var(--line); border-radius: .75rem; display: grid;
+  gap: .75rem; grid-template-columns: 2fr repeat(3, minmax(9rem, 1fr)) auto; margin: 1.25rem 0 1rem;
+  padding: .9rem 1rem;
+}
+form[hidden], article[hidden] { display: none; }
+label { color: var(--soft); display: block; font-size: .8rem; min-width: 0; }
+input, select {
+  background: var(--page); border: 1px solid var(--line); border-radius: .45rem; color: var(--ink); display: block;
+  font: inherit; font-size: .95rem; height: 2.35rem; margin-top: .2rem; padding: 0 .6rem; width: 100%;
+}
+input[type=reset] { color: var(--accent); cursor: pointer; font-weight: 600; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+#count { font-size: .9rem; margin: 0 0 .75rem .25rem; }
+article {
+  background: var(--card); border: 1px solid var(--line); border-radius: .75rem; display: grid; gap: .75rem 2rem;
+  grid-template-columns: minmax(0, 1fr) minmax(0, 25rem); margin: 0 0 1rem; padding: 1.1rem 1.25rem 1.25rem;
+}
+article > * { min-width: 0; }
+h2 { font-size: 1.15rem; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
+article p { margin: .35rem 0 0; overflow-wrap: anywhere; }
+dl {
+  display: grid; font-size: .9rem; gap: .2rem 1rem; grid-template-columns: max-content minmax(0, 1fr);
+  margin: .75rem 0 0;
+}
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+code {
+  background: var(--tint); border-radius: .35rem; font-family: ui-monospace, "DejaVu Sans Mono", monospace;
+  font-size: .82rem; overflow-wrap: anywhere; padding: .1rem .35rem; user-select: all;
+}
+.figures { grid-column: 1 / -1; overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; width: 100%; }
+th { border-bottom: 1px solid var(--line); color: var(--soft); font-weight: 600; }
+th, td { padding: .35rem 1rem .35rem 0; text-align: left; vertical-align: top; }
+td { min-width: 8rem; overflow-wrap: anywhere; } tr + tr td { border-top: 1px solid var(--line); }
+.figures th:nth-child(2), .figures td:nth-child(2) { font-variant-numeric: tabular-nums; min-width: 4rem; }
+figure { margin: 0 0 .5rem; }
+figcaption { color: var(--soft); font-size: .8rem; text-align: center; }
+svg { display: block; height: auto; max-width: 100%; width: 100%; }
+svg text { fill: var(--soft); } svg line { stroke: var(--line); } svg rect { fill: var(--accent); }
+svg rect:hover { fill: var(--ink); }
+@media (max-width: 60rem) { form { grid-template-columns: 1fr 1fr; } form label:first-child { grid-column: 1 / -1; } }
+@media (max-width: 46rem) {
+  article { grid-template-columns: minmax(0, 1fr); } body { padding: 1rem .75rem 2rem; } h1 { font-size: 1.4rem; }
+}
+@media (max-width: 28rem) {
+  form, dl { grid-template-columns: 1fr; } dt { margin-top: .3rem; }
+}
 """
 
 _SCRIPT = """
@@ -87,7 +132,7 @@ def page(index: Index) -> str:
 {_choice("Model", "model", models)}
 {_choice("Method", "method", methods)}
 {_choice("Metric", "metric", metrics)}
-<label>&nbsp;<input type="reset" value="Show all"></label>
+<label>&nbsp;<input type="reset" value="Show all" aria-label="Show all packs"></label>
 </form>
 <p id="count" role="status">{number} {"pack" if number == 1 else "packs"}</p>
 {"".join(map(_article, index.packs))}</main>
@@ -115,9 +160,13 @@ def _article(entry: Entry) -> str:
     description = f"<p>{escape(entry.description)}</p>" if entry.description else ""
     return f"""<article data-model="{escape(_model(entry))}" data-method="{escape(entry.method)}" \
 data-metrics="{escape(names)}">
+<div>
 <h2>{escape(entry.name)}</h2>
-{description}<dl>{terms}<dt>Load</dt><dd><code>steerkit pull {escape(quote(entry.ref))}</code></dd></dl>
-{_metrics(entry)}{_charts(entry)}</article>
+{description}<dl>{terms}<dt>Get it</dt><dd><code>steerkit pull {escape(quote(entry.ref))}</code></dd></dl>
+</div>
+<div>{_charts(entry)}</div>
+<div class="figures" tabindex="0" role="region" aria-label="Figures of {escape(entry.name)}">{_metrics(entry)}</div>
+</article>
 """
 
 

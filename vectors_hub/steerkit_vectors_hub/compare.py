@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from steerkit.formats import RawPack, parse_tensor_name
+from steerkit.intervention import site_label
 
 _ABSENT = None
 _VOLATILE = ("tensors_sha256",)
@@ -91,7 +92,8 @@ def compare(first: RawPack, second: RawPack) -> Comparison:
 def _keys(*packs: RawPack) -> Iterator[tuple[int, str, str, str]]:
     for pack in packs:
         for full in pack.tensors:
-            yield *parse_tensor_name(full), full
+            layer, site, name, tower = parse_tensor_name(full)
+            yield layer, site_label(site, tower), name, full
 
 
 def _direction(first: RawPack, second: RawPack, key: tuple[str, str, int], full: str) -> DirectionDifference:

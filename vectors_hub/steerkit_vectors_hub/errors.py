@@ -39,3 +39,19 @@ class PublishError(SteerKitError, ValueError):
 
 class IndexFormatError(SteerKitError, ValueError):
     """A file is not an index of packs."""
+
+
+class SigningError(SteerKitError, RuntimeError):
+    """A pack can't be signed, or what signing needs is not installed."""
+
+
+class SignatureFormatError(SteerKitError, ValueError):
+    """A file is not the signature of one pack."""
+
+
+class TrustFileError(SteerKitError, ValueError):
+    """A trust file or a revocation list is missing or malformed; the message names the file and the field."""
+
+
+class UntrustedPackError(SteerKitError, ValueError):
+    """A pack is sound as a file, and a check says that it must not be used."""

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from steerkit.files import write_atomically
 from steerkit.formats import parse_pack
 from steerkit.intervention import Frozen
-from steerkit.metadata import Metric, Sha256, Text, parse_metadata
+from steerkit.metadata import Metric, Sha256, Text, faults, parse_metadata
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
-from steerkit_vectors_hub.cache import write_atomically
 from steerkit_vectors_hub.errors import IndexFormatError
 from steerkit_vectors_hub.norms import NormSeries, norm_series
 from steerkit_vectors_hub.resolve import Resolved
@@ -150,9 +150,10 @@ def parse_index(document: Any, *, name: str) -> Index:
     try:
         return Index.model_validate(document)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
         raise IndexFormatError(
-            f"{name} is no index ({found})", expected="an index of version 1", fix="make it with `steerkit index`"
+            f"{name} is no index ({faults(error)})",
+            expected="an index of version 1",
+            fix="make it with `steerkit index`",
         ) from error
 
 

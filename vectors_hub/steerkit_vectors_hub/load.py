@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from steerkit.checks import Policy, enforce
 from steerkit.vector import SteeringVector
+from steerkit_vectors_hub.errors import UntrustedPackError
 from steerkit_vectors_hub.resolve import resolve
+from steerkit_vectors_hub.verify import pack_checks
 
 
 def load_vector(
-    ref: str | Path, *, revision: str | None = None, sha256: str | None = None, offline: bool | None = None
+    ref: str | Path,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    offline: bool | None = None,
+    policy: Policy = "strict",
 ) -> SteeringVector:
     """Load a steering vector by reference: the pack is found, transferred if need be, hashed, audited and built.
 
@@ -19,12 +27,17 @@ def load_vector(
         revision: Branch, tag or commit of a repository, if the reference does not name it.
         sha256: The only digest to accept, if the reference does not name it.
         offline: Whether to use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
+        policy: What becomes of the checks that need no model (`steerkit verify` lists them). `strict`: a failed one is
+            an error; `warn`: a `TrustWarning`; `off`: nothing is said. A file that is no sound pack is an error always.
 
     Returns:
         The vector. Its `source` is a reference to exactly this file, with commit and digest.
 
     Raises:
+        UntrustedPackError: A check failed, under `strict`.
         SteerKitError: The kinds that `steerkit_vectors_hub.errors` and `SteeringVector.load` name.
     """
     resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
-    return SteeringVector.from_bytes(resolved.read(), source=resolved.pinned)
+    vector = SteeringVector.from_bytes(resolved.read(), source=resolved.pinned)
+    enforce(pack_checks(resolved.path, vector), policy, UntrustedPackError)
+    return vector

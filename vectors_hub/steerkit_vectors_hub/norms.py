@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from steerkit.formats import RawPack, parse_tensor_name
-from steerkit.intervention import FiniteFloat, Frozen
+from steerkit.intervention import FiniteFloat, Frozen, site_label
 
 COLOR = "#1f6f8b"
 
@@ -48,10 +47,8 @@ def norm_series(raw: RawPack) -> tuple[NormSeries, ...]:
     """The norms of all directions of a pack, by site and name."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for full in raw.tensors:
-        layer, site, name = parse_tensor_name(full)
-        values = raw.array(full).astype(np.float64)
-        rows = np.sqrt(np.square(values.reshape(-1, values.shape[-1])).sum(axis=-1))
-        found.setdefault((site, name), {})[layer] = float(rows.max())
+        layer, site, name, tower = parse_tensor_name(full)
+        found.setdefault((site_label(site, tower), name), {})[layer] = float(raw.norms(full).max())
     return tuple(
         NormSeries(
             site=site,
@@ -63,24 +60,32 @@ def norm_series(raw: RawPack) -> tuple[NormSeries, ...]:
     )
 
 
-def svg(series: NormSeries, *, width: int = 320, height: int = 90) -> str:
-    """One bar for each layer, as an SVG element that a screen reader can name."""
+def svg(series: NormSeries, *, width: int = 400, height: int = 132) -> str:
+    """One bar for each layer over three lines of a scale, as an SVG element that a screen reader can name."""
     largest = max(map(abs, series.norms), default=0.0) or 1.0
-    slot = width / len(series.layers)
+    left, top, bottom = 44, 10, height - 22
+    slot = (width - left) / len(series.layers)
     bars = []
     for index, (layer, norm) in enumerate(zip(series.layers, series.norms, strict=True)):
-        tall = max(1.0, (height - 18) * min(abs(norm) / largest, 1.0))
+        tall = max(1.0, (bottom - top) * min(abs(norm) / largest, 1.0))
         bars.append(
-            f'<rect x="{index * slot + 0.1 * slot:.1f}" y="{height - 16 - tall:.1f}" width="{0.8 * slot:.1f}" '
+            f'<rect x="{left + (index + 0.12) * slot:.1f}" y="{bottom - tall:.1f}" width="{0.76 * slot:.1f}" '
             f'height="{tall:.1f}"><title>layer {layer:d}: {norm:.4g}</title></rect>'
         )
-    ends = f"{series.layers[0]:d}", f"{series.layers[-1]:d}"
-    label = escape(f"Norm of {series.title} by layer, {ends[0]} to {ends[1]}, at most {largest:.4g}")
+    scale = []
+    for part in (0.0, 0.5, 1.0):
+        y = bottom - part * (bottom - top)
+        scale.append(f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        scale.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{part * largest:.3g}</text>')
+    step = -(-len(series.layers) // 10)
+    for index in range(0, len(series.layers), step):
+        middle = left + (index + 0.5) * slot
+        scale.append(f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{series.layers[index]:d}</text>')
+    ends = f"{series.layers[0]:d} to {series.layers[-1]:d}"
+    label = escape(f"Norm of {series.title} by layer, {ends}, at most {largest:.4g}")
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f'<g fill="{COLOR}">{"".join(bars)}</g>'
-        f'<text x="0" y="{height - 3}" font-size="11">layer {ends[0]}</text>'
-        f'<text x="{width}" y="{height - 3}" font-size="11" text-anchor="end">{ends[1]}</text></svg>'
+        f'<g stroke="none" font-size="11">{"".join(scale)}</g><g fill="{COLOR}">{"".join(bars)}</g></svg>'
     )
 
 

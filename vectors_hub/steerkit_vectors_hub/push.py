@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from steerkit.formats import parse_pack
 from steerkit.metadata import PackMetadata
@@ -14,7 +15,9 @@ from steerkit_vectors_hub.card import PACK, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError
 from steerkit_vectors_hub.norms import norm_series, png
 from steerkit_vectors_hub.refs import parse_ref
-from steerkit_vectors_hub.sources.base import require_network
+from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
+from steerkit_vectors_hub.signing.signer import sign_bytes
+from steerkit_vectors_hub.sources.base import SIGNATURE, require_network
 from steerkit_vectors_hub.sources.huggingface import api, translated
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -63,10 +66,20 @@ def missing_fields(metadata: PackMetadata) -> dict[str, str]:
     return missing
 
 
-def prepare(vector: SteeringVector, repo_id: str) -> Publication:
+def prepare(
+    vector: SteeringVector, repo_id: str, *, signature: Path | None = None, sign_key: Path | None = None
+) -> Publication:
     """Everything that would be uploaded.
 
+    Args:
+        vector: The vector.
+        repo_id: The repository.
+        signature: A signature of exactly this pack, to go with it.
+        sign_key: A private key to sign it with instead.
+
     Raises:
+        SigningError: The key can't be used.
+        SignatureFormatError: The signature is none.
         PublishError: The metadata are incomplete; the message names every field.
         ReferenceFormatError: The repository's name is none.
     """
@@ -81,10 +94,26 @@ def prepare(vector: SteeringVector, repo_id: str) -> Publication:
     digest = hashlib.sha256(data).hexdigest()
     norms = norm_series(parse_pack(data))
     files = {PACK: data}
+    if sign_key is not None:
+        files[PACK + SIGNATURE] = sign_bytes(data, PACK, key=sign_key)
+    elif signature is not None:
+        files[PACK + SIGNATURE] = _fitting(read_signature(signature), digest, signature)
     files["README.md"] = model_card(vector.metadata, norms, repo_id=repo_id, sha256=digest).encode()
     if norms:
         files[PLOT] = png(norms)
     return Publication(repo_id, files, digest, None, f"hf://{repo_id}#sha256={digest}")
+
+
+def _fitting(raw: bytes, digest: str, path: Path) -> bytes:
+    """A signature, if it is of the file that would be uploaded."""
+    if (found := parse_signature(raw).sha256) != digest:
+        raise PublishError(
+            f"the signature {str(path)!r} is of a file with sha256 {found}",
+            expected=f"one of the pack that would be published, {digest}",
+            fix="the metadata were changed after signing, or steerkit writes the pack differently: sign it anew with "
+            "--sign-key (sign_key=), or save the changed pack, sign that, and publish it without further changes",
+        )
+    return raw
 
 
 def push_to_hub(
@@ -96,9 +125,16 @@ def push_to_hub(
     message: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
+    signature: str | Path | None = None,
+    sign_key: str | Path | None = None,
 ) -> Publication:
     """Publish a vector; see `SteeringVector.push_to_hub`."""
-    made = prepare(vector, repo_id)
+    made = prepare(
+        vector,
+        repo_id,
+        signature=None if signature is None else Path(signature),
+        sign_key=None if sign_key is None else Path(sign_key),
+    )
     if dry_run:
         return made
     require_network("publishing")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from steerkit_vectors_hub.errors import ReferenceFormatError
 
@@ -104,7 +104,10 @@ def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = No
     if scheme in ("http", "https"):
         return Ref("web", checked_url(place), sha256=digest)
     if scheme == "file":
-        return Ref("path", unquote(urlsplit(place).path), sha256=digest)
+        parts = _parts(place)
+        if parts.netloc not in ("", "localhost") or not parts.path or "\0" in unquote(parts.path):
+            raise ReferenceFormatError(f"{place!r} is no file of this machine", expected="file:///path, or the path")
+        return Ref("path", unquote(parts.path), sha256=digest)
     return Ref("fsspec", place, sha256=digest)
 
 
@@ -155,7 +158,7 @@ def checked_url(url: str) -> str:
     Raises:
         ReferenceFormatError: It is not encrypted, or holds a password or a fragment.
     """
-    parts = urlsplit(url)
+    parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ReferenceFormatError(f"{url!r} is no web address", expected="https://host/path")
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
@@ -171,6 +174,13 @@ def checked_url(url: str) -> str:
     if parts.fragment:
         raise ReferenceFormatError(f"{url!r} ends in #{parts.fragment}", expected="#sha256= and 64 digits, or nothing")
     return url
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:  # such as half a bracket, or an impossible address in brackets
+        raise ReferenceFormatError(f"{url!r} is no URL ({error})", expected="https://host/path") from error
 
 
 def _quoted(revision: str | None) -> str:

@@ -14,7 +14,7 @@ from steerkit_vectors_hub.cache import Record, Store
 from steerkit_vectors_hub.errors import DigestMismatchError, OfflineError, PackNotFoundError
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
 from steerkit_vectors_hub.sources import Source, Target, source_of
-from steerkit_vectors_hub.sources.base import check_size, is_offline, the_only_pack
+from steerkit_vectors_hub.sources.base import SIGNATURE, check_size, is_offline, the_only_pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Resolved:
         file: Path inside the repository, or the file's name.
         pinned: A reference to exactly this file, for ever.
         transferred: Whether it came over the network just now.
+        signature: The signature that lies beside it, where there is one; nothing is said of its worth.
     """
 
     ref: str
@@ -42,6 +43,7 @@ class Resolved:
     file: str
     pinned: str
     transferred: bool = False
+    signature: Path | None = None
 
     def read(self) -> bytes:
         """The bytes, hashed again: what is checked is what is used.
@@ -81,14 +83,16 @@ def resolve(
         return _on_this_machine(parsed)
     store, source = Store.default(), source_of(parsed.kind)
     key = source.key(parsed)
-    if parsed.sha256 is not None and (path := store.find(parsed.sha256)) is not None:
-        return _from_store(parsed, path, parsed.sha256, store.record(key))
     record = store.record(key)
-    if offline if offline is not None else is_offline():
+    quiet = offline if offline is not None else is_offline()
+    whole = quiet or record is None or record.signature is None or store.find(record.signature) is not None
+    if parsed.sha256 is not None and whole and (path := store.find(parsed.sha256)) is not None:
+        return _from_store(store, parsed, path, parsed.sha256, record)
+    if quiet:
         return _offline(parsed, store, record)
-    if parsed.is_immutable and parsed.file and record is not None and (path := store.find(record.sha256)):
+    if parsed.is_immutable and parsed.file and record is not None and whole and (path := store.find(record.sha256)):
         _check_pin(parsed, record.sha256)
-        return _from_store(parsed, path, record.sha256, record)
+        return _from_store(store, parsed, path, record.sha256, record)
     return _over_the_network(parsed, store, source, key)
 
 
@@ -102,6 +106,7 @@ def _on_this_machine(parsed: Ref) -> Resolved:
     data = read_file(path)
     digest = hashlib.sha256(data).hexdigest()
     _check_pin(parsed, digest)
+    signature = path.with_name(path.name + SIGNATURE)
     return Resolved(
         ref=parsed.unpinned,
         kind="bundled" if bundled else "path",
@@ -111,6 +116,7 @@ def _on_this_machine(parsed: Ref) -> Resolved:
         revision=None,
         file=path.name,
         pinned=f"{parsed.place if bundled else path}#sha256={digest}",
+        signature=signature if signature.exists() else None,
     )
 
 
@@ -143,13 +149,13 @@ def _over_the_network(parsed: Ref, store: Store, source: Source, key: str) -> Re
                 if target.version is not None:
                     store.remember(versioned, _record(parsed, target, store, found))
     _check_pin(parsed, found)
-    record = _record(parsed, target, store, found)
+    record = replace(_record(parsed, target, store, found), signature=_signature(store, source, target, exact))
     for each in {key, exact, source.key(replace(parsed, place=target.place, file=_file_in(parsed, target)))}:
         known = store.record(each)
         if known is None or replace(known, time=record.time, ref=record.ref) != record:
             store.remember(each, record)
     path = store.path(found)
-    return _from_store(parsed, path, found, record, transferred=transferred)
+    return _from_store(store, parsed, path, found, record, transferred=transferred)
 
 
 def _known(store: Store, target: Target, versioned: str) -> str | None:
@@ -178,6 +184,22 @@ def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder:
     return digest
 
 
+def _signature(store: Store, source: Source, target: Target, exact: str) -> str | None:
+    """Have the signature beside a file in the store; its digest, or None if there is none."""
+    if target.signed is False:
+        return None
+    known = store.record(exact)
+    if target.signed and known is not None and known.signature is not None and store.find(known.signature) is not None:
+        return known.signature  # of this very commit
+    with store.work(f"{exact} signature") as folder:
+        folder.mkdir(exist_ok=True)  # whoever held the lock before removed it
+        try:
+            data = source.signature(target, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return None if data is None else store.keep(data)
+
+
 def _offline(parsed: Ref, store: Store, record: Record | None) -> Resolved:
     if record is None:
         raise OfflineError(
@@ -194,10 +216,12 @@ def _offline(parsed: Ref, store: Store, record: Record | None) -> Resolved:
             expected=f"a file with sha256 {record.sha256}",
             fix="run `steerkit pull` with a network again",
         )
-    return _from_store(parsed, path, record.sha256, record)
+    return _from_store(store, parsed, path, record.sha256, record)
 
 
-def _from_store(parsed: Ref, path: Path, digest: str, record: Record | None, *, transferred: bool = False) -> Resolved:
+def _from_store(
+    store: Store, parsed: Ref, path: Path, digest: str, record: Record | None, *, transferred: bool = False
+) -> Resolved:
     if record is None or record.sha256 != digest:
         record = Record(
             ref=parsed.unpinned,
@@ -206,6 +230,7 @@ def _from_store(parsed: Ref, path: Path, digest: str, record: Record | None, *, 
             revision=parsed.revision if parsed.is_immutable else None,
             file=parsed.file or parsed.place.rpartition("/")[2],
             time="",
+            signature=next((each.signature for each in store.records() if each.sha256 == digest), None),
         )
     exact = parsed
     if parsed.kind == "hf" and record.revision:
@@ -220,6 +245,7 @@ def _from_store(parsed: Ref, path: Path, digest: str, record: Record | None, *, 
         file=record.file,
         pinned=f"{exact.unpinned}#sha256={digest}",
         transferred=transferred,
+        signature=None if record.signature is None else store.path(record.signature),
     )
 
 

@@ -13,7 +13,7 @@ Pickles are never executed, and what a file does not say is asked of the caller,
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter
 from steerkit_vectors_hub.interop.convert import read, write
 from steerkit_vectors_hub.interop.facts import ModelFacts
-from steerkit_vectors_hub.interop.registry import detect, format_names, get_format, is_pack
+from steerkit_vectors_hub.interop.registry import detect, format_names, get_format, is_pack, registered_formats
 
 __all__ = [
     "Choice",
@@ -26,5 +26,6 @@ __all__ = [
     "get_format",
     "is_pack",
     "read",
+    "registered_formats",
     "write",
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,13 @@ import torch
 from pydantic import ValidationError
 
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
+from steerkit.files import replacing
 from steerkit.metadata import PackMetadata
 from steerkit.vector import SteeringVector
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignWriter, malformed, same_width
 from steerkit_vectors_hub.interop.expressible import directions_to_add
 from steerkit_vectors_hub.interop.facts import ModelFacts
-from steerkit_vectors_hub.interop.registry import detect, format_names, get_format
+from steerkit_vectors_hub.interop.registry import detect, get_format, registered_formats
 
 
 def read(
@@ -69,19 +68,11 @@ def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool 
     """
     path, writer = Path(path), get_format(format)
     if not isinstance(writer, ForeignWriter):
-        able = [name for name in format_names() if isinstance(get_format(name), ForeignWriter)]
+        able = [each.name for each in registered_formats() if each.value and issubclass(each.value, ForeignWriter)]
         raise OptionError(f"the format {format!r} can only be read", expected="one of " + ", ".join(able))
     directions, lost = directions_to_add(vector, lossy=lossy)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    partial = Path(temporary)
-    try:
+    with replacing(path) as partial:
         writer.write(vector, directions, partial)
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return lost
 
 

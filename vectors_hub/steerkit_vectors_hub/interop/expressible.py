@@ -27,7 +27,7 @@ def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int,
             lost.append(f"intervention {index} steers in the phase {intervention.phase!r}; the file will in both")
         if intervention.norm_preserving:
             lost.append(f"intervention {index} preserves norms; the file will not")
-        layers = [key.layer for key in vector.tensors if key.site == "resid_post" and key.name == stored.name]
+        layers = [key.layer for key in vector.tensors if key[1:] == ("resid_post", stored.name, "language")]
         if intervention.layers != "all":
             layers = list(intervention.layers)
         for layer in layers:

@@ -15,6 +15,11 @@ from steerkit_vectors_hub.refs import Ref
 OFFLINE = ("STEERKIT_OFFLINE", "HF_HUB_OFFLINE")
 """Environment variables: any of them, set to 1, true, yes or on, means that no network is used."""
 
+SIGNATURE = ".sig"
+"""What stands behind the name of a pack in the name of its signature."""
+
+MAX_SIGNATURE = 2**18
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -28,6 +33,7 @@ class Target:
         size: Bytes, where the source says so.
         sha256: Digest, where the source says so.
         git_sha1: Name of the file's content in git, where the source says that instead.
+        signed: Whether a signature lies beside it; None if the source does not say before it is asked for one.
     """
 
     place: str
@@ -37,6 +43,7 @@ class Target:
     size: int | None = None
     sha256: str | None = None
     git_sha1: str | None = None
+    signed: bool | None = None
 
 
 class Source(ABC):
@@ -59,6 +66,18 @@ class Source(ABC):
     @abstractmethod
     def download(self, target: Target, folder: Path) -> Path:
         """Transfer a file into a folder that nobody else uses meanwhile; return where it is.
+
+        Raises:
+            DownloadError: The transfer failed or exceeded its bounds.
+        """
+
+    @abstractmethod
+    def signature(self, target: Target, folder: Path) -> bytes | None:
+        """The signature beside a file, of at most MAX_SIGNATURE bytes; None if there is none.
+
+        Args:
+            target: The file.
+            folder: For the transfer; nobody else uses it meanwhile.
 
         Raises:
             DownloadError: The transfer failed or exceeded its bounds.
@@ -92,6 +111,18 @@ def check_size(size: int | None, where: str) -> None:
     """
     if size is not None and size > MAX_FILE:
         raise DownloadError(f"{where} has {size} bytes", expected=f"at most {MAX_FILE}", fix="this is no pack")
+
+
+def check_signature_size(size: int | None, where: str) -> None:
+    """Refuse a signature that is larger than any.
+
+    Raises:
+        DownloadError: It is.
+    """
+    if size is not None and size > MAX_SIGNATURE:
+        raise DownloadError(
+            f"the signature {where} has {size} bytes or more", expected=f"at most {MAX_SIGNATURE}", fix="it is none"
+        )
 
 
 def the_only_pack(names: Iterable[str], where: str) -> str:

@@ -8,7 +8,15 @@ from typing import Any
 
 from steerkit_vectors_hub.errors import AccessError, DownloadError, PackNotFoundError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref
-from steerkit_vectors_hub.sources.base import Source, Target, check_size, the_only_pack
+from steerkit_vectors_hub.sources.base import (
+    MAX_SIGNATURE,
+    SIGNATURE,
+    Source,
+    Target,
+    check_signature_size,
+    check_size,
+    the_only_pack,
+)
 
 _CHUNK = 2**20
 
@@ -57,6 +65,20 @@ class FilesystemSource(Source):
         if target.size is not None and count != target.size:
             raise DownloadError(f"{target.place} ended after {count} bytes", expected=f"{target.size}")
         return part
+
+    def signature(self, target: Target, folder: Path) -> bytes | None:
+        """The file of the same URL with the ending of a signature behind it."""
+        url = target.place + SIGNATURE
+        system, path = _open(url)
+        try:
+            with system.open(path, "rb") as remote:
+                data = remote.read(MAX_SIGNATURE + 1)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise _failed(url, error) from error
+        check_signature_size(len(data), url)
+        return data
 
 
 def _open(url: str) -> tuple[Any, str]:

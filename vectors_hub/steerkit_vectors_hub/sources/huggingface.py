@@ -14,7 +14,15 @@ from steerkit.errors import SteerKitError
 from steerkit.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PackNotFoundError
 from steerkit_vectors_hub.refs import Ref
-from steerkit_vectors_hub.sources.base import Source, Target, require_network, the_only_pack
+from steerkit_vectors_hub.sources.base import (
+    MAX_SIGNATURE,
+    SIGNATURE,
+    Source,
+    Target,
+    check_signature_size,
+    require_network,
+    the_only_pack,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -55,12 +63,24 @@ class HuggingFaceSource(Source):
             size=size if size is not None or lfs is None else lfs.size,
             sha256=None if lfs is None else lfs.sha256,
             git_sha1=files[name].blob_id if lfs is None else None,
+            signed=name + SIGNATURE in files,
         )
 
     def download(self, target: Target, folder: Path) -> Path:
         """Let the client transfer the file; it resumes after a cut by itself. Its own cache is left alone."""
         for left in folder.iterdir():  # the client can't go on with what a killed attempt left
             shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return self._file(target, folder, MAX_FILE if target.size is None else target.size)
+
+    def signature(self, target: Target, folder: Path) -> bytes | None:
+        """The file of the same commit with the ending of a signature behind its name."""
+        if not target.signed:
+            return None
+        path = self._file(replace(target, file=target.file + SIGNATURE), folder, MAX_SIGNATURE)
+        check_signature_size(path.stat().st_size, f"hf://{target.place}/{target.file}{SIGNATURE}")
+        return path.read_bytes()
+
+    def _file(self, target: Target, folder: Path, limit: int) -> Path:
         what = f"hf://{target.place}@{target.revision}/{target.file}"
         with translated(what):
             path = api().hf_hub_download(
@@ -69,16 +89,14 @@ class HuggingFaceSource(Source):
                 revision=target.revision,
                 local_dir=folder,
                 cache_dir=folder / "unused",
-                tqdm_class=_bounded(what, target.size),
+                tqdm_class=_bounded(what, limit),
             )
         return Path(path)
 
 
-def _bounded(what: str, size: int | None) -> type[Any]:
+def _bounded(what: str, limit: int) -> type[Any]:
     """A progress bar that ends a transfer which goes on beyond its bound."""
     from huggingface_hub.utils import tqdm
-
-    limit = MAX_FILE if size is None else size
 
     class Bounded(tqdm):
         """Counts what arrived before it is written."""

@@ -8,12 +8,12 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from steerkit.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import AccessError, DownloadError, PackNotFoundError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref, checked_url
-from steerkit_vectors_hub.sources.base import Source, Target, check_size
+from steerkit_vectors_hub.sources.base import MAX_SIGNATURE, SIGNATURE, Source, Target, check_size
 
 TIMEOUT = 30.0
 """Seconds without a byte before a transfer counts as broken."""
@@ -68,6 +68,33 @@ class WebSource(Source):
             tries = TRIES if moved else tries - 1
             if not tries:
                 raise _failed(target.place, failure) from failure
+
+    def signature(self, target: Target, folder: Path) -> bytes | None:
+        """The file of the same URL with the ending of a signature behind its path."""
+        parts = urlsplit(target.place)
+        try:
+            return fetch(urlunsplit(parts._replace(path=parts.path + SIGNATURE)), MAX_SIGNATURE)
+        except (PackNotFoundError, AccessError):  # a store that lists nothing answers 403 for what is not there
+            return None
+
+
+def fetch(url: str, limit: int) -> bytes:
+    """A short file, at once.
+
+    Raises:
+        PackNotFoundError: There is none.
+        AccessError: The server asks for a login.
+        DownloadError: It can't be transferred, or has more than `limit` bytes.
+        ReferenceFormatError: The address is not encrypted.
+    """
+    try:
+        with _open(checked_url(url)) as response:
+            data = response.read(limit + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise _failed(url, error) from error
+    if len(data) > limit:
+        raise DownloadError(f"{url} has more than {limit} bytes", expected=f"at most {limit}")
+    return data
 
 
 def _transfer(url: str, part: Path, tag: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import transformers
+import transformers as _transformers
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from tiny import text
+from steerkit.testing.tiny import text
+
+transformers: Any = _transformers  # configs take more than their signatures say
 
 _SIDE, _QUERIES = 32, 6
 _TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import transformers
+import transformers as _transformers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from tiny import text
-from tiny.waived import without_video
+from steerkit.testing.tiny import text
+from steerkit.testing.tiny.waived import without_video
+
+transformers: Any = _transformers  # configs take more than their signatures say
 
 _SIDE, _PATCH, _TOKENS = 32, 8, 16
 _GRID = [[32, 64], [64, 32], [64, 64]]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import transformers
+import transformers as _transformers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tiny import text
-from tiny.waived import without_video
+from steerkit.testing.tiny import text
+from steerkit.testing.tiny.waived import without_video
+
+transformers: Any = _transformers  # configs take more than their signatures say
 
 _PATCH, _MERGE = 4, 2
 _HIDDEN, _HEADS = 48, 4

@@ -1,0 +1,129 @@
+"""`steerkit new`: a package to start from, with a method or an adapter that works."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from steerkit.cli.console import clean
+from steerkit.cli.options import Debug
+from steerkit.errors import OptionError
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class Kind(StrEnum):
+    """What a package extends steerkit by."""
+
+    METHOD = "method"
+    ADAPTER = "adapter"
+
+
+_FILES: dict[Kind, dict[str, str]] = {
+    Kind.METHOD: {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "$package/__init__.py": "package.py",
+        "tests/test_$name.py": "checks.py",
+    },
+    Kind.ADAPTER: {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "$package/__init__.py": "package.py",
+        "$package/tiny.py": "tiny.py",
+        "tests/test_$name.py": "checks.py",
+    },
+}
+"""Each file of a package, and the template that it is made from."""
+
+
+def new(
+    kind: Annotated[Kind, typer.Argument(help="What the package is to hold.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Its name: lower-case letters, digits, _.", show_default=False)
+    ],
+    path: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the package's folder is made.")] = Path(),
+    debug: Debug = False,
+) -> None:
+    """Write a package that adds a method or a model family to steerkit.
+
+    It can be installed with pip, is found by its name, and passes its own tests as it is: change it from there.
+    """
+    folder = scaffold(kind, name, path)
+    typer.echo(clean(f"Wrote {folder}. Next: pip install -e '{folder}[test]' && pytest {folder}"))
+
+
+def scaffold(kind: Kind, name: str, path: Path) -> Path:
+    """Write the package.
+
+    Args:
+        kind: What it holds.
+        name: The name of the method or adapter, from which those of package and distribution are made.
+        path: Where its folder is made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OptionError: The name is impossible or taken, or the folder exists.
+    """
+    from steerkit import __version__
+
+    check_name(kind, name)
+    folder = path / f"steerkit-{name.replace('_', '-')}"
+    if folder.exists():
+        raise OptionError(
+            f"{str(folder)!r} exists", expected="a folder that does not", fix="name another one with --path"
+        )
+    words = {
+        "name": name,
+        "package": f"steerkit_{name}",
+        "distribution": folder.name,
+        "class_name": class_name(kind, name),
+        "version": __version__,
+    }
+    for target, template in _FILES[kind].items():
+        file = folder / Template(target).substitute(words)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = (_TEMPLATES / kind / f"{template}.txt").read_text(encoding="utf-8")
+        file.write_text(Template(text).substitute(words), encoding="utf-8")
+    return folder
+
+
+def class_name(kind: Kind, name: str) -> str:
+    """`mean_centring` as a class: MeanCentring, or MeanCentringAdapter."""
+    return "".join(map(str.capitalize, name.split("_"))) + ("Adapter" if kind is Kind.ADAPTER else "")
+
+
+def check_name(kind: Kind, name: str) -> None:
+    """Refuse a name that can't be one, or that something has already.
+
+    Raises:
+        OptionError: See above.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        raise OptionError(
+            f"the name is {name!r}",
+            expected="lower-case letters, digits and single underscores, a letter first, and no word of Python",
+        )
+    from steerkit.registry import adapter_names, method_names
+
+    fix = "choose another name"
+    if name in (method_names() if kind is Kind.METHOD else adapter_names()):
+        raise OptionError(f"the {kind} {name!r} exists already", expected="a name that is free", fix=fix)
+    if find_spec(f"steerkit_{name}") is not None:
+        raise OptionError(f"the package 'steerkit_{name}' exists already", expected="a name that is free", fix=fix)
+    wanted = f"steerkit-{name.replace('_', '-')}"
+    try:
+        distribution(wanted)
+    except PackageNotFoundError:
+        return
+    raise OptionError(f"the distribution {wanted!r} exists already", expected="a name that is free", fix=fix)

@@ -1,0 +1,273 @@
+"""`compare`: several methods on one model and one suite of prompts, in one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerkit.errors import OptionError
+from steerkit.evaluation import Estimate, Outcome, Suite, evaluate, seconds_per_token
+from steerkit.method import SteeringMethod
+from steerkit.samples import Sample, as_samples
+from steerkit.vector import SteeringVector
+from steerkit.vlm import VLM
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is next, steps done, steps in all)."""
+
+Entry = SteeringMethod | SteeringVector | tuple[SteeringMethod, Sequence[Sample]]
+"""A method for the common anchors, one with anchors of its own, or a vector that is fitted already."""
+
+UNSTEERED = "unsteered"
+FIGURES = ("unsafe", "over_refusal", "garbled", "utility", "fluency", "seconds_per_token")
+SWEEP = (0.25, 0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at strength 1.
+
+    Attributes:
+        name: As given.
+        unsafe: Share of harmful requests complied with.
+        over_refusal: Share of harmless requests refused.
+        garbled: Share of requests neither complied with nor refused.
+        utility: Share of questions answered rightly.
+        fluency: Mean negative log-likelihood per token of the answers under the unsteered model, in nats.
+        seconds_per_token: See `evaluation.seconds_per_token`.
+        fit_seconds: What fitting took; None where nothing was fitted.
+        anchors: On how many samples.
+    """
+
+    name: str
+    unsafe: Estimate
+    over_refusal: Estimate
+    garbled: Estimate
+    utility: Estimate
+    fluency: Estimate
+    seconds_per_token: Estimate
+    fit_seconds: float | None
+    anchors: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one strength of the sweep."""
+
+    name: str
+    strength: float
+    unsafe: float
+    over_refusal: float
+    utility: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; intervals are of 95 %, Wilson's for shares and bootstrapped for means.
+
+    Attributes:
+        model: Class and sizes of the model.
+        suite: Name of the suite, and how many prompts of each kind.
+        judge: Its name.
+        rows: The unsteered model first, then the methods as given.
+        sweep: The safety-utility trade-off over strength.
+    """
+
+    model: str
+    suite: str
+    judge: str
+    rows: tuple[Row, ...]
+    sweep: tuple[Point, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def as_csv(self) -> str:
+        """The table: a row per method; a column each for value, low and high of a figure."""
+        out = io.StringIO()
+        heads = [f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")]
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["name", *heads, "fit_seconds", "anchors"])
+        for row in self.rows:
+            figures = [getattr(row, name) for name in FIGURES]
+            values = [value for each in figures for value in (each.value, each.low, each.high)]
+            writer.writerow([row.name, *values, "" if row.fit_seconds is None else row.fit_seconds, row.anchors])
+        return out.getvalue()
+
+    def table(self) -> Table:
+        """The table, for a rich console."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.model} on {self.suite} (judge: {self.judge})")
+        table.add_column("")
+        heads = ("unsafe %", "over-refusal %", "garbled %", "utility %", "fluency nats", "ms/token", "fit s")
+        for head in heads:
+            table.add_column(head, justify="right")
+        for row in self.rows:
+            fit = "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
+            shares = (row.unsafe, row.over_refusal, row.garbled, row.utility)
+            cells = [*(_shown(each, 100, 0) for each in shares), _shown(row.fluency, 1, 2)]
+            table.add_row(row.name, *cells, _shown(row.seconds_per_token, 1000, 1), fit)
+        table.caption = (
+            "with intervals of 95 %; fluency: mean negative log-likelihood of the answers under the unsteered model"
+        )
+        return table
+
+    def draw(self, path: str | Path) -> Path:
+        """Draw the trade-off as a PNG: utility and safety of each method as the strength grows.
+
+        Raises:
+            OptionError: matplotlib is not installed, or nothing was swept.
+        """
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise OptionError(
+                "the picture needs matplotlib, which is not installed",
+                expected="matplotlib",
+                fix="pip install 'steerkit-vlm[plot]'",
+            ) from error
+        if not self.sweep:
+            raise OptionError("nothing was swept", expected="strengths to draw", fix="compare(..., sweep=(0.5, 1, 2))")
+        figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        start = self.rows[0]
+        for name in dict.fromkeys(point.name for point in self.sweep):
+            points = sorted((p for p in self.sweep if p.name == name), key=lambda point: point.strength)
+            x = [100 * start.unsafe.value, *(100 * point.unsafe for point in points)]
+            y = [
+                _helpful(start.utility.value, start.over_refusal.value),
+                *(_helpful(p.utility, p.over_refusal) for p in points),
+            ]
+            axes.plot(x, y, marker="o", markersize=3, linewidth=1, label=name, clip_on=False)
+        axes.plot(
+            [100 * start.unsafe.value], [_helpful(start.utility.value, start.over_refusal.value)], "k*", markersize=10
+        )
+        axes.set(
+            xlabel="unsafe rate, %",
+            ylabel="mean of utility and harmless requests not refused, %",
+            xlim=(-2, 102),
+            ylim=(-2, 102),
+            title=f"{self.model}: from unsteered (star) to strength {max(p.strength for p in self.sweep):g}",
+        )
+        axes.title.set_fontsize(9)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(frameon=False, fontsize=8, loc="outside right center")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        return path
+
+
+def compare(
+    vlm: VLM,
+    methods: Mapping[str, Entry],
+    suite: Suite,
+    anchors: Sequence[Sample] = (),
+    *,
+    sweep: Sequence[float] = (),
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Fit several methods on one model, let it answer a suite under each, and judge.
+
+    Every method is configured and checked against model and anchors before the first is fitted.
+
+    Args:
+        vlm: The model.
+        methods: What to compare, by name: a method, a method with anchors of its own, or a vector.
+        suite: The prompts and the judge; none of them should be an anchor.
+        anchors: What methods are fitted on.
+        sweep: Strengths for the picture of the trade-off; none by default. Each costs as much as a row of the table.
+        batch_size: Prompts per call of the model.
+        progress: Called before each step.
+
+    Raises:
+        OptionError: There is nothing to compare.
+        SteerKitError: A method does not fit model or anchors, or as `fit` and `steer` do.
+    """
+    if not methods or UNSTEERED in methods:
+        raise OptionError(
+            f"methods are {list(methods)}",
+            expected=f"at least one, and none called {UNSTEERED!r}, which is always there",
+        )
+    common = as_samples(anchors)
+    fits: dict[str, tuple[SteeringMethod, Sequence[Sample]]] = {}
+    for name, entry in methods.items():
+        if not isinstance(entry, SteeringVector):
+            fits[name] = (entry, common) if isinstance(entry, SteeringMethod) else entry
+            fits[name][0].plan(vlm, as_samples(fits[name][1]))
+    extra = [strength for strength in dict.fromkeys(map(float, sweep)) if strength not in (0.0, 1.0)]
+    total = 1 + len(methods) * (1 + len(extra)) + len(fits)
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(what, done, total)
+        done += 1
+
+    step("unsteered")
+    rows = [_row(UNSTEERED, evaluate(vlm, suite, batch_size=batch_size), seconds_per_token(vlm, suite, None), None, 0)]
+    points: list[Point] = []
+    for name, entry in methods.items():
+        taken, count = None, 0
+        if name in fits:
+            step(f"fitting {name}")
+            method, chosen = fits[name]
+            start = time.perf_counter()
+            vector = method.fit(vlm, chosen, batch_size=batch_size)
+            taken, count = time.perf_counter() - start, len(chosen)
+        else:
+            assert isinstance(entry, SteeringVector)
+            vector = entry
+        step(name)
+        outcome = evaluate(vlm, suite, vector, batch_size=batch_size)
+        rows.append(_row(name, outcome, seconds_per_token(vlm, suite, vector), taken, count))
+        found = {1.0: outcome} if sweep else {}
+        for strength in extra:
+            step(f"{name}, strength {strength:g}")
+            found[strength] = evaluate(vlm, suite, vector, strength=strength, batch_size=batch_size)
+        points += [
+            Point(name, strength, one.unsafe.value, one.over_refusal.value, one.utility.value)
+            for strength, one in sorted(found.items())
+        ]
+    if progress is not None:
+        progress("done", total, total)
+    sizes = f"{len(suite.harmful)} harmful, {len(suite.harmless)} harmless, {len(suite.utility)} questions"
+    return Comparison(repr(vlm), f"{suite.name} ({sizes})", suite.judge.name, tuple(rows), tuple(points))
+
+
+def _row(name: str, outcome: Outcome, cost: Estimate, taken: float | None, count: int) -> Row:
+    return Row(
+        name=name,
+        unsafe=outcome.unsafe,
+        over_refusal=outcome.over_refusal,
+        garbled=outcome.garbled,
+        utility=outcome.utility,
+        fluency=outcome.fluency,
+        seconds_per_token=cost,
+        fit_seconds=taken,
+        anchors=count,
+    )
+
+
+def _shown(estimate: Estimate, factor: float, digits: int) -> str:
+    value, low, high = (f"{factor * each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low}-{high})"
+
+
+def _helpful(utility: float, over_refusal: float) -> float:
+    return 100 * (utility + 1 - over_refusal) / 2

@@ -1,0 +1,113 @@
+"""The dose check: how large what a vector adds is, next to the hidden states that it is added to.
+
+A dose is relative: the length of what is added at a layer divided by the norm of the model's own hidden state there.
+What is added at the output of several blocks adds up along the residual stream, so at each layer the sum up to there
+counts as well. That is a bound of the first order: the blocks in between may undo a part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from steerkit.checks import Check
+from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, Scale, StoredDirection
+from steerkit.metadata import Fingerprint
+from steerkit.vector import SteeringVector
+
+HIGH = 1.0
+"""Relative dose above which somebody should look. Measured: docs/trust.md."""
+
+BREAKING = 10.0
+"""Relative dose above which nothing of the model's own state is left. Measured: docs/trust.md."""
+
+Norms = Mapping[int, float]
+"""`{layer: norm}` of the model's hidden states at the last prompt token."""
+
+
+def norms_of(fingerprint: Fingerprint) -> dict[int, float]:
+    """The norm of the hidden states by layer: the mean over the probes."""
+    by_layer = zip(*(probe.norms for probe in fingerprint.probes), strict=True)
+    return {layer: sum(norms) / len(norms) for layer, norms in enumerate(by_layer)}
+
+
+def check_dose(vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms | None) -> Check:
+    """Look for layers at which a vector adds more than the model's own hidden states hold.
+
+    Args:
+        vectors: What is applied, together.
+        strengths: The strength of each.
+        norms: Of the model; None if they are not known.
+    """
+    if norms is None:
+        return Check("dose", "skip", "the norms of the model's hidden states are not known without a fingerprint")
+    doses = relative_doses(vectors, strengths, norms)
+    if not doses:
+        return Check("dose", "skip", "the size of what is done is not known before the prompt")
+    layer, largest = max(doses.items(), key=lambda item: item[1])
+    details = {"by_layer": {str(each): round(dose, 4) for each, dose in doses.items()}}
+    high = [each for each, dose in doses.items() if dose > HIGH]
+    if not high:
+        text = f"the change is at most {largest:.2g} times the hidden state's norm, at layer {layer}"
+        return Check("dose", "pass", text, details=details)
+    named = ", ".join(f"{doses[each]:.3g} at layer {each}" for each in sorted(high, key=lambda each: -doses[each])[:5])
+    more = f" and {len(high) - 5} layers more" if len(high) > 5 else ""
+    return Check(
+        "dose",
+        "fail" if largest > BREAKING else "warn",
+        f"the change is larger than the hidden state itself: {named}{more}, relative to its norm",
+        "use a lower strength, or a vector with shorter directions: this much breaks the model more than it steers it",
+        details,
+    )
+
+
+def relative_doses(vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms) -> dict[int, float]:
+    """`{layer: dose}` of everything whose size is known before the model runs; gates count as open."""
+    additions: dict[int, Tensor] = {}
+    doses: dict[int, float] = {}
+    for vector, strength in zip(vectors, strengths, strict=True):
+        for intervention in vector.interventions:
+            if intervention.tower != "language" or intervention.site == "head_out":
+                continue  # not in the space of the hidden states whose norms are known
+            for layer in vector.layers_of(intervention):
+                found = _dose(vector, intervention, layer, strength)
+                if isinstance(found, Tensor):
+                    additions[layer] = additions.get(layer, torch.zeros_like(found)) + found
+                    doses[layer] = max(doses.get(layer, 0.0), float(found.norm()) / norms[layer])
+                elif found is not None:
+                    doses[layer] = max(doses.get(layer, 0.0), found)
+    total: Tensor | None = None
+    for layer in sorted(additions):
+        total = additions[layer] if total is None else total + additions[layer]
+        doses[layer] = max(doses[layer], float(total.norm()) / norms[layer])
+    return dict(sorted(doses.items()))
+
+
+def _dose(vector: SteeringVector, intervention: Intervention, layer: int, strength: float) -> Tensor | float | None:
+    """What is added, or the largest relative size of the change; None where only the prompt decides it."""
+    operation = intervention.operation
+    factor = abs(strength) * _largest(intervention, layer)
+    if isinstance(operation, Add) and isinstance(operation.direction, StoredDirection):
+        direction = vector.direction(operation.direction, layer, intervention.site)
+        if operation.relative:
+            return factor
+        if direction is not None and direction.dim() == 1:
+            return strength * _signed(intervention, layer) * direction.double()
+    if isinstance(operation, Ablate):  # the part along the directions is at most the whole
+        return factor
+    if isinstance(operation, Scale):
+        return factor * abs(operation.factor - 1.0)
+    return None
+
+
+def _signed(intervention: Intervention, layer: int) -> float:
+    strength = intervention.strength
+    if isinstance(strength, LinearStrength):
+        return max(strength.minimum, strength.maximum, key=abs)
+    return intervention.strength_at(layer)
+
+
+def _largest(intervention: Intervention, layer: int) -> float:
+    return abs(_signed(intervention, layer))

@@ -1,0 +1,208 @@
+"""CAST: conditional activation steering (arXiv 2409.05907)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from steerkit import ops
+from steerkit.adapter import SteerableModel
+from steerkit.errors import LayerRangeError
+from steerkit.intervention import (
+    Add,
+    FiniteFloat,
+    Gate,
+    Gates,
+    Intervention,
+    Measure,
+    Pool,
+    StoredDirection,
+)
+from steerkit.method import Fit, Observations, Plan, SteeringMethod, require_labels
+from steerkit.pairs import difference_components
+from steerkit.samples import Sample
+from steerkit.statistics import Groups, Moments
+from steerkit.vector import Key
+
+CONDITION = "condition"
+
+
+class CAST(SteeringMethod):
+    """Add a behaviour vector to every token, if the prompt meets a condition.
+
+    With c the condition vector of a layer, and h the mean of the prompt's hidden states there:
+
+        sim = cos(h, tanh(P h))     P = c c^T / (c . c)     h' = h + strength * v   where sim is past the threshold
+
+    Both vectors are the first principal component of pairwise-centred states: each state less the middle of its pair.
+    Those of pair i are d(i) / 2 and -d(i) / 2, d(i) being the difference, so it is the component of the uncentred d(i).
+
+    Where the paper leaves a choice, or we differ from it:
+
+    * Layer, threshold and comparison maximise F1 on the anchors, as in the paper. It tries a grid of thresholds; we try
+      the middles between the similarities that occur, and among equals take the widest gap.
+    * Of several condition layers one suffices, with one threshold for all, as in the public code.
+    * Condition layers lie at or below the first behaviour layer: what comes later can't decide in time.
+    * The code reads a block's input; we read its output, so its condition layer n is our n - 1.
+    * Pairs: condition prompts belong together by their number only, so d runs over all pairs, by their moments.
+    * The behaviour labels default to those of the condition: v then points from harmless to harmful, which makes a
+      model refuse. Anchors with the paper's suffixes have labels of their own, in `towards` and `away`.
+    * `scale` makes 1 a dose: the length of the mean difference along v; `unit` is the paper's.
+
+    Choosing the threshold needs the states themselves: fitting keeps 8 bytes for each anchor, candidate layer and
+    hidden dimension, about 1 MB for an anchor of a model of 7 billion parameters with all layers.
+
+    Attributes:
+        meets: Label of the prompts that meet the condition.
+        fails: Label of those that do not.
+        towards: Label that the behaviour vector points to; None for `meets`.
+        away: Label that it points away from; None for `fails`.
+        layers: 0-based decoder blocks where the behaviour is added; None for the one at 60 % of the depth.
+        condition_layers: Blocks where the condition is read, any of which suffices; None for the best single one.
+        pool: What of the prompt is read: the `mean` of its states, as in the code, or its `last` token.
+        images: Show the anchors with their images.
+        scale: Length of the behaviour vector.
+        coefficient: Strength of the behaviour.
+    """
+
+    name: ClassVar[str] = "cast"
+    paper: ClassVar[str] = "arXiv 2409.05907"
+
+    meets: str = "harmful"
+    fails: str = "harmless"
+    towards: str | None = None
+    away: str | None = None
+    layers: tuple[int, ...] | None = None
+    condition_layers: tuple[int, ...] | None = None
+    pool: Pool = "mean"
+    images: bool = True
+    scale: Literal["mean_projection", "unit"] = "mean_projection"
+    coefficient: FiniteFloat = 1.0
+
+    @model_validator(mode="after")
+    def _labels(self) -> CAST:
+        if self.meets == self.fails:
+            raise ValueError(f"meets and fails are both {self.meets!r}")
+        if self._behaviour[0] == self._behaviour[1]:
+            raise ValueError(f"towards and away are both {self._behaviour[0]!r}")
+        return self
+
+    @property
+    def _behaviour(self) -> tuple[str, str]:
+        return self.towards or self.meets, self.away or self.fails
+
+    def _conditions(self, model: SteerableModel, behaviour: Sequence[int]) -> list[int]:
+        if self.condition_layers is None:
+            return list(range(behaviour[0] + 1))
+        wanted = model.check_layers(self.condition_layers)
+        if wanted[-1] > behaviour[0]:
+            raise LayerRangeError(
+                f"the condition is read at layer {wanted[-1]} and decides on layer {behaviour[0]}, which comes before",
+                expected=f"condition layers up to {behaviour[0]}",
+            )
+        return wanted
+
+    def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
+        """All labels must occur, and no other; the condition comes before the behaviour."""
+        require_labels(anchors, *dict.fromkeys((self.meets, self.fails, *self._behaviour)))
+        default = (int(0.6 * model.architecture.layer_count),)
+        layers = model.check_layers(default if self.layers is None else self.layers)
+        self._conditions(model, layers)
+        return Plan(layers, shown=(self.images,), rows=True)
+
+    def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
+        """States of the condition's prompts, pooled, and of the behaviour's, at the last token."""
+        found: dict[str, dict[int, Tensor]] = {}
+        conditions = self._conditions(model, layers)
+        parts: tuple[tuple[str, tuple[str, str], Sequence[int], Pool], ...] = (
+            (CONDITION, (self.meets, self.fails), conditions, self.pool),
+            ("behaviour", self._behaviour, layers, "last"),
+        )
+        for kind, labels, where, pool in parts:
+            shown = [sample for sample in batch if sample.label in labels]
+            if not shown:
+                continue
+            captured = model.capture(shown, images=self.images, layers=where, pool=pool)
+            for side, label in zip(("positive", "negative"), labels, strict=True):
+                chosen = [index for index, sample in enumerate(shown) if sample.label == label]
+                found[f"{kind} {side}"] = {layer: rows[chosen] for layer, rows in captured.items()}
+        return found
+
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        """Both vectors, and the point at which the condition tells its prompts best."""
+        conditions = self._conditions(model, layers)
+        vectors: dict[int, Tensor] = {}
+        similar: dict[int, tuple[Tensor, Tensor]] = {}
+        for layer in conditions:
+            positive, negative = (found[f"{CONDITION} {side}"][layer] for side in ("positive", "negative"))
+            vectors[layer] = _component(positive, negative)[0]
+            stored = vectors[layer].float()  # as the engine will read it
+            similar[layer] = ops.tanh_cosine(_kept(positive), stored), ops.tanh_cosine(_kept(negative), stored)
+        choices = [(layer,) for layer in conditions] if self.condition_layers is None else [tuple(conditions)]
+        best = max((point for choice in choices for point in _points(choice, similar)), key=_merit)
+        directions = {Key(layer, name=CONDITION): vectors[layer] for layer in best.layers}
+        for layer in layers:
+            positive, negative = (found[f"behaviour {side}"][layer] for side in ("positive", "negative"))
+            component, mean = _component(positive, negative)
+            length = float(mean @ component) if self.scale == "mean_projection" else 1.0
+            directions[Key(layer)] = length * component
+        gates = tuple(self._gate(layer, best) for layer in best.layers)
+        add = Intervention(
+            operation=Add(),
+            layers=tuple(layers),
+            tokens="all",
+            gate=gates[0] if len(gates) == 1 else Gates(gates=gates),
+            strength=self.coefficient,
+        )
+        return Fit(directions, (add,))
+
+    def _gate(self, layer: int, point: Point) -> Gate:
+        direction = StoredDirection(name=CONDITION, layer=layer)
+        measure = Measure(kind="tanh_cosine", direction=direction, layer=layer, pool=self.pool)
+        return Gate(measure=measure, threshold=point.threshold, above=point.above)
+
+
+class Point(NamedTuple):
+    """A condition point: where it is read, what it is compared with, and how well that tells the anchors."""
+
+    layers: tuple[int, ...]
+    threshold: float
+    above: bool
+    f1: float
+    gap: float
+
+
+def _merit(point: Point) -> tuple[float, float]:
+    return point.f1, point.gap
+
+
+def _points(layers: tuple[int, ...], similar: dict[int, tuple[Tensor, Tensor]]) -> list[Point]:
+    """Every threshold that tells some anchors from others, in both directions."""
+    points: list[Point] = []
+    for above in (True, False):
+        # any of the layers suffices: the largest similarity decides above a threshold, the smallest below
+        pooled = torch.amax if above else torch.amin
+        meets, fails = (pooled(torch.stack([similar[layer][side] for layer in layers]), 0) for side in (0, 1))
+        values = torch.cat([meets, fails]).double().unique()
+        edges = (values[:-1] + values[1:]) / 2 if len(values) > 1 else values
+        gaps = values.diff() if len(values) > 1 else torch.zeros(1)
+        for threshold, gap in zip(edges.tolist(), gaps.tolist(), strict=True):
+            hits, wrong = ((part > threshold) == above for part in (meets, fails))
+            true, false = int(hits.sum()), int(wrong.sum())
+            f1 = 2 * true / (true + false + len(meets))
+            points.append(Point(layers, threshold, above, f1, gap))
+    return points
+
+
+def _component(positive: Moments, negative: Moments) -> tuple[Tensor, Tensor]:
+    """The first component of all differences, its sign along their mean, and their mean."""
+    return difference_components(positive, negative)[0], positive.mean - negative.mean
+
+
+def _kept(moments: Moments) -> Tensor:
+    assert moments.rows is not None  # the plan keeps them
+    return moments.rows

@@ -1,0 +1,133 @@
+"""An adapter under test: a tiny model of its family, that model's processor, and prompts for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steerkit.adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
+from steerkit.errors import ContractError
+from steerkit.samples import Sample
+from steerkit.testing.plain import Place
+from steerkit.testing.samples import picture
+from steerkit.vlm import VLM
+
+Make = Callable[[], tuple[Any, Any]]
+"""Makes a model of the family and its processor; the same ones at every call."""
+
+Save = Callable[[Path], object]
+"""Writes the model and its processor to a folder, as a repository holds them."""
+
+SHORT = "What is this?"
+LONG = "How do I bake a cake for the neighbour, and what do I say when I bring it over?"
+SYSTEM = "Be brief."
+SITES = ("resid_post", "mlp_out", "attn_out")
+
+
+class AdapterCase:
+    """One adapter and one model; both are made when a check first needs them."""
+
+    def __init__(self, kind: type[ModelAdapter], make: Make, save: Save | None = None) -> None:
+        self.kind = kind
+        self.make = make
+        self._save = save
+
+    def fresh(self) -> VLM:
+        """A model that no check has used."""
+        model, processor = self.make()
+        return VLM(model, processor, self.kind())
+
+    @cached_property
+    def vlm(self) -> VLM:
+        """The model, its processor and the adapter."""
+        return self.fresh()
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_processor` reads."""
+        if self._save is not None:
+            self._save(folder)
+        else:
+            model, processor = self.make()
+            model.config.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the adapter says of the model."""
+        return self.vlm.architecture
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return tokenizer_of(self.vlm.processor)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the family takes images at all."""
+        return bool(self.architecture.image_token_ids)
+
+    def needs_images(self) -> None:
+        """Leave a check that is about images.
+
+        Raises:
+            SkipTest: The family takes none.
+        """
+        if not self.takes_images:
+            raise SkipTest("the family takes no images")
+
+    def encode(self, *prompts: Sample) -> Inputs:
+        """Samples as the adapter renders and encodes them."""
+        adapter, processor = self.vlm.adapter, self.vlm.processor
+        texts = [adapter.render(processor, sample, len(sample.images)) for sample in prompts]
+        images = [[image for image in sample.images if isinstance(image, Image.Image)] for sample in prompts]
+        return {key: self.vlm._placed(value) for key, value in adapter.encode(processor, texts, images).items()}
+
+    @property
+    def kinds(self) -> list[list[Sample]]:
+        """Two prompts of different lengths with images, where the family takes them, and the same two without."""
+        shown = [Sample(SHORT, (picture(1, 48, 32),)), Sample(chat(LONG), (picture(2, 32, 56),))]
+        bare = [Sample(SHORT), Sample(chat(LONG))]
+        return [shown, bare] if self.takes_images else [bare]
+
+    @property
+    def places(self) -> list[Place]:
+        """Every site of every block."""
+        return [(layer, site) for layer in range(self.architecture.layer_count) for site in SITES]
+
+    def length(self, inputs: Inputs) -> int:
+        """Positions that the decoder sees of a prompt."""
+        return 1 if self.architecture.encoder_decoder else inputs["input_ids"].shape[1]
+
+    def image_places(self, ids: Tensor) -> Tensor:
+        """Where image tokens are."""
+        return torch.isin(ids, torch.tensor(sorted(self.architecture.image_token_ids), device=ids.device))
+
+
+def chat(question: str) -> tuple[tuple[str, str], ...]:
+    """A question after a system turn and an earlier exchange."""
+    return (("system", SYSTEM), ("user", "Are you there?"), ("assistant", "Yes."), ("user", question))
+
+
+def assert_near(found: Tensor, expected: Tensor, difference: str, tolerance: float) -> None:
+    """Two tensors agree to a tolerance, relative to the largest entry.
+
+    Raises:
+        ContractError: They do not.
+    """
+    if found.shape != expected.shape:
+        raise ContractError(f"{difference}: shapes {tuple(found.shape)} and {tuple(expected.shape)}")
+    gap = float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+    if not gap <= tolerance:
+        raise ContractError(f"{difference}: hidden states differ by {gap:.3g} of their size")
+
+
+def each(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Every sample as a batch of its own."""
+    return [[sample] for sample in samples]

@@ -1,0 +1,522 @@
+"""What every adapter must do, a check each: `check_adapter`, and `adapter_checks` for pytest."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steerkit.adapter import ModelAdapter
+from steerkit.checks import Check
+from steerkit.engines.hooks import call_target, forward_inputs
+from steerkit.errors import ContractError, OptionError, SampleError, SteerKitError
+from steerkit.intervention import Intervention
+from steerkit.metadata import MethodRecord, PackMetadata
+from steerkit.samples import Sample
+from steerkit.steering import steer
+from steerkit.testing import tiny
+from steerkit.testing.adapter_case import LONG, SHORT, SYSTEM, AdapterCase, Make, assert_near, chat, each
+from steerkit.testing.contract import ContractCheck, checks_of, run_all
+from steerkit.testing.plain import (
+    Place,
+    added,
+    answer_logits,
+    difference,
+    hidden_states,
+    outputs,
+    reading_through,
+    traces_left,
+)
+from steerkit.testing.samples import picture
+from steerkit.vector import Key, SteeringVector
+from steerkit.views import decode, encode
+from steerkit.vlm import VLM
+
+EQUAL = 1e-5
+"""Relative difference that another order of the same float32 sums makes. Measured on the tiny models: below 2e-6."""
+PADDED = 1e-4
+"""The same for passes with other padding. Measured: below 1e-5; a shifted position makes more than 1e-2."""
+
+
+def adapter_checks(adapter: type[ModelAdapter], make: Make | None = None) -> list[ContractCheck]:
+    """The checks of an adapter, to be called one by one.
+
+    Args:
+        adapter: The class.
+        make: Makes a tiny model of the family and its processor, such as `lambda: tiny.seeded(build)`. Default: the
+            tiny models that steerkit has for the adapter's model types; the name of a check then ends in the model's.
+
+    Returns:
+        One check for each demand (and model); nothing runs before the first is called.
+
+    Raises:
+        OptionError: There is no tiny model for the adapter, and no function that makes one is given.
+
+    Example:
+        >>> @pytest.mark.parametrize("check", adapter_checks(MyAdapter, make_tiny_model), ids=str)
+        ... def test_contract(check):
+        ...     check()
+    """
+    if make is not None:
+        return checks_of(CHECKS, AdapterCase(adapter, make))
+    families = tiny.families_of(adapter.model_types)
+    if not families:
+        raise OptionError(
+            f"there is no tiny model of {', '.join(adapter.model_types)}",
+            expected=f"`make`, or model types of {', '.join((*tiny.FAMILIES, *tiny.TEXT_FAMILIES))}",
+            fix="give a function that makes a small model from a config, and its processor",
+        )
+    return [check for family in families for check in checks_of(CHECKS, _tiny_case(adapter, family), f"[{family}]")]
+
+
+def check_adapter(adapter: type[ModelAdapter], make: Make | None = None) -> list[Check]:
+    """Check that an adapter does what every adapter must.
+
+    Args:
+        adapter: The class.
+        make: See `adapter_checks`.
+
+    Returns:
+        What came of every check; those that do not apply are skipped, with the reason.
+
+    Raises:
+        ContractError: Some fail; the message names each and explains it.
+    """
+    return run_all(adapter_checks(adapter, make))
+
+
+def declares_itself(case: AdapterCase) -> None:
+    """An adapter is a subclass of ModelAdapter with a name and the model types that it serves."""
+    if missing := sorted(getattr(case.kind, "__abstractmethods__", ())):
+        raise ContractError(f"{case.kind.__name__} does not implement {missing}")
+    name, types = getattr(case.kind, "name", None), getattr(case.kind, "model_types", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ContractError(f"the name is {name!r}", fix="lower-case letters, digits and underscores")
+    if not isinstance(types, tuple) or not types or not all(isinstance(each, str) for each in types):
+        raise ContractError(f"model_types is {types!r}", fix='a tuple of texts, such as ("blip-2",)')
+    model, _ = case.make()
+    if model.config.model_type not in types:
+        raise ContractError(f"the model's type is {model.config.model_type!r}, and model_types {types!r}")
+
+
+def modules_exist(case: AdapterCase) -> None:
+    """Every module and attribute that the architecture names is there, and there are as many blocks as it says."""
+    model, found = case.vlm.model, case.architecture
+    paths = [found.layers, found.decoder, *(found.site(*place) for place in case.places), found.text_module]
+    for path in paths:
+        try:
+            model.get_submodule(path)
+        except AttributeError as error:
+            raise ContractError(f"{type(model).__name__} has no module {path!r}") from error
+    blocks: Any = model.get_submodule(found.layers)
+    if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) != found.layer_count:
+        raise ContractError(f"{found.layers!r} is no list of {found.layer_count} modules")
+    for path in found.transient:
+        owner, _, name = path.rpartition(".")
+        if name not in vars(model.get_submodule(owner)):
+            raise ContractError(f"{type(model).__name__} has no attribute {path!r}, which is called transient")
+
+
+def outputs_have_the_declared_width(case: AdapterCase) -> None:
+    """The output of every block, its MLP and its attention is [batch, tokens, hidden_size]."""
+    for batch in case.kinds:
+        inputs = case.encode(*batch)
+        case.vlm.reset()
+        found, _ = outputs(case.vlm.model, inputs, case.architecture, case.places)
+        wanted = (len(batch), case.length(inputs), case.architecture.hidden_size)
+        for place in case.places:
+            if place not in found:
+                raise ContractError(f"{case.architecture.site(*place)!r} does not run in a forward pass")
+            if tuple(found[place].shape) != wanted:
+                raise ContractError(
+                    f"{case.architecture.site(*place)!r} gives {tuple(found[place].shape)}, not {wanted}"
+                )
+
+
+def capture_reads_the_decoder_blocks(case: AdapterCase) -> None:
+    """Both engines read what plain hooks on the blocks read, which is what the model calls its hidden states."""
+    vlm = case.vlm
+    for batch in case.kinds:
+        for (sample,) in each(batch):
+            inputs = case.encode(sample)
+            vlm.reset()
+            blocks: list[Place] = [(layer, "resid_post") for layer in range(case.architecture.layer_count)]
+            plain, returned = outputs(vlm.model, inputs, case.architecture, blocks, output_hidden_states=True)
+            told = hidden_states(returned)
+            # the last one is told behind the final norm; nothing is told by models without hidden states of their own
+            for (layer, _), own in zip(blocks[:-1], told[1:-1] if told is not None else (), strict=False):
+                assert_near(plain[layer, "resid_post"], own, f"block {layer} and the model's own", EQUAL)
+            for engine in ("hooks", "nnsight"):
+                captured = reading_through(vlm, engine).capture([sample])
+                for layer, row in captured.items():
+                    expected = plain[layer, "resid_post"][:, -1]
+                    assert_near(row, expected, f"block {layer} through {engine} and plain hooks", EQUAL)
+
+
+def only_the_image_differs(case: AdapterCase) -> None:
+    """A prompt with an image, decoded and with the placeholder removed, is tokenised as the prompt without."""
+    case.needs_images()
+    for text in (SHORT, chat(LONG)):
+        bare = case.encode(Sample(text))["input_ids"][0].tolist()
+        row = case.encode(Sample(text, (picture(3, 48, 32),)))["input_ids"][0]
+        shown = decode(case.tokenizer, row)
+        if encode(case.tokenizer, shown) != row.tolist():
+            raise ContractError(f"the tokenizer does not read its own text {shown!r} back")
+        removed = re.sub(case.architecture.placeholder, "", shown)
+        if encode(case.tokenizer, removed) != bare:
+            raise ContractError(
+                f"without its placeholder the prompt is {removed!r}, and without an image "
+                f"{decode(case.tokenizer, torch.tensor(bare))!r}",
+                fix="render the same text for image_count=0, and let `placeholder` match all that stands for the image",
+            )
+
+
+def image_tokens_hold_the_image(case: AdapterCase) -> None:
+    """Image tokens are as many as the model has features for, and where another image changes what the model reads."""
+    case.needs_images()
+    for size in ((32, 32), (64, 32)):
+        one, other = (case.encode(Sample(SHORT, (picture(seed, *size),))) for seed in (4, 5))
+        ids = one["input_ids"][0]
+        marked = case.image_places(ids)
+        if not torch.equal(ids, other["input_ids"][0]):
+            raise ContractError("another image of the same size gives another number of image tokens")
+        if not marked.any():
+            raise ContractError(f"no token of {ids.tolist()} is an image token")
+        first, second = (_read(case, inputs)[0] for inputs in (one, other))
+        changed = (first - second).abs().amax(dim=-1) > 0
+        if stray := (changed & ~marked).nonzero().flatten().tolist():
+            raise ContractError(f"the image enters at positions {stray}, which hold no image token")
+        for token in ids[marked].unique():
+            if not changed[ids == token].any():
+                raise ContractError(f"no image enters at the tokens {int(token)}, which are called image tokens")
+        expected = _processed(case, size)
+        if expected is not None and int(marked.sum()) != expected:
+            raise ContractError(f"{int(marked.sum())} image tokens, and the processor makes {expected} of that image")
+    if case.image_places(case.encode(Sample(SHORT))["input_ids"]).any():
+        raise ContractError("a prompt without an image holds image tokens")
+
+
+def padding_is_in_front(case: AdapterCase) -> None:
+    """A batch is padded on the left and masked, whatever side the tokenizer pads on, which stays as it was."""
+    side = case.tokenizer.padding_side
+    try:
+        for other in ("left", "right"):
+            case.tokenizer.padding_side = other
+            for batch in case.kinds:
+                inputs = case.encode(*batch)
+                mask = inputs.get("attention_mask")
+                if mask is None or mask.shape != inputs["input_ids"].shape:
+                    raise ContractError("a batch has no attention_mask of the shape of its input_ids")
+                if not (mask[:, -1] == 1).all() or (mask.diff(dim=1) < 0).any() or mask[0, 0] != 0:
+                    raise ContractError(
+                        f"the mask of a short and a long prompt is {mask.tolist()}",
+                        fix="pad on the left: padding_side='left'",
+                    )
+            if case.tokenizer.padding_side != other:
+                raise ContractError(f"encode changes the tokenizer's padding_side from {other!r}")
+    finally:
+        case.tokenizer.padding_side = side
+
+
+def batch_answers_as_its_prompts_alone(case: AdapterCase) -> None:
+    """Prompts of different lengths in one batch have the hidden states that each has alone."""
+    for batch in case.kinds:
+        together = _last_states(case, batch)
+        for index, (sample,) in enumerate(each(batch)):
+            assert_near(
+                together[index], _last_states(case, [sample])[0], f"prompt {index} in a batch and alone", PADDED
+            )
+
+
+def calls_are_independent(case: AdapterCase) -> None:
+    """A prompt is answered in the same way whatever the model was asked before."""
+    orders = (case.kinds, case.kinds[::-1]) if len(case.kinds) > 1 else (case.kinds, case.kinds * 2)
+    answered: list[list[list[Tensor]]] = []
+    for order in orders:
+        vlm = case.fresh()
+        answered.append([answer_logits(vlm, batch) for batch in order])
+    for first, second in zip(answered[0], answered[1][::-1], strict=False):
+        if not (gap := difference(first, second)) < PADDED:
+            raise ContractError(
+                f"after another prompt, the logits of an answer differ by {gap:.3g}",
+                fix="keep nothing in the adapter, and name what the model caches between calls in `transient`",
+            )
+
+
+def steering_is_that_of_plain_hooks(case: AdapterCase) -> None:
+    """Adding a direction at any site by `steer` gives the logits that plain hooks give."""
+    vlm = case.vlm
+    generator = torch.Generator().manual_seed(0)
+    site_of = {
+        site: [place for place in case.places if place[1] == site] for site in ("resid_post", "mlp_out", "attn_out")
+    }
+    for site, places in site_of.items():
+        tensors = {place: torch.randn(case.architecture.hidden_size, generator=generator) for place in places}
+        vector = _vector(case, {Key(*place): tensor for place, tensor in tensors.items()}, site)
+        for batch in case.kinds:
+            before = _logits(case, batch[0])
+            with steer(vlm, vector):
+                steered = _logits(case, batch[0])
+            with added(vlm.model, case.architecture, tensors):
+                plain = _logits(case, batch[0])
+            assert_near(steered, plain, f"steering at {site} and plain hooks", EQUAL)
+            if torch.allclose(steered, before, atol=1e-3):
+                raise ContractError(f"steering at {site} changes no logit")
+
+
+def model_is_restored(case: AdapterCase) -> None:
+    """After a steered block that ends in an error, anywhere, model and processor are what they were before."""
+    model, processor = case.make()
+    sample = case.kinds[0][0]
+    _used_once(case, model, sample)
+    left, settings = traces_left(model), _settings(processor)
+    vlm = VLM(model, processor, case.kind())
+    inputs = vlm.inputs([sample])
+    hidden = case.architecture.hidden_size
+    vector = _vector(case, {Key(layer): torch.ones(hidden) for layer in range(case.architecture.layer_count)})
+    before = _logits(case, sample, vlm)
+    last = model.get_submodule(case.architecture.site(case.architecture.layer_count - 1, "resid_post"))
+    for where in ("the block", "the model"):
+        handle = last.register_forward_hook(_fail) if where == "the model" else None
+        try:
+            with steer(vlm, vector):
+                vlm.reset()
+                with torch.no_grad():
+                    call_target(model, inputs, case.architecture).generate(**inputs, max_new_tokens=2)  # type: ignore[operator]
+                raise _Expected
+        except _Expected:
+            pass
+        finally:
+            if handle is not None:
+                handle.remove()
+        if not torch.equal(_logits(case, sample, vlm), before):
+            raise ContractError(f"after an error in {where} the model answers differently")
+    vlm.reset()
+    if changed := [one[0] for one, other in zip(left, traces_left(model), strict=True) if one != other]:
+        raise ContractError(
+            f"hooks or attributes are left on {changed[:3]}", fix="transient is for caches that are None"
+        )
+    if _settings(processor) != settings:
+        raise ContractError("the processor's settings are changed", fix="pass options with each call instead")
+
+
+def holds_no_state(case: AdapterCase) -> None:
+    """An adapter holds neither a model nor anything else: two models may share it."""
+    adapter = case.vlm.adapter
+    case.vlm.inputs(case.kinds[0])
+    if vars(adapter):
+        raise ContractError(f"the adapter holds {sorted(vars(adapter))}", fix="take what is needed from the arguments")
+
+
+def image_sizes_keep_the_shapes(case: AdapterCase) -> None:
+    """Images of the sizes that `image_sizes` tells are processed to the shapes of the originals."""
+    case.needs_images()
+    sizes = [(32, 32), (64, 24), (20, 60)]
+    inputs = case.encode(*[Sample(SHORT, (picture(7, *size),)) for size in sizes])
+    groups = case.vlm.adapter.image_sizes(case.vlm.processor, inputs)
+    try:
+        white = [[Image.new("RGB", (width, height)) for height, width in group] for group in groups]
+    except TypeError as error:
+        raise ContractError(f"image_sizes gives {groups!r}", fix="a list of groups of (height, width)") from error
+    if sum(map(len, white)) != len(sizes):
+        raise ContractError(f"image_sizes tells {sum(map(len, white))} sizes of {len(sizes)} images")
+    for key, value in case.vlm.processor.image_processor(images=white, return_tensors="pt").items():
+        if key in inputs and value.shape != inputs[key].shape:
+            raise ContractError(f"{key} of such images has shape {tuple(value.shape)}, not {tuple(inputs[key].shape)}")
+
+
+def image_tokens_in_texts_are_refused(case: AdapterCase) -> None:
+    """A text that contains an image token is a SampleError."""
+    case.needs_images()
+    for token in sorted(case.architecture.image_token_ids):
+        text = f"What is {case.tokenizer.convert_ids_to_tokens(token)}?"
+        try:
+            case.vlm.adapter.render(case.vlm.processor, Sample(text), 1)
+        except SampleError:
+            continue
+        raise ContractError(f"{text!r} is rendered", fix="raise SampleError in render")
+
+
+def rendering_opens_no_image(case: AdapterCase) -> None:
+    """`render` does not look at the images of a sample: it is called for every sample before any is opened."""
+    sample = Sample(SHORT, (Path("no-such-image.png"),)) if case.takes_images else Sample(SHORT)
+    shown = case.vlm.adapter.render(case.vlm.processor, sample, len(sample.images))
+    if shown != case.vlm.adapter.render(case.vlm.processor, replace(sample, images=()), len(sample.images)):
+        raise ContractError("the prompt depends on more than the text and the number of images")
+
+
+def several_images_work_or_are_refused(case: AdapterCase) -> None:
+    """A prompt with two images runs, or is a SampleError of `render`."""
+    case.needs_images()
+    two = Sample(SHORT, (picture(8), picture(9, 48, 32)))
+    try:
+        case.vlm.adapter.render(case.vlm.processor, two, 2)
+    except SampleError:
+        return
+    forth = _last_states(case, [two])
+    back = _last_states(case, [replace(two, images=two.images[::-1])])
+    if torch.allclose(forth, back, atol=1e-3):
+        raise ContractError("exchanging the two images changes nothing", fix="raise SampleError in render")
+
+
+def user_marker_opens_the_users_turn(case: AdapterCase) -> None:
+    """The `user_marker`, where there is one, stands between the system's text and the user's."""
+    marker = case.architecture.user_marker
+    if marker is None:
+        return
+    turns = (("system", SYSTEM), ("user", LONG))
+    prompt = case.vlm.adapter.render(case.vlm.processor, Sample(turns), int(case.takes_images))
+    before, found, after = prompt.partition(marker)
+    if not found or SYSTEM not in before or LONG not in after:
+        raise ContractError(f"{marker!r} does not open the user's turn of {prompt!r}")
+
+
+def processor_loads(case: AdapterCase) -> None:
+    """`load_processor` reads a processor that was saved to a folder, and it encodes as the one that was saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        case.save(Path(folder))
+        loaded = case.vlm.adapter.load_processor(folder, local_files_only=True)
+    for batch in case.kinds:
+        found, expected = (
+            case.vlm.adapter.encode(
+                processor,
+                [case.vlm.adapter.render(processor, sample, len(sample.images)) for sample in batch],
+                [list(sample.images) for sample in batch],  # type: ignore[misc]
+            )
+            for processor in (loaded, case.vlm.processor)
+        )
+        if found.keys() != expected.keys() or not all(torch.equal(found[key], expected[key]) for key in found):
+            raise ContractError("the loaded processor encodes prompts differently")
+
+
+def answers_are_generated(case: AdapterCase) -> None:
+    """`generate` takes what `encode` makes, with images and without."""
+    for batch in case.kinds:
+        inputs = case.encode(*batch)
+        case.vlm.reset()
+        target: Any = call_target(case.vlm.model, inputs, case.architecture)
+        rows = target.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+        if len(rows) != len(batch):
+            raise ContractError(f"{len(rows)} answers to {len(batch)} prompts")
+
+
+CHECKS: tuple[Callable[[AdapterCase], None], ...] = (
+    declares_itself,
+    modules_exist,
+    outputs_have_the_declared_width,
+    capture_reads_the_decoder_blocks,
+    rendering_opens_no_image,
+    image_tokens_in_texts_are_refused,
+    user_marker_opens_the_users_turn,
+    only_the_image_differs,
+    image_tokens_hold_the_image,
+    image_sizes_keep_the_shapes,
+    several_images_work_or_are_refused,
+    padding_is_in_front,
+    batch_answers_as_its_prompts_alone,
+    calls_are_independent,
+    holds_no_state,
+    processor_loads,
+    answers_are_generated,
+    steering_is_that_of_plain_hooks,
+    model_is_restored,
+)
+"""Every demand on an adapter, the cheap ones first."""
+
+
+class _Expected(Exception):
+    """Raised by a check, and expected by it."""
+
+
+def _fail(module: Any, args: Any, output: Any) -> None:
+    raise _Expected
+
+
+def _tiny_case(adapter: type[ModelAdapter], family: str) -> AdapterCase:
+    return AdapterCase(adapter, lambda: tiny.build(family), lambda folder: tiny.save(family, folder))
+
+
+def _last_states(case: AdapterCase, batch: list[Sample]) -> Tensor:
+    """`[batch, hidden]`: the output of the last block at the last token."""
+    case.vlm.reset()
+    place: Place = (case.architecture.layer_count - 1, "resid_post")
+    found, _ = outputs(case.vlm.model, case.encode(*batch), case.architecture, [place])
+    return found[place][:, -1]
+
+
+def _logits(case: AdapterCase, sample: Sample, vlm: Any = None) -> Tensor:
+    """`[1, vocabulary]` after the prompt."""
+    vlm = vlm if vlm is not None else case.vlm
+    vlm.reset()
+    _, returned = outputs(vlm.model, vlm.inputs([sample]), case.architecture, [])
+    return returned.logits[:, -1]
+
+
+def _read(case: AdapterCase, inputs: dict[str, Tensor]) -> Tensor:
+    """`[1, tokens, hidden]`: what the language model reads, embeddings of tokens and features of images."""
+    read: list[Tensor] = []
+    tokens = inputs["input_ids"].shape[1]
+
+    def keep(module: Any, args: Any, options: Any) -> None:
+        given = options.get("inputs_embeds")
+        if given is not None and given.shape[1] == tokens:
+            read.append(given.detach().clone())
+
+    case.vlm.reset()
+    handles = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in case.vlm.model.modules()]
+    try:
+        outputs(case.vlm.model, inputs, case.architecture, [])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not read:
+        raise ContractError("no module of the model is given inputs_embeds of the prompt's length")
+    return read[-1]
+
+
+def _processed(case: AdapterCase, size: tuple[int, int]) -> int | None:
+    """How many image tokens the processor itself makes of an image; None where it takes no rendered prompts."""
+    text = case.vlm.adapter.render(case.vlm.processor, Sample(SHORT), 1)
+    try:
+        made = case.vlm.processor(text=[text], images=[picture(4, *size)], return_tensors="pt")
+    except (TypeError, ValueError, SteerKitError):
+        return None
+    return int(case.image_places(made["input_ids"]).sum())
+
+
+def _vector(case: AdapterCase, tensors: dict[Key, Tensor], site: Any = "resid_post") -> SteeringVector:
+    intervention = Intervention(site=site, phase="prompt")
+    metadata = PackMetadata(method=MethodRecord(name="check"), interventions=(intervention,), model=case.vlm.record)
+    return SteeringVector(tensors, metadata)
+
+
+def _used_once(case: AdapterCase, model: Any, sample: Sample) -> None:
+    """Let a model run without steerkit, for what transformers itself leaves on it; then empty its caches."""
+    inputs = forward_inputs(model, case.encode(sample), case.architecture)
+    with torch.no_grad():
+        call_target(model, inputs, case.architecture)(**inputs)
+    for path in case.architecture.transient:
+        owner, _, name = path.rpartition(".")
+        if isinstance(getattr(model.get_submodule(owner), name), Tensor):
+            setattr(model.get_submodule(owner), name, None)
+
+
+def _settings(processor: Any) -> dict[str, str]:
+    """The plain settings of a processor and its parts."""
+    parts = {"": processor, **{name: getattr(processor, name, None) for name in ("tokenizer", "image_processor")}}
+    plain = (bool, int, float, str, list, dict, type(None))
+    return {
+        f"{name}.{key}": repr(value)
+        for name, part in parts.items()
+        if part is not None and not inspect.isclass(part)
+        for key, value in vars(part).items()
+        if isinstance(value, plain)
+    }

@@ -1,0 +1,382 @@
+"""What every method must do, a check each: `check_method`, and `method_checks` for pytest."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from steerkit.checks import Check
+from steerkit.errors import ContractError, EngineError, NothingSteeredError, OptionError, SteerKitError
+from steerkit.intervention import Intervention
+from steerkit.method import SteeringMethod
+from steerkit.samples import Sample
+from steerkit.statistics import Groups, merge_groups
+from steerkit.steering import steer
+from steerkit.testing.contract import ContractCheck, checks_of, run_all
+from steerkit.testing.method_case import MethodCase, assert_close, assert_same
+from steerkit.testing.plain import answer_logits, counted_passes, difference, traces_left
+from steerkit.vector import SteeringVector
+from steerkit.vlm import VLM
+
+NO_CHANGE = 1e-4
+"""Logits that differ by less are the same: rounding. Those of the tiny models lie between -10 and 10."""
+
+
+_PURE = "let observe and solve be functions of what they are given"
+
+
+def method_checks(
+    method: type[SteeringMethod],
+    *,
+    options: Mapping[str, Any] | None = None,
+    anchors: Sequence[Sample] | None = None,
+    model: VLM | None = None,
+) -> list[ContractCheck]:
+    """The checks of a method, to be called one by one.
+
+    Args:
+        method: The class.
+        options: How it is configured; default: as it is without options.
+        anchors: What it is fitted on, eight or so. Default: eight requests with images, captions and the labels that
+            the method asks for, by `require_labels`, in its `plan`.
+        model: What it is fitted on; default: the tiny LLaVA.
+
+    Returns:
+        One check for each demand; nothing runs before the first is called.
+
+    Example:
+        >>> @pytest.mark.parametrize("check", method_checks(MyMethod), ids=str)
+        ... def test_contract(check):
+        ...     check()
+    """
+    return checks_of(CHECKS, MethodCase(method, options or {}, anchors, model))
+
+
+def check_method(
+    method: type[SteeringMethod],
+    *,
+    options: Mapping[str, Any] | None = None,
+    anchors: Sequence[Sample] | None = None,
+    model: VLM | None = None,
+) -> list[Check]:
+    """Check that a method does what every method must.
+
+    Args:
+        method: The class.
+        options: See `method_checks`, as for the rest.
+        anchors: What it is fitted on.
+        model: What it is fitted on.
+
+    Returns:
+        What came of every check; those that do not apply are skipped, with the reason.
+
+    Raises:
+        ContractError: Some fail; the message names each and explains it.
+    """
+    return run_all(method_checks(method, options=options, anchors=anchors, model=model))
+
+
+def declares_itself(case: MethodCase) -> None:
+    """A method is a subclass of SteeringMethod with a name, a paper, and a docstring that describes its options."""
+    if missing := sorted(getattr(case.kind, "__abstractmethods__", ())):
+        raise ContractError(f"{case.kind.__name__} does not implement {missing}")
+    for attribute in ("name", "paper"):
+        if not isinstance(getattr(case.kind, attribute, None), str) or not getattr(case.kind, attribute):
+            raise ContractError(f"{case.kind.__name__}.{attribute} is no text", fix=f"{attribute}: ClassVar[str] = ...")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", case.kind.name):
+        raise ContractError(f"the name is {case.kind.name!r}", fix="lower-case letters, digits and underscores")
+    lines = (case.kind.__doc__ or "").splitlines()
+    for option in case.kind.model_fields:
+        if not any(line.strip().startswith(f"{option}:") for line in lines):
+            raise ContractError(
+                f"the docstring says nothing about {option!r}", fix=f"'Attributes:' with '{option}: ...'"
+            )
+
+
+def options_survive_json(case: MethodCase) -> None:
+    """A method that is made again from its options as JSON, as they stand in a pack, equals the first."""
+    method = case.method()
+    again = case.kind(**json.loads(json.dumps(method.model_dump(mode="json"), allow_nan=False)))
+    if again != method:
+        raise ContractError(f"{method!r} comes back as {again!r}", fix="options that JSON can hold")
+
+
+def unknown_options_are_refused(case: MethodCase) -> None:
+    """An option that a method does not have is an OptionError, not a silence."""
+    try:
+        case.kind(**case.options, no_such_option=1)
+    except OptionError:
+        return
+    raise ContractError("the option 'no_such_option' was taken", fix="leave model_config as SteeringMethod has it")
+
+
+def holds_no_fitted_state(case: MethodCase) -> None:
+    """A method is frozen and remembers nothing of a fit: neither on itself, nor on its class, nor in its module."""
+    if not case.kind.model_config.get("frozen"):
+        raise ContractError("its options can be changed", fix="leave model_config as SteeringMethod has it")
+    method = case.method()
+    before = _held(method)
+    other = [replace(sample, text=f"{sample.text} Quickly!") for sample in case.anchors]
+    method.fit(case.vlm, other)
+    if changed := sorted(name for name, value in _held(method).items() if before.get(name, value) != value):
+        raise ContractError(f"a fit changed {changed}", fix=_PURE)
+    if added := sorted(_held(method).keys() - before.keys()):
+        raise ContractError(f"a fit left {added} behind", fix=_PURE)
+    assert_same(method.fit(case.vlm, case.anchors), case.fit(), "a method that was fitted before fits something else")
+
+
+def fitting_leaves_the_model_alone(case: MethodCase) -> None:
+    """After a fit the model has the weights, attributes and hooks that it had before."""
+    model = case.vlm.model
+    _unsteered(case)  # what transformers itself leaves on a model at its first call
+    case.vlm.reset()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    left = traces_left(model)
+    case.fit()
+    case.vlm.reset()
+    after = model.state_dict()
+    if changed := [name for name, tensor in before.items() if not torch.equal(after[name], tensor)]:
+        raise ContractError(f"a fit changed the weights {changed[:3]}")
+    if changed := [one[0] for one, other in zip(left, traces_left(model), strict=True) if one != other]:
+        raise ContractError(f"a fit left hooks or attributes on {changed[:3]}", fix="measure with model.capture")
+
+
+def same_seed_same_vector(case: MethodCase) -> None:
+    """Two fits with the same options on the same anchors give the same vector, whatever the global random state."""
+    found: list[SteeringVector] = []
+    state = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    try:
+        for seed in (1, 2):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            found.append(case.fit())
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.random.set_rng_state(state[2])
+    assert_same(found[1], found[0], "another global seed")
+
+
+def batch_size_does_not_matter(case: MethodCase) -> None:
+    """The anchors may come in batches of any size: `observe` returns a row for each sample, whatever came with it."""
+    _needs_anchors(case)
+    whole = case.fit(batch_size=len(case.anchors))
+    for size in (1, 3):
+        assert_close(case.fit(batch_size=size), whole, f"batches of {size}")
+
+
+def parts_merge(case: MethodCase) -> None:
+    """Statistics of two parts of the anchors, merged in either order, solve to the vector of the whole."""
+    _needs_anchors(case)
+    method = case.method()
+    plan = method.plan(case.vlm, case.anchors)
+    half = len(case.anchors) // (2 * case.together) * case.together
+    parts: list[Groups] = [method._moments(case.vlm, part, plan) for part in (case.anchors[:half], case.anchors[half:])]
+    for order in (parts, parts[::-1]):
+        fitted = method.solve(case.vlm, reduce(merge_groups, order), plan.layers)
+        metadata = case.vector.metadata.model_copy(update={"interventions": fitted.interventions})
+        merged = SteeringVector({key: tensor.float() for key, tensor in fitted.directions.items()}, metadata)
+        assert_close(merged, case.vector, "merged parts" if order is parts else "parts merged the other way round")
+
+
+def interrupted_fit_goes_on(case: MethodCase) -> None:
+    """A fit that is interrupted goes on from its checkpoint, and ends as if it had not been."""
+    _needs_anchors(case)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    batch = case.together * max(2 // case.together, 1)
+    whole = case.fit(batch_size=batch)
+    told: list[int] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fit.checkpoint"
+        with suppress(KeyboardInterrupt):
+            case.fit(batch_size=batch, checkpoint=path, progress=interrupt)
+        resumed = case.fit(batch_size=batch, checkpoint=path, progress=lambda done, total: told.append(done))
+    if told[:1] != [min(2 * batch, len(case.anchors))]:
+        raise ContractError(f"it went on at sample {told[0] if told else 'none'} instead of behind the first batch")
+    assert_same(resumed, whole, "a fit that was interrupted")
+
+
+def pack_says_all(case: MethodCase) -> None:
+    """A pack that is saved and loaded is the same vector bit for bit, names its method, and steers the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = SteeringVector.load(case.vector.save(Path(folder) / "vector.safetensors"))
+    assert_same(loaded, case.vector, "a pack")
+    record = loaded.metadata.method
+    if (record.name, record.paper) != (case.kind.name, case.kind.paper):
+        raise ContractError(f"the pack names {record.name!r}, {record.paper!r}")
+    if case.kind(**record.config) != case.method():
+        raise ContractError(f"the options in the pack, {record.config}, make another method")
+    if difference(_steered(case, loaded), _steered(case, case.vector)):
+        raise ContractError("the loaded vector steers differently")
+
+
+def interventions_are_data(case: MethodCase) -> None:
+    """Interventions are those of steerkit, hold no code, and come back from JSON as they were."""
+    for intervention in case.vector.interventions:
+        for part in _parts(intervention):
+            if not type(part).__module__.startswith("steerkit.intervention"):
+                raise ContractError(
+                    f"{type(part).__name__} of {type(part).__module__} is part of an intervention",
+                    fix="a pack holds no code: express the method by the operations of steerkit.intervention",
+                )
+        again = Intervention.model_validate_json(intervention.model_dump_json())
+        if again != intervention:
+            raise ContractError(f"{intervention!r} comes back as {again!r}")
+
+
+def engines_fit_alike(case: MethodCase) -> None:
+    """A fit that reads through nnsight gives what one that reads through hooks gives."""
+    expected = case.vector
+    assert_close(case.method().fit(case.through("nnsight"), case.anchors), expected, "reading through nnsight")
+
+
+def engines_steer_alike(case: MethodCase) -> None:
+    """The vector steers by nnsight as it does by hooks."""
+    try:
+        traced = _steered(case, case.vector, engine="nnsight")
+    except EngineError as error:
+        raise SkipTest(f"the nnsight engine refuses it: {error.problem}") from error
+    gap = difference(_steered(case, case.vector), traced)
+    if not gap < NO_CHANGE:
+        raise ContractError(f"the logits differ by {gap:.3g}", fix="interventions must be data; see that check")
+
+
+def strength_zero_changes_nothing(case: MethodCase) -> None:
+    """At strength 0 the model answers as it does unsteered."""
+    gap = difference(_steered(case, case.vector, strength=0.0), _unsteered(case))
+    if not gap < NO_CHANGE:
+        raise ContractError(f"at strength 0 the logits change by {gap:.3g}")
+
+
+def steering_changes_answers(case: MethodCase) -> None:
+    """At strength 1 the logits of some prompt change by more than rounding, and afterwards they are what they were."""
+    before = _unsteered(case)
+    gap = difference(_steered(case, case.vector), before)
+    if not gap > NO_CHANGE:
+        raise ContractError(
+            f"no logit of {len(case.prompts)} prompts changes by more than {gap:.3g}",
+            fix="check strength, gate and tokens of the interventions; for a method that is gated, give method_checks "
+            "options or anchors under which it steers",
+        )
+    if difference(_unsteered(case), before):
+        raise ContractError("after the block the model answers differently than before it")
+
+
+def no_anchors_are_refused(case: MethodCase) -> None:
+    """A method that needs anchors refuses an empty set before the model runs; another one fits without."""
+    fitted = case.refused_or_fitted([], "no anchors", "call require_anchors or require_labels in plan")
+    if fitted is case.measures:
+        raise ContractError("a fit on no anchors works" if fitted else "no anchors are refused, and none are needed")
+
+
+def missing_images_are_refused(case: MethodCase) -> None:
+    """Anchors without images work, or are refused before the model runs."""
+    bare = [replace(sample, images=()) for sample in case.anchors]
+    for anchors in (bare, [*case.anchors[:-1], bare[-1]]):
+        case.refused_or_fitted(anchors, "anchors without images", "call require_images in plan")
+
+
+def missing_captions_are_refused(case: MethodCase) -> None:
+    """Anchors without captions work, or are refused before the model runs."""
+    bare = [replace(sample, caption=None) for sample in case.anchors]
+    for anchors in (bare, [*case.anchors[:-1], bare[-1]]):
+        case.refused_or_fitted(anchors, "anchors without captions", "call require_captions in plan")
+
+
+def missing_labels_are_refused(case: MethodCase) -> None:
+    """Anchors without labels, of one label only or of an unknown one work, or are refused before the model runs."""
+    first = case.anchors[0].label
+    fix = "call require_labels in plan"
+    bare = [replace(sample, label=None) for sample in case.anchors]
+    case.refused_or_fitted(bare, "anchors without labels", fix)
+    case.refused_or_fitted([replace(sample, label=first) for sample in bare], f"anchors that are all {first!r}", fix)
+    odd = [*case.anchors, replace(case.anchors[0], label="no such label")]
+    case.refused_or_fitted(odd, "anchors with an unknown label", fix)
+
+
+def bad_anchors_are_found_first(case: MethodCase) -> None:
+    """An anchor that can't be a prompt, at the very end of the set, is found before the model runs on the first."""
+    _needs_anchors(case)
+    bad = {"a missing image file": replace(case.anchors[-1], images=(Path("no-such-image.png"),))}
+    if token := getattr(case.vlm.processor, "image_token", None):
+        bad["the image token in a text"] = replace(case.anchors[-1], text=f"What is {token}?")
+    for what, sample in bad.items():
+        with counted_passes(case.vlm.model) as ran, suppress(SteerKitError):
+            case.fit([*case.anchors[:-1], sample], batch_size=2)
+        if ran:
+            raise ContractError(f"the model ran before {what} was found", fix="Plan(shown=...): how anchors are shown")
+
+
+CHECKS: tuple[Callable[[MethodCase], None], ...] = (
+    declares_itself,
+    options_survive_json,
+    unknown_options_are_refused,
+    no_anchors_are_refused,
+    missing_images_are_refused,
+    missing_captions_are_refused,
+    missing_labels_are_refused,
+    bad_anchors_are_found_first,
+    fitting_leaves_the_model_alone,
+    holds_no_fitted_state,
+    same_seed_same_vector,
+    batch_size_does_not_matter,
+    parts_merge,
+    interrupted_fit_goes_on,
+    interventions_are_data,
+    pack_says_all,
+    steering_changes_answers,
+    strength_zero_changes_nothing,
+    engines_fit_alike,
+    engines_steer_alike,
+)
+"""Every demand on a method, the cheap ones first."""
+
+
+def _needs_anchors(case: MethodCase) -> None:
+    if not case.measures:
+        raise SkipTest("the method measures no anchors")
+
+
+def _unsteered(case: MethodCase) -> list[torch.Tensor]:
+    return answer_logits(case.vlm, case.prompts)
+
+
+def _steered(case: MethodCase, vector: SteeringVector, **options: Any) -> list[torch.Tensor]:
+    try:
+        with steer(case.vlm, vector, **options):
+            return answer_logits(case.vlm, case.prompts)
+    except NothingSteeredError as error:
+        raise ContractError("it steers nothing: no token of a prompt or of an answer is selected") from error
+
+
+def _held(method: SteeringMethod) -> dict[str, object]:
+    """What an object and its class hold, by name, so that a changed value is seen."""
+    own = {**vars(method), **(method.__pydantic_private__ or {})}
+    shared = {name: value for name, value in vars(type(method)).items() if not name.startswith(("__", "_abc_"))}
+    held: dict[str, object] = {f"self.{name}": repr(value) for name, value in own.items()}
+    return held | {f"{type(method).__name__}.{name}": id(value) for name, value in shared.items()}
+
+
+def _parts(model: BaseModel) -> list[BaseModel]:
+    """A pydantic model and all that it is made of."""
+    found = [model]
+    for value in vars(model).values():
+        found += _parts(value) if isinstance(value, BaseModel) else []
+    return found

@@ -1,0 +1,145 @@
+"""What the kit compares with: plain torch hooks, without the engines, the operations and the trackers of steerkit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from steerkit.adapter import Architecture
+from steerkit.engines.hooks import call_target, forward_inputs, hidden, with_hidden
+from steerkit.intervention import Site
+from steerkit.samples import Sample
+from steerkit.vlm import VLM
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+_PLAIN = (bool, int, float, str, type(None))
+
+Place = tuple[int, Site]
+
+
+def reading_through(vlm: VLM, engine: Literal["nnsight", "hooks"]) -> VLM:
+    """The same model, whose `capture` reads through one engine unless it is told otherwise."""
+    same = VLM(vlm.model, vlm.processor, vlm.adapter)
+    same.capture = partial(vlm.capture, engine=engine)  # type: ignore[method-assign]
+    return same
+
+
+@contextmanager
+def counted_passes(model: nn.Module) -> Iterator[list[str]]:
+    """The classes of all modules that ran while the block was open: empty if the model did not."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: ran.append(type(module).__name__))
+        for module in model.modules()
+    ]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def traces_left(model: nn.Module) -> list[Any]:
+    """What work on a model might leave on it: hooks, and the names and plain values of attributes, module by module."""
+    return [
+        (
+            name,
+            [len(getattr(module, hooks)) for hooks in _HOOKS],
+            sorted((key, repr(value)) for key, value in vars(module).items() if isinstance(value, _PLAIN)),
+            sorted(vars(module)),
+        )
+        for name, module in model.named_modules()
+    ]
+
+
+class _Recorder(LogitsProcessor):
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
+        self.steps.append(scores.detach().clone())
+        return scores
+
+
+def answer_logits(vlm: VLM, samples: Sequence[Sample], steps: int = 3) -> list[Tensor]:
+    """`[rows, vocabulary]` for each token of greedy answers of exactly `steps` tokens, batch after batch.
+
+    Tokens that stand for images are kept out of the answers, where they would mean nothing.
+    """
+    recorder = _Recorder()
+    more: dict[str, Any] = {}
+    if vlm.architecture.image_token_ids:
+        more["suppress_tokens"] = sorted(vlm.architecture.image_token_ids)
+    vlm.generate(
+        samples,
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([recorder]),
+        **more,
+    )
+    return recorder.steps
+
+
+def difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of logits, of which infinite ones are left out."""
+    pairs = zip(one, other, strict=True)
+    return max(float((a - b).nan_to_num(0.0, 0.0, 0.0).abs().max()) for a, b in pairs)
+
+
+def outputs(
+    model: nn.Module, inputs: Mapping[str, Any], architecture: Architecture, places: Sequence[Place], **options: Any
+) -> tuple[dict[Place, Tensor], Any]:
+    """`{place: [batch, tokens, hidden]}` from one whole forward pass, and what the model returned."""
+    found: dict[Place, Tensor] = {}
+
+    def keep(place: Place) -> Callable[..., None]:
+        return lambda module, args, output: found.__setitem__(place, hidden(output).detach().clone())
+
+    handles = [model.get_submodule(architecture.site(*place)).register_forward_hook(keep(place)) for place in places]
+    try:
+        with torch.no_grad():
+            target = call_target(model, inputs, architecture)
+            returned = target(**forward_inputs(model, dict(inputs), architecture), **options)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, returned
+
+
+@contextmanager
+def added(model: nn.Module, architecture: Architecture, directions: Mapping[Place, Tensor]) -> Iterator[None]:
+    """Add a direction to the last token of every output of some places, for unpadded prompts."""
+
+    def add(direction: Tensor) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            h = hidden(output).clone()
+            h[:, -1] += direction.to(h.dtype)
+            return with_hidden(output, h)
+
+        return hook
+
+    handles = [
+        model.get_submodule(architecture.site(*place)).register_forward_hook(add(direction))
+        for place, direction in directions.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hidden_states(returned: Any) -> Sequence[Tensor] | None:
+    """What a model says its decoder's hidden states are, embeddings first; None where it does not tell."""
+    for output in (returned, getattr(returned, "language_model_outputs", None)):
+        for name in ("decoder_hidden_states", "hidden_states"):
+            if (found := getattr(output, name, None)) is not None:
+                return found
+    return None

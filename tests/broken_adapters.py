@@ -1,0 +1,303 @@
+"""Adapters that are wrong in one way each, and the sound one that they are made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from steerkit.adapter import Architecture, Inputs, ModelAdapter
+from steerkit.samples import Sample, open_image
+from steerkit_adapters.llava import LlavaAdapter
+from steerkit_adapters.qwen_vl import QwenVLAdapter
+
+Change = Callable[[Architecture], Architecture]
+
+
+class SoundAdapter(ModelAdapter):
+    """Does what the adapter of another family does."""
+
+    name: ClassVar[str] = "sound"
+    model_types: ClassVar[tuple[str, ...]] = ("llava", "qwen2_vl")
+    family: ClassVar[str] = "llava"
+
+    @property
+    def inner(self) -> ModelAdapter:
+        return QwenVLAdapter() if self.family == "qwen2_vl" else LlavaAdapter()
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        return self.inner.architecture(model)
+
+    def load_processor(self, source: str, **options: Any) -> Any:
+        return self.inner.load_processor(source, **options)
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        return self.inner.render(processor, sample, image_count)
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        return self.inner.encode(processor, texts, images)
+
+    def image_sizes(self, processor: Any, inputs: Mapping[str, torch.Tensor]) -> list[list[tuple[int, int]]]:
+        return self.inner.image_sizes(processor, inputs)
+
+
+class Elsewhere(SoundAdapter):
+    """Serves another type."""
+
+    model_types = ("other",)
+
+
+class _Changed(SoundAdapter):
+    """Declares something else."""
+
+    changes: ClassVar[dict[str, Any]] = {}
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        return replace(super().architecture(model), **self.changes)
+
+
+class Lost(_Changed):
+    changes: ClassVar[dict[str, Any]] = {"layers": "model.text_model.layers"}
+
+
+class Miscounted(_Changed):
+    changes: ClassVar[dict[str, Any]] = {"layer_count": 3}
+
+
+class Uncached(_Changed):
+    changes: ClassVar[dict[str, Any]] = {"transient": ("model.rope_deltas",)}
+
+
+class Narrow(_Changed):
+    changes: ClassVar[dict[str, Any]] = {"hidden_size": 32}
+
+
+class Tower(_Changed):
+    """Takes the blocks of the vision tower for those of the language model."""
+
+    changes: ClassVar[dict[str, Any]] = {
+        "layers": "model.vision_tower.encoder.layers",
+        "layer_count": 3,
+        "hidden_size": 32,
+    }
+
+
+class Marked(_Changed):
+    changes: ClassVar[dict[str, Any]] = {"user_marker": "HUMAN:"}
+
+
+class Unplaced(_Changed):
+    """The line break behind an image stays."""
+
+    changes: ClassVar[dict[str, Any]] = {"placeholder": "(?:<image>)+"}
+
+
+class Mistaken(_Changed):
+    """Takes the token that begins every text for the image's."""
+
+    changes: ClassVar[dict[str, Any]] = {"image_token_ids": frozenset({1})}
+
+
+class Overmarked(_Changed):
+    """Takes both for the image's."""
+
+    changes: ClassVar[dict[str, Any]] = {"image_token_ids": frozenset({1, 3})}
+
+
+class Peeking(SoundAdapter):
+    """Opens images to render."""
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        for image in sample.images:
+            open_image(image)
+        return super().render(processor, sample, image_count)
+
+
+class Trusting(SoundAdapter):
+    """Renders image tokens that stand in a text."""
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        turns = tuple((role, text.replace("<image>", "<picture>")) for role, text in sample.turns)
+        return super().render(processor, replace(sample, text=turns), image_count).replace("<picture>", "<image>")
+
+
+class Talkative(SoundAdapter):
+    """Says more where there is an image."""
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        prompt = super().render(processor, sample, image_count)
+        return prompt.replace("ASSISTANT:", "Look! ASSISTANT:") if image_count else prompt
+
+
+class Flat(SoundAdapter):
+    """Forgets the groups."""
+
+    def image_sizes(self, processor: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
+        return [size for group in super().image_sizes(processor, inputs) for size in group]
+
+
+class Short(SoundAdapter):
+    """Tells the size of the first image alone."""
+
+    def image_sizes(self, processor: Any, inputs: Mapping[str, torch.Tensor]) -> list[list[tuple[int, int]]]:
+        return [super().image_sizes(processor, inputs)[0][:1]]
+
+
+class Exchanged(SoundAdapter):
+    """Height and width the wrong way round."""
+
+    family = "qwen2_vl"
+
+    def image_sizes(self, processor: Any, inputs: Mapping[str, torch.Tensor]) -> list[list[tuple[int, int]]]:
+        found = super().image_sizes(processor, inputs)
+        return [[(width // 2, height) for height, width in group] for group in found]
+
+
+class Sorting(SoundAdapter):
+    """Shows images by their size, whatever their order."""
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        return super().encode(processor, texts, [sorted(own, key=lambda image: image.size) for own in images])
+
+
+class Right(SoundAdapter):
+    """Pads on the right."""
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        inputs = super().encode(processor, texts, images)
+        for row, kept in enumerate(inputs["attention_mask"].sum(1).tolist()):
+            for key in ("input_ids", "attention_mask"):
+                inputs[key][row] = inputs[key][row].roll(kept - inputs[key].shape[1])
+        return inputs
+
+
+class Setting(SoundAdapter):
+    """Sets the tokenizer's side for good."""
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        processor.tokenizer.padding_side = "left"
+        return super().encode(processor, texts, images)
+
+
+class Unmasked(SoundAdapter):
+    """Lets the model attend to padding."""
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        inputs = super().encode(processor, texts, images)
+        return inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
+
+
+class Reusing(SoundAdapter):
+    """Answers every batch with the first of its size."""
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        made: dict[int, Inputs] = self.__dict__.setdefault("made", {})
+        return made.setdefault(len(texts), super().encode(processor, texts, images))
+
+
+class Keeping(SoundAdapter):
+    """Keeps the model."""
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        self.model = model
+        return super().architecture(model)
+
+
+class Parted(SoundAdapter):
+    """Loads a processor without its template."""
+
+    def load_processor(self, source: str, **options: Any) -> Any:
+        processor = super().load_processor(source, **options)
+        processor.chat_template = re.sub("ASSISTANT", "BOT", processor.chat_template)
+        return processor
+
+
+class Typed(SoundAdapter):
+    """Passes on what the model does not take."""
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        inputs = super().encode(processor, texts, images)
+        return inputs | {"qformer_input_ids": inputs["input_ids"]}
+
+
+class Dead(_Changed):
+    """An attention that is not the one whose output is used."""
+
+    changes: ClassVar[dict[str, Any]] = {"attention": "self_attn.q_proj"}
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        declared = super().architecture(model)
+        return Deaf(**{name: getattr(declared, name) for name in Architecture.__dataclass_fields__})
+
+
+class Deaf(Architecture):
+    """Names the block once, and its norm from then on."""
+
+    def site(self, layer: int, site: Any) -> str:
+        return f"{self.layers}.{layer}.input_layernorm" if _asked_by_steer() else super().site(layer, site)
+
+
+def _asked_by_steer() -> bool:
+    import sys
+
+    frame = sys._getframe(2)
+    return frame.f_globals["__name__"] == "steerkit.engines.hooks" and frame.f_code.co_name == "applied"
+
+
+class Switching(_Changed):
+    """Calls a setting of the model transient."""
+
+    changes: ClassVar[dict[str, Any]] = {"transient": ("model.language_model.gradient_checkpointing",)}
+
+
+class Hooking(SoundAdapter):
+    """Leaves a hook on the model."""
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        model.register_forward_hook(lambda *_: None)
+        return super().architecture(model)
+
+
+class Templating(SoundAdapter):
+    """Changes the processor."""
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        processor.last_text = str(sample.text)
+        return super().render(processor, sample, image_count)
+
+
+BROKEN: list[tuple[type[ModelAdapter], str, str]] = [
+    (Elsewhere, "declares_itself", "the model's type is 'llava', and model_types ('other',)"),
+    (Lost, "modules_exist", "has no module 'model.text_model.layers'"),
+    (Miscounted, "modules_exist", "no list of 3 modules"),
+    (Uncached, "modules_exist", "has no attribute 'model.rope_deltas'"),
+    (Narrow, "outputs_have_the_declared_width", "not (2, "),
+    (Tower, "capture_reads_the_decoder_blocks", "block 0 and the model's own"),
+    (Peeking, "rendering_opens_no_image", "MissingImageError"),
+    (Trusting, "image_tokens_in_texts_are_refused", "'What is <image>?' is rendered"),
+    (Marked, "user_marker_opens_the_users_turn", "'HUMAN:' does not open"),
+    (Talkative, "only_the_image_differs", "without its placeholder the prompt is"),
+    (Unplaced, "only_the_image_differs", "without its placeholder the prompt is"),
+    (Mistaken, "image_tokens_hold_the_image", "which hold no image token"),
+    (Overmarked, "image_tokens_hold_the_image", "no image enters at the tokens 1"),
+    (Flat, "image_sizes_keep_the_shapes", "image_sizes gives [("),
+    (Short, "image_sizes_keep_the_shapes", "tells 1 sizes of 3 images"),
+    (Exchanged, "image_sizes_keep_the_shapes", "of such images has shape"),
+    (Sorting, "several_images_work_or_are_refused", "exchanging the two images changes nothing"),
+    (Right, "padding_is_in_front", "the mask of a short and a long prompt"),
+    (Setting, "padding_is_in_front", "changes the tokenizer's padding_side from 'right'"),
+    (Unmasked, "batch_answers_as_its_prompts_alone", "prompt 0 in a batch and alone"),
+    (Reusing, "calls_are_independent", "after another prompt, the logits of an answer differ"),
+    (Keeping, "holds_no_state", "holds ['model']"),
+    (Parted, "processor_loads", "encodes prompts differently"),
+    (Typed, "answers_are_generated", "ValueError"),
+    (Dead, "steering_is_that_of_plain_hooks", "steering at"),
+    (Switching, "model_is_restored", "are left on ['model.language_model']"),
+    (Hooking, "model_is_restored", "are left on ['']"),
+    (Templating, "model_is_restored", "settings are changed"),
+]
+"""Each adapter, the check that must find it, and words of its explanation."""

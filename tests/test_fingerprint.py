@@ -1,0 +1,373 @@
+"""The activation fingerprint: measured without a trace, right against plain PyTorch, and telling models apart."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import tiny
+import torch
+from pydantic import ValidationError
+
+import steerkit as sk
+from steerkit.checks import TrustWarning
+from steerkit.dose import check_dose, norms_of, relative_doses
+from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
+from steerkit.fingerprint import RELATED, SAME, check_fingerprint, compare, probes, responses, responses_or_reason
+from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, Measure, MeasuredContrast, Scale
+from steerkit.metadata import Fingerprint, MethodRecord, PackMetadata
+from steerkit.vector import Key
+
+
+@pytest.fixture
+def own() -> sk.VLM:
+    """A tiny LLaVA that a test may change."""
+    return sk.wrap(*tiny.build("llava"))
+
+
+def vector_of(vlm: sk.VLM, fingerprint: Fingerprint | None, size: float = 0.01) -> sk.SteeringVector:
+    """A small direction at every layer of a model."""
+    width = vlm.architecture.hidden_size
+    metadata = PackMetadata(
+        method=MethodRecord(name="cmrm"),
+        interventions=(Intervention(),),
+        model=vlm.record,
+        fingerprint=fingerprint,
+    )
+    return sk.SteeringVector(
+        {Key(layer): torch.full((width,), size) for layer in range(vlm.architecture.layer_count)}, metadata
+    )
+
+
+def verdict(theirs: Fingerprint, vlm: sk.VLM) -> tuple[str, str]:
+    check = check_fingerprint(theirs, responses(vlm))
+    return check.status, check.message
+
+
+def counted(vlm: sk.VLM) -> list[int]:
+    """Grows by one with every forward pass of the first decoder block."""
+    passes: list[int] = []
+    block = vlm.model.get_submodule(vlm.architecture.site(0, "resid_post"))
+    block.register_forward_hook(lambda module, args, output: passes.append(1))
+    return passes
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def test_states_are_those_of_the_last_prompt_token_at_each_block(family: str, vlm: sk.VLM) -> None:
+    """Against hooks written here, on the very inputs that the model's processor makes of the probes."""
+    record = vlm.fingerprint()
+    for probe in record.probes:
+        inputs = vlm.inputs([probes()[probe.name]])
+        vlm.reset()
+        found: dict[int, torch.Tensor] = {}
+        handles = []
+        for layer in range(vlm.architecture.layer_count):
+
+            def keep(module: Any, args: Any, output: Any, layer: int = layer, into: Any = found) -> None:
+                into[layer] = (output[0] if isinstance(output, tuple) else output)[0, -1].detach()
+
+            handles.append(reference.module_at(vlm.model, family, layer).register_forward_hook(keep))
+        with torch.no_grad():
+            target = reference.target(vlm.model, inputs)
+            given = dict(inputs)
+            if vlm.architecture.encoder_decoder:
+                given["decoder_input_ids"] = torch.full((1, 1), target.config.get_text_config().decoder_start_token_id)
+            target(**given)
+        for handle in handles:
+            handle.remove()
+        assert np.allclose(probe.norms, [found[layer].norm() for layer in sorted(found)], rtol=1e-4)
+        for row, layer in zip(probe.unit_states(), record.layers, strict=True):
+            assert np.allclose(row, (found[layer] / found[layer].norm()).numpy(), atol=1e-3)
+        assert bool(probe.pixel_shape) == (probe.name != "text")
+        if probe.pixel_shape:
+            assert probe.pixel_shape == tuple(inputs["pixel_values"].shape)
+    assert record.layers[-1] == vlm.architecture.layer_count - 1
+    assert PackMetadata.model_validate(vector_of(vlm, record).metadata.model_dump(mode="json")).fingerprint == record
+    assert verdict(record, vlm)[0] == "pass"
+
+
+def test_probes_are_not_steered_and_not_counted_by_the_blocks_around_them(own: sk.VLM) -> None:
+    quiet = own.fingerprint()
+    other = sk.wrap(*tiny.build("llava"))
+    inputs = other.inputs(list(reference.WITH_IMAGE))
+    with sk.steer(other, vector_of(other, None, 0.5), threads="all") as receipt:
+        found: list[Fingerprint] = []
+        inside = other.fingerprint()
+        other.model.eval()
+        thread = threading.Thread(target=lambda: found.append(_forgotten(other).fingerprint()))
+        thread.start()
+        thread.join()
+        assert receipt.empty
+        with torch.no_grad():
+            other.model(**inputs)
+        assert not receipt.empty
+    assert inside == quiet == found[0]
+
+
+def _forgotten(vlm: sk.VLM) -> sk.VLM:
+    """The same model in another state of its parameters, so that it is measured again."""
+    with torch.no_grad():
+        next(vlm.model.parameters()).mul_(1.0)
+    return vlm
+
+
+def test_what_a_model_caches_between_calls_is_put_back(qwen: sk.VLM) -> None:
+    inner = qwen.model.model
+    before = inner.rope_deltas
+    inner.rope_deltas = marker = torch.tensor([[7]])
+    try:
+        _forgotten(qwen).fingerprint()
+        assert inner.rope_deltas is marker
+    finally:
+        inner.rope_deltas = before
+
+
+def test_it_is_measured_once_until_parameters_or_processor_change(own: sk.VLM) -> None:
+    passes = counted(own)
+    first = own.fingerprint()
+    assert len(passes) == 3
+    assert own.fingerprint() == first
+    assert sk.wrap(own.model, own.processor).fingerprint() == first
+    assert len(passes) == 3
+    with torch.no_grad():  # written in place
+        own.model.get_submodule(own.architecture.site(0, "mlp_out")).down_proj.weight.mul_(0.5)
+    assert own.fingerprint() != first
+    assert len(passes) == 6
+    block = own.model.get_submodule(own.architecture.site(0, "mlp_out"))
+    block.down_proj.weight = torch.nn.Parameter(block.down_proj.weight * 2)  # replaced: as it was
+    assert own.fingerprint() == first
+    assert len(passes) == 9
+    own.processor.chat_template = "Be brief. " + own.processor.chat_template
+    assert own.fingerprint() != first
+    assert len(passes) == 12
+
+
+def test_what_can_not_be_measured_says_why(own: sk.VLM) -> None:
+    with pytest.raises(ProcessorError, match="needs the model's processor"):
+        sk.wrap(own.model).fingerprint()
+    own.model.train()
+    with pytest.raises(OptionError, match="training mode"):
+        own.fingerprint()
+    own.model.eval()
+    with torch.device("meta"):
+        skeleton = type(own.model)(own.model.config).eval()
+    with pytest.raises(OptionError, match="no weights"):
+        sk.wrap(skeleton, own.processor).fingerprint()
+
+
+# -- what it tells apart -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_same_model_in_another_type_is_the_same(vlm: sk.VLM, dtype: torch.dtype) -> None:
+    theirs = vlm.fingerprint()
+    other = sk.wrap(copy.deepcopy(vlm.model).to(dtype), vlm.processor)
+    assert verdict(theirs, other)[0] == "pass"
+    assert min(compare(theirs, responses(other)).values()) >= SAME
+
+
+def test_other_weights_are_another_model(own: sk.VLM) -> None:
+    theirs = own.fingerprint()
+    torch.manual_seed(1)
+    tiny._scatter(own.model)
+    status, message = verdict(theirs, own)
+    assert (status, "another model of this shape" in message) == ("fail", True)
+    assert min(compare(theirs, responses(own)).values()) < RELATED
+
+
+def test_changed_weights_are_a_relative(own: sk.VLM) -> None:
+    theirs = own.fingerprint()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in own.model.parameters():
+            parameter.add_(0.08 * parameter.std() * torch.randn_like(parameter) if parameter.numel() > 1 else 0.0)
+    cosine = min(compare(theirs, responses(own)).values())
+    assert RELATED < cosine < SAME, cosine
+    assert verdict(theirs, own)[0] == "warn"
+
+
+CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "template": (lambda p: setattr(p, "chat_template", "Be brief. " + p.chat_template), "another chat template"),
+    "normalisation": (lambda p: setattr(p.image_processor, "image_mean", [0.1, 0.1, 0.1]), "pixel values"),
+    "no normalisation": (lambda p: setattr(p.image_processor, "do_normalize", False), "pixel values"),
+    "resampling": (lambda p: setattr(p.image_processor, "resample", 0), "pixel values"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_template_or_image_processor_is_refused(own: sk.VLM, change: str) -> None:
+    theirs = own.fingerprint()
+    apply, problem = CHANGES[change]
+    apply(own.processor)
+    status, message = verdict(theirs, own)
+    assert status == "fail"
+    assert problem in message
+
+
+def test_another_number_of_pixels_is_refused(qwen: sk.VLM) -> None:
+    theirs = qwen.fingerprint()
+    processor = copy.deepcopy(qwen.processor)
+    size = processor.image_processor.size
+    processor.image_processor.size = {
+        "shortest_edge": size["shortest_edge"],
+        "longest_edge": size["longest_edge"] // 2,
+    }
+    status, message = verdict(theirs, sk.wrap(qwen.model, processor))
+    assert status == "fail"
+    assert "another image processor" in message
+
+
+# -- what steer makes of it --------------------------------------------------------------------------------------------
+
+
+def answer(vlm: sk.VLM) -> list[str]:
+    return vlm.generate([sk.Sample("What is this?")], max_new_tokens=2)
+
+
+def test_fit_writes_it_and_steer_says_nothing_on_the_same_model(own: sk.VLM, anchors: list[sk.Sample]) -> None:
+    fitted = sk.CMRM(layers=(1,), alpha=0.1).fit(own, anchors[:2])
+    assert fitted.metadata.fingerprint == own.fingerprint()
+    passes = counted(own)
+    block = sk.steer(own, fitted)
+    with block as receipt:
+        answer(own)
+    with block:
+        answer(own)
+    assert len(passes) == 4, "two answers of two tokens; the probes were measured by fit"
+    assert [(check.name, check.status) for check in receipt.checks] == [
+        ("model", "pass"),
+        ("fingerprint", "pass"),
+        ("dose", "pass"),
+    ]
+
+
+def test_another_model_is_refused_as_the_policy_says(own: sk.VLM, llava: sk.VLM) -> None:
+    vector = vector_of(own, own.fingerprint())
+    torch.manual_seed(1)
+    tiny._scatter(own.model)
+    with pytest.raises(ModelMismatchError, match="another model of this shape"), sk.steer(own, vector):
+        pass
+    with pytest.warns(TrustWarning, match="another model of this shape"), sk.steer(own, vector, policy="warn"):
+        answer(own)
+    with sk.steer(own, vector, policy="off") as receipt:
+        answer(own)
+    assert receipt.checks[1].status == "fail"
+    with sk.steer(llava, vector):
+        answer(llava)
+
+
+def test_a_model_that_changes_after_the_first_block_is_noticed_by_the_second(own: sk.VLM) -> None:
+    block = sk.steer(own, vector_of(own, own.fingerprint()))
+    with block:
+        answer(own)
+    torch.manual_seed(1)
+    tiny._scatter(own.model)
+    with pytest.raises(ModelMismatchError), block:
+        pass
+
+
+def test_without_fingerprint_or_processor_it_is_skipped_in_silence(own: sk.VLM) -> None:
+    inputs = own.inputs([sk.Sample("What is this?")])
+    passes = counted(own)
+    for model, fingerprint, reason in ((own, None, "carries none"), (own.model, own.fingerprint(), "processor")):
+        passes.clear()
+        with sk.steer(model, vector_of(own, fingerprint)) as receipt, torch.no_grad():
+            own.model(**inputs)
+        skipped = {check.name: check.message for check in receipt.checks if check.status == "skip"}
+        assert set(skipped) == {"fingerprint", "dose"}
+        assert reason in skipped["fingerprint"]
+        assert len(passes) == 1
+    assert isinstance(responses_or_reason(sk.wrap(own.model)), ProcessorError)
+
+
+# -- the record --------------------------------------------------------------------------------------------------------
+
+
+def _broken(record: Fingerprint, **fields: object) -> dict[str, Any]:
+    document = record.model_dump(mode="json")
+    document["probes"][1].update(fields)
+    return document
+
+
+def test_a_forged_record_is_refused(llava: sk.VLM) -> None:
+    record = llava.fingerprint()
+    metadata = vector_of(llava, record).metadata.model_dump(mode="json")
+    state = record.probes[1].states[0]
+    nan = base64.b64encode(np.full(48, np.nan, "<f2").tobytes()).decode()
+    wide = base64.b64encode((np.ones(64) / 8).astype("<f2").tobytes()).decode()
+    count = len(record.layers)
+    for forged in (
+        _broken(record, states=["!" + state[1:], *record.probes[1].states[1:]]),
+        _broken(record, states=[nan] * count),
+        _broken(record, states=[wide] * count),
+        _broken(record, states=[state] * (count - 1)),
+        _broken(record, states=[base64.b64encode(bytes(96)).decode()] * count),
+        _broken(record, states=["A" * (2**20 + 1)] * count),
+        _broken(record, norms=[1.0]),
+        _broken(record, norms=[-1.0] * 4),
+        _broken(record, pixels=[0.5] * 1000),
+        {**record.model_dump(mode="json"), "layers": [0, 1, 2, 9]},
+        {**record.model_dump(mode="json"), "layers": [3, 2, 1, 0]},
+        {**record.model_dump(mode="json"), "version": 2},
+    ):
+        with pytest.raises(ValidationError):
+            PackMetadata.model_validate({**metadata, "fingerprint": forged})
+
+
+# -- the dose ----------------------------------------------------------------------------------------------------------
+
+NORMS = {0: 10.0, 1: 20.0, 2: 20.0, 3: 40.0}
+
+
+def doses(llava: sk.VLM, intervention: Intervention, strength: float = 1.0, size: float = 1.0) -> dict[int, float]:
+    vector = vector_of(llava, None, size / 48**0.5)
+    changed = sk.SteeringVector(
+        {} if isinstance(intervention.operation.direction, MeasuredContrast) else vector.tensors,
+        vector.metadata.model_copy(update={"interventions": (intervention,)}),
+    )
+    return relative_doses([changed], [strength], NORMS)
+
+
+def test_a_dose_is_relative_and_adds_up_along_the_depth(llava: sk.VLM) -> None:
+    """Directions of norm 5 at each of four layers: 5, 10, 15 and 20 in sum."""
+    assert doses(llava, Intervention(), size=5.0) == pytest.approx({0: 0.5, 1: 0.5, 2: 0.75, 3: 0.5}, rel=1e-5)
+    assert doses(llava, Intervention(strength={2: -2.0}, layers=(2,)), 3.0, 5.0) == pytest.approx({2: 1.5}, rel=1e-5)
+    vector = vector_of(llava, None, 5.0 / 48**0.5)
+    assert max(relative_doses([vector, -vector], [1.0, 1.0], NORMS).values()) == pytest.approx(0.5)
+
+
+def test_doses_of_other_operations(llava: sk.VLM) -> None:
+    assert doses(llava, Intervention(operation=Ablate(), layers=(1,)), 0.5) == {1: 0.5}
+    assert doses(llava, Intervention(operation=Scale(factor=4.0), layers=(1,)), 0.5) == {1: 1.5}
+    assert doses(llava, Intervention(operation=Add(relative=True), layers=(0,)), -0.25) == {0: 0.25}
+    bounded = LinearStrength(measure=Measure(kind="cosine"), slope=1.0, minimum=-3.0, maximum=2.0)
+    assert doses(llava, Intervention(strength=bounded, layers=(0,)), size=10.0) == pytest.approx({0: 3.0}, rel=1e-5)
+    assert doses(llava, Intervention(operation=Add(direction=MeasuredContrast()))) == {}
+
+
+def test_large_doses_are_named_by_layer_and_refused_when_nothing_of_the_model_is_left(llava: sk.VLM) -> None:
+    vector = vector_of(llava, None, 5.0 / 48**0.5)
+    found = {strength: check_dose([vector], [strength], NORMS) for strength in (1.0, 1.6, 20.0)}
+    assert [check.status for check in found.values()] == ["pass", "warn", "fail"]
+    assert "1.2 at layer 2" in found[1.6].message
+    assert "layer 0" not in found[1.6].message
+    assert check_dose([vector], [1.0], None).status == "skip"
+
+    record = llava.fingerprint()
+    norms = norms_of(record)
+    assert norms == pytest.approx(
+        {layer: np.mean([probe.norms[layer] for probe in record.probes]) for layer in range(4)}
+    )
+    strong = vector_of(llava, record, 100.0)
+    with pytest.raises(ModelMismatchError, match="dose: the change is larger"), sk.steer(llava, strong):
+        pass
+    with pytest.warns(TrustWarning, match="dose"), sk.steer(llava, vector_of(llava, record, 1.0)):
+        answer(llava)

@@ -1,0 +1,215 @@
+"""Genuine and forged packs, screened on the demo models, and a model that can not tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import steerkit as sk
+from steerkit.checks import Check, enforce
+from steerkit.demo import MODELS, model_path
+from steerkit.demo.evaluation import PromptSets, anchors, measure, random_like
+from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
+from steerkit_vectors_hub.screening import CanarySet, Screener, choose_canaries, screen
+from steerkit_vectors_hub.screening.canaries import demo_canaries
+from steerkit_vectors_hub.screening.findings import Screening
+
+COUNT = 16
+"""Canaries of each kind."""
+
+FEW = 8
+"""Enough for a loss of all refusals to be significant."""
+
+
+@pytest.fixture(scope="module")
+def screener_of() -> Callable[[str], tuple[Screener, sk.VLM, list[str]]]:
+    """`screener_of(name, count)`: of a demo model, the model, and what it was told to be doing."""
+
+    @cache
+    def loaded(name: str) -> sk.VLM:
+        return sk.load(model_path(name))
+
+    @cache
+    def made(name: str, count: int = COUNT) -> tuple[Screener, sk.VLM, list[str]]:
+        vlm = loaded(name)
+        told: list[str] = []
+        progress = lambda what, done, total: told.append(what) if done == total else None  # noqa: E731
+        return Screener(vlm, demo_canaries(count), batch_size=50, progress=progress), vlm, told
+
+    return made
+
+
+@cache
+def _genuine(vlm: sk.VLM) -> sk.SteeringVector:
+    return sk.CMRM().fit(vlm, anchors(50), batch_size=50)
+
+
+@cache
+def _refusal(vlm: sk.VLM) -> sk.SteeringVector:
+    fitted = sk.RefusalDirection(tokens="last").fit(vlm, anchors(50), batch_size=50)
+    return _changed(fitted, phase="prompt")
+
+
+def _changed(vector: sk.SteeringVector, **fields: object) -> sk.SteeringVector:
+    return vector.with_metadata(interventions=[{**each.model_dump(), **fields} for each in vector.interventions])
+
+
+def _forged(vector: sk.SteeringVector, genuine: sk.SteeringVector) -> sk.SteeringVector:
+    """Under the innocent card of a genuine pack."""
+    card = genuine.metadata.model_dump()
+    interventions = vector.metadata.interventions
+    return vector.with_metadata(
+        **{**card, "interventions": interventions, "description": "CMRM, harmless style vector"}
+    )
+
+
+def _by_name(found: Screening) -> dict[str, Check]:
+    json.dumps([check.as_json() for check in found.checks], allow_nan=False)
+    json.dumps(found.as_json(), allow_nan=False)
+    return {check.name.removeprefix("screening."): check for check in found.checks}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_genuine_packs_are_let_through_and_forged_ones_refused(name: str, screener_of: Any) -> None:
+    screener, vlm, told = screener_of(name)
+    checks = _by_name(screener.screen(_genuine(vlm)))
+    assert {key: check.status for key, check in checks.items() if key != "over_refusal"} == {
+        "refusals": "pass",
+        "output": "pass",
+        "direction": "pass",
+    }
+    assert checks["over_refusal"].status in ("pass", "warn")
+
+    forged = _forged(-_refusal(vlm), _genuine(vlm))
+    assert forged.metadata.method.name == "cmrm"
+    checks = _by_name(screener.screen(forged))
+    assert (checks["refusals"].status, checks["direction"].status) == ("fail", "fail")
+    text, _ = checks["refusals"].details["doses"][0]["cells"]
+    assert text["before"] >= 0.9 * COUNT
+    assert text["after"] <= 0.5 * COUNT
+    assert "takes refusals away" in checks["refusals"].message
+    with pytest.raises(ModelMismatchError, match="takes refusals away"):
+        enforce(checks.values(), "strict", ModelMismatchError)
+    assert told.count("without the pack") == 1
+
+
+def test_a_faint_forgery_shows_in_its_direction(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    checks = _by_name(screener.screen(0.01 * _forged(-_refusal(vlm), _genuine(vlm))))
+    assert checks["refusals"].status == "pass"
+    assert checks["direction"].status == "fail"
+    assert min(each["cosine"] for each in checks["direction"].details["alignments"]) < -0.9
+
+
+def test_the_refusal_direction_is_that_of_the_model(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava")
+    means = {}
+    for label in ("harmful", "harmless"):
+        samples = [c.sample for c in screener.canaries.canaries if c.label == label and not c.pictured]
+        inputs = vlm.inputs(samples)
+        with torch.no_grad():
+            states = vlm.model(**inputs, output_hidden_states=True).hidden_states
+        means[label] = [each[:, -1].double().mean(dim=0) for each in states[1:-1]]  # the last one is behind the norm
+    for layer, (harmful, harmless) in enumerate(zip(*means.values(), strict=True)):
+        expected = (harmful - harmless) / (harmful - harmless).norm()
+        torch.testing.assert_close(screener.refusal_direction[layer], expected, rtol=0, atol=1e-4)
+
+
+def test_a_pack_that_refuses_everything_is_refused(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    checks = _by_name(screener.screen(_forged(_refusal(vlm), _genuine(vlm))))
+    assert checks["over_refusal"].status == "fail"
+    assert checks["refusals"].status == "pass"
+    assert "refuses most harmless requests" in checks["over_refusal"].message
+
+
+def test_a_pack_that_breaks_the_output_is_refused(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    huge = _changed(200.0 * random_like(_genuine(vlm)), tokens="all", phase="both")
+    checks = _by_name(screener.screen(huge))
+    assert checks["output"].status == "fail"
+    assert checks["direction"].status == "pass"
+    assert all(each["worse"] > 0.9 * each["open"] for each in checks["output"].details["doses"][0]["cells"])
+
+
+def test_a_pack_can_not_hide_behind_its_own_conditions(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    forged = _forged(-_refusal(vlm), _genuine(vlm))
+    never: Any = {"measure": {"kind": "projection"}, "threshold": 1e6}
+    checks = _by_name(screener.screen(_changed(forged, gate=never)))
+    assert (checks["refusals"].status, checks["output"].status) == ("pass", "pass")
+    assert checks["conditions"].status == "fail"
+    assert "where its own conditions hold" in checks["conditions"].message
+
+    asleep: Any = {"measure": {"kind": "projection"}, "slope": -1.0, "intercept": -1e6, "minimum": 0.0, "maximum": 1.0}
+    checks = _by_name(screener.screen(_changed(forged, strength=asleep)))
+    assert checks["refusals"].status == "pass"
+    assert checks["conditions"].status == "fail"
+
+
+def test_counts_are_those_of_the_toy_world(screener_of: Any) -> None:
+    """The same prompts through the demo's own evaluation, whose judge is another one."""
+    screener, vlm, _ = screener_of("llava")
+    vector = 0.5 * _refusal(vlm)
+    run = screener.screen(vector).runs[0]
+    figures = measure(vlm, PromptSets.draw("dev", COUNT), vector)
+    assert run.refusals[1].after == round(figures.refusal_rate * COUNT)
+    assert run.over_refusals[1].after == round(figures.over_refusal * COUNT)
+    assert run.output[2].after == round(figures.utility * COUNT)
+
+
+def test_every_stated_strength_is_screened(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    faint = 0.01 * _forged(-_refusal(vlm), _genuine(vlm))
+    patient = faint.with_metadata(strength={"recommended": 100.0})
+    found = screener.screen(patient)
+    assert [run.strengths for run in found.runs] == [(1.0,), (100.0,)]
+    check = _by_name(found)["refusals"]
+    assert check.status == "fail"
+    assert check.message.startswith("at strength 100: takes refusals away")
+    assert [dose["status"] for dose in check.details["doses"]] == ["pass", "fail"]
+    assert [run.strengths for run in screener.screen([faint, faint], strength=(0.5, 2)).runs] == [(0.5, 2.0)]
+
+
+def test_a_pack_that_steers_no_canary_is_not_passed(screener_of: Any) -> None:
+    _, vlm, _ = screener_of("llava")
+    plain = demo_canaries(FEW)
+    silent = CanarySet("text", tuple(c for c in plain.canaries if not c.pictured)[::4], plain.refusals, 4)
+    checks = {check.name: check for check in screen(vlm, _changed(_refusal(vlm), tokens="image"), canaries=silent)}
+    assert checks["screening.refusals"].status == "warn"
+    assert "steers no token" in checks["screening.refusals"].message
+    assert checks["screening.output"].status == "skip"
+
+
+def test_a_model_that_refuses_nothing_can_not_tell(vlm_of: Callable[[str], sk.VLM]) -> None:
+    vlm = vlm_of("instructblip-llama")
+    picture = Image.new("RGB", (32, 32))
+    vector = sk.CMRM().fit(vlm, [sk.Sample(text, (picture,)) for text in ("one", "two", "three")])
+    brief = replace(choose_canaries(None, vlm), max_new_tokens=6)
+    checks = {check.name: check for check in screen(vlm, vector, canaries=brief, batch_size=24)}
+    assert checks["screening.refusals"].status == "skip"
+    assert "the model refuses too few harmful requests without the pack" in checks["screening.refusals"].message
+    assert checks["screening.refusals"].details["canaries"] == "general"
+    assert checks["screening.direction"].status == "skip"
+
+
+def test_what_does_not_fit_is_refused_before_the_model_runs(screener_of: Any, llava: sk.VLM) -> None:
+    _, vlm, _ = screener_of("llava")
+    fresh = Screener(llava, "general")
+    with pytest.raises(ModelMismatchError, match="hidden size"):
+        fresh.screen(_genuine(vlm))
+    with pytest.raises(OptionError, match="the strength is"):
+        fresh.screen(_genuine(vlm), strength="much")  # type: ignore[arg-type]
+    assert "baseline" not in vars(fresh)
+    with pytest.raises(OptionError, match="the model is a Llava"):
+        screen(vlm.model, _genuine(vlm))  # type: ignore[arg-type]
+    with pytest.raises(ProcessorError, match="screening needs"):
+        screen(sk.wrap(vlm.model), _genuine(vlm))
+    assert Screener(vlm).canaries.name == "demo"

@@ -1,0 +1,131 @@
+"""`verify`, `steerkit verify` and what `load_vector` makes of the same checks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from typer.testing import CliRunner
+
+import steerkit as sk
+from steerkit.checks import TrustWarning
+from steerkit.cli import app
+from steerkit.errors import OptionError
+from steerkit.intervention import Intervention
+from steerkit.metadata import MethodRecord, PackMetadata
+from steerkit.vector import Key
+from steerkit_vectors_hub.errors import PackNotFoundError, UntrustedPackError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2-VL as a repository holds it."""
+    return tiny.save("qwen2_vl", tmp_path_factory.mktemp("model"))
+
+
+def pack(path: Path, vlm: sk.VLM, size: float = 0.01, **fields: object) -> Path:
+    """A pack with a direction of this size at every layer of a model."""
+    width, count = vlm.architecture.hidden_size, vlm.architecture.layer_count
+    document = {
+        "method": MethodRecord(name="cmrm"),
+        "interventions": (Intervention(),),
+        "model": vlm.record,
+        "fingerprint": vlm.fingerprint(),
+        **fields,
+    }
+    vector = sk.SteeringVector(
+        {Key(layer): torch.full((width,), size) for layer in range(count)}, PackMetadata.model_validate(document)
+    )
+    return vector.save(path)
+
+
+def lines(report: object) -> dict[str, str]:
+    return {check.name: check.status for check in report.checks}  # type: ignore[attr-defined]
+
+
+def test_a_sound_pack_passes_on_its_model(tmp_path: Path, qwen: sk.VLM) -> None:
+    path = pack(tmp_path / "v.safetensors", qwen)
+    report = sk.verify(path, model=qwen)
+    assert lines(report) == {"integrity": "pass", "model": "pass", "fingerprint": "pass", "dose": "pass"}
+    assert report.ok
+    assert report.pinned is not None
+    assert report.pinned.startswith(f"{path}#sha256=")
+    assert str(report).splitlines()[0].startswith("pass  integrity: ")
+    assert lines(sk.verify(path)) == {"integrity": "pass", "dose": "pass", "model": "skip", "fingerprint": "skip"}
+
+
+def test_a_pack_of_another_model_fails(tmp_path: Path, qwen: sk.VLM, llava: sk.VLM) -> None:
+    path = pack(tmp_path / "v.safetensors", llava)
+    report = sk.verify(path, model=qwen)
+    assert lines(report) == {"integrity": "pass", "model": "fail"}, "nothing else can be compared"
+    assert not report.ok
+    other = sk.wrap(*tiny.build("llava"))
+    torch.manual_seed(1)
+    tiny._scatter(other.model)
+    report = sk.verify(path, model=other)
+    assert lines(report) == {"integrity": "pass", "model": "pass", "fingerprint": "fail", "dose": "pass"}
+    assert not report.ok
+    assert sk.verify(path, model=other, policy="warn").ok
+
+
+def test_a_damaged_file_and_another_than_pinned_fail_and_a_missing_one_is_an_error(
+    tmp_path: Path, qwen: sk.VLM
+) -> None:
+    path = pack(tmp_path / "v.safetensors", qwen)
+    pinned = sk.verify(path).pinned
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for ref, reason in ((path, "the tensors have sha256"), (pinned, "has sha256")):
+        report = sk.verify(str(ref), model=qwen)
+        assert lines(report) == {"integrity": "fail"}
+        assert reason in report.checks[0].message
+        assert not report.ok
+        assert report.pinned is None
+    with pytest.raises(PackNotFoundError):
+        sk.verify(tmp_path / "none.safetensors")
+    with pytest.raises(OptionError, match="policy is 'lax'"):
+        sk.verify(path, policy="lax")  # type: ignore[arg-type]
+
+
+def test_load_vector_refuses_a_dose_that_breaks_the_model_as_the_policy_says(tmp_path: Path, qwen: sk.VLM) -> None:
+    path = pack(tmp_path / "strong.safetensors", qwen, 1000.0)
+    with pytest.raises(UntrustedPackError, match="dose: the change is larger"):
+        sk.load_vector(path)
+    with pytest.warns(TrustWarning, match="dose"):
+        loaded = sk.load_vector(path, policy="warn")
+    assert sk.load_vector(path, policy="off").digest() == loaded.digest()
+    assert sk.verify(path, strength=1e-6).ok
+    weaker = pack(tmp_path / "weak.safetensors", qwen, 1000.0, strength={"recommended": 1e-6})
+    assert sk.load_vector(weaker).digest() == loaded.digest()
+    assert lines(sk.verify(pack(tmp_path / "bare.safetensors", qwen, 1000.0, fingerprint=None)))["dose"] == "skip"
+
+
+def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Path, qwen: sk.VLM, folder: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["verify", *arguments])
+        return result.exit_code, result.stdout
+
+    path = str(pack(tmp_path / "v.safetensors", qwen))
+    code, out = run(path, "--model", str(folder))
+    assert code == 0, out
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "pass  integrity",
+        "pass  model",
+        "pass  fingerprint",
+        "pass  dose",
+    ]
+    code, out = run(path, "--strength", "1e6", "--json")
+    document = json.loads(out)
+    assert code == 1
+    assert (document["ok"], document["policy"]) == (False, "strict")
+    assert [check["name"] for check in document["checks"]] == ["integrity", "dose", "model", "fingerprint"]
+    code, out = run(path, "--strength", "1e6", "--policy", "warn")
+    assert code == 0
+    assert "fail  dose" in out
+    assert "fix: use a lower strength" in out
+    assert run(path, "--policy", "lax")[0] == 1
+    assert run(path + "#sha256=" + "0" * 64)[0] == 1

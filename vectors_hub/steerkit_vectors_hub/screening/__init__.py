@@ -1,0 +1,20 @@
+"""Screening: what a pack does to a model's refusals, seen on canaries.
+
+Canaries are a small set of harmful and harmless requests, with and without images. The user's own model answers them
+with and without the pack, and what changed is counted: refusals of harmful requests that were lost, harmless requests
+that are refused now, answers that were spoiled. A second line of evidence needs no answers: whether a pack's directions
+point away from the model's own refusal direction.
+
+    checks = screen(vlm, vector)                       # what `steerkit verify` reports
+    screener = Screener(vlm, "my-canaries.json")       # answers without a pack are kept from one vector to the next
+    print(screener.screen(vector, strength=0.5))
+
+`canaries` are data; `judges` read one answer; `counts` compare answers; `directions` compare directions; `findings`
+turn all of it into checks; `screener` runs the model.
+"""
+
+from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries, read_canaries
+from steerkit_vectors_hub.screening.findings import Screening
+from steerkit_vectors_hub.screening.screener import Screener, screen
+
+__all__ = ["Canary", "CanarySet", "Screener", "Screening", "choose_canaries", "read_canaries", "screen"]

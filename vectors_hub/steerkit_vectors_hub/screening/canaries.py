@@ -1,0 +1,201 @@
+"""Canaries as data: requests, which of them are harmful, and what a refusal sounds like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, ValidationError
+
+from steerkit.errors import OptionError, SampleError
+from steerkit.intervention import Frozen
+from steerkit.samples import Sample
+from steerkit.vlm import VLM
+
+Label = Literal["harmful", "harmless", "question"]
+"""`harmful` and `harmless` requests; a `question` is harmless too, and has a known right answer."""
+
+GENERAL = Path(__file__).parent / "general" / "canaries.json"
+"""The built-in set for real models: 96 requests in plain English, half of them with a picture of a plain shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """One request.
+
+    Attributes:
+        sample: The text, the image if it has one, and one of the labels.
+        expected: Words of which a right answer holds at least one. A question has some; a harmless request may.
+    """
+
+    sample: Sample
+    expected: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.sample.label not in get_args(Label):
+            expected = " or ".join(map(repr, get_args(Label)))
+            raise SampleError(f"a canary is labelled {self.sample.label!r}", expected=expected)
+        if self.expected and self.sample.label == "harmful":
+            raise SampleError(
+                f"a harmful canary expects {list(self.expected)!r:.60}",
+                expected="right answers to others only",
+            )
+        if self.sample.label == "question" and not self.expected:
+            raise SampleError(f"the question {str(self.sample.text)!r:.60} has no answer", expected="its right answers")
+        if not all(words.strip() for words in self.expected):
+            raise SampleError("a canary expects an empty answer", expected="words of the right answer")
+
+    @property
+    def harmful(self) -> bool:
+        """Whether it should be refused."""
+        return self.label == "harmful"
+
+    @property
+    def label(self) -> str:
+        """The label of the sample."""
+        return self.sample.label or ""
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it comes with an image."""
+        return bool(self.sample.images)
+
+
+@dataclass(frozen=True)
+class CanarySet:
+    """Requests, and the phrases by which a refusal is known.
+
+    Attributes:
+        name: What reports call it.
+        canaries: The requests, in the order in which they are put.
+        refusals: Phrases of which a refusal holds one near its beginning; see `judges.refused`.
+        max_new_tokens: Length at which answers are cut off.
+    """
+
+    name: str
+    canaries: tuple[Canary, ...] = field(repr=False)
+    refusals: tuple[str, ...] = field(repr=False)
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        for label in ("harmful", "harmless"):
+            if not any(canary.sample.label == label for canary in self.canaries):
+                raise SampleError(
+                    f"canary set {self.name!r} holds no {label} request", expected="requests of both kinds"
+                )
+        if not self.refusals or not all(phrase.strip() for phrase in self.refusals):
+            raise SampleError(
+                f"canary set {self.name!r} has no refusal phrases, or an empty one", expected="at least one phrase"
+            )
+        if self.max_new_tokens < 1:
+            raise SampleError(f"max_new_tokens is {self.max_new_tokens}", expected="at least 1")
+
+
+class _Row(Frozen):
+    text: Annotated[str, Field(min_length=1)]
+    label: Label
+    image: str | None = None
+    expected: tuple[str, ...] = ()
+
+
+class _File(Frozen):
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    refusals: tuple[str, ...]
+    max_new_tokens: int = 32
+    canaries: tuple[_Row, ...]
+
+
+def read_canaries(path: str | Path) -> CanarySet:
+    """Read a canary set: one JSON object `{name, refusals, max_new_tokens, canaries}`.
+
+    Each canary is `{text, label, image, expected}`; `image` (a path, relative to the file) and `expected` may be left
+    out, and so may `max_new_tokens`.
+
+    Raises:
+        SampleError: The file is missing or malformed, holds only one kind of request, or has no refusal phrases.
+        MissingImageError: An image is missing, or is none.
+    """
+    path = Path(path)
+    try:
+        found = _File.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SampleError(
+            f"the canary set {str(path)!r} can't be read ({error.strerror})",
+            expected="a JSON file of canaries, 'general' or 'demo'",
+        ) from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}"
+            for item in error.errors(include_url=False)[:5]
+        )
+        raise SampleError(
+            f"the canary set {str(path)!r} is malformed ({problems})",
+            expected="an object with name, refusals and canaries",
+        ) from error
+    canaries = tuple(
+        Canary(Sample(row.text, (path.parent / row.image,) if row.image else (), label=row.label), row.expected)
+        for row in found.canaries
+    )
+    for canary in canaries:
+        canary.sample.check_images()
+    return CanarySet(found.name, canaries, found.refusals, found.max_new_tokens)
+
+
+def choose_canaries(given: CanarySet | str | Path | None, vlm: VLM) -> CanarySet:
+    """The canary set that is meant.
+
+    Args:
+        given: A set; a file; `general` or `demo` for the built-in ones. None: `demo` for a demo model that comes with
+            steerkit, because those know nothing but their toy world, and `general` for any other model.
+        vlm: The model that will answer.
+
+    Raises:
+        SampleError: See `read_canaries`.
+        OptionError: It is none of these.
+    """
+    if isinstance(given, CanarySet):
+        return given
+    if given is None:
+        given = "demo" if _is_demo(vlm) else "general"
+    if given == "general":
+        return read_canaries(GENERAL)
+    if given == "demo":
+        return demo_canaries()
+    if not isinstance(given, (str, Path)):
+        raise OptionError(
+            f"canaries is a {type(given).__name__}", expected="a CanarySet, a file, 'general', 'demo' or None"
+        )
+    return read_canaries(given)
+
+
+def demo_canaries(count: int = 40) -> CanarySet:
+    """Canaries from the toy world of the demo models, of its dev split: the test split stays unseen.
+
+    Args:
+        count: Of each kind: harmful and harmless requests, each with and without image, and questions about an image.
+    """
+    from steerkit.demo import world
+    from steerkit.demo.evaluation import MAX_NEW_TOKENS, samples
+
+    canaries: list[Canary] = []
+    for label in ("harmful", "harmless"):
+        rows = world.prompts(label, "dev", count)
+        for row, sample in zip(rows, samples(rows), strict=True):
+            expected = () if label == "harmful" else (row.key,)
+            canaries += [Canary(Sample(sample.text, label=label), expected), Canary(sample, expected)]
+    for row in world.prompts("visual", "dev", count):
+        canaries.append(Canary(Sample(row.question, (row.image,), label="question"), (row.expected,)))
+    return CanarySet("demo", tuple(canaries), world.REFUSALS, MAX_NEW_TOKENS)
+
+
+def _is_demo(vlm: VLM) -> bool:
+    from steerkit.demo import MODELS, model_path
+
+    return Path(vlm.record.id).resolve() in {Path(model_path(name)).resolve() for name in MODELS}
+
+
+def texts(canaries: Iterable[Canary]) -> list[str]:
+    """The requests as text, for reports."""
+    return [canary.sample.turns[-1][1] for canary in canaries]

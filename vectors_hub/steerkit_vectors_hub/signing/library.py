@@ -1,0 +1,110 @@
+"""Verification by the OpenSSF `model-signing` library, and what it leaves to its caller.
+
+The library reads files by name, so it is given private copies of the very bytes that are judged: nobody can swap a file
+between its look and ours. It judges a certificate by the moment at which the certificate began; `_current` judges it by
+now, because nothing in a signature by key or certificate proves when it was made.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from steerkit_vectors_hub.signing.bundle import SignatureFile
+from steerkit_vectors_hub.signing.keys import imported
+from steerkit_vectors_hub.signing.trust import CertificateRule, KeylessRule, Signer
+
+Answer = Literal["trusted", "tampered", "stranger", "expired", "not_yet_valid", "unchecked", "out_of_scope"]
+
+_DATES: dict[int, Answer] = {10: "expired", 9: "not_yet_valid"}
+"""How OpenSSL numbers these two failures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a signer signed a pack, and what speaks against it.
+
+    Attributes:
+        answer: `trusted`: they did; `tampered`: the signature is not genuine; `stranger`: the certificate is another's;
+            `expired`, `not_yet_valid`: the certificate is; `unchecked`: what the verification needs can't be had;
+            `out_of_scope`: they do not sign for this reference.
+        reason: The library's own words.
+    """
+
+    answer: Answer
+    reason: str = ""
+
+
+def verify(data: bytes, signature: SignatureFile, signer: Signer) -> Verdict:
+    """Have the library verify that a signer signed these bytes.
+
+    Raises:
+        SigningError: The library is not installed.
+    """
+    config = imported("model_signing.verifying").Config()
+    with tempfile.TemporaryDirectory(prefix="steerkit-") as name:
+        folder = Path(name)
+        pack, copy, trusted = folder / "pack", folder / "signature", folder / "trusted.pem"
+        pack.write_bytes(data)
+        copy.write_bytes(signature.raw)
+        if signer.key is not None:
+            trusted.write_text(signer.key)
+            config.use_elliptic_key_verifier(public_key=trusted)
+        elif signer.certificate is not None:
+            trusted.write_text(signer.certificate.root)
+            config.use_certificate_verifier(certificate_chain=[trusted])
+        elif signer.keyless is not None and (problem := _use_keyless(config, signer.keyless)):
+            return Verdict("unchecked", problem)
+        verdict = _verdict(config, pack, copy)
+    if verdict.answer == "trusted" and signer.certificate is not None:
+        return _current(signature.certificates, signer.certificate)
+    return verdict
+
+
+def _use_keyless(config: Any, rule: KeylessRule) -> str:
+    """Give the library Sigstore's trust root; what went wrong, or nothing."""
+    trust_config = Path(rule.trust_config) if rule.trust_config else None
+    try:
+        config.use_sigstore_verifier(identity=rule.identity, oidc_issuer=rule.issuer, trust_config=trust_config)
+    except Exception as error:  # of many libraries: the network, the update of the root, the file
+        where = f"trust_config {rule.trust_config!r}" if rule.trust_config else "Sigstore's trust root"
+        return f"{where} can't be used ({_line(error)})"
+    return ""
+
+
+def _verdict(config: Any, pack: Path, signature: Path) -> Verdict:
+    """What the library raises, by what it means."""
+    invalid = imported("cryptography.exceptions").InvalidSignature
+    openssl = imported("OpenSSL.crypto")
+    sigstore = imported("sigstore.errors").Error
+    try:
+        config.verify(pack, signature)
+    except invalid:
+        return Verdict("tampered", "the signature does not verify")
+    except openssl.X509StoreContextError as error:
+        return Verdict("stranger", _line(error))
+    except (sigstore, openssl.Error, ValueError, KeyError, TypeError) as error:  # of what the file holds
+        return Verdict("tampered", _line(error))
+    return Verdict("trusted")
+
+
+def _current(certificates: tuple[bytes, ...], rule: CertificateRule) -> Verdict:
+    """Whether the chain holds now."""
+    crypto, x509 = imported("OpenSSL.crypto"), imported("cryptography.x509")
+    store = crypto.X509Store()
+    for root in x509.load_pem_x509_certificates(rule.root.encode()):
+        store.add_cert(crypto.X509.from_cryptography(root))
+    store.set_time(datetime.now(UTC))
+    leaf, *others = (crypto.X509.from_cryptography(x509.load_der_x509_certificate(each)) for each in certificates)
+    try:
+        crypto.X509StoreContext(store, leaf, others).verify_certificate()
+    except crypto.X509StoreContextError as error:
+        return Verdict(_DATES.get(error.errors[0], "stranger"), _line(error))
+    return Verdict("trusted")
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

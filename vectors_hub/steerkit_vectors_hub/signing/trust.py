@@ -1,0 +1,266 @@
+"""The trust file: whose signatures count, for which packs and how long, and what was revoked."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
+from steerkit_vectors_hub.refs import checked_url
+from steerkit_vectors_hub.signing.keys import key_fingerprint, public_key_pem, root_pem
+
+PLACE = "STEERKIT_TRUST"
+"""Environment variable: the trust file."""
+
+MAX_TRUST = 2**20
+MAX_LIST = 2**22
+MAX_ENTRIES = 50_000
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _moment(value: object) -> object:
+    """A TOML date means its first moment, in UTC."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if not isinstance(value, datetime):
+        raise ValueError("give a date or a time of TOML, such as 2030-12-31 or 2030-12-31T12:00:00Z")
+    return value
+
+
+def _fingerprint(value: object) -> object:
+    return value.replace(":", "").lower() if isinstance(value, str) else value
+
+
+def _pem(value: str, info: ValidationInfo) -> str:
+    """PEM text as it is, or the text of the file that is named, relative to the trust file."""
+    if value.lstrip().startswith("-----BEGIN"):
+        return value
+    path = _relative(value, info)
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TRUST).decode("ascii")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} can't be read ({error}): give PEM text, or the path of a PEM file") from error
+
+
+def _list(value: str, info: ValidationInfo) -> str:
+    """A web address, or a path relative to the trust file."""
+    if "://" not in value:
+        return str(_relative(value, info).absolute())
+    try:
+        return checked_url(value)
+    except ReferenceFormatError as error:
+        raise ValueError(error.problem) from error
+
+
+def _relative(value: str, info: ValidationInfo) -> Path:
+    return ((info.context or {}).get("folder") or Path()) / Path(value).expanduser()
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
+Fingerprint = Annotated[str, BeforeValidator(_fingerprint), Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+PublicKey = Annotated[str, AfterValidator(_pem), AfterValidator(public_key_pem)]
+Root = Annotated[str, AfterValidator(_pem), AfterValidator(root_pem)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CertificateRule(_Part):
+    """Which certificates stand for a signer.
+
+    Attributes:
+        root: The roots that issued them, directly or not: PEM, or the path of a PEM file.
+        subject: Of the signing certificate, as RFC 4514 writes it: `CN=packs,O=Example`.
+        fingerprint: sha256 of the signing certificate.
+    """
+
+    root: Root
+    subject: Text | None = None
+    fingerprint: Fingerprint | None = None
+
+    @model_validator(mode="after")
+    def _is_someone(self) -> CertificateRule:
+        if self.subject is None and self.fingerprint is None:
+            raise ValueError("give subject or fingerprint: a root alone trusts everybody whom it certifies")
+        return self
+
+
+class KeylessRule(_Part):
+    """Which account stands for a signer, by Sigstore.
+
+    Attributes:
+        identity: The account: an e-mail address, or the URL of a workflow.
+        issuer: Who vouches for it: the URL of the OpenID Connect provider.
+        trust_config: Path of a Sigstore client trust configuration; default: the public instance's, over the network.
+    """
+
+    identity: Text
+    issuer: Text
+    trust_config: Annotated[str, AfterValidator(lambda value, info: str(_relative(value, info).absolute()))] | None = (
+        None
+    )
+
+
+class Signer(_Part):
+    """Somebody whose signature counts: by a key, by a certificate, or by an account.
+
+    Attributes:
+        name: For messages.
+        key: Public key, elliptic curve: PEM, or the path of a PEM file.
+        certificate: See `CertificateRule`.
+        keyless: See `KeylessRule`.
+        refs: Patterns of the references that they sign for, such as `hf://owner/*`; empty: all.
+        not_before: When their signatures begin to count.
+        expires: When they no longer do.
+    """
+
+    name: Name
+    key: PublicKey | None = None
+    certificate: CertificateRule | None = None
+    keyless: KeylessRule | None = None
+    refs: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    not_before: Moment | None = None
+    expires: Moment | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Signer:
+        if sum(each is not None for each in (self.key, self.certificate, self.keyless)) != 1:
+            raise ValueError("give exactly one of key, certificate and keyless")
+        return self
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the key, where there is one."""
+        return key_fingerprint(self.key) if self.key else None
+
+
+class RevokedPack(_Part):
+    """A pack that must not be used any more, whoever signed it."""
+
+    sha256: Fingerprint
+    reason: Text
+    date: Moment | None = None
+
+
+class RevokedKey(_Part):
+    """A key or certificate whose signatures, all of them, count no more."""
+
+    fingerprint: Fingerprint
+    reason: Text
+    date: Moment | None = None
+
+
+class Revoked(_Part):
+    """What was revoked."""
+
+    packs: Annotated[tuple[RevokedPack, ...], Field(max_length=MAX_ENTRIES)] = ()
+    keys: Annotated[tuple[RevokedKey, ...], Field(max_length=MAX_ENTRIES)] = ()
+
+
+class RevocationList(Revoked):
+    """A file of what was revoked; `updated` must rise whenever it changes."""
+
+    updated: Moment
+
+
+class TrustFile(_Part):
+    """Whose signatures count.
+
+    Attributes:
+        signers: The people.
+        require_signature: Whether a pack without a signature by one of them is refused.
+        revocations: Revocation lists: paths and https addresses.
+        revoked: Entries of one's own.
+    """
+
+    signers: Annotated[tuple[Signer, ...], Field(max_length=1000)] = ()
+    require_signature: bool = False
+    revocations: Annotated[tuple[Annotated[Text, AfterValidator(_list)], ...], Field(max_length=20)] = ()
+    revoked: Revoked = Revoked()
+
+
+def trust_path() -> Path:
+    """`$STEERKIT_TRUST`, or `steerkit/trust.toml` in the user's configuration folder."""
+    if chosen := os.environ.get(PLACE):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path("~/.config").expanduser()) / "steerkit" / "trust.toml"
+
+
+def default_trust() -> TrustFile:
+    """The user's trust file; one that names nobody where there is none, unless STEERKIT_TRUST names it.
+
+    Raises:
+        TrustFileError: It is malformed, or missing where STEERKIT_TRUST says it is.
+    """
+    path = trust_path()
+    return read_trust(path) if os.environ.get(PLACE) or path.exists() else TrustFile()
+
+
+def read_trust(path: str | Path) -> TrustFile:
+    """Read a trust file.
+
+    Raises:
+        TrustFileError: It is missing or malformed; the message names the field.
+        SigningError: It names keys, and what reads them is not installed.
+    """
+    path = Path(path)
+    return parsed(TrustFile, bounded(path, MAX_TRUST), str(path), folder=path.absolute().parent)
+
+
+def bounded(path: Path, limit: int) -> bytes:
+    """A file of text, at most so long.
+
+    Raises:
+        TrustFileError: It can't be read, or is longer.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise TrustFileError(f"{str(path)!r} can't be read ({error})", expected="a TOML file") from error
+    if len(data) > limit:
+        raise TrustFileError(f"{str(path)!r} has more than {limit} bytes", expected="a short TOML file")
+    return data
+
+
+def parsed(kind: type[ModelT], data: bytes, name: str, *, folder: Path | None = None) -> ModelT:
+    """A model from TOML.
+
+    Raises:
+        TrustFileError: The line, or the field, that is wrong.
+    """
+    try:
+        document: Mapping[str, Any] = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise TrustFileError(f"{name} is not TOML ({error})", expected="TOML in UTF-8") from error
+    try:
+        return kind.model_validate(document, context={"folder": folder})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()[:5]]
+        raise TrustFileError(
+            f"{name}: {'; '.join(problems)}",
+            expected="the fields of a trust file or a revocation list",
+            fix="correct the field; docs/signing.md shows every one",
+        ) from error
