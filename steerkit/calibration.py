@@ -195,7 +195,7 @@ def per_layer(
             fix="calibrate it as a whole",
         )
     (intervention,) = vector.interventions
-    layers = vector._layers(intervention)
+    layers = vector.layers_of(intervention)
     strengths = {}
     for layer in layers:
         divergence = _Divergence(vlm, vector.select([layer]), samples, batch_size)

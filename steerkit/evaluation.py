@@ -256,7 +256,7 @@ def seconds_per_token(
 
 def steered(vlm: VLM, vector: SteeringVector | None, strength: float) -> AbstractContextManager[object]:
     """`steer`, or nothing at all without a vector."""
-    return nullcontext() if vector is None else steer(vlm, vector, strength=strength)
+    return nullcontext() if vector is None else steer(vlm, vector, strength=strength, policy="off")
 
 
 def rate(values: Iterable[bool]) -> Estimate:

@@ -414,6 +414,11 @@ class SteeringVector:
 
     def _check_intervention(self, intervention: Intervention) -> None:
         layers, count = self.layers_of(intervention), self.metadata.model.count(intervention.tower)
+        if not count:
+            raise OptionError(
+                f"an intervention steers the {intervention.tower} tower, and the record of the model has none",
+                expected="a record with vision_hidden_size and vision_layer_count",
+            )
         named = (m.layer for m in intervention.measures if m.layer is not None)
         if (highest := max((layers[-1] if layers else 0, *named))) >= count:
             raise LayerRangeError(

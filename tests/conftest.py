@@ -21,6 +21,13 @@ from steerkit.vlm import VLM, wrap
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_trust_file_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whose signatures count is what a test says, whatever the person who runs it has configured."""
+    monkeypatch.delenv("STEERKIT_TRUST", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "configuration"))
+
+
 class ReadByHooks:
     """A VLM for methods to measure, read through the hooks engine; counts the samples that were run."""
 

@@ -171,7 +171,7 @@ def test_calibration_finds_what_a_fine_sweep_finds_at_a_fraction_of_its_cost(
     before = demo.next_token_log_probabilities(harmless).double()
     swept: dict[float, tuple[float, float]] = {}
     for strength in np.arange(TOLERANCE, MAXIMUM + TOLERANCE / 2, TOLERANCE):
-        with sk.steer(demo, cmrm, strength=float(strength)):
+        with sk.steer(demo, cmrm, strength=float(strength), policy="off"):
             after = demo.next_token_log_probabilities(harmless).double()
             told = demo.generate([c.sample for c in few.harmful], max_new_tokens=24, do_sample=False, batch_size=16)
         unsafe = np.mean([few.judge.verdict(c, t) == "complied" for c, t in zip(few.harmful, told, strict=True)])

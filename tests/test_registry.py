@@ -108,7 +108,7 @@ def test_an_unknown_method_is_answered_with_the_nearest_and_all_names(wrong: str
     with pytest.raises(UnknownNameError, match=f"unknown method '{wrong}'") as caught:
         sk.get_method(wrong)
     assert (f"Did you mean '{right}'?" in str(caught.value)) is (right is not None)
-    assert "caa, cmrm, refusal_direction" in str(caught.value)
+    assert ", ".join(sk.method_names()) in str(caught.value)
 
 
 def test_an_unknown_adapter_is_answered_with_the_nearest_name() -> None:

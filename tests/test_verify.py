@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from signers import KeyPair, key_pair
 from typer.testing import CliRunner
 
 import steerkit as sk
 from steerkit.checks import TrustWarning
 from steerkit.cli import app
+from steerkit.demo import model_path
+from steerkit.demo.evaluation import anchors
 from steerkit.errors import OptionError
 from steerkit.intervention import Intervention
 from steerkit.metadata import MethodRecord, PackMetadata
 from steerkit.vector import Key
 from steerkit_vectors_hub.errors import PackNotFoundError, UntrustedPackError
+from steerkit_vectors_hub.screening.canaries import demo_canaries
+from steerkit_vectors_hub.signing.trust import TrustFile
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,15 @@ def pack(path: Path, vlm: sk.VLM, size: float = 0.01, **fields: object) -> Path:
     return vector.save(path)
 
 
+FILE = {"integrity": "pass", "signature": "warn", "revocation": "skip"}
+"""What is said of an unsigned pack without its model."""
+
+
+def trusting(pair: KeyPair, **fields: object) -> TrustFile:
+    """A trust file of one signer with a key."""
+    return TrustFile.model_validate({"signers": [{"name": "Safety lab", "key": str(pair.public)}], **fields})
+
+
 def lines(report: object) -> dict[str, str]:
     return {check.name: check.status for check in report.checks}  # type: ignore[attr-defined]
 
@@ -49,24 +63,41 @@ def lines(report: object) -> dict[str, str]:
 def test_a_sound_pack_passes_on_its_model(tmp_path: Path, qwen: sk.VLM) -> None:
     path = pack(tmp_path / "v.safetensors", qwen)
     report = sk.verify(path, model=qwen)
-    assert lines(report) == {"integrity": "pass", "model": "pass", "fingerprint": "pass", "dose": "pass"}
+    found = lines(report)
+    assert {name: status for name, status in found.items() if not name.startswith("screening")} == {
+        "integrity": "pass",
+        "signature": "warn",
+        "revocation": "skip",
+        "model": "pass",
+        "fingerprint": "pass",
+        "dose": "pass",
+    }
+    assert "skip" in {status for name, status in found.items() if name.startswith("screening.")}, (
+        "a random model refuses nothing"
+    )
     assert report.ok
     assert report.pinned is not None
     assert report.pinned.startswith(f"{path}#sha256=")
     assert str(report).splitlines()[0].startswith("pass  integrity: ")
-    assert lines(sk.verify(path)) == {"integrity": "pass", "dose": "pass", "model": "skip", "fingerprint": "skip"}
+    assert lines(sk.verify(path)) == {
+        **FILE,
+        "dose": "pass",
+        "model": "skip",
+        "fingerprint": "skip",
+        "screening": "skip",
+    }
 
 
 def test_a_pack_of_another_model_fails(tmp_path: Path, qwen: sk.VLM, llava: sk.VLM) -> None:
     path = pack(tmp_path / "v.safetensors", llava)
     report = sk.verify(path, model=qwen)
-    assert lines(report) == {"integrity": "pass", "model": "fail"}, "nothing else can be compared"
+    assert lines(report) == {**FILE, "model": "fail", "screening": "skip"}, "nothing else can be compared"
     assert not report.ok
     other = sk.wrap(*tiny.build("llava"))
     torch.manual_seed(1)
-    tiny._scatter(other.model)
+    tiny.scatter(other.model)
     report = sk.verify(path, model=other)
-    assert lines(report) == {"integrity": "pass", "model": "pass", "fingerprint": "fail", "dose": "pass"}
+    assert lines(report) == {**FILE, "model": "pass", "fingerprint": "fail", "dose": "pass", "screening": "skip"}
     assert not report.ok
     assert sk.verify(path, model=other, policy="warn").ok
 
@@ -81,7 +112,8 @@ def test_a_damaged_file_and_another_than_pinned_fail_and_a_missing_one_is_an_err
     path.write_bytes(data)
     for ref, reason in ((path, "the tensors have sha256"), (pinned, "has sha256")):
         report = sk.verify(str(ref), model=qwen)
-        assert lines(report) == {"integrity": "fail"}
+        assert lines(report)["integrity"] == "fail"
+        assert set(lines(report)) <= set(FILE)
         assert reason in report.checks[0].message
         assert not report.ok
         assert report.pinned is None
@@ -110,10 +142,12 @@ def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Pat
         return result.exit_code, result.stdout
 
     path = str(pack(tmp_path / "v.safetensors", qwen))
-    code, out = run(path, "--model", str(folder))
+    code, out = run(path, "--model", str(folder), "--no-screen")
     assert code == 0, out
-    assert [line.split(":")[0] for line in out.splitlines()] == [
+    assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == [
         "pass  integrity",
+        "warn  signature",
+        "skip  revocation",
         "pass  model",
         "pass  fingerprint",
         "pass  dose",
@@ -122,10 +156,78 @@ def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Pat
     document = json.loads(out)
     assert code == 1
     assert (document["ok"], document["policy"]) == (False, "strict")
-    assert [check["name"] for check in document["checks"]] == ["integrity", "dose", "model", "fingerprint"]
+    assert [check["name"] for check in document["checks"]] == [
+        *FILE,
+        "dose",
+        "model",
+        "fingerprint",
+        "screening",
+    ]
     code, out = run(path, "--strength", "1e6", "--policy", "warn")
     assert code == 0
     assert "fail  dose" in out
     assert "fix: use a lower strength" in out
     assert run(path, "--policy", "lax")[0] == 1
     assert run(path + "#sha256=" + "0" * 64)[0] == 1
+
+
+def test_a_signature_and_a_revocation_count_on_loading_and_in_the_report(tmp_path: Path, qwen: sk.VLM) -> None:
+    path = pack(tmp_path / "v.safetensors", qwen)
+    ours = key_pair(tmp_path, "ours")
+    sk.sign(path, key=ours.private)
+    trust, strangers = trusting(ours), trusting(key_pair(tmp_path, "others"))
+    assert lines(sk.verify(path, trust=trust))["signature"] == "pass"
+    digest = sk.load_vector(path, trust=trust).digest()
+    with pytest.raises(UntrustedPackError, match="signature: signed by"):
+        sk.load_vector(path, trust=strangers)
+    with pytest.warns(TrustWarning, match="signature: "):
+        assert sk.load_vector(path, trust=strangers, policy="warn").digest() == digest
+    assert sk.load_vector(path, trust=strangers, policy="off").digest() == digest
+
+    sha256 = sk.verify(path).checks[0].details["sha256"]
+    revoked = trusting(ours, revoked={"packs": [{"sha256": sha256, "reason": "it breaks"}]})
+    report = sk.verify(path, trust=revoked)
+    assert lines(report)["revocation"] == "fail"
+    assert not report.ok
+    with pytest.raises(UntrustedPackError, match="it breaks"):
+        sk.load_vector(path, trust=revoked)
+
+    changed = sk.SteeringVector.load(path) * 2
+    changed.save(path)
+    with pytest.raises(UntrustedPackError, match="changed after signing"):
+        sk.load_vector(path, trust=trust)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert {name: lines(sk.verify(path, trust=trust))[name] for name in ("integrity", "signature")} == {
+        "integrity": "fail",
+        "signature": "fail",
+    }
+
+
+def test_that_a_pack_is_unsigned_is_said_where_signers_are_named(tmp_path: Path, qwen: sk.VLM) -> None:
+    path = pack(tmp_path / "v.safetensors", qwen)
+    trust = trusting(key_pair(tmp_path, "ours"))
+    sk.load_vector(path)
+    with pytest.warns(TrustWarning, match="unsigned"):
+        sk.load_vector(path, trust=trust)
+    with pytest.raises(UntrustedPackError, match="requires a signature"):
+        sk.load_vector(path, trust=TrustFile(require_signature=True))
+    with pytest.raises(UntrustedPackError, match="requires a signature"):
+        sk.load_vector(path, trust=trust.model_copy(update={"require_signature": True}))
+
+
+def test_a_forged_pack_is_only_seen_through_by_the_screening(tmp_path: Path) -> None:
+    vlm = sk.load(model_path("llava"), dtype="float32")
+    samples = anchors(50)
+    genuine = sk.CMRM().fit(vlm, samples, batch_size=50)
+    refusal = sk.RefusalDirection(tokens="last").fit(vlm, samples, batch_size=50) * -0.5
+    card = {**genuine.metadata.model_dump(), "interventions": refusal.metadata.interventions}
+    forged = refusal.with_metadata(**card).save(tmp_path / "forged.safetensors")
+    canaries = demo_canaries(20)
+    report = sk.verify(forged, model=vlm, strength=1.0, canaries=canaries)
+    assert {name for name, status in lines(report).items() if status == "fail"} >= {"screening.refusals"}
+    assert all(status != "fail" for name, status in lines(report).items() if not name.startswith("screening"))
+    assert not report.ok
+    trial = sk.verify(genuine.save(tmp_path / "genuine.safetensors"), model=vlm, strength=1.0, canaries=canaries)
+    assert trial.ok, str(trial)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from steerkit.cli import options as opt
 from steerkit.cli.console import clean, print_json
+from steerkit.cli.progress import progress
 
 
 def verify(
@@ -16,9 +18,19 @@ def verify(
         str | None, typer.Option(metavar="MODEL", help="Repository id or folder of the model to check it against.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Strength to judge the dose at. Default: what the pack recommends.")
+        float | None,
+        typer.Option(help="Strength to judge the dose and to screen at. Default: what the pack recommends."),
     ] = None,
     policy: opt.PolicyOption = "strict",
+    screening: Annotated[
+        bool, typer.Option("--screen/--no-screen", help="Let the model answer canaries with the pack and without.")
+    ] = True,
+    canaries: Annotated[
+        str | None, typer.Option(metavar="SET", help="Canaries: general, demo, or a JSON file of your own.")
+    ] = None,
+    trust: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Trust file. Default: the user's own.", dir_okay=False)
+    ] = None,
     revision: opt.PackRevision = None,
     sha256: opt.Pin = None,
     offline: opt.Offline = False,
@@ -28,7 +40,7 @@ def verify(
     as_json: opt.AsJson = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Check a pack, and whether it belongs to a model.
+    """Check a pack: who signed it, whether it belongs to a model, and what it does to the model's refusals.
 
     One line for each check: pass, warn, fail or skip. Exit code 1 if one failed; with --policy warn or off, 0 all the
     same.
@@ -38,17 +50,25 @@ def verify(
     allowed = opt.policy(policy)
     loading = load_options(dtype, device_map, model_revision)
     import_libraries()
+    from steerkit_vectors_hub.signing.trust import read_trust
     from steerkit_vectors_hub.verify import verify as verified
 
-    report = verified(
-        ref,
-        model=None if model is None else load_model(model, loading),
-        strength=strength,
-        policy=allowed,
-        revision=revision,
-        sha256=sha256,
-        offline=True if offline else None,
-    )
+    whom = None if trust is None else read_trust(trust)
+    vlm = None if model is None else load_model(model, loading)
+    with progress(f"checking {ref}") as shown:
+        report = verified(
+            ref,
+            model=vlm,
+            strength=strength,
+            policy=allowed,
+            trust=whom,
+            screening=screening,
+            canaries=canaries,
+            revision=revision,
+            sha256=sha256,
+            offline=True if offline else None,
+            progress=lambda _, done, total: shown(done, total),
+        )
     if as_json:
         print_json(report.as_json())
     else:

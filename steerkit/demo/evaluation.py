@@ -102,7 +102,7 @@ def measure(
     """Let a model answer all prompts, steered or not, and judge the answers."""
 
     def answers(rows: list[world.Prompt]) -> list[str]:
-        context = nullcontext() if vector is None else steer(vlm, vector, strength=strength)
+        context = nullcontext() if vector is None else steer(vlm, vector, strength=strength, policy="off")
         with context:
             return vlm.generate(
                 samples(rows), images=images, batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS, do_sample=False

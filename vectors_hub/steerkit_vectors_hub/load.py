@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steerkit.checks import Policy, enforce
+from steerkit.checks import Check, Policy, enforce
 from steerkit.vector import SteeringVector
 from steerkit_vectors_hub.errors import UntrustedPackError
 from steerkit_vectors_hub.resolve import resolve
-from steerkit_vectors_hub.verify import pack_checks
+from steerkit_vectors_hub.signing.check import check_origin
+from steerkit_vectors_hub.signing.trust import TrustFile, default_trust
+from steerkit_vectors_hub.verify import pack_dose
 
 
 def load_vector(
@@ -18,6 +20,7 @@ def load_vector(
     sha256: str | None = None,
     offline: bool | None = None,
     policy: Policy = "strict",
+    trust: TrustFile | None = None,
 ) -> SteeringVector:
     """Load a steering vector by reference: the pack is found, transferred if need be, hashed, audited and built.
 
@@ -29,15 +32,26 @@ def load_vector(
         offline: Whether to use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
         policy: What becomes of the checks that need no model (`steerkit verify` lists them). `strict`: a failed one is
             an error; `warn`: a `TrustWarning`; `off`: nothing is said. A file that is no sound pack is an error always.
+        trust: Whose signatures count; default: the user's trust file. That a pack is unsigned is said only where this
+            names signers.
 
     Returns:
         The vector. Its `source` is a reference to exactly this file, with commit and digest.
 
     Raises:
         UntrustedPackError: A check failed, under `strict`.
+        TrustFileError: The trust file or a revocation list in it is malformed.
         SteerKitError: The kinds that `steerkit_vectors_hub.errors` and `SteeringVector.load` name.
     """
+    trust = default_trust() if trust is None else trust
     resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
-    vector = SteeringVector.from_bytes(resolved.read(), source=resolved.pinned)
-    enforce(pack_checks(resolved.path, vector), policy, UntrustedPackError)
+    data = resolved.read()
+    vector = SteeringVector.from_bytes(data, source=resolved.pinned)
+    checks = [*check_origin(resolved, data, trust=trust, offline=offline), pack_dose(vector)]
+    enforce([each for each in checks if trust.signers or not _unsigned(each)], policy, UntrustedPackError)
     return vector
+
+
+def _unsigned(check: Check) -> bool:
+    """Whether all that it says is that a pack is unsigned, as most are."""
+    return check.status == "warn" and check.details.get("answer") == "unsigned"

@@ -9,12 +9,16 @@ from typing import Any
 
 from steerkit.checks import Check, Policy
 from steerkit.dose import check_dose, norms_of
-from steerkit.errors import NonFiniteError, OptionError, PackFormatError
+from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
 from steerkit.steering import check_applied
 from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM
 from steerkit_vectors_hub.errors import DigestMismatchError
 from steerkit_vectors_hub.resolve import Resolved, resolve
+from steerkit_vectors_hub.screening import CanarySet, screen
+from steerkit_vectors_hub.screening.screener import Progress
+from steerkit_vectors_hub.signing.check import check_origin
+from steerkit_vectors_hub.signing.trust import TrustFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +58,40 @@ def verify(
     model: VLM | None = None,
     strength: float | None = None,
     policy: Policy = "strict",
+    trust: TrustFile | None = None,
+    screening: bool = True,
+    canaries: CanarySet | str | Path | None = None,
     revision: str | None = None,
     sha256: str | None = None,
     offline: bool | None = None,
+    progress: Progress | None = None,
 ) -> Report:
-    """Check a pack: the file, what it would add and, given the model, whether it belongs to it.
+    """Check a pack: the file, who signed it, what it would add and, given the model, whether it belongs to it.
 
-    These are the checks that `load_vector` (those of the pack) and `steer` (those of the model) make by default.
+    These are the checks that `load_vector` (those of the pack) and `steer` (those of the model) make by default. Only
+    here the model is also screened: it answers canaries with the pack and without, unless something failed before.
 
     Args:
         ref: As for `load_vector`.
         model: The model with its processor, as `sk.load` returns it; without, what needs it is skipped.
-        strength: The strength to judge the dose at; default: the one that the pack recommends.
+        strength: The strength to judge the dose and to screen at; default: the one that the pack recommends (and to
+            screen, 1 as well).
         policy: `strict`: the report is `ok` if nothing failed; `warn` and `off`: it always is.
+        trust: Whose signatures count; default: the user's trust file.
+        screening: Whether to screen; it lets the model answer.
+        canaries: What to screen with; see `steerkit_vectors_hub.screening.choose_canaries`.
         revision: As for `load_vector`.
         sha256: As for `load_vector`.
         offline: As for `load_vector`.
+        progress: Called after each batch of canaries.
 
     Returns:
         The report. A file that is damaged, forged or no pack, or not the pinned one, is a failed check in it.
 
     Raises:
         OptionError: There is no such policy.
-        SteerKitError: The pack can't be found or transferred.
+        TrustFileError: The trust file or a revocation list in it is malformed.
+        SteerKitError: The pack can't be found or transferred, or the canaries can't be prompts of this model.
 
     Example:
         >>> report = sk.verify("hf://owner/name", model=vlm)
@@ -86,35 +101,41 @@ def verify(
         raise OptionError(f"policy is {policy!r}", expected="strict, warn or off")
     try:
         found = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
-        vector = SteeringVector.from_bytes(found.read(), source=found.pinned)
-    except (PackFormatError, NonFiniteError, DigestMismatchError) as error:
-        unsound = Check("integrity", "fail", error.problem, error.fix or "", {"expected": error.expected})
-        return Report(str(ref), (unsound,), policy)
-    checks = [_integrity(found, vector)]
+        data = found.read()
+    except (PackFormatError, DigestMismatchError) as error:
+        return Report(str(ref), (_unsound(error),), policy)
+    origin = check_origin(found, data, trust=trust, offline=offline)
+    try:
+        vector = SteeringVector.from_bytes(data, source=found.pinned)
+    except (PackFormatError, NonFiniteError) as error:
+        return Report(str(ref), (_unsound(error), *origin), policy)
+    checks = [_integrity(found, vector), *origin]
     if model is None:
-        checks += pack_checks(found.path, vector, strength)
-        checks += [Check(name, "skip", "no model was given") for name in ("model", "fingerprint")]
+        checks.append(pack_dose(vector, strength))
+        checks += [Check(name, "skip", "no model was given") for name in ("model", "fingerprint", "screening")]
     else:
-        checks += pack_checks(found.path, vector, strength, dose=False)
         checks += _model_checks(vector, model, strength)
+        if screening and any(check.status == "fail" for check in checks):
+            checks.append(Check("screening", "skip", "something failed already, so the pack was not tried"))
+        elif screening:
+            checks += screen(model, vector, strength=strength, canaries=canaries, progress=progress)
     return Report(str(ref), tuple(checks), policy, found.pinned)
 
 
-def pack_checks(path: Path, vector: SteeringVector, strength: float | None = None, *, dose: bool = True) -> list[Check]:
-    """The checks that need no model, beyond those without which no vector could be built from the file.
+def pack_dose(vector: SteeringVector, strength: float | None = None) -> Check:
+    """The dose, judged by the norms that the pack itself holds.
 
     Args:
-        path: The file.
-        vector: What was built from it.
+        vector: What was built from the pack.
         strength: To judge the dose at; default: the one that the pack recommends.
-        dose: Whether to judge the dose by the norms in the pack itself.
     """
-    checks: list[Check] = []
-    if dose:
-        fingerprint = vector.metadata.fingerprint
-        norms = None if fingerprint is None else norms_of(fingerprint)
-        checks.append(check_dose([vector], [_strength(vector, strength)], norms))
-    return checks
+    fingerprint = vector.metadata.fingerprint
+    norms = None if fingerprint is None else norms_of(fingerprint)
+    return check_dose([vector], [_strength(vector, strength)], norms)
+
+
+def _unsound(error: SteerKitError) -> Check:
+    return Check("integrity", "fail", error.problem, error.fix or "", {"expected": error.expected})
 
 
 def _model_checks(vector: SteeringVector, model: VLM, strength: float | None) -> Sequence[Check]:

@@ -214,7 +214,8 @@ class Screener:
         return tuple(verdicts), receipt
 
     def _steering(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...]) -> steer:
-        return steer(self._vlm, vectors, strength=dose)
+        # what the model, its fingerprint and the dose are worth is for `verify` and `steer` to say
+        return steer(self._vlm, vectors, strength=dose, policy="off")
 
 
 def _doses(vectors: Sequence[SteeringVector], strength: float | Sequence[float] | None) -> list[tuple[float, ...]]:
