@@ -37,6 +37,7 @@ from reference import (
 from tiny import decoder
 
 import steerkit as sk
+from steerkit import fingerprint
 from steerkit.errors import EngineError, UnsupportedModelError
 from steerkit.intervention import Ablate, Clamp, Gate, Measure
 
@@ -491,3 +492,118 @@ def test_an_assistant_changes_no_answer(draft: str, phase: str) -> None:
     assert max(passes[1:]) > 1
     assert sum(passes) > length + 11  # something was proposed and rejected
     assert (receipt.prompt_tokens, receipt.generated_tokens) == (alone.prompt_tokens, alone.generated_tokens)
+
+
+def with_fingerprint(vlm: sk.VLM) -> sk.SteeringVector:
+    made = vector(vlm, directions(vlm, norm=2.0))
+    return sk.SteeringVector(made.tensors, made.metadata.model_copy(update={"fingerprint": vlm.fingerprint()}))
+
+
+def answered(receipt: sk.Receipt) -> str:
+    (status,) = [check.status for check in receipt.checks if check.name == "fingerprint"]
+    return status
+
+
+def test_a_language_model_has_a_fingerprint() -> None:
+    vlm = sk.wrap(*decoder.build("llama"))
+    steering = with_fingerprint(vlm)
+    with sk.steer(vlm, steering) as receipt:
+        generate(vlm.model, vlm.inputs(TEXT_ONLY))
+    assert answered(receipt) == "pass"
+    assert not any(probe.pixel_shape for probe in vlm.fingerprint().probes)
+    with pytest.raises(sk.SteerKitError, match="made on another model"):
+        sk.steer(sk.wrap(*decoder.build("llama", seed=5)), steering).__enter__()
+
+
+def test_switching_a_peft_adapter_is_noticed_by_the_fingerprint() -> None:
+    model, tokenizer = decoder.build("llama")
+    steering = with_fingerprint(sk.wrap(model, tokenizer))
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    tuned = peft.get_peft_model(model, config).eval()
+    vlm = sk.wrap(tuned, tokenizer)
+    inputs = vlm.inputs(TEXT_ONLY)
+    block = sk.steer(vlm, steering, policy="off")
+    with block as receipt:
+        generate(vlm.model, inputs)
+    with tuned.disable_adapter(), block as bare:
+        generate(vlm.model, inputs)
+    assert (answered(receipt), answered(bare)) == ("fail", "pass")
+
+
+def test_the_fingerprint_of_an_offloaded_model_stays_known() -> None:
+    model, tokenizer = decoder.build("llama")
+    steering = with_fingerprint(sk.wrap(model, tokenizer))
+    accelerate.cpu_offload(model, torch.device("cpu"))
+    model.hf_device_map = {"": "cpu"}
+    vlm = sk.wrap(model, tokenizer)
+    state = fingerprint.state_of(vlm)
+    for _ in range(2):
+        with sk.steer(vlm, steering) as receipt:
+            generate(model, vlm.inputs(TEXT_ONLY))
+        assert answered(receipt) == "pass"
+        assert fingerprint.state_of(vlm) == state
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo")
+def test_a_fingerprint_inside_a_compiled_block_is_that_of_the_bare_model() -> None:
+    vlm = sk.wrap(*decoder.build("llama"))
+    steering, inputs = with_fingerprint(vlm), vlm.inputs(TEXT_ONLY)
+    known, forward = vlm.fingerprint(), vlm.model.forward
+    with torch.no_grad():
+        with sk.steer(vlm, steering):
+            expected = vlm.model(**inputs).logits
+        with sk.steer(vlm, steering):
+            vlm.model.forward = torch.compile(forward, backend="eager")
+            before = vlm.model(**inputs).logits
+            fingerprint._known.pop(vlm.model)
+            assert vlm.fingerprint() == known
+            after = vlm.model(**inputs).logits
+    vlm.model.forward = forward
+    torch._dynamo.reset()
+    assert (before - expected).abs().max() < 1e-5
+    assert (after - expected).abs().max() < 1e-5
+
+
+def vision_vector(vlm: sk.VLM, seed: int, tokens: Any = "all") -> sk.SteeringVector:
+    tower = vlm.architecture.vision
+    assert tower is not None
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        sk.Key(layer, tower="vision"): torch.randn(tower.hidden_size, generator=generator)
+        for layer in range(tower.layer_count)
+    }
+    return vector(vlm, tensors, sk.Intervention(tower="vision", tokens=tokens, phase="prompt"))
+
+
+def test_vision_and_language_vectors_share_a_receipt(llava: sk.VLM) -> None:
+    one, other, language = vision_vector(llava, 0), vision_vector(llava, 1, "image"), vector(llava, directions(llava))
+    inputs = llava.inputs(WITH_IMAGE)
+    with torch.no_grad():
+        with sk.steer(llava, one), sk.steer(llava, other), sk.steer(llava, language):
+            nested = llava.model(**inputs).logits
+        with sk.steer(llava, [one, other, language]) as receipt:
+            together = llava.model(**inputs).logits
+        plain = llava.model(**inputs).logits
+    assert (together - nested).abs().max() < 1e-4
+    assert (together - plain).abs().max() > 1e-1
+    assert [bool(each.vision_layers) for each in receipt.vectors] == [True, True, False]
+    assert sum(each.share for each in receipt.vectors) == pytest.approx(1.0)
+    found = sk.conflicts([one, one, language], strength=[1, -1, 1])
+    assert {each.site for each in found} == {"vision.resid_post"}
+    first, second = sk.orthogonalized([one, other])
+    for layer in range(3):
+        a, b = (next(t for key, t in each.tensors.items() if key.layer == layer) for each in (first, second))
+        assert abs(float(torch.cosine_similarity(a, b, dim=0))) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo")
+def test_a_vision_tower_in_a_compiled_graph_is_refused(llava: sk.VLM) -> None:
+    inputs, forward = llava.inputs(WITH_IMAGE), llava.model.forward
+    try:
+        with torch.no_grad(), pytest.raises(EngineError, match="vision tower is steered inside a compiled graph"):
+            with sk.steer(llava, vision_vector(llava, 0)):
+                llava.model.forward = torch.compile(forward, backend="eager")
+                llava.model(**inputs)
+    finally:
+        llava.model.forward = forward
+        torch._dynamo.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from steerkit.adapter import Architecture, Inputs, ModelAdapter
@@ -73,7 +74,7 @@ class DecoderAdapter(ModelAdapter):
         """Nothing stands for an image, so methods that measure images refuse the model."""
         config: Any = model.config
         layout = _LAYOUTS[config.model_type]
-        return shared.checked(
+        declared = shared.checked(
             Architecture(
                 layers=layout.layers,
                 layer_count=config.num_hidden_layers,
@@ -85,6 +86,7 @@ class DecoderAdapter(ModelAdapter):
             ),
             model,
         )
+        return replace(declared, heads=shared.equal_heads(declared, model, config))
 
     def load_processor(self, source: str, **options: Any) -> Any:
         """The tokenizer."""
