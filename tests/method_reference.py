@@ -78,10 +78,10 @@ def logits(vlm: sk.VLM, sample: sk.Sample) -> Tensor:
 
 def steered_logits(vlm: sk.VLM, vector: sk.SteeringVector, sample: sk.Sample) -> Tensor:
     """The same, steered: by hooks; the nnsight engine must give equal ones."""
-    with sk.steer(vlm, vector):
+    with sk.steer(vlm, vector, policy="off"):
         found = logits(vlm, sample)
     with (
-        sk.steer(vlm, vector, engine="nnsight") as receipt,
+        sk.steer(vlm, vector, engine="nnsight", policy="off") as receipt,
         torch.no_grad(),
         receipt.nnsight.trace(**vlm.inputs([sample])),
     ):
@@ -94,7 +94,7 @@ def same_answers(vlm: sk.VLM, vector: sk.SteeringVector, samples: Sequence[sk.Sa
     """Steered answers, equal in both engines."""
     answers = []
     for engine in ("hooks", "nnsight"):
-        with sk.steer(vlm, vector, engine=engine):
+        with sk.steer(vlm, vector, engine=engine, policy="off"):
             answers.append(vlm.generate(samples, max_new_tokens=4, min_new_tokens=4))
     assert answers[0] == answers[1]
     return answers[0]

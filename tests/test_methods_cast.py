@@ -141,7 +141,8 @@ def test_all_of_several_gates(measured_llava: ReadByHooks, anchors: list[sk.Samp
     assert not np.array_equal(passed.any(1), passed.all(1))
     for combine, expected in (("any", passed.any(1)), ("all", passed.all(1))):
         both = Gates(combine=combine, gates=gates)  # type: ignore[arg-type]
-        with sk.steer(vlm, vector.with_metadata(interventions=[change.model_copy(update={"gate": both})])):
+        gated = vector.with_metadata(interventions=[change.model_copy(update={"gate": both})])
+        with sk.steer(vlm, gated, policy="off"):
             found = [logits(vlm, sample) for sample in anchors]
         moved = [not torch.equal(after, logits(vlm, sample)) for after, sample in zip(found, anchors, strict=True)]
         assert moved == expected.tolist()
@@ -157,15 +158,15 @@ def test_a_prompt_in_chunks_is_judged_once_it_was_read(measured_llava: ReadByHoo
     inputs = vlm.inputs(prompts)
     whole, chunked = [], []
     for found, options in ((whole, {}), (chunked, {"prefill_chunk_size": 5})):
-        with sk.steer(vlm, later):
+        with sk.steer(vlm, later, policy="off"):
             found.append(vlm.model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, **options))  # type: ignore[operator]
     assert torch.equal(whole[0], chunked[0])
     assert not torch.equal(whole[0], vlm.model.generate(**inputs, max_new_tokens=5, min_new_tokens=5))  # type: ignore[operator]
-    with pytest.raises(EngineError, match="chunked prefill"), sk.steer(vlm, vector):
+    with pytest.raises(EngineError, match="chunked prefill"), sk.steer(vlm, vector, policy="off"):
         vlm.model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=5)  # type: ignore[operator]
     with torch.no_grad():
         cache = cache_of(vlm.model(**inputs, use_cache=True))
-        with pytest.raises(EngineError, match="continues from a KV cache"), sk.steer(vlm, later):
+        with pytest.raises(EngineError, match="continues from a KV cache"), sk.steer(vlm, later, policy="off"):
             vlm.model(input_ids=inputs["input_ids"][:, -1:], **{CACHE: cache})
 
 

@@ -17,7 +17,6 @@ from test_methods import LAYERS, TOLERANCE, last_token
 
 import steerkit as sk
 from steerkit.errors import EmptyAnchorSetError, OptionError, SteerKitError
-from steerkit.intervention import Measure
 from steerkit.methods.astra import attribute, lasso, with_cells
 from steerkit.samples import Sample
 from steerkit.vector import Key, SteeringVector
@@ -59,7 +58,7 @@ def assert_steers(
 
     with edited(vlm.model, "llava", [Edit(layer, position, wide(change)) for layer, change in changes.items()]):
         expected = generate(vlm.model, inputs, 4)
-    with sk.steer(vlm, vector):
+    with sk.steer(vlm, vector, policy="off"):
         found = generate(vlm.model, inputs, 4)
     plain = generate(vlm.model, inputs, 4)
     assert distance(found, expected) < LOGITS
@@ -238,11 +237,6 @@ def test_adasteer_reads_where_the_groups_are_best_apart(measured_llava: ReadByHo
         assert [key.layer for key in vector.tensors if key.name == name] == [int(np.argmax(apart))]
 
 
-def test_a_measure_on_an_unsteered_pass_needs_its_layer() -> None:
-    with pytest.raises(ValueError, match="needs the layer"):
-        Measure(kind="cosine", unsteered=True)
-
-
 def test_an_unsteered_measure_is_read_for_each_prompt_of_a_batch_and_each_of_its_answers(
     measured_llava: ReadByHooks, anchors: list[Sample]
 ) -> None:
@@ -250,7 +244,7 @@ def test_an_unsteered_measure_is_read_for_each_prompt_of_a_batch_and_each_of_its
     vlm = measured_llava.vlm
     vector = sk.AdaSteer(rejection_layer=3, rejection=(-3.0, 1.0, -9.0, 9.0)).fit(measured_llava, anchors)
     chosen = [anchors[0], replace(anchors[1], text="Where?")]
-    with sk.steer(vlm, vector):
+    with sk.steer(vlm, vector, policy="off"):
         together = generate(vlm.model, vlm.inputs(chosen), 2, num_return_sequences=2, num_beams=2)
         alone = [generate(vlm.model, vlm.inputs([s]), 2, num_return_sequences=2, num_beams=2) for s in chosen]
     for row, one in enumerate(alone):

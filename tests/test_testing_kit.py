@@ -23,9 +23,16 @@ from steerkit.testing.contract import run_all
 
 # Options under which a method is checked; one without an entry is checked as it is without options.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "astra": [{"grid": 2, "masks": 4, "answer_tokens": 2}, {"source": "pairs"}],
     "cmrm": [{}, {"aggregate": "pca"}, {"level": "sample", "counterpart": "blank"}],
+    "iti": [{"heads": 16}],  # all: which anchors are held out, and so which heads are best, depends on their order
     "refusal_direction": [{}, {"mode": "ablate"}],
+    "vlm_guard": [{}, {"pairing": "neighbours"}],
+    "vti": [{"masks": 2, "grid": 4, "mask_ratio": 0.5}],
 }
+
+# Anchors of the methods that take another number of them than the kit's.
+ANCHORS = {"actadd": example_anchors(("positive", "negative"))[:2]}
 
 
 def _own_methods() -> list[Any]:
@@ -33,7 +40,7 @@ def _own_methods() -> list[Any]:
         pytest.param(check, id=f"{name}-{index}-{check}")
         for name in sk.method_names()
         for index, options in enumerate(OPTIONS.get(name, [{}]))
-        for check in method_checks(sk.get_method(name), options=options)
+        for check in method_checks(sk.get_method(name), options=options, anchors=ANCHORS.get(name))
     ]
 
 

@@ -87,9 +87,11 @@ class ASTRA(SteeringMethod):
         labels = (self.adversarial, self.benign, *((self.masked,) if self.source == "pairs" else ()))
         if len(set(labels)) != len(labels):
             raise ValueError(f"two of the labels {labels} are the same")
-        unused = {"grid", "masks", "keep", "top", "penalty", "answer_tokens", "seed"} & self.model_fields_set
+        # by value, because a pack names every option, those that were left at their defaults too
+        attribution = ("answer_tokens", "grid", "keep", "masks", "penalty", "seed", "top")
+        unused = [name for name in attribution if getattr(self, name) != type(self).model_fields[name].default]
         if self.source == "pairs" and unused:
-            raise ValueError(f"{sorted(unused)} apply to source='attribution' only")
+            raise ValueError(f"{unused} apply to source='attribution' only")
         return self
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:

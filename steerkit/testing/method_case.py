@@ -67,7 +67,7 @@ class MethodCase:
     @cached_property
     def together(self) -> int:
         """How many neighbours in the anchor set belong together, where a plan says so."""
-        return int(getattr(self.method().plan(self.vlm, self.anchors), "together", 1))
+        return self.method().plan(self.vlm, self.anchors).together
 
     @property
     def measures(self) -> bool:
