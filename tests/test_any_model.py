@@ -528,7 +528,8 @@ def test_switching_a_peft_adapter_is_noticed_by_the_fingerprint() -> None:
         generate(vlm.model, inputs)
     with tuned.disable_adapter(), block as bare:
         generate(vlm.model, inputs)
-    assert (answered(receipt), answered(bare)) == ("fail", "pass")
+    assert answered(receipt) in ("warn", "fail")
+    assert answered(bare) == "pass"
 
 
 def test_the_fingerprint_of_an_offloaded_model_stays_known() -> None:
