@@ -162,6 +162,60 @@ def generation(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     return rows
 
 
+def composition(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Generation with one, three and ten vectors, every layer steered at every step."""
+    samples = anchors(BATCH, ("harmful",))
+
+    def run() -> None:
+        vlm.generate(samples, batch_size=BATCH, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+
+    def steered(count: int, **intervention: Any) -> Callable[[], None]:
+        one = random_vector(vlm, "both")
+        changed = (one.interventions[0].model_copy(update=intervention),)
+        vectors = [sk.SteeringVector(one.tensors, one.metadata.model_copy(update={"interventions": changed}))] * count
+
+        def call() -> None:
+            with sk.steer(vlm, vectors, strength=1 / count):
+                run()
+
+        return call
+
+    variants: dict[str, Callable[[], Any]] = {"unsteered": run}
+    variants |= {f"{count} added": steered(count) for count in (1, 3, 10)}
+    variants |= {f"{count} norm preserving, not summed": steered(count, norm_preserving=True) for count in (1, 3, 10)}
+    return compare(variants, "unsteered", rounds, device)
+
+
+def fitting(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Fitting each method, against the bare forward passes of the backbone over the views that it reads."""
+    samples = anchors(16, ("harmful", "harmless"))
+    batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
+
+    def passes(*views: Any) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad():
+                for batch in batches:
+                    for images in views:
+                        vlm.model.model(**vlm.inputs(batch, images), use_cache=False)
+
+        return run
+
+    def fit(method: sk.SteeringMethod) -> Callable[[], Any]:
+        return lambda: method.fit(vlm, samples, batch_size=BATCH)
+
+    labels = {"positive": "harmful", "negative": "harmless"}
+    every = tuple(range(vlm.record.layer_count))
+    methods: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "cmrm": (passes(False, "blank"), fit(sk.CMRM(counterpart="blank"))),
+        "caa": (passes(True), fit(sk.CAA(**labels, layers=every))),
+    }
+    rows: list[dict[str, Any]] = []
+    for name, (bare, fitted) in methods.items():
+        variants = {f"{name}: bare forward passes": bare, f"{name}: fit": fitted}
+        rows += compare(variants, f"{name}: bare forward passes", rounds, device)
+    return rows
+
+
 def extraction(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     """Capturing the last prompt token at every layer, against forward passes of the backbone alone."""
     samples = anchors(16, ("harmful",))
@@ -325,6 +379,8 @@ def main() -> None:
         "machine": f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, {options.device}",
         "parameters": parameters,
         "generation": generation(vlm, options.rounds, options.device),
+        "composition": composition(vlm, options.rounds, options.device),
+        "fitting": fitting(vlm, options.rounds, options.device),
         "extraction": extraction(vlm, options.rounds, options.device),
         "references": references(vlm, options.rounds, options.device),
         "others": others(options.rounds) if options.device == "cpu" and options.preset == "50m" else [],
@@ -332,7 +388,7 @@ def main() -> None:
     }
     console = Console()
     console.print(f"{parameters / 1e6:.1f} M parameters, {found['machine']}")
-    for title in ("generation", "extraction", "references", "others", "memory"):
+    for title in ("generation", "composition", "fitting", "extraction", "references", "others", "memory"):
         if found[title]:
             show(console, title, found[title])  # type: ignore[arg-type]
     if options.json:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from steerkit.adapter import Architecture, ModelAdapter
     from steerkit.calibration import Budget, calibrate, equal_kl
     from steerkit.comparison import compare
+    from steerkit.composition import Conflict, conflicts, orthogonalized
     from steerkit.errors import SteerKitError
     from steerkit.evaluation import Case, PhraseJudge, Suite, evaluate
     from steerkit.intervention import Intervention
@@ -49,6 +50,7 @@ _HOME = {
     "CAST": "steerkit.methods.cast",
     "CMRM": "steerkit.methods.cmrm",
     "Case": "steerkit.evaluation",
+    "Conflict": "steerkit.composition",
     "Fit": "steerkit.method",
     "ITI": "steerkit.methods.iti",
     "Intervention": "steerkit.intervention",
@@ -73,11 +75,13 @@ _HOME = {
     "compare": "steerkit.comparison",
     "equal_kl": "steerkit.calibration",
     "evaluate": "steerkit.evaluation",
+    "conflicts": "steerkit.composition",
     "get_adapter": "steerkit.registry",
     "get_method": "steerkit.registry",
     "load": "steerkit.vlm",
     "load_vector": "steerkit_vectors_hub.load",
     "method_names": "steerkit.registry",
+    "orthogonalized": "steerkit.composition",
     "read_samples": "steerkit.samples",
     "sign": "steerkit_vectors_hub.signing.signer",
     "steer": "steerkit.steering",
@@ -113,6 +117,9 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "Key",
     "Intervention",
     "steer",
+    "conflicts",
+    "Conflict",
+    "orthogonalized",
     "Receipt",
     "compare",
     "calibrate",

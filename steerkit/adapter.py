@@ -81,6 +81,8 @@ class Architecture:
         text_module: The submodule that answers a prompt without an image; empty for the model itself.
         transient: Attributes that the model caches between calls and that must not survive into the next one.
         encoder_decoder: Whether the prompt goes to an encoder. The decoder's prompt is then its start token.
+        counts_padding: Whether a bare forward pass counts padding among the positions, as models with learned positions
+            do, unless it is told the positions.
         heads: The attention heads; None where blocks have none, or not the same ones, and `head_out` is refused.
         vision: The vision tower; None where it can't be steered.
     """
@@ -96,6 +98,7 @@ class Architecture:
     text_module: str = ""
     transient: tuple[str, ...] = ()
     encoder_decoder: bool = False
+    counts_padding: bool = False
     heads: Heads | None = None
     vision: VisionTower | None = None
 
@@ -151,10 +154,12 @@ class ModelAdapter(ABC):
     Attributes:
         name: The family's name, as in the entry point.
         model_types: The `config.model_type` values that it serves.
+        auto_class: The class of transformers that loads these models.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    auto_class: ClassVar[str] = "AutoModelForImageTextToText"
 
     @abstractmethod
     def architecture(self, model: nn.Module) -> Architecture:
@@ -203,6 +208,11 @@ class ModelAdapter(ABC):
         In the groups that the image processor wants them in: by prompt where it treats prompts with several images
         differently, otherwise all in one.
         """
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor; that of a language model is its processor."""
+    return getattr(processor, "tokenizer", processor)
 
 
 @runtime_checkable

@@ -44,6 +44,9 @@ PIXEL_TOLERANCE = 0.05
 LAYERS = 4
 """Layers whose states are kept."""
 
+_SWITCHES = ("_active_adapter", "_disable_adapters", "scaling", "merged_adapters")
+"""What PEFT keeps in a layer of which adapters run, and how strongly."""
+
 _PIXELS = 128
 _SIZE = (336, 448)
 """Height and width of the probe images, which no processor takes as they are: it has to scale, crop or cut them."""
@@ -58,13 +61,14 @@ def _pattern() -> Image.Image:
     return Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8))
 
 
-def probes() -> dict[str, Sample]:
-    """The fixed prompts, by name."""
-    return {
+def probes(images: bool = True) -> dict[str, Sample]:
+    """The fixed prompts, by name; for a language model, without their images."""
+    found = {
         "text": Sample("Explain in one sentence why the sky is blue."),
         "blank": Sample("Describe this picture.", images=(Image.new("RGB", (_SIZE[1], _SIZE[0]), (255, 255, 255)),)),
         "pattern": Sample("Which colours do you see here?", images=(_pattern(),)),
     }
+    return found if images else {name: Sample(sample.text) for name, sample in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +245,7 @@ def _measure(vlm: VLM) -> Responses:
     layers = range(vlm.architecture.layer_count)
     found: Responses = {}
     with vlm.unnoticed():
-        for name, sample in probes().items():
+        for name, sample in probes(images=bool(vlm.architecture.image_token_ids)).items():
             inputs = vlm.inputs([sample])
             vlm.reset()
             captured = hooks.capture(vlm.model, inputs, vlm.architecture, layers, "resid_post")
@@ -277,15 +281,21 @@ def state_of(vlm: VLM) -> tuple[Any, ...]:
     Not noticed: what is written through `parameter.data`, which PyTorch does not count, and offloaded weights.
     """
     found: list[int] = []
+    switches: list[str] = []
     for module in vlm.model.modules():
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
-                if tensor is not None:
+                # accelerate makes the stand-ins of offloaded weights anew after every pass
+                if tensor is not None and not tensor.is_meta:
                     found += (id(tensor), _pointer(tensor), _version(tensor))
+        # PEFT switches its adapters without touching a weight
+        if "_active_adapter" in vars(module):
+            switches.append(str([vars(module).get(name) for name in _SWITCHES]))
     images = getattr(vlm.processor, "image_processor", None)
     return (
         vlm.model.training,
         found,
+        switches,
         id(vlm.processor),
         getattr(vlm.processor, "chat_template", None),
         getattr(getattr(vlm.processor, "tokenizer", None), "chat_template", None),

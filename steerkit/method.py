@@ -31,6 +31,7 @@ from steerkit.errors import (
     NonFiniteError,
     OptionError,
     SampleError,
+    UnsupportedModelError,
 )
 from steerkit.intervention import Frozen, Intervention
 from steerkit.metadata import AnchorRecord, MethodRecord, PackMetadata
@@ -250,6 +251,16 @@ def require_anchors(anchors: Sequence[Sample]) -> None:
     if len(anchors) == 0:
         raise EmptyAnchorSetError(
             "the anchor set is empty", expected="at least one sample", fix="read some with steerkit.read_samples"
+        )
+
+
+def require_vision(model: SteerableModel) -> None:
+    """For `plan`: refuse a language model that takes no images."""
+    if not model.architecture.image_token_ids:
+        raise UnsupportedModelError(
+            f"{model.record.architecture} takes no images, and the method measures what an image does to a model",
+            expected="a vision-language model",
+            fix="use a method that contrasts texts, such as CAA or RefusalDirection",
         )
 
 

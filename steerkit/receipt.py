@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from steerkit.checks import Check
 
@@ -35,24 +35,24 @@ class SiteCount:
         """See the class."""
         return float(self._change) / self._measured if self._measured else float("nan")
 
+    def _add(self, prompt: int, generated: int, change: Tensor | None) -> None:
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+        if change is not None:
+            self._change = self._change + change.sum()
+            self._measured += int(change.numel())
+
 
 @dataclass(eq=False)
-class Receipt:
-    """Filled in while a steering context is open; read it inside or afterwards.
+class Counts:
+    """Counts by layer and site.
 
     Attributes:
         sites: `{(layer, site): SiteCount}`; a site of the vision tower is called `vision.mlp_out` and the like, and its
             image tokens count as prompt tokens.
-        nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
-        checks: What was checked about the vectors and the model before anything was steered.
-        shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
     """
 
     sites: dict[tuple[int, str], SiteCount] = field(default_factory=dict)
-    nnsight: Any = None
-    shipped: bool = False
-    checks: tuple[Check, ...] = ()
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def layers(self) -> list[int]:
@@ -93,20 +93,92 @@ class Receipt:
             found[layer] = change if math.isnan(known) else max(known, change)
         return found
 
+
+@final
+@dataclass(eq=False)
+class VectorCount(Counts):
+    """What one of the vectors did.
+
+    Its change is what it did on its own: where two vectors pull in opposite directions, the change of the receipt is
+    smaller than either's.
+
+    Attributes:
+        name: The vector's method.
+        share: Its part, 0 to 1, of the sum of all vectors' relative changes; NaN if none was measured.
+    """
+
+    name: str = ""
+    share: float = math.nan
+
+
+@final
+@dataclass(eq=False)
+class Receipt(Counts):
+    """Filled in while a steering context is open; read it inside or afterwards.
+
+    A token that several vectors steer at a place is counted there once.
+
+    Attributes:
+        sites: See `Counts`.
+        nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
+        checks: What was checked about the vectors and the model before anything was steered.
+        shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
+    """
+
+    nnsight: Any = None
+    shipped: bool = False
+    checks: tuple[Check, ...] = ()
+    _vectors: list[VectorCount] = field(default_factory=list, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def vectors(self) -> tuple[VectorCount, ...]:
+        """What each vector did, in the order in which they were given."""
+        changes = [float(sum(site._change for site in each.sites.values())) for each in self._vectors]
+        whole = sum(changes)
+        for each, change in zip(self._vectors, changes, strict=True):
+            each.share = change / whole if whole else math.nan
+        return tuple(self._vectors)
+
     @property
     def empty(self) -> bool:
         """Whether nothing was steered."""
         return not self.sites
 
-    def add(self, layer: int, site: str, *, prompt: int, generated: int, change: Tensor | None) -> None:
-        """Count one application; `change` holds the relative change of each token."""
+    def name(self, names: Iterable[str]) -> None:
+        """Say which vectors `shares` will speak of, by their index."""
+        self._vectors = [VectorCount(name=name) for name in names]
+
+    def add(
+        self,
+        layer: int,
+        site: str,
+        *,
+        prompt: int,
+        generated: int,
+        change: Tensor | None,
+        shares: Sequence[tuple[int, int, int, Tensor | None]] = (),
+    ) -> None:
+        """Count what was done at a place in one pass.
+
+        Args:
+            layer: The layer.
+            site: The site.
+            prompt: Steered tokens of prompts.
+            generated: Steered tokens of answers.
+            change: The relative change of each token, where it was measured.
+            shares: `(vector, prompt, generated, change)` of each intervention.
+        """
         with self._lock:
-            count = self.sites.setdefault((layer, site), SiteCount())
-            count.prompt_tokens += prompt
-            count.generated_tokens += generated
-            if change is not None:
-                count._change = count._change + change.sum()
-                count._measured += int(change.numel())
+            _at(self.sites, layer, site)._add(prompt, generated, change)
+            # several interventions of one vector: its tokens are those of the one that steers most of them
+            seen: dict[int, tuple[int, int]] = {}
+            for index, prompt_tokens, generated_tokens, size in shares:
+                before = seen.get(index, (0, 0))
+                now = (prompt_tokens, generated_tokens)
+                seen[index] = (max(before[0], now[0]), max(before[1], now[1])) if index in seen else now
+                count = _at(self._vectors[index].sites, layer, site)
+                count._add(seen[index][0] - before[0], seen[index][1] - before[1], size)
 
     def __str__(self) -> str:
         """One line for people."""
@@ -118,10 +190,19 @@ class Receipt:
         more = f"; and {seen}" if self.vision_layers else ""
         changes = [change for change in self.relative_change.values() if not math.isnan(change)]
         size = f", by up to {100 * max(changes):.1f} % of the hidden state" if changes else ""
+        vectors = self.vectors if len(self._vectors) > 1 else ()
+        shares = ", ".join(f"{each.name} {100 * each.share:.0f} %" for each in vectors if not math.isnan(each.share))
         return (
             f"steered {len(self.layers)} layers ({self.layers[0]}-{self.layers[-1]}), {self.prompt_tokens} prompt and "
-            f"{self.generated_tokens} generated tokens each{size}{more}"
+            f"{self.generated_tokens} generated tokens each{size}{f' ({shares})' if shares else ''}{more}"
         )
+
+
+def _at(sites: dict[tuple[int, str], SiteCount], layer: int, site: str) -> SiteCount:
+    count = sites.get((layer, site))
+    if count is None:
+        count = sites[layer, site] = SiteCount()
+    return count
 
 
 def _seen(site: str) -> bool:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import Tensor, nn
 
 from steerkit import ops
+from steerkit.adapter import tokenizer_of
 from steerkit.arguments import as_strengths, as_vectors
 from steerkit.checks import Check, Policy, enforce
+from steerkit.composition import orthogonalized
 from steerkit.dose import check_dose
-from steerkit.engines import hooks
+from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
@@ -45,15 +47,19 @@ class steer:
     Every call of the model inside the block is steered: `generate`, a pipeline, a bare forward pass. Blocks nest, and
     compose in the order in which they were opened. On any exit the model is what it was before.
 
+    Vectors that are given together are applied in their order at each place. Additions of stored directions commute,
+    and those that follow each other on the same tokens are made in one step.
+
     Args:
-        model: The Hugging Face model, or a `VLM`. A vector that is measured on each prompt (sample-level CMRM) needs
-            the VLM, because building the views of a prompt needs the processor.
+        model: The Hugging Face model, a PEFT model around one, or a `VLM`. A vector that is measured on each prompt
+            (sample-level CMRM) needs the VLM, because building the views of a prompt needs the processor.
         vector: One vector, or several that are applied in order.
         strength: A factor for all of them, or one for each. 1 is the dose that the method intends.
         engine: `hooks` steers the raw model and is the fast one. `nnsight` steers `VLM.generate`, and the traces that
             are opened on `receipt.nnsight`.
         threads: `current`: calls from the thread that opened the block, so that threads may steer one model differently
             at once. `all`: calls from any thread, as when a streamer runs `generate` in a thread of its own.
+        orthogonalize: Apply `orthogonalized(vectors)`: a later vector loses what lies in the span of the earlier ones.
         policy: What becomes of doubts about whether the vector belongs to this model and how large its dose is.
             `strict`: what can't be right is an error, what somebody should look at is a `TrustWarning`. `warn`: both
             are warnings, as for a vector that was extracted on a relative of the model. `off`: nothing is said. The
@@ -79,6 +85,7 @@ class steer:
         strength: float | Sequence[float] = 1.0,
         engine: Engine = "hooks",
         threads: Literal["current", "all"] = "current",
+        orthogonalize: bool = False,
         policy: Policy = "strict",
     ) -> None:
         for name, value, allowed in (
@@ -98,6 +105,8 @@ class steer:
         _check_eager(self._vlm.model)
         for each in self._vectors:
             check_match(each, self._vlm, policy)
+        if orthogonalize:
+            self._vectors = orthogonalized(self._vectors)
         self._policy: Policy = policy
         self._checked: tuple[Any, tuple[Check, ...]] | None = None
         self._engine = engine
@@ -107,6 +116,7 @@ class steer:
 
     def _compile(self, receipt: Receipt) -> Application:
         vlm = self._vlm
+        _check_kept(vlm.model)
 
         def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site) -> Contrasts:
             return measure_contrast(vlm, prompt, contrast, layers, site)
@@ -242,18 +252,33 @@ def _size_problems(vector: SteeringVector, ours: ModelRecord) -> list[str]:
 
 
 def _check_eager(model: nn.Module) -> None:
-    """Refuse a compiled model: its graph does not see hooks that are added later.
+    """Refuse a model that was compiled outside: its graph does not see hooks that are added later.
 
     Raises:
         EngineError: The model or one of its modules has been compiled.
     """
     for name, module in model.named_modules():
-        if module._compiled_call_impl is not None or name == "_orig_mod":
+        if compiled.is_compiled(module) or name == "_orig_mod":
             raise EngineError(
-                f"{name or type(model).__name__} has been compiled with torch.compile",
-                expected="a model that runs eagerly",
-                fix="steer the model as it was before it was compiled, or load it again",
+                f"{name or type(model).__name__} has been compiled with torch.compile before the block",
+                expected="a model that runs eagerly, or is compiled inside the block",
+                fix="steer the model as it was before it was compiled; inside the block, generate(..., "
+                "cache_implementation='static') compiles by itself, or model.forward = torch.compile(model.forward)",
             )
+
+
+def _check_kept(model: nn.Module) -> None:
+    """Refuse gradient checkpointing: its backward pass runs blocks again, outside of any call that could be followed.
+
+    Raises:
+        EngineError: The model would run blocks again.
+    """
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise EngineError(
+            f"{type(model).__name__} is trained with gradient checkpointing",
+            expected="a model that keeps its activations: steering would be missing where blocks are run again",
+            fix="model.gradient_checkpointing_disable(), or model.eval()",
+        )
 
 
 def measure_contrast(
@@ -279,6 +304,6 @@ def measure_contrast(
 
 def _system_lengths(architecture: Architecture, processor: Any) -> Any:
     def lengths(ids: Tensor, real: Tensor) -> Tensor:
-        return system_lengths(ids, real, architecture, processor.tokenizer)
+        return system_lengths(ids, real, architecture, tokenizer_of(processor))
 
     return lengths

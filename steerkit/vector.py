@@ -55,6 +55,9 @@ class SteeringVector:
 
     Immutable: algebra returns a new vector whose `metadata.history` says what was done.
 
+    To train directions, build a vector around tensors that require gradients in each step, and steer with it: the
+    vector holds copies, and gradients reach the tensors through them.
+
     Attributes:
         tensors: `{Key: [hidden] or [k, hidden]}`, on the CPU.
         metadata: The document that is saved with them, interventions included; its `dtype` is that of the tensors.
@@ -72,9 +75,9 @@ class SteeringVector:
     _places: Mapping[tuple[str, str, str], frozenset[int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # a copy: whoever holds the tensors that were given can't change the vector
+        # a copy: whoever holds the tensors that were given can't change the vector; gradients reach them through it
         tensors = {
-            Key(*key): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            Key(*key): tensor.cpu().clone(memory_format=torch.contiguous_format)
             for key, tensor in sorted(self.tensors.items())
         }
         model = self.metadata.model
@@ -294,7 +297,8 @@ class SteeringVector:
         """
         document = self.metadata.model_copy(update={"tensors_sha256": self.digest()}).model_dump(mode="json")
         data = safetensors.torch.save(
-            {tensor_name(*key): tensor for key, tensor in self.tensors.items()}, metadata=encode_document(document)
+            {tensor_name(*key): tensor.detach() for key, tensor in self.tensors.items()},
+            metadata=encode_document(document),
         )
         parse_pack(data, name=name)
         return data
@@ -335,7 +339,7 @@ class SteeringVector:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and other processes get a vector that has passed the same checks."""
-        return SteeringVector, (dict(self.tensors), self.metadata, self.source)
+        return SteeringVector, ({key: t.detach() for key, t in self.tensors.items()}, self.metadata, self.source)
 
     def push_to_hub(
         self,
@@ -503,4 +507,4 @@ def _with_dose(intervention: Intervention, factor: float) -> Intervention:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()

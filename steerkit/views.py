@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter
+from steerkit.adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
 from steerkit.errors import EngineError, ProcessorError
 from steerkit.intervention import View
 
@@ -65,7 +65,7 @@ def without_image(inputs: Inputs, architecture: Architecture, processor: Any) ->
     Raises:
         EngineError: The tokenizer does not reproduce the prompt from its text, so the text can't be trusted.
     """
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     rows: list[list[int]] = []
     for index, row in enumerate(ids):

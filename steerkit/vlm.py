@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter
+from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter, tokenizer_of
 from steerkit.engines import hooks
 from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
@@ -41,7 +41,7 @@ class VLM:
     Build one with `steerkit.load` or `steerkit.wrap`.
 
     Attributes:
-        model: The Hugging Face model, untouched.
+        model: The Hugging Face model, untouched; of a PEFT model, the one inside, whose layers hold the adapters.
         processor: Its processor; None where only raw inputs will be used.
         adapter: The family's adapter.
         architecture: Where the model's blocks are.
@@ -49,7 +49,7 @@ class VLM:
     """
 
     def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter) -> None:
-        self.model = model
+        self.model = model = unwrapped(model)
         self.processor = processor
         self.adapter = adapter
         self.architecture: Architecture = adapter.architecture(model)
@@ -60,7 +60,9 @@ class VLM:
     def device(self) -> torch.device:
         """Where inputs go: the device of the token embeddings."""
         embeddings = cast("Any", self.model).get_input_embeddings()
-        return next(embeddings.parameters()).device
+        device = next(embeddings.parameters()).device
+        # accelerate keeps offloaded weights elsewhere, and moves them here for a pass
+        return torch.device(embeddings._hf_hook.execution_device) if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,7 +144,7 @@ class VLM:
                 expected="options under which generate returns ids",
                 fix="for scores call model.generate(**vlm.inputs(samples), ...)",
             )
-        tokenizer = self.require_processor("generate").tokenizer
+        tokenizer = tokenizer_of(self.require_processor("generate"))
         texts: list[str | None] = [None] * len(as_samples(samples))
         done = 0
         for batch in self._batches(samples, images, batch_size):
@@ -259,7 +261,7 @@ class VLM:
             SampleError: A sample can't be a prompt of this model; found before the model runs.
             ProcessorError: The VLM was wrapped without a processor.
         """
-        tokenizer = self.require_processor("the likelihood of an answer").tokenizer
+        tokenizer = tokenizer_of(self.require_processor("the likelihood of an answer"))
         if len(answers) != len(as_samples(samples)):
             raise OptionError(f"{len(answers)} answers for {len(samples)} samples", expected="one for each")
         begun = [
@@ -460,12 +462,12 @@ def load(source: str, **options: Any) -> VLM:
     Example:
         >>> vlm = sk.load("llava-hf/llava-1.5-7b-hf", device_map="auto", dtype="bfloat16")
     """
-    from transformers import AutoModelForImageTextToText
+    import transformers
 
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     adapter = adapter_of(source, **shared)
     processor = adapter.load_processor(str(source), **shared)
-    model = AutoModelForImageTextToText.from_pretrained(source, **options)
+    model = getattr(transformers, adapter.auto_class).from_pretrained(source, **options)
     return VLM(model.eval(), processor, adapter)
 
 
@@ -499,29 +501,52 @@ def wrap(model: nn.Module, processor: Any = None) -> VLM:
     """Use a model that is already loaded.
 
     Args:
-        model: The Hugging Face model; it is neither copied nor changed.
-        processor: Its processor. Without one, only raw inputs can be used: `steer(model, vector)` and
-            `model.generate(**inputs)`.
+        model: The Hugging Face model, or a PEFT model around it; it is neither copied nor changed.
+        processor: Its processor (of a language model, its tokenizer). Without one, only raw inputs can be used:
+            `steer(model, vector)` and `model.generate(**inputs)`.
 
     Raises:
-        UnsupportedModelError: No adapter serves this model type.
+        UnsupportedModelError: No adapter serves this model type, or PEFT puts tokens of its own in front of prompts.
     """
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
+    model = unwrapped(model)
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if not isinstance(model, nn.Module) or not isinstance(model_type, str):
         raise OptionError(
             f"{type(model).__name__} is not a Hugging Face model",
             expected="a model with a config",
-            fix="pass what from_pretrained returned; of a module that holds it, pass the model inside",
+            fix="pass what from_pretrained returned; of what holds it, the model inside: pipe.model of a pipeline",
         )
     return VLM(model, processor, adapter_for(model_type))
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside a PEFT model, or the model itself.
+
+    PEFT changes the layers of that model in place and calls it, so whatever is done to it is done to both.
+
+    Raises:
+        UnsupportedModelError: An adapter puts tokens of its own in front of the prompt, at positions that no selector
+            knows.
+    """
+    peft: Any = sys.modules.get("peft")  # whoever holds a PEFT model has imported it
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return model
+    wrapper = cast("Any", model)
+    if prompting := sorted(name for name, config in wrapper.peft_config.items() if config.is_prompt_learning):
+        raise UnsupportedModelError(
+            f"the PEFT adapters {prompting} put tokens of their own in front of the prompt",
+            expected="adapters that change layers, such as LoRA",
+            fix="steer the model without them: model.get_base_model()",
+        )
+    return wrapper.get_base_model()
+
+
 def _record(model: nn.Module, processor: Any, architecture: Architecture) -> ModelRecord:
     config = cast("Any", model).config
-    tokenizer = getattr(processor, "tokenizer", None)
+    tokenizer = None if processor is None else tokenizer_of(processor)
     images = getattr(processor, "image_processor", None)
     return ModelRecord(
         id=str(config.name_or_path or ""),
@@ -545,6 +570,7 @@ def _record(model: nn.Module, processor: Any, architecture: Architecture) -> Mod
 def _stable(settings: Any) -> Any:
     """Settings without what changes from one library version or loading option to the next."""
     volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "_commit_hash"}
+    volatile |= {"quantization_config"}
     if isinstance(settings, dict):
         return {str(key): _stable(value) for key, value in settings.items() if key not in volatile}
     return settings

@@ -19,9 +19,9 @@ def python_blocks(page: Path) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, match.start()) + 1, match[1]
 
 
-def run_page(page: Path, change: Callable[[str], str] = lambda code: code) -> dict[str, Any]:
+def run_page(page: Path, change: Callable[[str], str] = lambda code: code, **given: Any) -> dict[str, Any]:
     """Run the blocks of a page one after the other, in one namespace, with the lines that the page gives them."""
-    names: dict[str, Any] = {"__name__": "__page__"}
+    names: dict[str, Any] = {"__name__": "__page__", **given}
     for line, code in python_blocks(page):
         exec(compile("\n" * line + change(code), str(page), "exec"), names)
     return names

@@ -21,9 +21,18 @@ import steerkit as sk
 from steerkit.metadata import MethodRecord, PackMetadata
 
 CAUSAL = "model.language_model.layers"
-BLOCKS = {"instructblip-llama": "language_model.model.layers", "instructblip-t5": "language_model.decoder.block"}
+BLOCKS = {
+    "instructblip-llama": "language_model.model.layers",
+    "instructblip-t5": "language_model.decoder.block",
+    "peft-llava": "base_model.model.model.language_model.layers",
+    "decoder": "model.layers",
+    "gpt2": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+}
 INNER = {
-    "instructblip-t5": {"resid_post": "", "mlp_out": ".layer.2.DenseReluDense", "attn_out": ".layer.0.SelfAttention"}
+    "instructblip-t5": {"resid_post": "", "mlp_out": ".layer.2.DenseReluDense", "attn_out": ".layer.0.SelfAttention"},
+    "gpt2": {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".attn"},
+    "gpt_neox": {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".attention"},
 }
 USUAL = {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".self_attn"}
 
@@ -170,8 +179,8 @@ def forget(model: Any) -> None:
 
 def no_images(model: Any) -> dict[str, Any]:
     """The option that keeps image tokens, which mean nothing in an answer, out of it."""
-    token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
-    return {"suppress_tokens": [token]}
+    token = getattr(model.config, "image_token_id", None) or getattr(model.config, "image_token_index", None)
+    return {} if token is None else {"suppress_tokens": [token]}
 
 
 def generate(model: Any, inputs: Mapping[str, Any], steps: int = 5, **options: Any) -> Any:

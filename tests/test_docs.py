@@ -11,6 +11,8 @@ import pytest
 import torch
 from doc_code import python_blocks, run_page
 from PIL import Image
+from reference import TEXT_ONLY, WITH_IMAGE, directions, vector
+from tiny import decoder
 from typer.testing import CliRunner
 
 import steerkit as sk
@@ -25,7 +27,7 @@ from steerkit_vectors_hub import interop
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening")
+RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
 
 
 @pytest.fixture
@@ -82,6 +84,29 @@ def test_interop_page_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) 
     run_page(DOCS / "interop.md")
     assert "converted from a repeng ControlVector" in capsys.readouterr().out
     assert (elsewhere / "happy-2-3.gguf").exists()
+
+
+def test_composition_page_runs(llava: sk.VLM, capsys: pytest.CaptureFixture[str]) -> None:
+    safety, style = (vector(llava, directions(llava, seed=seed)) for seed in range(2))
+    run_page(
+        DOCS / "composition.md", sk=sk, model=llava.model, inputs=llava.inputs(WITH_IMAGE), safety=safety, style=style
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_any_model_page_runs() -> None:
+    vlm = sk.wrap(*decoder.build("llama", layers=2))
+    steering = vector(vlm, directions(vlm), sk.Intervention(tokens="all")).select([1])
+    inputs = vlm.inputs(TEXT_ONLY)
+    batch = {**inputs, "labels": inputs["input_ids"]}
+    given = {"sk": sk, "torch": torch, "model": vlm.model, "vector": steering, "inputs": inputs, "batches": [batch] * 2}
+    names = run_page(
+        DOCS / "any-model.md",
+        lambda code: code.replace("12", "1").replace("compile(forward)", "compile(forward, backend='eager')"),
+        **given,
+    )
+    torch._dynamo.reset()
+    assert (names["direction"] - steering.directions[1]).abs().max() > 1e-4
 
 
 def test_interop_page_lists_every_format() -> None:

@@ -233,21 +233,15 @@ def test_a_compiled_model_is_refused(plain: sk.SteeringVector) -> None:
     model, _ = tiny.build("llava")
     with pytest.raises(EngineError, match=r"compiled with torch\.compile"):
         sk.steer(torch.compile(model, backend="eager"), plain)
+    forward = model.forward
+    model.forward = torch.compile(forward, backend="eager")
+    with pytest.raises(EngineError, match=r"compiled with torch\.compile"):
+        sk.steer(model, plain)
+    model.forward = forward
+    sk.steer(model, plain)
     model.compile(backend="eager")
     with pytest.raises(EngineError, match=r"compiled with torch\.compile"):
         sk.steer(model, plain)
-
-
-@pytest.mark.filterwarnings("ignore:Dynamo")
-def test_a_model_compiled_inside_the_block_is_not_steered_after_it(plain: sk.SteeringVector, inputs: Any) -> None:
-    model, _ = tiny.build("llava")
-    with torch.no_grad():
-        before = model(**inputs).logits
-        with sk.steer(model, plain):
-            model.compile(backend="eager")
-            assert (model(**inputs).logits - before).abs().max() > CLEARLY
-        assert (model(**inputs).logits - before).abs().max() < 1e-5
-    torch._dynamo.reset()
 
 
 def test_a_steered_model_is_not_copied(plain: sk.SteeringVector) -> None:

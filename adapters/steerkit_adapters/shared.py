@@ -30,7 +30,7 @@ def checked(architecture: Architecture, model: nn.Module) -> Architecture:
         raise UnsupportedModelError(
             f"{name} has no list of decoder blocks at {path!r}",
             expected="a language model of the kinds that this family's adapter declares",
-            fix="if this module only holds the model, as PEFT's does, pass the Hugging Face model inside; otherwise "
+            fix="if this module only holds the model, pass the Hugging Face model inside; otherwise "
             "write an adapter and register it under the entry-point group 'steerkit.adapters'",
         ) from None
     if found != architecture.layer_count:

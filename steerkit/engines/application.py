@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -25,9 +26,11 @@ from steerkit.intervention import (
     LinearStrength,
     Measure,
     MeasuredContrast,
+    Phase,
     Scale,
     Site,
     StoredDirection,
+    Tokens,
     Tower,
     is_finite,
     site_label,
@@ -64,7 +67,8 @@ class _Step:
     layer: int
     dose: float
     layers: tuple[int, ...] = ()
-    scaled: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
+    index: int = 0
+    """Which of the vectors it comes from."""
 
     @property
     def plain(self) -> bool:
@@ -73,6 +77,33 @@ class _Step:
         unconditional = change.gate is None and not change.norm_preserving
         added = isinstance(change.operation, Add) and not change.operation.relative and change.contrast is None
         return unconditional and added and not isinstance(change.strength, LinearStrength)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """Plain additions that follow each other on the same tokens: they commute, so they are one addition."""
+
+    steps: tuple[_Step, ...]
+    scaled: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Changes that follow each other on the same tokens, which are read and written once for all of them."""
+
+    tokens: Tokens
+    phase: Phase
+    changes: tuple[_Step | _Sum, ...]
+    steps: tuple[_Step, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """A group that has been applied: to which tokens, and, where it was measured, how large each step's change was."""
+
+    group: _Group
+    selection: Selection
+    sizes: tuple[Tensor, ...] | None
 
 
 class Application:
@@ -106,11 +137,14 @@ class Application:
         self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
         self._together: dict[tuple[MeasuredContrast, Site, tuple[int, ...]], tuple[int, ...]] = {}
         self.closed = False
-        for vector, strength in zip(vectors, strengths, strict=True):
+        self._keeps = not any(tensor.requires_grad for vector in vectors for tensor in vector.tensors.values())
+        for index, (vector, strength) in enumerate(zip(vectors, strengths, strict=True)):
             if not is_finite(strength):
                 raise OptionError(f"the strength is {strength!r}", expected="a finite number")
             for intervention in vector.interventions:
-                self._compile(vector, intervention, float(strength), architecture)
+                self._compile(index, vector, intervention, float(strength), architecture)
+        self._groups = {place: _grouped(steps) for place, steps in self._steps.items()}
+        receipt.name([vector.metadata.method.name for vector in vectors])
 
     @property
     def places(self) -> list[Place]:
@@ -120,7 +154,12 @@ class Application:
         return sorted(places, key=lambda place: (place.tower == "language", place.layer, order[place.site]))
 
     def _compile(
-        self, vector: SteeringVector, intervention: Intervention, strength: float, architecture: Architecture
+        self,
+        index: int,
+        vector: SteeringVector,
+        intervention: Intervention,
+        strength: float,
+        architecture: Architecture,
     ) -> None:
         site, tower = intervention.site, intervention.tower
         architecture.check_site(site, tower)
@@ -151,7 +190,7 @@ class Application:
             self._reads[Place(measure.layer, site)].append((vector, intervention, measure))
         for layer in layers:
             dose = strength * intervention.strength_at(layer)
-            self._steps[Place(layer, site, tower)].append(_Step(vector, intervention, layer, dose, layers))
+            self._steps[Place(layer, site, tower)].append(_Step(vector, intervention, layer, dose, layers, index))
         if intervention.contrast is not None:
             self._measure_on_prompts(intervention.contrast, layers, site)
 
@@ -179,23 +218,34 @@ class Application:
             return self.apply(place, h[None], now)[0]
         for vector, intervention, measure in self._reads.get(place, ()):
             self._read(vector, intervention, measure, place, h, now)
-        for step in self._steps.get(place, ()):
-            selection = now.select(step.intervention.tokens, step.intervention.phase, h.device)
+        before, done = h, []
+        for group in self._groups.get(place, ()):
+            selection = now.select(group.tokens, group.phase, h.device)
             if selection is not None:
-                h = self._apply(step, place, h, selection, now)
+                h, sizes = self._apply(group, place, h, selection, now)
+                done.append(_Done(group, selection, sizes))
+        if done:
+            self._count(place, before, h, done, now)
         return h
 
-    def _apply(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
-        before = selection.read(h)
-        after = self._changed(step, place, before, selection, now)
-        self._count(step, place, before, after, selection, now)
-        return selection.write(h, after)
+    def _apply(
+        self, group: _Group, place: Place, h: Tensor, selection: Selection, now: Observed
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The steered state and, where this pass is one to measure, the relative change of each token by each step."""
+        before = after = selection.read(h)
+        sizes: list[Tensor] = []
+        measures = _is_measured(group, now)
+        for change in group.changes:
+            previous = after
+            if isinstance(change, _Sum):
+                after = previous + self._summed(change, place[1], previous)
+            else:
+                after = self._changed(change, place, previous, selection, now)
+            if measures:
+                sizes += self._sizes(change, place[1], before, previous, after)
+        return selection.write(h, after), tuple(sizes) if measures else None
 
     def _changed(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
-        # visited by every block for every token: a direction that is at hand is added without further ado
-        scaled = step.scaled.get((h.device, h.dtype))
-        if scaled is not None:
-            return h + scaled
         intervention = step.intervention
         dose: float | Tensor = step.dose
         if isinstance(intervention.strength, LinearStrength):
@@ -228,8 +278,6 @@ class Application:
             given = operation.direction
             if isinstance(given, MeasuredContrast):
                 direction = self._contrast(step, given, h, selection, now)
-            elif step.plain:
-                return h + self._scaled(step, given, site, h)
             else:
                 direction = self._stored(step, given, site, h.device)
             return (ops.add_relative if operation.relative else ops.add)(h, direction, dose)
@@ -296,20 +344,39 @@ class Application:
             found = step.vector.direction(stored, step.layer, site, tower)
             if found is None:  # compile has checked this
                 raise LayerRangeError(f"no direction {stored.name!r} at layer {step.layer}")
-            self._tensors[key] = found.to(device=device, dtype=torch.float32)
+            stored_there = found.to(device=device, dtype=torch.float32)
+            if not self._keeps:  # the graph of one pass is no other's, nor is what was made without gradients
+                return stored_there
+            self._tensors[key] = stored_there
         return self._tensors[key]
 
     @torch.inference_mode(False)
-    def _scaled(self, step: _Step, stored: StoredDirection, site: Site, h: Tensor) -> Tensor:
-        scaled = (step.dose * self._stored(step, stored, site, h.device)).to(h.dtype)
-        step.scaled[h.device, h.dtype] = scaled
-        return scaled
+    def _summed(self, change: _Sum, site: Site, h: Tensor) -> Tensor:
+        # visited by every block for every token: a sum that is at hand is used without further ado
+        total = change.scaled.get((h.device, h.dtype))
+        if total is None:
+            parts = [self._dosed(step, site) for step in change.steps]
+            # in double precision, so that the order of the vectors makes no difference
+            exact = parts[0] if len(parts) == 1 else torch.stack(parts).double().sum(dim=0)
+            total = exact.to(torch.float32).to(device=h.device, dtype=h.dtype)
+            if self._keeps:
+                change.scaled[h.device, h.dtype] = total
+        return total
+
+    def _dosed(self, step: _Step, site: Site) -> Tensor:
+        """What a plain addition adds, float32 on the CPU."""
+        direction = step.intervention.operation.direction
+        assert isinstance(direction, StoredDirection)
+        return step.dose * self._stored(step, direction, site, torch.device("cpu"))
 
     @torch.inference_mode(False)
     def _basis(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
         key = ("basis", id(step.vector), stored, step.layer, site, step.intervention.tower, device)
         if key not in self._tensors:
-            self._tensors[key] = ops.orthonormal(self._stored(step, stored, site, device))
+            basis = ops.orthonormal(self._stored(step, stored, site, device))
+            if not self._keeps:
+                return basis
+            self._tensors[key] = basis
         return self._tensors[key]
 
     def _contrast(
@@ -414,21 +481,33 @@ class Application:
             reference = self._stored(step, measure.reference, site, h.device)
         return _MEASURES[measure.kind](h, direction, reference)
 
-    def _count(
-        self, step: _Step, place: Place, before: Tensor, after: Tensor, selection: Selection, now: Observed
-    ) -> None:
-        count = selection.count(now.rows)
+    # -- the receipt -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _sizes(self, change: _Step | _Sum, site: Site, before: Tensor, previous: Tensor, after: Tensor) -> list[Tensor]:
+        """`|change| / |hidden state|` of each token, for each step of a change."""
+        norm = before.detach().float().norm(dim=-1).clamp_min(1e-12)
+        if isinstance(change, _Step):
+            return [(after.detach().float() - previous.detach().float()).norm(dim=-1) / norm]
+        return [self._dosed(step, site).norm().to(norm.device) / norm for step in change.steps]
+
+    def _count(self, place: Place, before: Tensor, after: Tensor, done: Sequence[_Done], now: Observed) -> None:
+        tokens = [_tokens(each.selection, now) for each in done]
+        shares = [
+            (step.index, prompt, generated, None if each.sizes is None else each.sizes[at])
+            for each, (prompt, generated) in zip(done, tokens, strict=True)
+            for at, step in enumerate(each.group.steps)
+        ]
+        selection = done[0].selection if len(done) == 1 else _union([each.selection for each in done], before)
+        prompt, generated = tokens[0] if len(done) == 1 else _tokens(selection, now)
         change: Tensor | None = None
-        answers_only = step.intervention.phase == "generation" or step.intervention.tokens == "generated"
-        if now.reads_prompt or (answers_only and now.start == now.prompt_length):
+        if any(each.sizes is not None for each in done):
             with torch.no_grad():
-                wide = before.detach().float()
-                change = (after.detach().float() - wide).norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
-        generated = 0 if now.reads_prompt else count
-        if now.reads_prompt and now.start + now.length > now.prompt_length and selection.columns is not None:
-            generated = int((selection.columns + now.start >= now.prompt_length).sum())
+                wide = selection.read(before).detach().float()
+                moved = selection.read(after).detach().float() - wide
+                change = moved.norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
         site = site_label(place.site, place.tower)
-        self.receipt.add(place.layer, site, prompt=count - generated, generated=generated, change=change)
+        self.receipt.add(place.layer, site, prompt=prompt, generated=generated, change=change, shares=shares)
 
 
 def _group(
@@ -436,6 +515,47 @@ def _group(
 ) -> tuple[MeasuredContrast, Site, tuple[int, ...]]:
     """What is measured together: increments depend on the layers among which they are taken."""
     return contrast, site, layers if contrast.form == "increments" else ()
+
+
+def _grouped(steps: Sequence[_Step]) -> list[_Group]:
+    """The steps of a place in order: neighbours on the same tokens together, plain additions among them summed."""
+    groups: list[_Group] = []
+    for (tokens, phase), run in groupby(steps, key=lambda step: (step.intervention.tokens, step.intervention.phase)):
+        members = tuple(run)
+        changes: list[_Step | _Sum] = []
+        for plain, neighbours in groupby(members, key=lambda step: step.plain):
+            same = tuple(neighbours)
+            changes += [_Sum(same)] if plain else same
+        groups.append(_Group(tokens, phase, tuple(changes), members))
+    return groups
+
+
+def _is_measured(group: _Group, now: Observed) -> bool:
+    """Whether the change is measured: on the prompt, or on the first token where only answers are steered."""
+    answers_only = group.phase == "generation" or group.tokens == "generated"
+    return now.reads_prompt or (answers_only and now.start == now.prompt_length)
+
+
+def _tokens(selection: Selection, now: Observed) -> tuple[int, int]:
+    """How many tokens of the prompt and of the answer are selected; what is read again is not counted again."""
+    count = selection.count(now.rows)
+    if not now.reads_prompt:
+        return 0, count - now.redone * now.rows
+    generated = 0
+    if now.start + now.length > now.prompt_length and selection.columns is not None:
+        generated = int((selection.columns + now.start >= now.prompt_length).sum())
+    return count - generated, generated
+
+
+def _union(selections: Sequence[Selection], h: Tensor) -> Selection:
+    """The tokens that any of the selections holds, each once."""
+    mask = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+    for selection in selections:
+        if selection.column is not None:
+            mask[:, selection.column] = True
+        else:
+            mask[selection.rows, selection.columns] = True
+    return Selection(None, *mask.nonzero(as_tuple=True))
 
 
 def _layers(vector: SteeringVector, intervention: Intervention, architecture: Architecture) -> tuple[int, ...]:

@@ -12,15 +12,17 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from steerkit.adapter import Architecture
+from steerkit.engines import compiled
 from steerkit.errors import EngineError
 from steerkit.intervention import Phase, Tokens
 from steerkit.positions import TokenRole, last_positions, select
@@ -36,6 +38,7 @@ class Prompt:
         generating: Whether the call is `generate`.
         entry: The module whose forward pass is the call, where it is not `generate`.
         memo: What engines remember of this prompt, by key.
+        reached: The position after the last one that the decoder has seen.
     """
 
     inputs: Mapping[str, Any]
@@ -43,6 +46,7 @@ class Prompt:
     generating: bool
     entry: nn.Module | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
+    reached: int = 0
 
     @property
     def input_ids(self) -> Tensor | None:
@@ -98,7 +102,11 @@ class Selection:
 
 @dataclass(slots=True, eq=False)
 class Pass:
-    """One forward pass of the decoder: `length` positions from absolute position `start`."""
+    """One forward pass of the decoder: `length` positions from absolute position `start`.
+
+    `redone` is the number of generated positions from `start` on that an earlier pass has seen: what an assistant model
+    proposed there was rejected.
+    """
 
     prompt: Prompt
     tracker: CallTracker
@@ -106,6 +114,8 @@ class Pass:
     start: int
     length: int
     prompt_length: int
+    redone: int = 0
+    visited: set[Any] = field(default_factory=set)
     selections: dict[tuple[Tokens, Phase], Selection | None] = field(default_factory=dict)
 
     @property
@@ -148,6 +158,8 @@ class _PerThread(threading.local):
         self.prompts: list[Prompt] = []
         self.current: Pass | None = None
         self.unobserved = 0
+        self.entered: dict[str, Any] | None = None
+        """Arguments of the model's forward pass that is running, until its decoder has been seen to run."""
 
 
 class CallTracker:
@@ -209,6 +221,40 @@ class CallTracker:
     def current(self) -> Pass | None:
         """The decoder pass that this thread is in, or None where nothing is to be observed."""
         return None if self.thread.unobserved else self.thread.current
+
+    def in_graph(self, place: Hashable, user: object) -> Pass | None:
+        """The pass that a compiled graph is in, as it visits a place; None where nothing is to be observed.
+
+        Raises:
+            EngineError: What was compiled hides where the pass begins, or one graph serves several places.
+        """
+        thread = self.thread
+        if thread.unobserved:
+            return None
+        if thread.current is None:
+            if thread.entered is None:
+                raise EngineError(
+                    f"a compiled graph of {self._name} runs, and hides where its call begins",
+                    expected="generate(..., cache_implementation='static'), which compiles by itself, or a model whose "
+                    "forward pass alone is compiled",
+                    fix="model.forward = torch.compile(model.forward) inside the block, not model.compile() or "
+                    "torch.compile(model)",
+                )
+            thread.current = self._pass(thread.entered)
+            thread.entered = None
+        now = thread.current
+        if (place, id(user)) in now.visited:
+            raise EngineError(
+                f"one compiled graph of {self._name} serves several blocks",
+                expected="blocks that are not compiled each on their own",
+                fix="model.forward = torch.compile(model.forward) inside the block",
+            )
+        now.visited.add((place, id(user)))
+        return now
+
+    @property
+    def _name(self) -> str:
+        return type(self._model()).__name__
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:
@@ -276,24 +322,27 @@ class CallTracker:
         entries = [model]
         if self.architecture.text_module:
             entries.append(model.get_submodule(self.architecture.text_module))
-        for entry in entries:
+
+        def install(name: object, handle: RemovableHandle) -> None:
+            self._undo.append(compiled.numbered(model, name, handle).remove)
+
+        for at, entry in enumerate(entries):
             signature = inspect.signature(type(entry).forward)
-            begin = entry.register_forward_pre_hook(self._begin_forward(signature), with_kwargs=True)
-            end = entry.register_forward_hook(self._end_forward, always_call=True)
-            self._undo += [begin.remove, end.remove]
+            begin = self._begin_forward(signature)
+            install(("begin", at), entry.register_forward_pre_hook(begin, with_kwargs=True))
+            install(("end", at), entry.register_forward_hook(self._end_forward, always_call=True))
             if callable(getattr(type(entry), "generate", None)):
-                self._undo.append(self._wrap_generate(entry))
+                self._undo.append(_set(entry, "generate", self._observed_generate(entry)))
+                self._undo.append(_set(entry, "get_compiled_call", self._steered_graph(model, entry, signature)))
         signature = inspect.signature(type(decoder).forward)
-        begin = decoder.register_forward_pre_hook(self._begin_pass(signature), with_kwargs=True)
-        end = decoder.register_forward_hook(self._end_pass, always_call=True)
-        self._undo += [begin.remove, end.remove]
+        install("begin pass", decoder.register_forward_pre_hook(self._begin_pass(signature), with_kwargs=True))
+        install("end pass", decoder.register_forward_hook(self._end_pass, always_call=True))
 
     def _uninstall(self) -> None:
         while self._undo:
             self._undo.pop()()
 
-    def _wrap_generate(self, entry: nn.Module) -> Callable[[], None]:
-        own = vars(entry).get("generate")
+    def _observed_generate(self, entry: nn.Module) -> Callable[..., Any]:
         inner: Callable[..., Any] = cast("Any", entry).generate
 
         @functools.wraps(inner)
@@ -311,15 +360,28 @@ class CallTracker:
             with self._prompt(Prompt(given, self._prompt_length(given), generating=True)):
                 return inner(*args, **kwargs)
 
-        vars(entry)["generate"] = generate
+        return generate
 
-        def undo() -> None:
-            if own is None:
-                vars(entry).pop("generate", None)
-            else:
-                vars(entry)["generate"] = own
+    def _steered_graph(self, model: nn.Module, entry: nn.Module, signature: inspect.Signature) -> Callable[..., Any]:
+        """What transformers asks for the compiled forward pass of a decoding step."""
+        begin = self._begin_forward(signature)
 
-        return undo
+        def get_compiled_call(compile_config: Any) -> Callable[..., Any]:
+            config = compile_config or cast("Any", entry)._default_compile_config()
+            graph = compiled.call(model, entry, config.to_dict())
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                begin(entry, args, kwargs)
+                output = None
+                try:
+                    output = graph(entry, args, kwargs)
+                finally:
+                    self._end_forward(entry, args, output)
+                return output
+
+            return run
+
+        return get_compiled_call
 
     @contextmanager
     def _prompt(self, prompt: Prompt) -> Iterator[None]:
@@ -345,14 +407,18 @@ class CallTracker:
 
     def _begin_forward(self, signature: inspect.Signature) -> Callable[..., None]:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                return
             thread = self.thread
             if thread.unobserved:
                 return
             if thread.prompts and thread.prompts[-1].entry is module:
                 thread.prompts.clear()  # no model calls itself: a keyboard interrupt skipped the hook that ends a pass
+            thread.current = None
+            thread.entered = given = _bound(signature, module, args, kwargs)
             if thread.prompts:
                 return
-            prompt = Prompt(_bound(signature, module, args, kwargs), None, generating=False, entry=module)
+            prompt = Prompt(given, None, generating=False, entry=module)
             thread.prompts.append(prompt)
             for listener in tuple(self._listeners):
                 listener(prompt)
@@ -360,38 +426,70 @@ class CallTracker:
         return begin
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         thread = self.thread
         if thread.unobserved:  # a contrast is measured while the pass that it belongs to begins
             return
         if thread.prompts and thread.prompts[-1].entry is module:
             thread.prompts.pop()
+        unseen, thread.entered, thread.current = thread.entered, None, None
+        if unseen is not None and output is not None:
+            raise EngineError(
+                f"{type(module).__name__} ran a graph that was compiled without steering",
+                expected="a graph that was compiled inside a block that steers the same places, by hooks",
+                fix="torch.compiler.reset() before the block, and compile inside it; or run the model eagerly",
+            )
 
     def _begin_pass(self, signature: inspect.Signature) -> Callable[..., None]:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                return
             thread = self.thread
             if thread.unobserved:
                 return
-            given = kwargs if not args else _bound(signature, module, args, kwargs)
-            tokens = given.get("inputs_embeds")
-            if tokens is None:
-                tokens = given["input_ids"]
-            rows, length = int(tokens.shape[0]), int(tokens.shape[1])
-            cache = kv_cache(given)
-            start = 0 if cache is None else int(cache.get_seq_length())
-            prompt = thread.prompts[-1] if thread.prompts else Prompt(given, None, generating=False)
-            if prompt.length is not None:
-                prompt_length = prompt.length
-            elif start == 0 or length > 1:
-                prompt_length = start + length
-            else:
-                prompt_length = start
-            thread.current = Pass(prompt, self, rows, start, length, prompt_length)
+            thread.entered = None
+            thread.current = self._pass(kwargs if not args else _bound(signature, module, args, kwargs))
 
         return begin
 
+    def _pass(self, given: Mapping[str, Any]) -> Pass:
+        prompts = self.thread.prompts
+        tokens = given.get("inputs_embeds")
+        if tokens is None:
+            tokens = given["input_ids"]
+        rows, length = int(tokens.shape[0]), int(tokens.shape[1])
+        cache = kv_cache(given)
+        start = 0 if cache is None else int(cache.get_seq_length())
+        prompt = prompts[-1] if prompts else Prompt(given, None, generating=False)
+        if prompt.length is not None:
+            prompt_length = prompt.length
+        elif start == 0 or length > 1:
+            prompt_length = start + length
+        else:
+            prompt_length = start
+        rejected = prompt.generating and start >= prompt_length
+        redone = max(0, prompt.reached - start) if rejected else 0
+        prompt.reached = start + length
+        return Pass(prompt, self, rows, start, length, prompt_length, redone)
+
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self.thread.unobserved:
+        if not torch.compiler.is_compiling() and not self.thread.unobserved:
             self.thread.current = None
+
+
+def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+    """Put a method on one model, in front of its class's; returns what puts back what was there."""
+    own = vars(entry).get(name)
+    vars(entry)[name] = method
+
+    def undo() -> None:
+        if own is None:
+            vars(entry).pop(name, None)
+        else:
+            vars(entry)[name] = own
+
+    return undo
 
 
 def kv_cache(given: Mapping[str, Any]) -> Any:

@@ -6,16 +6,18 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from steerkit.adapter import Architecture, Inputs
+from steerkit.engines import compiled
 from steerkit.engines.application import Application, Place
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.vision import pass_at
+from steerkit.errors import EngineError
 from steerkit.intervention import Pool, Site, Tower
 from steerkit.positions import last_positions
 
@@ -41,27 +43,30 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
         any_thread: Steer calls from any thread, not only from the one that opens the context.
     """
     owner = None if any_thread else threading.get_ident()
-    handles = []
-    try:
+    with ExitStack() as stack:
+        stack.callback(setattr, application, "closed", True)
         for place in application.places:
+            slot = compiled.acquire(model, place)
+            stack.callback(compiled.release, slot)
+            slot.steer = _traced(tracker, application, place, owner)
             module = model.get_submodule(tracker.architecture.site(*place))
-            hook = _hook(tracker, application, place, owner)
+            hook = _hook(tracker, application, place, owner, slot.number)
             if place.site == "head_out":
-                handles.append(module.register_forward_pre_hook(_on_input(hook)))
+                stack.callback(module.register_forward_pre_hook(_on_input(hook)).remove)
                 continue
-            handles.append(module.register_forward_hook(hook))
+            handle = module.register_forward_hook(hook)
+            stack.callback(handle.remove)
             if place.tower == "vision":
-                _ahead_of_others(module, handles[-1].id)
+                _ahead_of_others(module, handle.id)
         yield
-    finally:
-        application.closed = True
-        for handle in handles:
-            handle.remove()
 
 
-def _hook(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> Callable[..., Any]:
+def _hook(
+    tracker: CallTracker, application: Application, place: Place, owner: int | None, slot: int
+) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        # a graph that was compiled inside the block keeps its hooks: they do nothing once the block has ended
+        if torch.compiler.is_compiling():
+            return with_hidden(output, compiled.steered(hidden(output), slot))
         if application.closed or (owner is not None and threading.get_ident() != owner):
             return None
         h = hidden(output)
@@ -73,6 +78,24 @@ def _hook(tracker: CallTracker, application: Application, place: Place, owner: i
 
     _OURS.add(hook)
     return hook
+
+
+def _traced(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> compiled.Steer:
+    """What the hook does where it was traced into a graph."""
+
+    def steer(h: Tensor) -> Tensor:
+        if owner is not None and threading.get_ident() != owner:
+            return h
+        if place.tower == "vision":
+            raise EngineError(
+                "the vision tower is steered inside a compiled graph",
+                expected="a vision tower that runs eagerly: it does not say which of its blocks a graph serves",
+                fix="generate(..., cache_implementation='static') compiles the decoding steps alone",
+            )
+        now = tracker.in_graph(place, application)
+        return h if now is None else application.apply(place, h, now)
+
+    return steer
 
 
 def _on_input(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,6 +242,8 @@ def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture)
         text = model.get_submodule(architecture.text_module) if architecture.text_module else model
         start: int = text.config.decoder_start_token_id  # type: ignore[union-attr,assignment]
         completed["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], start)
+    if architecture.counts_padding and "attention_mask" in inputs:
+        completed["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)  # as generate does
     return completed
 
 

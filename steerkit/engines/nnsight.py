@@ -26,7 +26,7 @@ from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
-from steerkit.adapter import Architecture, Inputs
+from steerkit.adapter import Architecture, Inputs, tokenizer_of
 from steerkit.engines import hooks
 from steerkit.engines.application import Application, Place
 from steerkit.engines.calls import CallTracker
@@ -193,11 +193,15 @@ def _opened(vlm: VLM) -> Any:
     """A wrapper of the model for traces of the user's own."""
     if vlm.processor is None:
         return _quietly(nnsight.NNsight, vlm.model)
-    processor = copy.copy(vlm.processor)
-    processor.tokenizer = copy.copy(vlm.processor.tokenizer)  # nnsight sets its padding side
+    tokenizer = copy.copy(tokenizer_of(vlm.processor))  # nnsight sets its padding side
+    parts: dict[str, Any] = {"task": "text-generation", "tokenizer": tokenizer}
+    if tokenizer_of(vlm.processor) is not vlm.processor:
+        processor = copy.copy(vlm.processor)
+        processor.tokenizer = tokenizer
+        parts = {"task": "image-text-to-text", "processor": processor}
     # without it a pipeline moves the model to the first accelerator
     placed = {} if getattr(vlm.model, "hf_device_map", None) is not None else {"device": vlm.model.device}
-    return _quietly(nnsight.TransformersModel, vlm.model, task="image-text-to-text", processor=processor, **placed)
+    return _quietly(nnsight.TransformersModel, vlm.model, **parts, **placed)
 
 
 def _edited(root: Any, programs: Sequence[_Program]) -> Any:

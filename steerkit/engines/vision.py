@@ -36,6 +36,7 @@ class VisionPass:
     length: int
     class_tokens: int
     start: int = 0
+    redone: int = 0
     reads_prompt: bool = True
 
     @property

@@ -20,6 +20,7 @@ from steerkit.method import (
     require_anchors,
     require_captions,
     require_images,
+    require_vision,
 )
 from steerkit.samples import Sample
 from steerkit.statistics import Groups, Moments
@@ -114,6 +115,7 @@ class CMRM(SteeringMethod):
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Every anchor needs an image (and a caption where it is shown); the sample level reads no anchors."""
+        require_vision(model)
         layers = model.check_layers(self.layers)
         if self.level == "sample":
             return Plan(layers, measures=False)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter
+from steerkit.adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
 from steerkit.errors import ContractError
 from steerkit.samples import Sample
 from steerkit.testing.plain import Place
@@ -66,7 +66,7 @@ class AdapterCase:
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return self.vlm.processor.tokenizer
+        return tokenizer_of(self.vlm.processor)
 
     @property
     def takes_images(self) -> bool:

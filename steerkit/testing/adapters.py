@@ -71,7 +71,7 @@ def adapter_checks(adapter: type[ModelAdapter], make: Make | None = None) -> lis
     if not families:
         raise OptionError(
             f"there is no tiny model of {', '.join(adapter.model_types)}",
-            expected=f"`make`, or model types of {', '.join(tiny.FAMILIES)}",
+            expected=f"`make`, or model types of {', '.join((*tiny.FAMILIES, *tiny.TEXT_FAMILIES))}",
             fix="give a function that makes a small model from a config, and its processor",
         )
     return [check for family in families for check in checks_of(CHECKS, _tiny_case(adapter, family), f"[{family}]")]

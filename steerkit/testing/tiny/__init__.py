@@ -14,43 +14,48 @@ from typing import Any
 
 import torch
 
+from steerkit.adapter import tokenizer_of
 from steerkit.errors import UnknownNameError
-from steerkit.testing.tiny import instructblip, llava, qwen_vl, text
+from steerkit.testing.tiny import decoder, instructblip, llava, qwen_vl, text
 from steerkit.vlm import VLM, wrap
 
-__all__ = ["FAMILIES", "build", "families_of", "save", "scatter", "seeded", "text", "vlm"]
+__all__ = ["FAMILIES", "TEXT_FAMILIES", "build", "families_of", "save", "scatter", "seeded", "text", "vlm"]
 
 FAMILIES: tuple[str, ...] = (*llava.BUILDERS, *qwen_vl.BUILDERS, *instructblip.BUILDERS)
 """What `build` knows: each a `config.model_type`, and behind a hyphen what tells two models of that type apart."""
 
-_BUILDERS = {**llava.BUILDERS, **qwen_vl.BUILDERS, **instructblip.BUILDERS}
+TEXT_FAMILIES: tuple[str, ...] = tuple(decoder.BUILDERS)
+"""What `build` knows of language models, which take no images; their processor is the tokenizer."""
+
+_BUILDERS = {**llava.BUILDERS, **qwen_vl.BUILDERS, **instructblip.BUILDERS, **decoder.BUILDERS}
 
 
 def build(name: str) -> tuple[Any, Any]:
     """The model and the processor of one family; the same weights at every call.
 
     Args:
-        name: One of `FAMILIES`.
+        name: One of `FAMILIES` or `TEXT_FAMILIES`.
 
     Raises:
         UnknownNameError: There is no such family.
     """
     if name not in _BUILDERS:
-        raise UnknownNameError(f"no tiny model {name!r}", expected="one of " + ", ".join(FAMILIES))
+        raise UnknownNameError(f"no tiny model {name!r}", expected="one of " + ", ".join((*FAMILIES, *TEXT_FAMILIES)))
     return seeded(_BUILDERS[name])
 
 
-def seeded(make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+def seeded(make: Callable[[], tuple[Any, Any]], seed: int = 0) -> tuple[Any, Any]:
     """A model and its processor as `build` returns them, from any function that makes the two.
 
     Args:
         make: Makes a model of transformers from a config, and its processor; see the modules beside this one.
+        seed: Of the weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model, processor = make()
         scatter(model)
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     for part in (model, getattr(model, "language_model", None)):
         config = getattr(part, "generation_config", None)
         if config is not None:
@@ -65,7 +70,7 @@ def vlm(name: str) -> VLM:
 
 def families_of(model_types: Collection[str]) -> list[str]:
     """The names of the tiny models whose `config.model_type` is one of these."""
-    return [name for name in FAMILIES if name.partition("-")[0] in model_types]
+    return [name for name in (*FAMILIES, *TEXT_FAMILIES) if name.partition("-")[0] in model_types]
 
 
 def save(name: str, folder: str | Path) -> Path:
@@ -74,6 +79,8 @@ def save(name: str, folder: str | Path) -> Path:
     model, processor = build(name)
     model.save_pretrained(path)
     processor.save_pretrained(path)
+    if name in TEXT_FAMILIES:
+        return path
     # A repository names the image processor that needs torchvision, and keeps its settings in a file of their own.
     document = path / "processor_config.json"
     settings: dict[str, Any] = json.loads(document.read_text())

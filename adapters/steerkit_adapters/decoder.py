@@ -1,0 +1,139 @@
+"""Language models without images: Llama, Mistral, Qwen, Gemma, Phi, GPT-2 and more; the tokenizer is the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from steerkit.adapter import Architecture, Inputs, ModelAdapter
+from steerkit.errors import ProcessorError, SampleError
+from steerkit.samples import Sample
+from steerkit_adapters import shared
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+_NOTHING = r"(?!)"
+"""Matches nowhere: no text stands for an image."""
+
+
+class _Layout(NamedTuple):
+    """Where the blocks of a model are, and what they call their attention."""
+
+    layers: str = "model.layers"
+    attention: str = "self_attn"
+    learned_positions: bool = False
+
+
+_USUAL = _Layout()
+_LAYOUTS: dict[str, _Layout] = {
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "ministral",
+            "mixtral",
+            "qwen2",
+            "qwen2_moe",
+            "qwen3",
+            "qwen3_moe",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "phi",
+            "phi3",
+            "olmo",
+            "olmo2",
+            "smollm3",
+            "granite",
+            "stablelm",
+            "starcoder2",
+            "cohere",
+            "cohere2",
+            "glm4",
+        ),
+        _USUAL,
+    ),
+    "gpt2": _Layout("transformer.h", "attn", learned_positions=True),
+    "gpt_neox": _Layout("gpt_neox.layers", "attention"),
+    "falcon": _Layout("transformer.h", "self_attention"),
+}
+
+
+@final
+class DecoderAdapter(ModelAdapter):
+    """Decoder-only language models, as `AutoModelForCausalLM` loads them; their `processor` is the tokenizer."""
+
+    name = "decoder"
+    model_types = tuple(_LAYOUTS)
+    auto_class = "AutoModelForCausalLM"
+
+    def architecture(self, model: nn.Module) -> Architecture:
+        """Nothing stands for an image, so methods that measure images refuse the model."""
+        config: Any = model.config
+        layout = _LAYOUTS[config.model_type]
+        declared = shared.checked(
+            Architecture(
+                layers=layout.layers,
+                layer_count=config.num_hidden_layers,
+                hidden_size=config.hidden_size,
+                image_token_ids=frozenset(),
+                placeholder=_NOTHING,
+                attention=layout.attention,
+                counts_padding=layout.learned_positions,
+            ),
+            model,
+        )
+        return replace(declared, heads=shared.equal_heads(declared, model, config))
+
+    def load_processor(self, source: str, **options: Any) -> Any:
+        """The tokenizer."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(source, **options)
+        except (ImportError, OSError, ValueError, KeyError) as error:
+            raise ProcessorError(
+                f"the tokenizer of {source!r} can't be loaded ({error})",
+                expected="a repository or folder with the files of a tokenizer",
+                fix="check the name, or save one there with tokenizer.save_pretrained(folder)",
+            ) from error
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        """The tokenizer's chat template; without one, as for a base model, the text of a single turn as it is."""
+        if image_count:
+            raise SampleError(
+                f"a sample shows {image_count} images to a language model",
+                expected="text only",
+                fix="use a vision-language model, or leave the images out: images=False",
+            )
+        turns = list(sample.turns)
+        if processor.chat_template:
+            chat = [{"role": role, "content": text} for role, text in turns]
+            return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        if len(turns) != 1:
+            raise ProcessorError(
+                f"a chat of {len(turns)} turns, and this {type(processor).__name__} has no chat template",
+                expected="the template that the model was trained with, or a sample of one text",
+                fix="set tokenizer.chat_template, or write the prompt as one text",
+            )
+        return turns[0][1]
+
+    def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        """Left padded; a template that begins with the begin-of-text token does not get another one."""
+        begin = processor.bos_token
+        rows = [
+            processor(text, add_special_tokens=begin is None or not text.startswith(begin))["input_ids"]
+            for text in texts
+        ]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise SampleError(f"the prompt {text!r} has no tokens", expected="a text")
+        padding = processor.eos_token_id if processor.pad_token_id is None else processor.pad_token_id
+        return shared.pad_left(rows, padding)
+
+    def image_sizes(self, processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
+        """There are no images."""
+        return []

@@ -1,0 +1,253 @@
+"""Several vectors at once: where two of them work against each other, and how to keep them out of each other's way."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steerkit import ops
+from steerkit.arguments import as_strengths, as_vectors
+from steerkit.errors import ModelMismatchError, OptionError
+from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, StoredDirection, site_label
+from steerkit.vector import Key, SteeringVector
+
+_PROMPT_ONLY = frozenset({"image", "text", "system", "after_image"})
+_DISJOINT = frozenset({"image", "text", "system"})
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Two vectors that work against each other at a layer and site, on tokens that both may steer.
+
+    Attributes:
+        first: Index of one vector.
+        second: Index of the other.
+        names: Their methods.
+        layer: 0-based block.
+        site: Where in the block; a site of the vision tower is called `vision.mlp_out` and the like.
+        kind: `opposing`: what they add points in opposite directions. `removed`: one ablates what the other adds; then
+            the order of the two matters as well.
+        cosine: Of what is added with what is added (`opposing`); minus the part of the added direction that lies in the
+            ablated subspace (`removed`).
+    """
+
+    first: int
+    second: int
+    names: tuple[str, str]
+    layer: int
+    site: str
+    kind: Literal["opposing", "removed"]
+    cosine: float
+
+    def __str__(self) -> str:
+        """`layer 3 resid_post: 0 (caa) and 1 (cmrm) oppose each other, cosine -0.82`."""
+        said = "oppose each other" if self.kind == "opposing" else "add and remove the same"
+        one, other = (f"{at} ({name})" for at, name in zip((self.first, self.second), self.names, strict=True))
+        return f"layer {self.layer} {self.site}: {one} and {other} {said}, cosine {self.cosine:.2f}"
+
+
+class _Part(NamedTuple):
+    """What an intervention does with a stored direction at one layer."""
+
+    intervention: Intervention
+    number: int
+    layer: int
+    direction: Tensor
+    sign: float
+
+    @property
+    def label(self) -> str:
+        """Where in the block, and in which tower."""
+        return site_label(self.intervention.site, self.intervention.tower)
+
+
+def conflicts(
+    vectors: Sequence[SteeringVector], *, strength: float | Sequence[float] = 1.0, threshold: float = -0.5
+) -> list[Conflict]:
+    """Where two vectors, applied together, work against each other.
+
+    Compares stored directions that are added or ablated at the same layer and site; of what is measured on each prompt
+    nothing is known beforehand.
+
+    Args:
+        vectors: The vectors.
+        strength: As for `steer`: a negative one turns a direction round.
+        threshold: Report cosines below this one, between -1 and 0.
+
+    Returns:
+        The worst of each pair of vectors at each layer and site, the worst of all first.
+
+    Raises:
+        OptionError: The threshold is out of range.
+        ModelMismatchError: The vectors belong to models of different width.
+    """
+    if not -1 <= threshold <= 0:
+        raise OptionError(f"threshold is {threshold!r}", expected="-1 to 0")
+    given = as_vectors(vectors)
+    _check_width(given)
+    strengths = as_strengths(strength, len(given))
+    parts = [
+        [part for part in _parts(vector, factor) if part.sign] for vector, factor in zip(given, strengths, strict=True)
+    ]
+    found: dict[tuple[int, int, int, str], Conflict] = {}
+    for first, second in combinations(range(len(given)), 2):
+        names = (given[first].metadata.method.name, given[second].metadata.method.name)
+        for one in parts[first]:
+            for other in parts[second]:
+                site = one.label
+                if one.layer != other.layer or site != other.label:
+                    continue
+                cosine = _cosine(one, other) if _meet(one.intervention, other.intervention) else None
+                key = (first, second, one.layer, site)
+                if cosine is None or cosine[1] >= threshold or (key in found and found[key].cosine <= cosine[1]):
+                    continue
+                found[key] = Conflict(first, second, names, one.layer, site, *cosine)
+    return sorted(found.values(), key=lambda conflict: conflict.cosine)
+
+
+def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
+    """The vectors, with what each adds made orthogonal to what those before it add or ablate at the same place.
+
+    Gram-Schmidt in the order given: the first vector keeps its directions, and a later one loses the part that lies in
+    the span of the earlier ones. So none undoes or repeats another, and additions no longer touch what an ablation
+    before them removed. What a vector ablates, clamps or reads in a measure stays as it is.
+
+    Args:
+        vectors: The vectors, the most important first.
+
+    Returns:
+        New vectors in the same order.
+
+    Raises:
+        OptionError: Nothing is left of a direction, or a vector is measured on each prompt.
+        ModelMismatchError: The vectors belong to models of different width.
+    """
+    given = as_vectors(vectors)
+    _check_width(given)
+    spans: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
+    made: list[SteeringVector] = []
+    for index, vector in enumerate(given):
+        if any(intervention.contrast is not None for intervention in vector.interventions):
+            raise OptionError(
+                f"vector {index} ({vector.metadata.method.name}) is measured on each prompt",
+                expected="vectors whose directions are stored",
+                fix="leave it out, and apply it in a block of its own",
+            )
+        made.append(_without(vector, index, spans))
+        for part in _parts(made[-1], 1.0):
+            spans[part.layer, part.label].append(torch.atleast_2d(part.direction).float())
+    return made
+
+
+def _without(vector: SteeringVector, index: int, spans: dict[tuple[int, str], list[Tensor]]) -> SteeringVector:
+    """The vector without the part of what it adds that lies in the spans."""
+    interventions = list(vector.interventions)
+    tensors = dict(vector.tensors)
+    changed = False
+    for number, intervention in enumerate(vector.interventions):
+        adds = [
+            part for part in _parts(vector, 1.0) if part.number == number and isinstance(intervention.operation, Add)
+        ]
+        if not any(spans.get((part.layer, part.label)) for part in adds):
+            continue
+        changed = True
+        name = f"orthogonal{number}"
+        for part in adds:
+            key = Key(part.layer, intervention.site, name, intervention.tower)
+            tensors[key] = _residual(part, index, spans.get((part.layer, part.label), []))
+        direction = StoredDirection(name=name)
+        interventions[number] = intervention.model_copy(
+            update={
+                "operation": intervention.operation.model_copy(update={"direction": direction}),
+                "layers": tuple(part.layer for part in adds),
+            }
+        )
+    if not changed:
+        return vector
+    read = {stored.name for intervention in interventions for stored in intervention.stored}
+    kept = {key: tensor for key, tensor in tensors.items() if key.name in read}
+    history = (*vector.metadata.history, f"orthogonalise to the {index} vectors before it")
+    changes = {"history": history, "interventions": tuple(interventions), "tensors_sha256": None}
+    return SteeringVector(kept, vector.metadata.model_copy(update=changes))
+
+
+def _residual(part: _Part, index: int, span: Sequence[Tensor]) -> Tensor:
+    direction = part.direction
+    if not span:
+        return direction
+    left = direction.double()
+    basis = ops.orthonormal(torch.cat(list(span))).double()
+    for _ in range(2):  # once more: the first pass leaves rounding errors along the span
+        left = left - (left @ basis.T) @ basis
+    if float(left.norm()) < 1e-3 * float(direction.double().norm()):
+        raise OptionError(
+            f"nothing is left of what vector {index} adds at layer {part.layer} once it is orthogonal to the others",
+            expected="directions that are not a combination of the earlier ones",
+            fix="leave that vector or that layer out (vector.select)",
+        )
+    return left.to(direction.dtype)
+
+
+def _parts(vector: SteeringVector, strength: float) -> Iterator[_Part]:
+    for number, intervention in enumerate(vector.interventions):
+        operation = intervention.operation
+        stored = operation.direction
+        if not isinstance(operation, (Add, Ablate)) or not isinstance(stored, StoredDirection):
+            continue
+        for layer in vector.layers_of(intervention):
+            direction = vector.direction(stored, layer, intervention.site, intervention.tower)
+            if direction is not None:
+                sign = _sign(strength * _dose(intervention, layer))
+                yield _Part(intervention, number, layer, direction, sign)
+
+
+def _dose(intervention: Intervention, layer: int) -> float:
+    """The fixed dose at a layer; of a measured one, the end of its range that is farther from 0."""
+    rule = intervention.strength
+    if isinstance(rule, LinearStrength):
+        return max(rule.minimum, rule.maximum, key=abs)
+    return intervention.strength_at(layer)
+
+
+def _sign(dose: float) -> float:
+    return float(dose > 0) - float(dose < 0)
+
+
+def _meet(one: Intervention, other: Intervention) -> bool:
+    """Whether there can be a token that both steer."""
+    if {one.phase, other.phase} == {"prompt", "generation"}:
+        return False
+    tokens = {one.tokens, other.tokens}
+    if len(tokens) == 2 and tokens <= _DISJOINT:
+        return False
+    return not ("generated" in tokens and tokens & _PROMPT_ONLY)
+
+
+def _cosine(one: _Part, other: _Part) -> tuple[Literal["opposing", "removed"], float] | None:
+    adding = [isinstance(part.intervention.operation, Add) for part in (one, other)]
+    if all(adding):
+        a, b = one.direction.double(), other.direction.double()
+        return "opposing", one.sign * other.sign * float(a @ b / (a.norm() * b.norm()))
+    if not any(adding):
+        return None  # two ablations agree
+    added, ablated = (one, other) if adding[0] else (other, one)
+    direction = added.direction.float()
+    part = ops.project(direction[None], ops.orthonormal(ablated.direction))[0]
+    return "removed", -float(part.norm() / direction.norm())
+
+
+def _check_width(vectors: Sequence[SteeringVector]) -> None:
+    widths: dict[str, set[int]] = defaultdict(set)
+    for vector in vectors:
+        widths["resid_post"].add(vector.metadata.model.hidden_size)
+        for key, tensor in vector.tensors.items():
+            widths[site_label(key.site, key.tower)].add(tensor.shape[-1])
+    for label, found in widths.items():
+        if len(found) > 1:
+            raise ModelMismatchError(f"vectors of width {sorted(found)} at {label}", expected="vectors of one model")

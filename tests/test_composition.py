@@ -1,0 +1,322 @@
+"""Several vectors at once: order, shares, conflicts and orthogonalisation, against plain hooks and numbers by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from reference import WITH_IMAGE, Edit, adds, captured, directions, distance, edited, generate, since, vector
+
+import steerkit as sk
+from steerkit.errors import ModelMismatchError, OptionError
+from steerkit.intervention import Ablate, Add, Gate, LinearStrength, Measure, MeasuredContrast, StoredDirection
+
+CLEARLY = 1e-2
+
+
+@pytest.fixture
+def inputs(llava: sk.VLM) -> dict[str, torch.Tensor]:
+    return llava.inputs(WITH_IMAGE)
+
+
+def made(vlm: sk.VLM, seed: int, **intervention: Any) -> sk.SteeringVector:
+    return vector(vlm, directions(vlm, seed=seed), sk.Intervention(**intervention))
+
+
+def at(vlm: sk.VLM, *rows: Any, layer: int = 1, norm: float = 1.0, **intervention: Any) -> sk.SteeringVector:
+    """A vector with one direction, whose first coordinates are given."""
+    direction = torch.zeros(vlm.record.hidden_size)
+    direction[: len(rows)] = torch.tensor(rows, dtype=torch.float)
+    return vector(vlm, {sk.Key(layer): norm * direction}, sk.Intervention(**intervention))
+
+
+# -- order -------------------------------------------------------------------------------------------------------------
+
+
+def test_additions_are_one_sum_in_any_order(llava: sk.VLM, inputs: Any) -> None:
+    strengths = (0.5, -0.25, 0.75)
+    vectors = [made(llava, seed) for seed in range(3)]
+    where = since(inputs["input_ids"].shape[1] - 1)
+    total = {
+        key: sum(s * v.tensors[key].double() for s, v in zip(strengths, vectors, strict=True)).float()
+        for key in vectors[0].tensors
+    }
+    with edited(llava.model, "llava", adds(total, where)):
+        expected = generate(llava.model, inputs)
+    found = []
+    for order in itertools.permutations(range(3)):
+        with sk.steer(llava.model, [vectors[i] for i in order], strength=[strengths[i] for i in order]) as receipt:
+            found.append(generate(llava.model, inputs))
+        assert (receipt.prompt_tokens, receipt.generated_tokens) == (3, 12)  # once, not once for each vector
+    assert all(distance(each, found[0]) == 0.0 for each in found)
+    assert distance(found[0], expected) < 2e-5
+    assert distance(found[0], generate(llava.model, inputs)) > CLEARLY
+
+
+def test_what_does_not_commute_is_applied_in_the_order_given(llava: sk.VLM, inputs: Any) -> None:
+    first, removed, last = made(llava, 0), made(llava, 1, operation=Ablate()), made(llava, 2)
+    where = since(inputs["input_ids"].shape[1] - 1)
+
+    def change(order: str, key: sk.Key) -> Any:
+        def run(h: Any, rows: Any) -> Any:
+            for letter in order:
+                if letter == "r":
+                    unit = removed.tensors[key] / removed.tensors[key].norm()
+                    h = h - torch.outer(h @ unit, unit)
+                else:
+                    h = h + (first if letter == "a" else last).tensors[key]
+            return h
+
+        return run
+
+    answers = []
+    for order in ("arb", "rab", "abr"):
+        steering = [{"a": first, "r": removed, "b": last}[letter] for letter in order]
+        with sk.steer(llava.model, steering):
+            found = generate(llava.model, inputs)
+        edits = [Edit(key.layer, where, change(order, key)) for key in first.tensors]
+        with edited(llava.model, "llava", edits):
+            assert distance(found, generate(llava.model, inputs)) < 2e-5
+        answers.append(found)
+    assert distance(answers[0], answers[1]) > CLEARLY
+    assert distance(answers[1], answers[2]) > CLEARLY
+
+
+def test_vectors_on_different_tokens(llava: sk.VLM, inputs: Any) -> None:
+    everywhere = made(llava, 0, tokens="all", phase="prompt")
+    at_the_end = made(llava, 1, tokens="last")
+    length = inputs["input_ids"].shape[1]
+    real = inputs["attention_mask"] != 0
+    with sk.steer(llava.model, [everywhere, at_the_end], strength=0.5) as receipt:
+        found = generate(llava.model, inputs)
+
+    def of_prompt(positions: Any) -> Any:
+        shown = torch.zeros(3, len(positions), dtype=torch.bool)
+        shown[:, positions < length] = real[:, positions[positions < length]]
+        return shown
+
+    edits = [*adds(everywhere.tensors, of_prompt, 0.5), *adds(at_the_end.tensors, since(length - 1), 0.5)]
+    with edited(llava.model, "llava", edits):
+        assert distance(found, generate(llava.model, inputs)) < 2e-5
+    # the last token of each prompt is steered by both, and counted once
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (int(real.sum()), 12)
+    assert [(v.prompt_tokens, v.generated_tokens) for v in receipt.vectors] == [(int(real.sum()), 0), (3, 12)]
+
+
+def test_a_gate_sees_what_the_vectors_before_it_did(llava: sk.VLM, inputs: Any) -> None:
+    push = at(llava, 50.0, layer=1)
+    gate = Gate(measure=Measure(kind="projection", direction=StoredDirection(name="gate")), threshold=25.0)
+    tensors = {sk.Key(1): directions(llava)[sk.Key(1)], sk.Key(1, name="gate"): push.tensors[sk.Key(1)]}
+    gated = vector(llava, tensors, sk.Intervention(gate=gate))
+    answers = {}
+    for name, steering in {"after": [push, gated], "before": [gated, push], "alone": [push]}.items():
+        with sk.steer(llava.model, steering):
+            answers[name] = generate(llava.model, inputs)
+    assert distance(answers["before"], answers["alone"]) == 0.0
+    assert distance(answers["after"], answers["alone"]) > CLEARLY
+
+
+# -- the receipt -------------------------------------------------------------------------------------------------------
+
+
+def test_each_vector_has_its_share(llava: sk.VLM, inputs: Any) -> None:
+    tensors = directions(llava)
+    big = vector(llava, {sk.Key(1): tensors[sk.Key(1)]})
+    small = vector(llava, {sk.Key(1): -tensors[sk.Key(1)]})
+    h = captured(llava.model, "llava", inputs)[1].norm(dim=1)
+    norm = tensors[sk.Key(1)].norm()
+    with sk.steer(llava.model, [big, small], strength=[0.75, 0.25]) as receipt:
+        generate(llava.model, inputs)
+    one, other = receipt.vectors
+    assert one.relative_change[1] == pytest.approx(float((0.75 * norm / h).mean()), rel=1e-5)
+    assert other.relative_change[1] == pytest.approx(float((0.25 * norm / h).mean()), rel=1e-5)
+    assert receipt.relative_change[1] == pytest.approx(float((0.5 * norm / h).mean()), rel=1e-5)  # they cancel in part
+    assert (one.share, other.share) == (pytest.approx(0.75), pytest.approx(0.25))
+    assert str(receipt).endswith("(test 75 %, test 25 %)")
+
+
+def test_shares_of_operations_that_depend_on_the_state(llava: sk.VLM, inputs: Any) -> None:
+    added = {sk.Key(1): directions(llava)[sk.Key(1)]}
+    removed = {sk.Key(1): directions(llava, seed=1)[sk.Key(1)]}
+    h = captured(llava.model, "llava", inputs)[1]
+    unit = removed[sk.Key(1)] / removed[sk.Key(1)].norm()
+    with sk.steer(
+        llava.model, [vector(llava, added), vector(llava, removed, sk.Intervention(operation=Ablate()))]
+    ) as receipt:
+        generate(llava.model, inputs)
+    changes = [added[sk.Key(1)].norm() / h.norm(dim=1), ((h + added[sk.Key(1)]) @ unit).abs() / h.norm(dim=1)]
+    for each, change in zip(receipt.vectors, changes, strict=True):
+        assert each.relative_change[1] == pytest.approx(float(change.mean()), rel=1e-4)
+    assert sum(each.share for each in receipt.vectors) == pytest.approx(1.0)
+
+
+def test_a_vector_of_several_interventions_counts_a_token_once(llava: sk.VLM, inputs: Any) -> None:
+    tensors = {sk.Key(1, name=name): directions(llava, seed=at)[sk.Key(1)] for at, name in enumerate(("a", "b"))}
+    both = vector(
+        llava, tensors, *(sk.Intervention(operation=Add(direction=StoredDirection(name=name))) for name in ("a", "b"))
+    )
+    with sk.steer(llava.model, [both, made(llava, 3, phase="generation")]) as receipt:
+        generate(llava.model, inputs)
+    assert [(v.prompt_tokens, v.generated_tokens) for v in receipt.vectors] == [(3, 12), (0, 12)]
+    assert receipt.sites[1, "resid_post"].prompt_tokens == 3
+    assert sk.Receipt().vectors == ()
+
+
+# -- conflicts ---------------------------------------------------------------------------------------------------------
+
+
+def test_conflicts_are_reported_by_layer(llava: sk.VLM) -> None:
+    one, other = at(llava, 1.0, 0.0), at(llava, -0.8, 0.6, norm=7.0)
+    (found,) = sk.conflicts([one, other])
+    assert (found.first, found.second, found.layer, found.site, found.kind) == (0, 1, 1, "resid_post", "opposing")
+    assert found.cosine == pytest.approx(-0.8)
+    assert str(found) == "layer 1 resid_post: 0 (test) and 1 (test) oppose each other, cosine -0.80"
+    assert sk.conflicts([one, other], threshold=-0.9) == []
+    assert sk.conflicts([one, other], strength=[1.0, -1.0]) == []
+    assert len(sk.conflicts([one, other], strength=-1.0)) == 1
+    assert sk.conflicts([one, other], strength=[1.0, 0.0]) == []
+    assert sk.conflicts([one, at(llava, -1.0, layer=2)]) == []
+    assert sk.conflicts([one]) == []
+
+
+def test_the_worst_conflict_comes_first(llava: sk.VLM) -> None:
+    found = sk.conflicts([at(llava, 1.0), at(llava, -0.6, 0.8), at(llava, -1.0)])
+    assert [(each.first, each.second) for each in found] == [(0, 2), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        ({"phase": "prompt"}, {"phase": "generation"}, False),
+        ({"phase": "prompt"}, {"phase": "both"}, True),
+        ({"phase": "prompt", "tokens": "image"}, {"phase": "prompt", "tokens": "text"}, False),
+        ({"phase": "prompt", "tokens": "image"}, {"tokens": "all"}, True),
+        ({"phase": "prompt", "tokens": "image"}, {"tokens": "generated"}, False),
+        ({"tokens": "last"}, {"tokens": "generated"}, True),
+        ({"site": "mlp_out"}, {}, False),
+    ],
+)
+def test_vectors_that_never_meet_do_not_conflict(llava: sk.VLM, one: Any, other: Any, meet: bool) -> None:
+    opposite = [directions(llava, site=one.get("site", "resid_post")), {}]
+    opposite[1] = {sk.Key(k.layer, other.get("site", "resid_post")): -t for k, t in opposite[0].items()}
+    pair = [vector(llava, t, sk.Intervention(**i)) for t, i in zip(opposite, (one, other), strict=True)]
+    assert bool(sk.conflicts(pair)) == meet
+
+
+def test_an_ablation_conflicts_with_what_adds_its_direction(llava: sk.VLM) -> None:
+    removed = at(llava, 1.0, operation=Ablate())
+    for pair in ([removed, at(llava, -0.6, 0.8)], [at(llava, 0.6, 0.8), removed]):
+        (found,) = sk.conflicts(pair)
+        assert found.kind == "removed"
+        assert found.cosine == pytest.approx(-0.6)
+        assert "add and remove the same" in str(found)
+    assert sk.conflicts([removed, removed]) == []
+    assert sk.conflicts([removed, at(llava, 0.0, 1.0)]) == []
+
+
+def test_a_measured_strength_counts_with_its_larger_end(llava: sk.VLM) -> None:
+    rule = LinearStrength(measure=Measure(kind="cosine"), slope=1.0, minimum=-2.0, maximum=1.0)
+    assert sk.conflicts([at(llava, 1.0), at(llava, 1.0, strength=rule)])
+    assert sk.conflicts([at(llava, 1.0), at(llava, -1.0, strength=rule)]) == []
+
+
+def test_conflicts_refuse(llava: sk.VLM, qwen: sk.VLM) -> None:
+    with pytest.raises(OptionError, match=r"threshold is 0\.5"):
+        sk.conflicts([made(llava, 0)], threshold=0.5)
+    wide = at(llava, 1.0).metadata.model.model_copy(update={"hidden_size": 64})
+    other = sk.SteeringVector({sk.Key(1): torch.ones(64)}, at(llava, 1.0).metadata.model_copy(update={"model": wide}))
+    for compose in (sk.conflicts, sk.orthogonalized):
+        with pytest.raises(ModelMismatchError, match=r"width \[48, 64\]"):
+            compose([made(llava, 0), other])
+
+
+# -- orthogonalisation -------------------------------------------------------------------------------------------------
+
+
+def test_orthogonalized_is_gram_schmidt_by_layer(llava: sk.VLM) -> None:
+    vectors = [made(llava, seed) for seed in range(3)]
+    vectors[1] = vectors[1].select([1, 2])
+    found = sk.orthogonalized(vectors)
+    assert found[0] is vectors[0]
+    for layer in range(4):
+        basis: list[torch.Tensor] = []
+        for given, after in zip(vectors, found, strict=True):
+            if sk.Key(layer) not in given.tensors:
+                continue
+            expected = given.tensors[sk.Key(layer)].double()
+            for unit in basis:
+                expected = expected - (expected @ unit) * unit
+            got = after.directions[layer].double()
+            assert (got - expected).abs().max() < 1e-5
+            basis.append(expected / expected.norm())
+        assert layer in (0, 3) or len(basis) == 3
+    assert "orthogonalise" in found[1].metadata.history[-1]
+    assert sk.SteeringVector.from_bytes(found[2].to_bytes()).digest() == found[2].digest()
+
+
+def test_steer_orthogonalizes_on_request(llava: sk.VLM, inputs: Any) -> None:
+    one, other = made(llava, 0), made(llava, 0) + 0.5 * made(llava, 1)
+    where = since(inputs["input_ids"].shape[1] - 1)
+    edits = []
+    for key, d in one.tensors.items():
+        rest = other.tensors[key] - (other.tensors[key] @ d) / (d @ d) * d
+        edits.append(Edit(key.layer, where, lambda h, rows, total=0.3 * d + 0.6 * rest: h + total))
+    with edited(llava.model, "llava", edits):
+        expected = generate(llava.model, inputs)
+    with sk.steer(llava.model, [one, other], strength=[0.3, 0.6], orthogonalize=True):
+        assert distance(generate(llava.model, inputs), expected) < 2e-5
+    with sk.steer(llava.model, [one, other], strength=[0.3, 0.6]):
+        assert distance(generate(llava.model, inputs), expected) > CLEARLY
+
+
+def test_an_addition_is_kept_clear_of_an_ablated_subspace(llava: sk.VLM, inputs: Any) -> None:
+    plane = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
+    removed = vector(llava, {sk.Key(1): plane}, sk.Intervention(operation=Ablate()))
+    added = vector(llava, {sk.Key(1): directions(llava)[sk.Key(1)]})
+    _, clear = sk.orthogonalized([removed, added])
+    assert (plane @ clear.directions[1]).abs().max() < 1e-4
+    answers = []
+    for order in ([removed, clear], [clear, removed]):
+        with sk.steer(llava.model, order):
+            answers.append(generate(llava.model, inputs))
+    assert distance(*answers) < 2e-5
+    assert sk.orthogonalized([added, removed])[1] is removed
+
+
+def test_a_gate_keeps_the_direction_that_it_reads(llava: sk.VLM) -> None:
+    gated = at(llava, 1.0, 1.0, gate=Gate(measure=Measure(kind="projection"), threshold=0.0))
+    _, found = sk.orthogonalized([at(llava, 1.0), gated])
+    (changed,) = found.interventions
+    assert torch.equal(found.tensors[sk.Key(1)], gated.tensors[sk.Key(1)])
+    assert found.directions[1][:2].tolist() == [0.0, 1.0]
+    assert changed.gate == gated.interventions[0].gate
+
+
+def test_one_direction_for_all_layers_becomes_one_for_each(llava: sk.VLM) -> None:
+    shared = vector(
+        llava,
+        {sk.Key(2): directions(llava)[sk.Key(2)]},
+        sk.Intervention(operation=Add(direction=StoredDirection(layer=2)), layers=(0, 3)),
+    )
+    _, found = sk.orthogonalized([at(llava, 1.0, layer=3), shared])
+    assert torch.equal(found.directions[0], shared.tensors[sk.Key(2)])
+    assert found.directions[3][0] == 0.0
+    assert torch.equal(found.directions[3][1:], shared.tensors[sk.Key(2)][1:])
+
+
+def test_orthogonalized_refuses(llava: sk.VLM) -> None:
+    with pytest.raises(OptionError, match="nothing is left of what vector 1 adds at layer 1"):
+        sk.orthogonalized([at(llava, 1.0), at(llava, -3.0)])
+    sample_level = sk.CMRM(level="sample").fit(llava)
+    assert isinstance(sample_level.interventions[0].operation.direction, MeasuredContrast)
+    with pytest.raises(OptionError, match=r"vector 1 \(cmrm\) is measured on each prompt"):
+        sk.orthogonalized([at(llava, 1.0), sample_level])
+
+
+def test_what_a_share_is_of_nothing() -> None:
+    receipt = sk.Receipt()
+    receipt.name(["one"])
+    assert math.isnan(receipt.vectors[0].share)
