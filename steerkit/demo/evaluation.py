@@ -167,7 +167,7 @@ def suite(split: world.Split, count: int) -> Suite:
 
 
 def entries(anchor_set: Sequence[Sample]) -> dict[str, Entry]:
-    """Every built-in method as it suits the toy world, for `steerkit.compare`; defaults but for labels, sizes and doses."""
+    """Every built-in method as it suits the toy world, for `steerkit.compare`; labels, sizes and doses are set."""
     labels: dict[str, Any] = {"positive": "harmful", "negative": "harmless"}
     groups = {label: [s for s in anchor_set if s.label == label] for label in labels.values()}
     pairs = [sample for pair in zip(*groups.values(), strict=False) for sample in pair]
