@@ -237,8 +237,8 @@ class Dead(_Changed):
 class Deaf(Architecture):
     """Names the block once, and its norm from then on."""
 
-    def site(self, layer: int, site: Any) -> str:
-        return f"{self.layers}.{layer}.input_layernorm" if _asked_by_steer() else super().site(layer, site)
+    def site(self, layer: int, site: Any, tower: Any = "language") -> str:
+        return f"{self.layers}.{layer}.input_layernorm" if _asked_by_steer() else super().site(layer, site, tower)
 
 
 def _asked_by_steer() -> bool:

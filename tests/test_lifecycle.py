@@ -32,6 +32,10 @@ def without_images(chosen: Anchors, label: str) -> list[Sample]:
     return [replace(sample, images=(), label=label) for sample in chosen]
 
 
+def neighbours(harmful: Anchors, harmless: Anchors) -> list[Sample]:
+    return [sample for pair in zip(harmful, harmless, strict=True) for sample in pair]
+
+
 @dataclass(frozen=True)
 class Case:
     """One method, and what it is fitted on.
@@ -70,6 +74,10 @@ CASES: dict[str, list[Case]] = {
             lambda harmful, harmless: [harmful[0], harmless[0]],
         )
     ],
+    "iti": [Case(sk.ITI(**HARMFUL, heads=8, alpha=1.0))],
+    "cast": [Case(sk.CAST(layers=(5,), pool="last"))],
+    "vlm_guard": [Case(sk.VLMGuard())],
+    "vti": [Case(sk.VTI(**HARMFUL, alpha_text=2.0, masks=2, grid=4, mask_ratio=0.5), neighbours)],
 }
 
 
@@ -111,7 +119,7 @@ def refused(demo: VLM, requests: list[world.Prompt]) -> Callable[..., float]:
     def measured(vector: sk.SteeringVector | None = None, strength: float = 1.0) -> float:
         if vector is None:
             return unsteered()
-        with sk.steer(demo, vector, strength=strength):
+        with sk.steer(demo, vector, strength=strength, policy="off"):
             return share()
 
     return measured
@@ -124,6 +132,11 @@ def generated(vlm: VLM, prompts: Sequence[Sample]) -> torch.Tensor:
     with torch.no_grad():
         output: Any = vlm._generate(vlm.inputs(prompts), options)
     return torch.stack(output.logits)
+
+
+def steered_layers(vector: sk.SteeringVector, tower: str) -> list[int]:
+    steered = [change for change in vector.interventions if change.tower == tower]
+    return sorted({layer for change in steered for layer in vector.layers_of(change)})
 
 
 @pytest.mark.parametrize(("name", "case"), cases())
@@ -145,20 +158,23 @@ def test_a_method_lives(
 
     prompts = samples(requests[:3])
     before = generated(demo, prompts)
-    with sk.steer(demo, vector) as by_hooks:
+    with sk.steer(demo, vector, policy="off") as by_hooks:  # some doses are large, and suit the toy world
         steered = generated(demo, prompts)
-    with sk.steer(demo, vector, engine="nnsight") as by_nnsight:
+    with sk.steer(demo, vector, engine="nnsight", policy="off") as by_nnsight:
         again = generated(demo, prompts)
     assert torch.equal(steered, again), "both engines give the same numbers"
     assert (steered[0] - before[0]).abs().max() > 0.5
     assert by_hooks.sites.keys() == by_nnsight.sites.keys()
-    assert by_hooks.layers == sorted({layer for i in vector.interventions for layer in vector._layers(i)})
+    assert by_hooks.layers == steered_layers(vector, "language")
+    assert by_hooks.vision_layers == steered_layers(vector, "vision")
     assert by_hooks.prompt_tokens >= len(prompts)
     assert by_hooks.prompt_tokens == by_nnsight.prompt_tokens
+    assert by_hooks.vision_tokens == by_nnsight.vision_tokens
+    assert bool(by_hooks.vision_tokens) == bool(steered_layers(vector, "vision"))
     assert by_hooks.generated_tokens == by_nnsight.generated_tokens
     assert max(by_hooks.relative_change.values()) > 0.01
 
-    with sk.steer(demo, vector, strength=0.0):
+    with sk.steer(demo, vector, strength=0.0, policy="off"):
         assert torch.equal(generated(demo, prompts), before), "a dose of nothing is nothing, to the last bit"
     assert torch.equal(generated(demo, prompts), before), "and nothing is left behind"
 
