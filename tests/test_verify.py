@@ -151,6 +151,7 @@ def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Pat
         "pass  model",
         "pass  fingerprint",
         "pass  dose",
+        "skip  screening",
     ]
     code, out = run(path, "--strength", "1e6", "--json")
     document = json.loads(out)

@@ -102,7 +102,7 @@ def verify(
     try:
         found = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
         data = found.read()
-    except (PackFormatError, DigestMismatchError) as error:
+    except (PackFormatError, NonFiniteError, DigestMismatchError) as error:
         return Report(str(ref), (_unsound(error),), policy)
     origin = check_origin(found, data, trust=trust, offline=offline)
     try:
@@ -115,9 +115,11 @@ def verify(
         checks += [Check(name, "skip", "no model was given") for name in ("model", "fingerprint", "screening")]
     else:
         checks += _model_checks(vector, model, strength)
-        if screening and any(check.status == "fail" for check in checks):
+        if not screening:
+            checks.append(Check("screening", "skip", "it was not asked for"))
+        elif any(check.status == "fail" for check in checks):
             checks.append(Check("screening", "skip", "something failed already, so the pack was not tried"))
-        elif screening:
+        else:
             checks += screen(model, vector, strength=strength, canaries=canaries, progress=progress)
     return Report(str(ref), tuple(checks), policy, found.pinned)
 
