@@ -177,7 +177,7 @@ def test_the_same_model_in_another_type_is_the_same(vlm: sk.VLM, dtype: torch.dt
 def test_other_weights_are_another_model(own: sk.VLM) -> None:
     theirs = own.fingerprint()
     torch.manual_seed(1)
-    tiny._scatter(own.model)
+    tiny.scatter(own.model)
     status, message = verdict(theirs, own)
     assert (status, "another model of this shape" in message) == ("fail", True)
     assert min(compare(theirs, responses(own)).values()) < RELATED
@@ -252,7 +252,7 @@ def test_fit_writes_it_and_steer_says_nothing_on_the_same_model(own: sk.VLM, anc
 def test_another_model_is_refused_as_the_policy_says(own: sk.VLM, llava: sk.VLM) -> None:
     vector = vector_of(own, own.fingerprint())
     torch.manual_seed(1)
-    tiny._scatter(own.model)
+    tiny.scatter(own.model)
     with pytest.raises(ModelMismatchError, match="another model of this shape"), sk.steer(own, vector):
         pass
     with pytest.warns(TrustWarning, match="another model of this shape"), sk.steer(own, vector, policy="warn"):
@@ -269,7 +269,7 @@ def test_a_model_that_changes_after_the_first_block_is_noticed_by_the_second(own
     with block:
         answer(own)
     torch.manual_seed(1)
-    tiny._scatter(own.model)
+    tiny.scatter(own.model)
     with pytest.raises(ModelMismatchError), block:
         pass
 

@@ -39,6 +39,7 @@ def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
 
     table = Table("reference", "where", "sha256", "revision", "resolved")
     for each in documents:
-        shown = [str(each.get(key) or "-") for key in ("ref", "kind", "sha256", "revision", "time")]
+        shown = [str(each.get(key) or "-") for key in ("ref", "kind", "sha256", "revision")]
+        shown.append(str(each.get("time") or "-")[:10])  # the day: with the hour, references would be broken in two
         table.add_row(*(clean(text[:12] if len(text) in (40, 64) else text) for text in shown))
     console().print(table if documents else f"No pack is here. The cache is {clean(store.root)}.")
