@@ -162,6 +162,14 @@ def measured(theirs: Fingerprint, vlm: sk.VLM) -> dict[str, Any]:
     return {"verdict": verdict, "cosine": min(compare(theirs, ours).values()), "message": check.message}
 
 
+def tried(theirs: Fingerprint, make: Callable[[], sk.VLM]) -> dict[str, Any]:
+    """The same, or why it could not be measured here."""
+    try:
+        return measured(theirs, make())
+    except ImportError as error:
+        return {"verdict": "not measured", "message": str(error)}
+
+
 def elsewhere(folder: str, library: str) -> tuple[str, Fingerprint]:
     """The fingerprint of a model in another release of transformers."""
     environment = {**os.environ, "PYTHONPATH": library}
@@ -177,16 +185,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         kind = f"trained {vlm.record.model_type}"
         theirs = fingerprint(vlm)
         for expected, what, make in variants(vlm, lambda dtype, folder=folder: sk.load(folder, dtype=dtype)):
-            try:
-                yield {"model": kind, "change": what, "expected": expected, **measured(theirs, make())}
-            except ImportError as error:
-                yield {
-                    "model": kind,
-                    "change": what,
-                    "expected": expected,
-                    "verdict": "not measured",
-                    "message": str(error),
-                }
+            yield {"model": kind, "change": what, "expected": expected, **tried(theirs, make)}
         yield padding(kind, vlm, theirs)
         for library in arguments.libraries:
             version, other = elsewhere(folder, library)
@@ -207,21 +206,12 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for expected, what, make in variants(vlm, load):
             if expected == "warn":
                 continue  # training random weights says nothing of fine-tuning
-            try:
-                yield {"model": kind, "change": what, "expected": expected, **measured(theirs, make())}
-            except ImportError as error:
-                yield {
-                    "model": kind,
-                    "change": what,
-                    "expected": expected,
-                    "verdict": "not measured",
-                    "message": str(error),
-                }
+            yield {"model": kind, "change": what, "expected": expected, **tried(theirs, make)}
         yield padding(kind, vlm, theirs)
         model = copy.deepcopy(vlm.model)
         for seed in (1, 2):
             torch.manual_seed(seed)
-            tiny._scatter(model)
+            tiny.scatter(model)
             found = measured(theirs, sk.wrap(model, vlm.processor))
             yield {"model": kind, "change": "another seed", "expected": "refuse", **found}
 

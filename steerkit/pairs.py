@@ -19,7 +19,7 @@ def require_neighbours(anchors: Sequence[Sample]) -> None:
     if lonely is not None:
         raise EmptyAnchorSetError(
             f"anchor {lonely} begins a pair labelled {labels[lonely : lonely + 2]}",
-            expected="pairs of neighbours, one of each label",
+            expected="pairs of neighbours of different labels",
             fix="put the two samples of each pair next to each other, and leave out what has no partner",
         )
 

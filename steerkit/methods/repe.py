@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import model_validator
-from torch import Tensor
 
 from steerkit.adapter import SteerableModel
-from steerkit.errors import EmptyAnchorSetError
 from steerkit.intervention import Add, FiniteFloat, Intervention, Tokens
 from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.pairs import difference_components, neighbour_differences, require_neighbours
 from steerkit.samples import Sample
-from steerkit.statistics import Groups, Moments
+from steerkit.statistics import Groups
 from steerkit.vector import Key
 
 
@@ -73,7 +71,7 @@ class RepE(SteeringMethod):
         """Both labels must occur, and no other; as neighbours, in pairs of one each."""
         require_labels(anchors, self.positive, self.negative)
         if self.pairing == "neighbours":
-            _require_pairs(anchors)
+            require_neighbours(anchors)
         default = (int(0.6 * model.architecture.layer_count),)
         layers = model.check_layers(default if self.layers is None else self.layers)
         together = 2 if self.pairing == "neighbours" else 1
@@ -84,12 +82,7 @@ class RepE(SteeringMethod):
         captured = model.capture(batch, images=self.images, layers=layers)
         if self.pairing == "all":
             return by_label(batch, captured, (self.positive, self.negative))
-        first = torch.tensor([1.0 if sample.label == self.positive else -1.0 for sample in batch[::2]])
-        differences = {
-            layer: first.to(rows.device)[:, None] * (rows[::2].float() - rows[1::2].float())
-            for layer, rows in captured.items()
-        }
-        return {"difference": differences}
+        return {"difference": neighbour_differences(batch, captured, self.positive)}
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """The first principal component of the differences, its sign and length by their mean."""
@@ -99,7 +92,8 @@ class RepE(SteeringMethod):
                 difference = found["difference"][layer]
                 component, mean = difference.principal(center=False)[0], difference.mean
             else:
-                component, mean = _principal(found[self.positive][layer], found[self.negative][layer])
+                positive, negative = found[self.positive][layer], found[self.negative][layer]
+                component, mean = difference_components(positive, negative)[0], positive.mean - negative.mean
             length = float(mean @ component) if self.scale == "mean_projection" else 1.0
             directions[Key(layer)] = length * component
         add = Intervention(
@@ -110,23 +104,3 @@ class RepE(SteeringMethod):
             norm_preserving=self.norm_preserving,
         )
         return Fit(directions, (add,))
-
-
-def _principal(positive: Moments, negative: Moments) -> tuple[Tensor, Tensor]:
-    """The first principal component of all differences between the two sets, uncentred, and their mean."""
-    mean = positive.mean - negative.mean
-    cross = torch.outer(positive.mean, negative.mean)
-    moment = positive.second_moment() + negative.second_moment() - cross - cross.T
-    component = torch.linalg.eigh(moment).eigenvectors[:, -1]
-    return (-component if float(component @ mean) < 0 else component), mean
-
-
-def _require_pairs(anchors: Sequence[Sample]) -> None:
-    labels = [anchors[index].label for index in range(len(anchors))]
-    lonely = next((i for i in range(0, len(labels), 2) if len(set(labels[i : i + 2])) != 2), None)
-    if lonely is not None:
-        raise EmptyAnchorSetError(
-            f"anchors {lonely} and {lonely + 1} are labelled {labels[lonely : lonely + 2]}",
-            expected="neighbours of different labels",
-            fix="put the two samples of each pair next to each other, or use pairing='all'",
-        )
