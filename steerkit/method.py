@@ -6,6 +6,7 @@ A method is a frozen pydantic model; its fields are its options. It declares thr
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -340,6 +341,11 @@ def _check_anchors(model: SteerableModel, anchors: Sequence[Sample], shown: Sequ
                 model.check_prompt(sample, images)
 
 
+@functools.cache  # importlib.metadata parses a file for each
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)
+
+
 def _versions() -> dict[str, str]:
     names = ("steerkit-vlm", "torch", "transformers", "nnsight")
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: _version(name) for name in names}

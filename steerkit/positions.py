@@ -57,6 +57,11 @@ def prompt_mask(tokens: Tokens, roles: Roles) -> Bool[Tensor, "rows prompt"]:
     return roles == role
 
 
+def steers_answers(tokens: Tokens, phase: Phase) -> bool:
+    """Whether a selector means generated tokens, which it then all means."""
+    return phase != "prompt" and tokens in ("last", "all", "generated")
+
+
 def select(tokens: Tokens, phase: Phase, roles: Roles, start: int, length: int) -> Mask:
     """The tokens of one forward pass that a selector means.
 
@@ -75,6 +80,6 @@ def select(tokens: Tokens, phase: Phase, roles: Roles, start: int, length: int) 
     mask = torch.zeros((rows, length), dtype=torch.bool, device=roles.device)
     if in_prompt and phase != "generation":
         mask[:, :in_prompt] = prompt_mask(tokens, roles)[:, start : start + in_prompt]
-    if phase != "prompt" and tokens in ("last", "all", "generated"):
+    if steers_answers(tokens, phase):
         mask[:, in_prompt:] = True
     return mask

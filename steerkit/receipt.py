@@ -180,6 +180,19 @@ class Receipt(Counts):
                 count = _at(self._vectors[index].sites, layer, site)
                 count._add(seen[index][0] - before[0], seen[index][1] - before[1], size)
 
+    def counts_of(self, layer: int, site: str, vectors: Iterable[int]) -> tuple[SiteCount, ...]:
+        """The counts that `add` would change for these vectors, by their index."""
+        with self._lock:
+            return tuple(
+                _at(counts.sites, layer, site) for counts in (self, *(self._vectors[index] for index in vectors))
+            )
+
+    def add_generated(self, counts: Iterable[SiteCount], tokens: int) -> None:
+        """Count tokens of answers: what `add` does, where the counts are at hand."""
+        with self._lock:
+            for count in counts:
+                count.generated_tokens += tokens
+
     def __str__(self) -> str:
         """One line for people."""
         if self.empty:

@@ -145,7 +145,8 @@ def test_an_older_architecture_still_serves(llava: sk.VLM) -> None:
 
 
 def test_a_remote_trace_refuses_heads(llava: sk.VLM) -> None:
-    from steerkit.engines.application import Application, Place
+    from steerkit.engines.application import Application
+    from steerkit.engines.steps import Place
 
     application = Application([steering(llava, [0])], [1.0], llava.architecture, sk.Receipt(), lambda *_: {})
     with pytest.raises(EngineError, match="head_out runs in a remote trace"):

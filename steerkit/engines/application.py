@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +14,20 @@ from steerkit import ops
 from steerkit.adapter import Architecture
 from steerkit.engines import vision
 from steerkit.engines.calls import Pass, Prompt, Selection
+from steerkit.engines.steps import (
+    Decoding,
+    Group,
+    Place,
+    Step,
+    Sum,
+    answers_only,
+    check_single,
+    decoding,
+    grouped,
+    steered_layers,
+)
 from steerkit.errors import EngineError, LayerRangeError, OptionError
 from steerkit.intervention import (
-    Ablate,
     Add,
     AddProjection,
     Clamp,
@@ -26,26 +36,14 @@ from steerkit.intervention import (
     LinearStrength,
     Measure,
     MeasuredContrast,
-    Phase,
     Scale,
     Site,
     StoredDirection,
-    Tokens,
-    Tower,
     is_finite,
     site_label,
 )
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
-
-
-class Place(NamedTuple):
-    """Where in the model a hidden state is."""
-
-    layer: int
-    site: Site
-    tower: Tower = "language"
-
 
 Contrasts = Mapping[int, Tensor]
 """`{layer: [batch, hidden]}`."""
@@ -59,51 +57,16 @@ MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int], Site], Cont
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
-    """One intervention at one place; `layers` are all that it steers."""
-
-    vector: SteeringVector
-    intervention: Intervention
-    layer: int
-    dose: float
-    layers: tuple[int, ...] = ()
-    index: int = 0
-    """Which of the vectors it comes from."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether all that happens is the addition of one and the same stored direction."""
-        change = self.intervention
-        unconditional = change.gate is None and not change.norm_preserving
-        added = isinstance(change.operation, Add) and not change.operation.relative and change.contrast is None
-        return unconditional and added and not isinstance(change.strength, LinearStrength)
-
-
-@dataclass(frozen=True, eq=False)
-class _Sum:
-    """Plain additions that follow each other on the same tokens: they commute, so they are one addition."""
-
-    steps: tuple[_Step, ...]
-    scaled: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Changes that follow each other on the same tokens, which are read and written once for all of them."""
-
-    tokens: Tokens
-    phase: Phase
-    changes: tuple[_Step | _Sum, ...]
-    steps: tuple[_Step, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class _Done:
-    """A group that has been applied: to which tokens, and, where it was measured, how large each step's change was."""
+    """A group that has been applied: to which tokens, and, where it was measured, how large each step's change was.
 
-    group: _Group
+    `sizes` is None where nothing was measured, and where the step is alone at its place: its change is the place's.
+    """
+
+    group: Group
     selection: Selection
     sizes: tuple[Tensor, ...] | None
+    measured: bool
 
 
 class Application:
@@ -133,7 +96,7 @@ class Application:
         self.receipt = receipt
         self._measure = measure
         self._tensors: dict[Any, Tensor] = {}  # made outside inference mode, to serve passes with gradients too
-        self._steps: dict[Place, list[_Step]] = defaultdict(list)
+        self._steps: dict[Place, list[Step]] = defaultdict(list)
         self._reads: dict[Place, list[tuple[SteeringVector, Intervention, Measure]]] = defaultdict(list)
         self._together: dict[tuple[MeasuredContrast, Site, tuple[int, ...]], tuple[int, ...]] = {}
         self.closed = False
@@ -143,7 +106,12 @@ class Application:
                 raise OptionError(f"the strength is {strength!r}", expected="a finite number")
             for intervention in vector.interventions:
                 self._compile(index, vector, intervention, float(strength), architecture)
-        self._groups = {place: _grouped(steps) for place, steps in self._steps.items()}
+        self._groups = {place: grouped(steps) for place, steps in self._steps.items()}
+        self._decoding = {
+            place: quick
+            for place, groups in self._groups.items()
+            if place not in self._reads and (quick := decoding(groups)) is not None
+        }
         receipt.name([vector.metadata.method.name for vector in vectors])
 
     @property
@@ -169,8 +137,8 @@ class Application:
             raise EngineError(
                 f"tokens={intervention.tokens!r} in an encoder-decoder model", expected="last, all or generated"
             )
-        layers = _layers(vector, intervention, architecture)
-        _check_single(vector, intervention, layers)
+        layers = steered_layers(vector, intervention, architecture)
+        check_single(vector, intervention, layers)
         for measure in intervention.measures:
             if measure.state is not None:
                 self._measure_on_prompts(measure.state, layers if measure.layer is None else (measure.layer,), site)
@@ -190,7 +158,7 @@ class Application:
             self._reads[Place(measure.layer, site)].append((vector, intervention, measure))
         for layer in layers:
             dose = strength * intervention.strength_at(layer)
-            self._steps[Place(layer, site, tower)].append(_Step(vector, intervention, layer, dose, layers, index))
+            self._steps[Place(layer, site, tower)].append(Step(vector, intervention, layer, dose, layers, index))
         if intervention.contrast is not None:
             self._measure_on_prompts(intervention.contrast, layers, site)
 
@@ -214,30 +182,49 @@ class Application:
 
     def apply(self, place: Place, h: Tensor, now: Observed) -> Tensor:
         """The hidden state `[rows, tokens, hidden]` (`[tokens, hidden]` of packed images) after all interventions."""
+        if now.decodes and (quick := self._decoding.get(place)) is not None:
+            if quick.change is None:
+                return h
+            if not quick.answers_only or now.start > now.prompt_length:
+                return self._decode(place, quick, quick.change, h, now)
         if h.dim() == 2:
             return self.apply(place, h[None], now)[0]
         for vector, intervention, measure in self._reads.get(place, ()):
             self._read(vector, intervention, measure, place, h, now)
         before, done = h, []
-        for group in self._groups.get(place, ()):
+        groups = self._groups.get(place, ())
+        alone = len(groups) == 1 and len(groups[0].steps) == 1
+        for group in groups:
             selection = now.select(group.tokens, group.phase, h.device)
             if selection is not None:
-                h, sizes = self._apply(group, place, h, selection, now)
-                done.append(_Done(group, selection, sizes))
+                measured = _is_measured(group, now)
+                h, sizes = self._apply(group, place, h, selection, now, measures=measured and not alone)
+                done.append(_Done(group, selection, sizes, measured))
         if done:
             self._count(place, before, h, done, now)
         return h
 
+    def _decode(self, place: Place, quick: Decoding, change: Sum, h: Tensor, now: Observed) -> Tensor:
+        """The same for tokens of answers, one in each row."""
+        total = change.scaled.get((h.device, h.dtype))
+        if total is None:
+            total = self._summed(change, place.site, h)
+        if quick.counts is None:
+            quick.counts = self.receipt.counts_of(
+                place.layer, site_label(place.site, place.tower), {step.index for step in change.steps}
+            )
+        self.receipt.add_generated(quick.counts, now.rows * (1 - now.redone))
+        return h + total
+
     def _apply(
-        self, group: _Group, place: Place, h: Tensor, selection: Selection, now: Observed
+        self, group: Group, place: Place, h: Tensor, selection: Selection, now: Observed, *, measures: bool
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """The steered state and, where this pass is one to measure, the relative change of each token by each step."""
+        """The steered state and, where wanted, the relative change of each token by each step."""
         before = after = selection.read(h)
         sizes: list[Tensor] = []
-        measures = _is_measured(group, now)
         for change in group.changes:
             previous = after
-            if isinstance(change, _Sum):
+            if isinstance(change, Sum):
                 after = previous + self._summed(change, place[1], previous)
             else:
                 after = self._changed(change, place, previous, selection, now)
@@ -245,7 +232,7 @@ class Application:
                 sizes += self._sizes(change, place[1], before, previous, after)
         return selection.write(h, after), tuple(sizes) if measures else None
 
-    def _changed(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
+    def _changed(self, step: Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
         intervention = step.intervention
         dose: float | Tensor = step.dose
         if isinstance(intervention.strength, LinearStrength):
@@ -260,7 +247,7 @@ class Application:
             changed = torch.where(opened[:, None], changed, h)
         return changed
 
-    def _opened(self, step: _Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
+    def _opened(self, step: Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
         """`[n]`: which of the selected tokens the gates let through."""
         opened: list[Tensor] = []
         for gate in step.intervention.gates:
@@ -270,7 +257,7 @@ class Application:
         return combined.all(0) if isinstance(gate, Gates) and gate.combine == "all" else combined.any(0)
 
     def _operate(
-        self, step: _Step, place: Place, h: Tensor, dose: float | Tensor, selection: Selection, now: Observed
+        self, step: Step, place: Place, h: Tensor, dose: float | Tensor, selection: Selection, now: Observed
     ) -> Tensor:
         operation = step.intervention.operation
         site = place[1]
@@ -302,7 +289,7 @@ class Application:
         """
         return [self._portable(step, place[1]) for step in self._steps.get(place, ())]
 
-    def _portable(self, step: _Step, site: Site) -> tuple[Any, ...]:
+    def _portable(self, step: Step, site: Site) -> tuple[Any, ...]:
         intervention, dose, device = step.intervention, step.dose, torch.device("cpu")
         operation, direction = intervention.operation, intervention.operation.direction
         needs = []
@@ -337,7 +324,7 @@ class Application:
     # -- what operations read ----------------------------------------------------------------------------------------
 
     @torch.inference_mode(False)
-    def _stored(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
+    def _stored(self, step: Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
         tower = step.intervention.tower
         key = (id(step.vector), stored, step.layer, site, tower, device)
         if key not in self._tensors:
@@ -351,8 +338,7 @@ class Application:
         return self._tensors[key]
 
     @torch.inference_mode(False)
-    def _summed(self, change: _Sum, site: Site, h: Tensor) -> Tensor:
-        # visited by every block for every token: a sum that is at hand is used without further ado
+    def _summed(self, change: Sum, site: Site, h: Tensor) -> Tensor:
         total = change.scaled.get((h.device, h.dtype))
         if total is None:
             parts = [self._dosed(step, site) for step in change.steps]
@@ -363,14 +349,14 @@ class Application:
                 change.scaled[h.device, h.dtype] = total
         return total
 
-    def _dosed(self, step: _Step, site: Site) -> Tensor:
+    def _dosed(self, step: Step, site: Site) -> Tensor:
         """What a plain addition adds, float32 on the CPU."""
         direction = step.intervention.operation.direction
         assert isinstance(direction, StoredDirection)
         return step.dose * self._stored(step, direction, site, torch.device("cpu"))
 
     @torch.inference_mode(False)
-    def _basis(self, step: _Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
+    def _basis(self, step: Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
         key = ("basis", id(step.vector), stored, step.layer, site, step.intervention.tower, device)
         if key not in self._tensors:
             basis = ops.orthonormal(self._stored(step, stored, site, device))
@@ -380,7 +366,7 @@ class Application:
         return self._tensors[key]
 
     def _contrast(
-        self, step: _Step, contrast: MeasuredContrast, h: Tensor, selection: Selection, now: Observed
+        self, step: Step, contrast: MeasuredContrast, h: Tensor, selection: Selection, now: Observed
     ) -> Tensor:
         return selection.per_row(self._measured(contrast, step.layers, step.layer, step.intervention.site, h, now))
 
@@ -422,7 +408,7 @@ class Application:
         last = now.select("last", "prompt", h.device)
         if last is None:
             return
-        value = self._evaluate(_Step(vector, intervention, place[0], 1.0), measure, place[1], last.read(h))
+        value = self._evaluate(Step(vector, intervention, place[0], 1.0), measure, place[1], last.read(h))
         kept = now.prompt.memo.setdefault(
             (id(self), id(vector), measure, place[1]), torch.zeros(now.rows, device=h.device)
         )
@@ -448,12 +434,12 @@ class Application:
         total, count = total.index_add(0, rows, read), count.index_add(0, rows, torch.ones_like(read[:, 0]))
         now.prompt.memo[(*key, "sums")] = (total, count)
         if now.start + now.length >= now.prompt_length:
-            step = _Step(vector, intervention, place.layer, 1.0)
+            step = Step(vector, intervention, place.layer, 1.0)
             mean = total / count.clamp_min(1.0)[:, None]
             now.prompt.memo[key] = self._evaluate(step, measure, place.site, mean)
 
     def _value(
-        self, step: _Step, measure: Measure, place: Place, h: Tensor, selection: Selection, now: Observed
+        self, step: Step, measure: Measure, place: Place, h: Tensor, selection: Selection, now: Observed
     ) -> Tensor:
         if measure.state is not None:
             layer = step.layer if measure.layer is None else measure.layer
@@ -474,7 +460,7 @@ class Application:
             kept = kept.repeat_interleave(now.rows // kept.shape[0])
         return selection.per_row(kept)
 
-    def _evaluate(self, step: _Step, measure: Measure, site: Site, h: Tensor) -> Tensor:
+    def _evaluate(self, step: Step, measure: Measure, site: Site, h: Tensor) -> Tensor:
         direction = self._stored(step, measure.direction, site, h.device)
         reference = None
         if measure.reference is not None:
@@ -484,28 +470,28 @@ class Application:
     # -- the receipt -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _sizes(self, change: _Step | _Sum, site: Site, before: Tensor, previous: Tensor, after: Tensor) -> list[Tensor]:
+    def _sizes(self, change: Step | Sum, site: Site, before: Tensor, previous: Tensor, after: Tensor) -> list[Tensor]:
         """`|change| / |hidden state|` of each token, for each step of a change."""
         norm = before.detach().float().norm(dim=-1).clamp_min(1e-12)
-        if isinstance(change, _Step):
+        if isinstance(change, Step):
             return [(after.detach().float() - previous.detach().float()).norm(dim=-1) / norm]
         return [self._dosed(step, site).norm().to(norm.device) / norm for step in change.steps]
 
     def _count(self, place: Place, before: Tensor, after: Tensor, done: Sequence[_Done], now: Observed) -> None:
         tokens = [_tokens(each.selection, now) for each in done]
-        shares = [
-            (step.index, prompt, generated, None if each.sizes is None else each.sizes[at])
-            for each, (prompt, generated) in zip(done, tokens, strict=True)
-            for at, step in enumerate(each.group.steps)
-        ]
         selection = done[0].selection if len(done) == 1 else _union([each.selection for each in done], before)
         prompt, generated = tokens[0] if len(done) == 1 else _tokens(selection, now)
         change: Tensor | None = None
-        if any(each.sizes is not None for each in done):
+        if any(each.measured for each in done):
             with torch.no_grad():
                 wide = selection.read(before).detach().float()
                 moved = selection.read(after).detach().float() - wide
                 change = moved.norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
+        shares = [
+            (step.index, prompt, generated, change if each.sizes is None else each.sizes[at])
+            for each, (prompt, generated) in zip(done, tokens, strict=True)
+            for at, step in enumerate(each.group.steps)
+        ]
         site = site_label(place.site, place.tower)
         self.receipt.add(place.layer, site, prompt=prompt, generated=generated, change=change, shares=shares)
 
@@ -517,23 +503,9 @@ def _group(
     return contrast, site, layers if contrast.form == "increments" else ()
 
 
-def _grouped(steps: Sequence[_Step]) -> list[_Group]:
-    """The steps of a place in order: neighbours on the same tokens together, plain additions among them summed."""
-    groups: list[_Group] = []
-    for (tokens, phase), run in groupby(steps, key=lambda step: (step.intervention.tokens, step.intervention.phase)):
-        members = tuple(run)
-        changes: list[_Step | _Sum] = []
-        for plain, neighbours in groupby(members, key=lambda step: step.plain):
-            same = tuple(neighbours)
-            changes += [_Sum(same)] if plain else same
-        groups.append(_Group(tokens, phase, tuple(changes), members))
-    return groups
-
-
-def _is_measured(group: _Group, now: Observed) -> bool:
+def _is_measured(group: Group, now: Observed) -> bool:
     """Whether the change is measured: on the prompt, or on the first token where only answers are steered."""
-    answers_only = group.phase == "generation" or group.tokens == "generated"
-    return now.reads_prompt or (answers_only and now.start == now.prompt_length)
+    return now.reads_prompt or (answers_only(group) and now.start == now.prompt_length)
 
 
 def _tokens(selection: Selection, now: Observed) -> tuple[int, int]:
@@ -556,32 +528,3 @@ def _union(selections: Sequence[Selection], h: Tensor) -> Selection:
         else:
             mask[selection.rows, selection.columns] = True
     return Selection(None, *mask.nonzero(as_tuple=True))
-
-
-def _layers(vector: SteeringVector, intervention: Intervention, architecture: Architecture) -> tuple[int, ...]:
-    direction = intervention.operation.direction
-    if intervention.layers != "all":
-        layers = tuple(sorted(intervention.layers))
-    elif isinstance(direction, StoredDirection) and direction.layer is None:
-        wanted = (intervention.site, direction.name, intervention.tower)
-        held = {key.layer for key in vector.tensors if key[1:] == wanted}
-        layers = tuple(sorted(held))
-    else:
-        layers = tuple(range(architecture.count(intervention.tower)))
-    if layers and layers[-1] >= (count := architecture.count(intervention.tower)):
-        raise LayerRangeError(f"an intervention steers layer {layers[-1]}", expected=f"0 to {count - 1}")
-    return layers
-
-
-def _check_single(vector: SteeringVector, intervention: Intervention, layers: Sequence[int]) -> None:
-    """Only projections know what to do with several directions: whatever else reads some wants one."""
-    spans = isinstance(intervention.operation, (Ablate, AddProjection))
-    for stored in intervention.stored[1 if spans else 0 :]:
-        for layer in layers:
-            found = vector.direction(stored, layer, intervention.site, intervention.tower)
-            if found is not None and found.dim() != 1:
-                raise EngineError(
-                    f"an intervention of kind {intervention.operation.kind!r} reads {found.shape[0]} directions "
-                    f"{stored.name!r} at layer {layer}",
-                    expected="one direction [hidden]; only ablate and add_projection take [k, hidden]",
-                )

@@ -25,7 +25,7 @@ from steerkit.adapter import Architecture
 from steerkit.engines import compiled
 from steerkit.errors import EngineError
 from steerkit.intervention import Phase, Tokens
-from steerkit.positions import TokenRole, last_positions, select
+from steerkit.positions import TokenRole, last_positions, select, steers_answers
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +123,11 @@ class Pass:
         """Whether any position of this pass belongs to the prompt."""
         return self.start < self.prompt_length
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it reads one generated token of each row."""
+        return self.length == 1 and self.start >= self.prompt_length
+
     def select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
         """The tokens of this pass that a selector means, or None if there are none."""
         key = (tokens, phase)
@@ -131,9 +136,8 @@ class Pass:
         return self.selections[key]
 
     def _select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
-        if not self.reads_prompt and self.length == 1:
-            steered = phase != "prompt" and tokens in ("last", "all", "generated")
-            return Selection(0) if steered else None
+        if self.decodes:
+            return Selection(0) if steers_answers(tokens, phase) else None
         roles = self.tracker.roles(self.prompt, self.prompt_length, device, tokens)
         if roles.shape[0] != self.rows:
             roles = roles.repeat_interleave(self.rows // roles.shape[0], dim=0)
@@ -220,7 +224,7 @@ class CallTracker:
     @property
     def current(self) -> Pass | None:
         """The decoder pass that this thread is in, or None where nothing is to be observed."""
-        return None if self.thread.unobserved else self.thread.current
+        return self.thread.current
 
     def in_graph(self, place: Hashable, user: object) -> Pass | None:
         """The pass that a compiled graph is in, as it visits a place; None where nothing is to be observed.
@@ -259,7 +263,7 @@ class CallTracker:
     @contextmanager
     def unobserved(self) -> Iterator[None]:
         """Passes of this thread inside are nobody's: they are neither steered nor counted."""
-        outer = self.thread.current
+        outer, self.thread.current = self.thread.current, None
         self.thread.unobserved += 1
         try:
             yield

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from steerkit.adapter import Architecture, Inputs
 from steerkit.engines import compiled
-from steerkit.engines.application import Application, Place
+from steerkit.engines.application import Application
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
 from steerkit.intervention import Pool, Site, Tower
@@ -64,13 +65,15 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
 def _hook(
     tracker: CallTracker, application: Application, place: Place, owner: int | None, slot: int
 ) -> Callable[..., Any]:
+    in_decoder = place.tower == "language"
+
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if torch.compiler.is_compiling():
             return with_hidden(output, compiled.steered(hidden(output), slot))
         if application.closed or (owner is not None and threading.get_ident() != owner):
             return None
         h = hidden(output)
-        now = pass_at(tracker, place, h)
+        now = tracker.current if in_decoder else pass_at(tracker, place, h)
         if now is None:
             return None
         changed = application.apply(place, h, now)

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from steerkit.adapter import Architecture, Inputs, tokenizer_of
 from steerkit.engines import hooks
-from steerkit.engines.application import Application, Place
+from steerkit.engines.application import Application
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.intervention import Pool, Site, Tower
 

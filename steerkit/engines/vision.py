@@ -17,7 +17,7 @@ from steerkit.errors import EngineError
 from steerkit.intervention import Intervention, Phase, Tokens
 
 if TYPE_CHECKING:
-    from steerkit.engines.application import Place
+    from steerkit.engines.steps import Place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +38,7 @@ class VisionPass:
     start: int = 0
     redone: int = 0
     reads_prompt: bool = True
+    decodes: bool = False
 
     @property
     def prompt_length(self) -> int:

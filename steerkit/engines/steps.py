@@ -1,0 +1,158 @@
+"""What is done at each place of a model: the steps of all interventions, grouped by the tokens that they change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steerkit.adapter import Architecture
+from steerkit.errors import EngineError, LayerRangeError
+from steerkit.intervention import (
+    Ablate,
+    Add,
+    AddProjection,
+    Intervention,
+    LinearStrength,
+    Phase,
+    Site,
+    StoredDirection,
+    Tokens,
+    Tower,
+)
+from steerkit.positions import steers_answers
+from steerkit.receipt import SiteCount
+from steerkit.vector import SteeringVector
+
+
+class Place(NamedTuple):
+    """Where in the model a hidden state is."""
+
+    layer: int
+    site: Site
+    tower: Tower = "language"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One intervention at one place; `layers` are all that it steers."""
+
+    vector: SteeringVector
+    intervention: Intervention
+    layer: int
+    dose: float
+    layers: tuple[int, ...] = ()
+    index: int = 0
+    """Which of the vectors it comes from."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that happens is the addition of one and the same stored direction."""
+        change = self.intervention
+        unconditional = change.gate is None and not change.norm_preserving
+        added = isinstance(change.operation, Add) and not change.operation.relative and change.contrast is None
+        return unconditional and added and not isinstance(change.strength, LinearStrength)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Plain additions that follow each other on the same tokens: they commute, so they are one addition."""
+
+    steps: tuple[Step, ...]
+    scaled: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Changes that follow each other on the same tokens, which are read and written once for all of them."""
+
+    tokens: Tokens
+    phase: Phase
+    changes: tuple[Step | Sum, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(eq=False)
+class Decoding:
+    """What becomes of a token of the answer that is read by itself, where that is one sum or nothing.
+
+    Blocks are visited for every token, so that what is spent here is what steering costs.
+    """
+
+    change: Sum | None
+    answers_only: bool = False
+    """Whether the first token is one to measure, and so none of these."""
+    counts: tuple[SiteCount, ...] | None = None
+    """Where it is counted, once something was."""
+
+
+def grouped(steps: Sequence[Step]) -> list[Group]:
+    """The steps of a place in order: neighbours on the same tokens together, plain additions among them summed."""
+    groups: list[Group] = []
+    for (tokens, phase), run in groupby(steps, key=lambda step: (step.intervention.tokens, step.intervention.phase)):
+        members = tuple(run)
+        changes: list[Step | Sum] = []
+        for plain, neighbours in groupby(members, key=lambda step: step.plain):
+            same = tuple(neighbours)
+            changes += [Sum(same)] if plain else same
+        groups.append(Group(tokens, phase, tuple(changes), members))
+    return groups
+
+
+def decoding(groups: Sequence[Group]) -> Decoding | None:
+    """What becomes of a token of the answer that is read by itself; None if that is more than a sum."""
+    steering = [group for group in groups if steers_answers(group.tokens, group.phase)]
+    if not steering:
+        return Decoding(None)
+    group = steering[0]
+    change = group.changes[0]
+    if len(steering) > 1 or len(group.changes) > 1 or not isinstance(change, Sum):
+        return None
+    return Decoding(change, answers_only(group))
+
+
+def answers_only(group: Group) -> bool:
+    """Whether no token of a prompt is changed."""
+    return group.phase == "generation" or group.tokens == "generated"
+
+
+def steered_layers(vector: SteeringVector, intervention: Intervention, architecture: Architecture) -> tuple[int, ...]:
+    """The layers that an intervention steers.
+
+    Raises:
+        LayerRangeError: The model does not have one of them.
+    """
+    direction = intervention.operation.direction
+    if intervention.layers != "all":
+        layers = tuple(sorted(intervention.layers))
+    elif isinstance(direction, StoredDirection) and direction.layer is None:
+        wanted = (intervention.site, direction.name, intervention.tower)
+        held = {key.layer for key in vector.tensors if key[1:] == wanted}
+        layers = tuple(sorted(held))
+    else:
+        layers = tuple(range(architecture.count(intervention.tower)))
+    if layers and layers[-1] >= (count := architecture.count(intervention.tower)):
+        raise LayerRangeError(f"an intervention steers layer {layers[-1]}", expected=f"0 to {count - 1}")
+    return layers
+
+
+def check_single(vector: SteeringVector, intervention: Intervention, layers: Sequence[int]) -> None:
+    """Refuse several directions where one is wanted: only projections know what to do with more.
+
+    Raises:
+        EngineError: It is so.
+    """
+    spans = isinstance(intervention.operation, (Ablate, AddProjection))
+    for stored in intervention.stored[1 if spans else 0 :]:
+        for layer in layers:
+            found = vector.direction(stored, layer, intervention.site, intervention.tower)
+            if found is not None and found.dim() != 1:
+                raise EngineError(
+                    f"an intervention of kind {intervention.operation.kind!r} reads {found.shape[0]} directions "
+                    f"{stored.name!r} at layer {layer}",
+                    expected="one direction [hidden]; only ablate and add_projection take [k, hidden]",
+                )
