@@ -37,8 +37,10 @@ from steerkit.demo.evaluation import anchors  # noqa: E402
 from steerkit.engines.hooks import call_target, capture  # noqa: E402
 from steerkit.errors import SteerKitError  # noqa: E402
 from steerkit.fingerprint import Response, check_fingerprint, compare, fingerprint, probes, responses  # noqa: E402
-from steerkit.metadata import Fingerprint  # noqa: E402
+from steerkit.metadata import Fingerprint, MethodRecord, PackMetadata  # noqa: E402
+from steerkit.steering import check_applied  # noqa: E402
 
+FAMILIES = ("llava", "vipllava", "llava_next", "qwen2_vl", "qwen2_5_vl", "instructblip-llama", "instructblip-t5")
 SEEDED = ("llava", "qwen2_5_vl", "instructblip-llama")
 
 
@@ -179,6 +181,24 @@ def elsewhere(folder: str, library: str) -> tuple[str, Fingerprint]:
     return version, Fingerprint.model_validate_json(document)
 
 
+def other_family(theirs: Fingerprint, vlm: sk.VLM, other: sk.VLM) -> dict[str, Any]:
+    """What `steer` says of a vector of one family on a model of another; a cosine where the states have one shape."""
+    metadata = PackMetadata(
+        method=MethodRecord(name="none"), interventions=(sk.Intervention(),), model=vlm.record, fingerprint=theirs
+    )
+    vector = sk.SteeringVector({sk.Key(0): torch.ones(vlm.record.hidden_size)}, metadata)
+    checks = check_applied([vector], [1e-3], other)
+    failed = [check.message for check in checks if check.status == "fail"]
+    row: dict[str, Any] = {"verdict": "refuse" if failed else "other", "message": "; ".join(failed)}
+    same_shape = (vlm.record.hidden_size, vlm.record.layer_count) == (
+        other.record.hidden_size,
+        other.record.layer_count,
+    )
+    if same_shape:
+        row["cosine"] = min(compare(theirs, responses(other)).values())
+    return row
+
+
 def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for folder in arguments.models or [model_path(name) for name in MODELS]:
         vlm = sk.load(folder, dtype="float32")
@@ -196,6 +216,11 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             if config["model_type"] == vlm.record.model_type:
                 found = measured(theirs, sk.load(other, dtype="float32"))
                 yield {"model": kind, "change": "another training seed", "expected": "refuse", **found}
+        for name in MODELS:
+            other = sk.load(model_path(name), dtype="float32")
+            if other.record.model_type != vlm.record.model_type:
+                found = other_family(theirs, vlm, other)
+                yield {"model": kind, "change": "another family", "expected": "refuse", **found}
     for family in SEEDED:
         vlm = sk.wrap(*tiny.build(family))
         kind, theirs = f"random {family}", fingerprint(vlm)
@@ -214,6 +239,10 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             tiny.scatter(model)
             found = measured(theirs, sk.wrap(model, vlm.processor))
             yield {"model": kind, "change": "another seed", "expected": "refuse", **found}
+        for other in FAMILIES:
+            if other != family:
+                found = other_family(theirs, vlm, sk.wrap(*tiny.build(other)))
+                yield {"model": kind, "change": "another family", "expected": "refuse", **found}
 
 
 def padding(kind: str, vlm: sk.VLM, theirs: Fingerprint) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from rich.table import Table
 
 import steerkit as sk
 from steerkit.demo import model_path
-from steerkit.demo.evaluation import anchors
+from steerkit.demo.evaluation import anchors, entries
 from steerkit.metadata import MethodRecord, PackMetadata
 
 PRESETS = {
@@ -186,33 +187,85 @@ def composition(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     return compare(variants, "unsteered", rounds, device)
 
 
+class Reached(Exception):
+    """Ends a bare forward pass where the method that needs it looks no further."""
+
+
+def bare_pass(vlm: sk.VLM, batch: Sequence[sk.Sample], images: Any, layer: int, tower: str) -> None:
+    """A forward pass over a batch, to one block of a tower and no further, from which nothing is kept."""
+
+    def stop(*_: Any) -> None:
+        raise Reached
+
+    handle = vlm.model.get_submodule(vlm.architecture.site(layer, "resid_post", tower)).register_forward_hook(stop)
+    try:
+        with torch.no_grad(), suppress(Reached):
+            vlm.model.model(**vlm.inputs(batch, images), use_cache=False)
+    finally:
+        handle.remove()
+
+
+def needed(vlm: sk.VLM, fit: Callable[[], Any]) -> Callable[[], None]:
+    """The bare forward passes of a fit: what it captures, and what it lets the model answer, and nothing else.
+
+    A vision tower is read one sample at a time, as `capture` says.
+    """
+    calls: list[Callable[[], Any]] = []
+    capture = vlm.capture
+
+    def captured(samples: Sequence[sk.Sample], *, images: Any = True, **options: Any) -> Any:
+        tower = options.get("tower", "language")
+        layer = max(vlm.check_layers(options.get("layers"), tower))
+        shown = list(samples)
+        size = 1 if tower == "vision" else options.get("batch_size", 8)
+        for start in range(0, len(shown), size):
+            batch = shown[start : start + size]
+            calls.append(partial(bare_pass, vlm, batch, images, layer, tower))
+        return capture(samples, images=images, **options)
+
+    def repeated(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(partial(method, *args, **options))
+            return method(*args, **options)
+
+        return call
+
+    with ExitStack() as stack:
+        for name, double in (
+            ("capture", captured),
+            ("generate", repeated(vlm.generate)),
+            ("log_likelihood", repeated(vlm.log_likelihood)),
+        ):
+            setattr(vlm, name, double)
+            stack.callback(delattr, vlm, name)
+        fit()
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
 def fitting(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
-    """Fitting each method, against the bare forward passes of the backbone over the views that it reads."""
-    samples = anchors(16, ("harmful", "harmless"))
-    batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
+    """Fitting each method, against the bare forward passes that it needs.
 
-    def passes(*views: Any) -> Callable[[], None]:
-        def run() -> None:
-            with torch.no_grad():
-                for batch in batches:
-                    for images in views:
-                        vlm.model.model(**vlm.inputs(batch, images), use_cache=False)
-
-        return run
-
-    def fit(method: sk.SteeringMethod) -> Callable[[], Any]:
-        return lambda: method.fit(vlm, samples, batch_size=BATCH)
-
-    labels = {"positive": "harmful", "negative": "harmless"}
-    every = tuple(range(vlm.record.layer_count))
-    methods: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "cmrm": (passes(False, "blank"), fit(sk.CMRM(counterpart="blank"))),
-        "caa": (passes(True), fit(sk.CAA(**labels, layers=every))),
-    }
+    The fingerprint of the model, three more passes, is taken by the first fit and kept until the model changes.
+    """
+    samples = anchors(32, ("harmful", "harmless"))
     rows: list[dict[str, Any]] = []
-    for name, (bare, fitted) in methods.items():
-        variants = {f"{name}: bare forward passes": bare, f"{name}: fit": fitted}
-        rows += compare(variants, f"{name}: bare forward passes", rounds, device)
+    for name, entry in entries(samples).items():
+        method, chosen = (entry, samples) if isinstance(entry, sk.SteeringMethod) else entry
+        if name == "astra":  # two of each label: it answers, and is asked for 32 likelihoods, for each sample
+            chosen = [*chosen[:2], *chosen[-2:]]
+        if not method.plan(vlm, chosen).measures:
+            continue
+
+        def fit(method: Any = method, chosen: Any = chosen) -> None:
+            method.fit(vlm, chosen)
+
+        bare = f"{name}: bare forward passes"
+        rows += compare({bare: needed(vlm, fit), f"{name}: fit": fit}, bare, rounds, device)
     return rows
 
 
@@ -380,7 +433,7 @@ def main() -> None:
         "parameters": parameters,
         "generation": generation(vlm, options.rounds, options.device),
         "composition": composition(vlm, options.rounds, options.device),
-        "fitting": fitting(vlm, options.rounds, options.device),
+        "fitting": fitting(vlm, max(options.rounds // 3, 3), options.device),
         "extraction": extraction(vlm, options.rounds, options.device),
         "references": references(vlm, options.rounds, options.device),
         "others": others(options.rounds) if options.device == "cpu" and options.preset == "50m" else [],

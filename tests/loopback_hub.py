@@ -232,6 +232,10 @@ class _HubHandler(_Handler):
             self.refuse(self.hub.faults.status, "Fault")
         elif path == "/api/models":
             self.answer(200, self._found(query))
+        elif path.startswith("/api/models/") and "/tree/" in path:
+            repo_id, _, rest = path.removeprefix("/api/models/").partition("/tree/")
+            revision, _, folder = rest.partition("/")
+            self._tree(repo_id, unquote(revision), unquote(folder))
         elif path.startswith("/api/models/"):
             repo_id, _, revision = path.removeprefix("/api/models/").partition("/revision/")
             self._info(repo_id, unquote(revision) or "main")
@@ -292,6 +296,21 @@ class _HubHandler(_Handler):
             200,
             {"_id": repo_id, "id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings, "private": False},
         )
+
+    def _tree(self, repo_id: str, revision: str, folder: str) -> None:
+        """The files below a folder."""
+        if (found := self._readable(repo_id, revision)) is None:
+            return
+        repository, commit = found
+        files = [
+            {"type": "file", "path": name, "size": len(data), "oid": _git_digest(data)}
+            for name, data in repository.commits[commit].items()
+            if not folder or name.startswith(f"{folder}/")
+        ]
+        if files:
+            self.answer(200, files)
+        else:
+            self.answer(404, None, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
 
     def _file(self, repo_id: str, revision: str, name: str) -> None:
         if (found := self._readable(repo_id, revision)) is None:
