@@ -7,7 +7,8 @@ counts as well. That is a bound of the first order: the blocks in between may un
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,12 @@ HIGH = 1.0
 
 BREAKING = 10.0
 """Relative dose above which nothing of the model's own state is left. Measured: docs/trust.md."""
+
+OUTLYING = 10.0
+"""How many times the median of a vector's layers one layer's dose may be. Measured: docs/trust.md."""
+
+FEW = 4
+"""Layers below which a median says nothing."""
 
 Norms = Mapping[int, float]
 """`{layer: norm}` of the model's hidden states at the last prompt token."""
@@ -51,6 +58,17 @@ def check_dose(vectors: Sequence[SteeringVector], strengths: Sequence[float], no
     high = [each for each, dose in doses.items() if dose > HIGH]
     if not high:
         text = f"the change is at most {largest:.2g} times the hidden state's norm, at layer {layer}"
+        if lone := outliers(vectors, strengths, norms):
+            named = "; ".join(
+                f"{dose:.2g} at layer {each}, the median is {usual:.2g}" for each, dose, usual in lone[:5]
+            )
+            return Check(
+                "dose",
+                "warn",
+                f"{text}; a layer stands out among a vector's layers: {named}",
+                "look at the norms (steerkit inspect): a direction may have been scaled or put in another's place",
+                details,
+            )
         return Check("dose", "pass", text, details=details)
     named = ", ".join(f"{doses[each]:.3g} at layer {each}" for each in sorted(high, key=lambda each: -doses[each])[:5])
     more = f" and {len(high) - 5} layers more" if len(high) > 5 else ""
@@ -63,26 +81,49 @@ def check_dose(vectors: Sequence[SteeringVector], strengths: Sequence[float], no
     )
 
 
+def outliers(
+    vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms
+) -> list[tuple[int, float, float]]:
+    """`(layer, dose, median)` of layers whose own dose is out of proportion to the vector's other layers."""
+    found: list[tuple[int, float, float]] = []
+    for vector, strength in zip(vectors, strengths, strict=True):
+        for intervention in vector.interventions:
+            own = {layer: size for layer, _, size in _sizes(vector, intervention, strength, norms)}
+            usual = statistics.median(own.values()) if len(own) >= FEW else 0.0
+            found += [(layer, size, usual) for layer, size in own.items() if usual and size > OUTLYING * usual]
+    return sorted(found, key=lambda each: -each[1] / each[2])
+
+
 def relative_doses(vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms) -> dict[int, float]:
     """`{layer: dose}` of everything whose size is known before the model runs; gates count as open."""
     additions: dict[int, Tensor] = {}
     doses: dict[int, float] = {}
     for vector, strength in zip(vectors, strengths, strict=True):
         for intervention in vector.interventions:
-            if intervention.tower != "language" or intervention.site == "head_out":
-                continue  # not in the space of the hidden states whose norms are known
-            for layer in vector.layers_of(intervention):
-                found = _dose(vector, intervention, layer, strength)
-                if isinstance(found, Tensor):
-                    additions[layer] = additions.get(layer, torch.zeros_like(found)) + found
-                    doses[layer] = max(doses.get(layer, 0.0), float(found.norm()) / norms[layer])
-                elif found is not None:
-                    doses[layer] = max(doses.get(layer, 0.0), found)
+            for layer, added, size in _sizes(vector, intervention, strength, norms):
+                if added is not None:
+                    additions[layer] = additions.get(layer, torch.zeros_like(added)) + added
+                    size = float(additions[layer].norm()) / norms[layer]
+                doses[layer] = max(doses.get(layer, 0.0), size)
     total: Tensor | None = None
     for layer in sorted(additions):
         total = additions[layer] if total is None else total + additions[layer]
         doses[layer] = max(doses[layer], float(total.norm()) / norms[layer])
     return dict(sorted(doses.items()))
+
+
+def _sizes(
+    vector: SteeringVector, intervention: Intervention, strength: float, norms: Norms
+) -> Iterator[tuple[int, Tensor | None, float]]:
+    """`(layer, what is added, relative size)` wherever the size is known before the model runs."""
+    if intervention.tower != "language" or intervention.site == "head_out":
+        return  # not in the space of the hidden states whose norms are known
+    for layer in vector.layers_of(intervention):
+        found = _dose(vector, intervention, layer, strength)
+        if isinstance(found, Tensor):
+            yield layer, found, float(found.norm()) / norms[layer]
+        elif found is not None:
+            yield layer, None, found
 
 
 def _dose(vector: SteeringVector, intervention: Intervention, layer: int, strength: float) -> Tensor | float | None:

@@ -353,6 +353,21 @@ def test_doses_of_other_operations(llava: sk.VLM) -> None:
     assert doses(llava, Intervention(operation=Add(direction=MeasuredContrast()))) == {}
 
 
+def test_a_layer_out_of_proportion_to_the_others_is_named(llava: sk.VLM) -> None:
+    """A direction that was scaled by itself stands out, however small it is beside the hidden state."""
+    even = vector_of(llava, None, 0.05 / 48**0.5)
+    assert check_dose([even], [1.0], NORMS).status == "pass"
+    usual = even.tensors[sk.Key(2)].clone()
+    for factor, status in ((5.0, "pass"), (30.0, "warn")):
+        odd = sk.SteeringVector({**even.tensors, sk.Key(2): factor * usual}, even.metadata)
+        check = check_dose([even, odd], [1.0, 1.0], NORMS)
+        assert check.status == status
+        assert ("stands out" in check.message) is (status == "warn")
+    assert "0.075 at layer 2, the median is 0.0025" in check.message
+    # where three layers are steered, none can be called the odd one out
+    assert check_dose([odd.select([1, 2, 3])], [1.0], NORMS).status == "pass"
+
+
 def test_large_doses_are_named_by_layer_and_refused_when_nothing_of_the_model_is_left(llava: sk.VLM) -> None:
     vector = vector_of(llava, None, 5.0 / 48**0.5)
     found = {strength: check_dose([vector], [strength], NORMS) for strength in (1.0, 1.6, 20.0)}

@@ -21,6 +21,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from forging import joined, rewritten, split, with_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,47 +65,6 @@ def a_vector(dtype: torch.dtype = torch.float32) -> SteeringVector:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a saved pack."""
     return a_vector().save(tmp_path_factory.mktemp("whole") / "v.safetensors").read_bytes()
-
-
-def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and tensor bytes of a safetensors file."""
-    (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def joined(header: dict[str, Any] | str | bytes, body: bytes = b"") -> bytes:
-    if isinstance(header, dict):
-        header = json.dumps(header)
-    text = header.encode() if isinstance(header, str) else header
-    return struct.pack("<Q", len(text)) + text + body
-
-
-def rewritten(whole: bytes, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> bytes:
-    """The pack after `change(header, document)`."""
-    header, body = split(whole)
-    document = json.loads(header["__metadata__"]["steerkit"])
-    del document["document_sha256"]  # who changes a document can leave its digest out
-    change(header, document)
-    header["__metadata__"]["steerkit"] = json.dumps(document)
-    return joined(header, body)
-
-
-def with_values(whole: bytes, name: str, values: np.ndarray) -> bytes:
-    """The pack with other values in one tensor, its digest made to agree: by the specification, not by our code."""
-    header, body = split(whole)
-    begin, end = header[name]["data_offsets"]
-    forged = body[:begin] + values.astype("<f4").tobytes() + body[end:]
-    assert len(forged) == len(body)
-    state = hashlib.sha256()
-    for key in sorted(set(header) - {"__metadata__"}):
-        first, last = header[key]["data_offsets"]
-        state.update(f'["{key}","F32",{json.dumps(header[key]["shape"], separators=(",", ":"))}]\n'.encode())
-        state.update(forged[first:last])
-    document = json.loads(header["__metadata__"]["steerkit"])
-    document["tensors_sha256"] = state.hexdigest()
-    del document["document_sha256"]
-    header["__metadata__"]["steerkit"] = json.dumps(document)
-    return joined(header, forged)
 
 
 def refusal(tmp_path: Path, data: bytes, kind: type[SteerKitError] = PackFormatError) -> SteerKitError:

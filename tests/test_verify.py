@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from forging import with_values
+from hub_support import cache, hub
+from loopback_hub import LoopbackHub
 from signers import KeyPair, key_pair
 from typer.testing import CliRunner
 
@@ -16,13 +20,15 @@ from steerkit.checks import TrustWarning
 from steerkit.cli import app
 from steerkit.demo import model_path
 from steerkit.demo.evaluation import anchors
-from steerkit.errors import OptionError
+from steerkit.errors import NonFiniteError, OptionError
 from steerkit.intervention import Intervention
 from steerkit.metadata import MethodRecord, PackMetadata
 from steerkit.vector import Key
 from steerkit_vectors_hub.errors import PackNotFoundError, UntrustedPackError
 from steerkit_vectors_hub.screening.canaries import demo_canaries
 from steerkit_vectors_hub.signing.trust import TrustFile
+
+__all__ = ["cache", "hub"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +127,19 @@ def test_a_damaged_file_and_another_than_pinned_fail_and_a_missing_one_is_an_err
         sk.verify(tmp_path / "none.safetensors")
     with pytest.raises(OptionError, match="policy is 'lax'"):
         sk.verify(path, policy="lax")  # type: ignore[arg-type]
+
+
+def test_a_pack_with_nan_from_a_hub_fails_and_is_not_loaded(tmp_path: Path, qwen: sk.VLM, hub: LoopbackHub) -> None:
+    whole = pack(tmp_path / "v.safetensors", qwen).read_bytes()
+    values = np.full(qwen.architecture.hidden_size, np.nan)
+    hub.publish("owner/name", {"v.safetensors": with_values(whole, "directions.1.resid_post", values)})
+    report = sk.verify("hf://owner/name/v.safetensors", model=qwen)
+    assert lines(report)["integrity"] == "fail"
+    assert "NaN" in report.checks[0].message
+    assert report.pinned is None
+    for policy in ("strict", "off"):
+        with pytest.raises(NonFiniteError, match="layer 1"):
+            sk.load_vector("hf://owner/name/v.safetensors", policy=policy)
 
 
 def test_load_vector_refuses_a_dose_that_breaks_the_model_as_the_policy_says(tmp_path: Path, qwen: sk.VLM) -> None:
