@@ -154,7 +154,7 @@ def _imported(group: Group, point: EntryPoint, base: type) -> Any:
     what = f"{group.kind} {point.name!r} of {owner(point)}"
     try:
         found = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that was registered by mistake may well call sys.exit
         raise PluginError(
             f"{what} failed to import: {type(error).__name__}: {error}",
             fix="see the traceback above; reinstall or remove that distribution",
@@ -168,6 +168,13 @@ def _imported(group: Group, point: EntryPoint, base: type) -> Any:
     ]
     if missing:
         raise PluginError(f"{what} does not define {sorted(missing)}", expected=f"all that {public} declares")
+    for attribute, declared in base.__annotations__.items():
+        value = getattr(found, attribute)
+        text = declared == "ClassVar[str]"
+        if not (isinstance(value, str) if text else _are_texts(value)):
+            raise PluginError(
+                f"{what} has {attribute} = {value!r}", expected="a text" if text else 'texts, such as ("llava",)'
+            )
     if "name" in base.__annotations__ and found.name != point.name:
         raise PluginError(
             f"{what} calls itself {found.name!r}",
@@ -175,3 +182,8 @@ def _imported(group: Group, point: EntryPoint, base: type) -> Any:
             fix="use the same name in the class and in the entry point",
         )
     return found
+
+
+def _are_texts(value: object) -> bool:
+    """A single text is none: `in` would look for a part of it."""
+    return isinstance(value, (tuple, list, set, frozenset)) and all(isinstance(each, str) for each in value)

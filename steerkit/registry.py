@@ -47,7 +47,8 @@ def adapter_for(model_type: str) -> ModelAdapter:
 
     Raises:
         UnsupportedModelError: None does; the message lists what is supported.
-        PluginError: None does, and an adapter that might could not be imported; or two distributions claim the type.
+        PluginError: None does, and an adapter that might could not be imported; or two distributions claim the type; or
+            the adapter can't be made.
     """
     supported: dict[str, list[str]] = {}
     broken: list[PluginError] = []
@@ -62,7 +63,16 @@ def adapter_for(model_type: str) -> ModelAdapter:
         if model_type in adapter.model_types:
             serving[name] = adapter
     if serving:
-        return _entitled(model_type, serving)()
+        kind = _entitled(model_type, serving)
+        try:
+            return kind()
+        except Exception as error:
+            what = f"adapter {kind.name!r} of {owner_of(ADAPTERS, kind.name)}"
+            raise PluginError(
+                f"{what} can't be made: {type(error).__name__}: {error}",
+                expected="a class that is called without arguments",
+                fix="see the traceback above; reinstall or remove that distribution",
+            ) from error
     if broken:
         raise PluginError(
             f"no working adapter serves model type {model_type!r}, and {len(broken)} could not be loaded: {broken[0]}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -159,6 +160,62 @@ def test_an_adapter_without_model_types_does_not_stop_the_others(install: Instal
     with pytest.raises(PluginError, match="model_types"):
         sk.get_adapter("aaa")
     assert_built_ins_work()
+
+
+@pytest.mark.parametrize("types", ["None", "5", '"llava_toy"', "(5,)"])
+def test_an_adapter_with_odd_model_types_is_named_and_the_rest_works(install: Install, types: str) -> None:
+    install("odd-adapter", ADAPTER.replace('("toy_vl",)', types), plugins.ADAPTERS.name, toy="Typed")
+    with pytest.raises(PluginError, match="'odd-adapter' has model_types = ") as caught:
+        sk.get_adapter("toy")
+    assert "texts" in str(caught.value.expected)
+    assert_built_ins_work()
+    with pytest.raises(PluginError, match="no working adapter.*'odd-adapter'"):
+        adapter_for("toy")  # a part of "llava_toy"
+    listed = CliRunner().invoke(app, ["models", "--json"])
+    assert listed.exit_code == 0
+    rows = {row["name"]: row for row in json.loads(listed.stdout)["adapters"]}
+    assert "model_types" in rows["toy"]["error"]
+    assert rows["llava"]["error"] is None
+
+
+def test_an_adapter_that_can_not_be_made_is_named_and_the_rest_works(install: Install) -> None:
+    source = ADAPTER + "\n    def __init__(self): raise ValueError('no luck')\n"
+    install("odd-adapter", source, plugins.ADAPTERS.name, toy="Typed")
+    with pytest.raises(PluginError, match="adapter 'toy' of distribution 'odd-adapter'.*ValueError: no luck"):
+        adapter_for("toy_vl")
+    assert_built_ins_work()
+
+
+@pytest.mark.parametrize("paper", ["None", "5"])
+def test_a_method_whose_paper_is_no_text_is_named(install: Install, paper: str) -> None:
+    source = METHOD.replace('class Whole(Mine):\n    paper = "none"', f"class Whole(Mine):\n    paper = {paper}")
+    install("odd-method", source, plugins.METHODS.name, whole="Whole")
+    with pytest.raises(PluginError, match=f"'odd-method' has paper = {paper}"):
+        sk.get_method("whole")
+    assert_built_ins_work()
+
+
+def test_a_plugin_that_exits_when_it_is_imported_is_named_and_the_rest_works(install: Install) -> None:
+    install("leaving-method", "import sys\nsys.exit('bye')", plugins.METHODS.name, leaving="Leaving")
+    install("leaving-adapter", "import sys\nsys.exit('bye')", plugins.ADAPTERS.name, leaving="Leaving")
+    with pytest.raises(PluginError, match="'leaving-method' failed to import: SystemExit: bye"):
+        sk.get_method("leaving")
+    assert_built_ins_work()
+    for command in ("methods", "models"):
+        listed = CliRunner().invoke(app, [command])
+        assert listed.exit_code == 0
+        assert f"leaving-{command.removesuffix('s')}".replace("model", "adapter") in listed.stdout
+
+
+def test_a_method_with_a_default_that_can_not_be_made_is_named_and_the_rest_is_listed(install: Install) -> None:
+    source = f"from pydantic import Field\n{METHOD}\n    option: int = Field(default_factory=lambda: 1 // 0)\n"
+    install("odd-method", source, plugins.METHODS.name, whole="Whole")
+    listed = CliRunner().invoke(app, ["methods", "--json"])
+    assert listed.exit_code == 0
+    rows = {row["name"]: row for row in json.loads(listed.stdout)["methods"]}
+    assert "ZeroDivisionError" in rows["whole"]["error"]
+    assert "odd-method" in rows["whole"]["distribution"]
+    assert rows["cmrm"]["options"]
 
 
 def test_a_name_that_two_distributions_claim_fails_alone(install: Install) -> None:

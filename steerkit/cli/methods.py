@@ -13,6 +13,7 @@ from steerkit.cli.options import AsJson, Debug
 
 if TYPE_CHECKING:
     from steerkit.method import SteeringMethod
+    from steerkit.plugins import Registered
 
 
 def methods(as_json: AsJson = False, debug: Debug = False) -> None:
@@ -22,21 +23,30 @@ def methods(as_json: AsJson = False, debug: Debug = False) -> None:
     from steerkit.plugins import METHODS, registered
 
     import_libraries()
-    rows = [
-        {
-            "name": each.name,
-            "summary": "" if each.value is None else (inspect.getdoc(each.value) or "").partition("\n")[0],
-            "paper": "" if each.value is None else each.value.paper,
-            "options": [] if each.value is None else describe(each.value),
-            "distribution": each.distribution,
-            "error": each.error,
-        }
-        for each in registered(METHODS, SteeringMethod)
-    ]
+    rows = [_row(each) for each in registered(METHODS, SteeringMethod)]
     if as_json:
         print_json({"methods": rows})
     else:
         _show(rows)
+
+
+def _row(found: Registered) -> dict[str, Any]:
+    """What is shown of a method; one whose options can't be described hides no other."""
+    options: list[dict[str, Any]] = []
+    error = found.error
+    if found.value is not None:
+        try:
+            options = describe(found.value)
+        except Exception as problem:  # a default may be made by code of the distribution
+            error = f"the defaults of its options can't be made: {type(problem).__name__}: {problem}"
+    return {
+        "name": found.name,
+        "summary": "" if found.value is None else (inspect.getdoc(found.value) or "").partition("\n")[0],
+        "paper": "" if found.value is None else found.value.paper,
+        "options": options,
+        "distribution": found.distribution,
+        "error": error,
+    }
 
 
 def describe(method: type[SteeringMethod]) -> list[dict[str, Any]]:
