@@ -78,6 +78,30 @@ def test_impossible_names_are_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
+        (Kind.METHOD, "add", "'Add', which is what the package imports"),
+        (Kind.METHOD, "intervention", "'Intervention', which is what the package imports"),
+        (Kind.METHOD, "class_var", "'ClassVar', which is what the package imports"),
+        (Kind.METHOD, "sequence", "'Sequence', which is what the package imports"),
+        (Kind.ADAPTER, "model", "'ModelAdapter', which is what the package imports"),
+        (Kind.METHOD, "none", "'None', which is a word of Python"),
+        (Kind.METHOD, "true", "'True', which is a word of Python"),
+        (Kind.METHOD, "false", "'False', which is a word of Python"),
+    ],
+)
+def test_names_whose_class_could_not_be_are_refused(kind: Kind, name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=words):
+        scaffold(kind, name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_only_looks_like_an_import_is_taken() -> None:
+    check_name(Kind.ADAPTER, "none")  # NoneAdapter
+    check_name(Kind.METHOD, "additive")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
         (Kind.METHOD, "cmrm", "the method 'cmrm' exists already"),
         (Kind.ADAPTER, "llava", "the adapter 'llava' exists already"),
         (Kind.METHOD, "adapters", "the package 'steerkit_adapters' exists already"),

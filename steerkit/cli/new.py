@@ -117,6 +117,12 @@ def check_name(kind: Kind, name: str) -> None:
     from steerkit.registry import adapter_names, method_names
 
     fix = "choose another name"
+    made = class_name(kind, name)
+    if keyword.iskeyword(made) or made in _imported(kind):
+        taken = "is a word of Python" if keyword.iskeyword(made) else "is what the package imports under that name"
+        raise OptionError(
+            f"the name is {name!r}: its class would be {made!r}, which {taken}", expected="a name that is free", fix=fix
+        )
     if name in (method_names() if kind is Kind.METHOD else adapter_names()):
         raise OptionError(f"the {kind} {name!r} exists already", expected="a name that is free", fix=fix)
     if find_spec(f"steerkit_{name}") is not None:
@@ -127,3 +133,9 @@ def check_name(kind: Kind, name: str) -> None:
     except PackageNotFoundError:
         return
     raise OptionError(f"the distribution {wanted!r} exists already", expected="a name that is free", fix=fix)
+
+
+def _imported(kind: Kind) -> set[str]:
+    """What the module with the class imports: a class of such a name would hide it."""
+    text = (_TEMPLATES / kind / "package.py.txt").read_text(encoding="utf-8")
+    return {name for line in re.findall(r"^(?:from .* )?import (.*)", text, re.MULTILINE) for name in line.split(", ")}
