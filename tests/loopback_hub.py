@@ -12,7 +12,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,9 +33,10 @@ class Repository:
     gated: bool = False
     tags: list[str] = field(default_factory=list)
 
-    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
-        """Add a commit with these files on top of a branch."""
-        whole = {**self.commits.get(self.branches.get(branch, ""), {}), **files}
+    def commit(self, files: dict[str, bytes], branch: str = "main", removed: Sequence[str] = ()) -> str:
+        """Add a commit with these files, and without those that are removed, on top of a branch."""
+        before = self.commits.get(self.branches.get(branch, ""), {})
+        whole = {**{name: data for name, data in before.items() if name not in removed}, **files}
         content = b"".join(name.encode() + hashlib.sha256(data).digest() for name, data in sorted(whole.items()))
         sha = hashlib.sha1(content + str(len(self.commits)).encode(), usedforsecurity=False).hexdigest()
         self.commits[sha] = whole
@@ -70,6 +71,8 @@ class Faults:
         damage: Whether one bit of every body is flipped.
         pause: Seconds to wait in the middle of every body.
         excess: Bytes that follow every body of a large file.
+        versions: Whether the delivery network says which version a file is; many web servers do not.
+        page: What the delivery network answers for a path that it does not know, instead of 404.
         status: Answer every request for metadata with this instead.
     """
 
@@ -77,6 +80,8 @@ class Faults:
     damage: bool = False
     pause: float = 0.0
     excess: bytes = b""
+    versions: bool = True
+    page: bytes = b""
     status: int | None = None
 
 
@@ -91,12 +96,14 @@ class LoopbackHub:
         self._servers = [self._server(_HubHandler), self._server(_DeliveryHandler)]
         self.url, self.delivery = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
-    def publish(self, repo_id: str, files: dict[str, bytes], branch: str = "main", **options: Any) -> str:
+    def publish(
+        self, repo_id: str, files: dict[str, bytes], branch: str = "main", *, removed: Sequence[str] = (), **options: Any
+    ) -> str:
         """Make a repository if need be and commit files; returns the commit."""
         repository = self.repositories.setdefault(repo_id, Repository(**options))
         for data in files.values():
             self.objects[hashlib.sha256(data).hexdigest()] = data
-        return repository.commit(files, branch)
+        return repository.commit(files, branch, removed)
 
     def asked(self, method: str, part: str = "") -> list[Request]:
         """The requests of a method whose path holds a text."""
@@ -210,10 +217,14 @@ class _DeliveryHandler(_Handler):
         path, _ = self.note()
         name = path.strip("/")
         data = self.hub.objects.get(name if name.endswith(".sig") else name.partition(".")[0])
-        if data is None:
+        faults = self.hub.faults
+        if data is None and faults.page:
+            self.send_file(faults.page, {"Content-Type": "text/html"})
+        elif data is None:
             self.answer(404)
         else:
-            self.send_file(data + self.hub.faults.excess, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
+            version = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'} if faults.versions else {}
+            self.send_file(data + faults.excess, version)
 
     do_HEAD = do_GET
 
@@ -374,13 +385,16 @@ class _HubHandler(_Handler):
 
     def _commit(self, repo_id: str, branch: str, lines: list[dict[str, Any]]) -> None:
         files: dict[str, bytes] = {}
+        removed: list[str] = []
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
-        commit = self.hub.publish(repo_id, files, branch)
+            elif line["key"] == "deletedFile":
+                removed.append(value["path"])
+        commit = self.hub.publish(repo_id, files, branch, removed=removed)
         url = f"{self.hub.url}/{repo_id}/commit/{commit}"
         self.answer(200, {"commitUrl": url, "commitOid": commit, "hookOutput": ""})
 

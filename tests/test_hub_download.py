@@ -299,6 +299,21 @@ class TestProcesses:
         assert sum(line[2] == "True" for line in lines) == 1
         assert len(hub.asked("GET", sha(body))) == 1
 
+    def test_ten_processes_and_a_server_that_names_no_version(self, hub: LoopbackHub, data: bytes) -> None:
+        hub.objects["a"] = data
+        hub.faults.versions, hub.faults.pause = False, 0.2
+        processes = [loading(f"{hub.delivery}/a.safetensors") for _ in range(10)]
+        outputs = [process.communicate(timeout=120) for process in processes]
+        assert [process.returncode for process in processes] == [0] * 10, outputs
+        assert {out.splitlines()[-1].split()[1] for out, _ in outputs} == {sha(data)}
+
+    def test_four_processes_and_a_damaged_body(self, hub: LoopbackHub, data: bytes) -> None:
+        hub.publish("someone/pack", {"a.safetensors": data})
+        hub.faults.damage, hub.faults.pause = True, 0.2
+        processes = [loading("hf://someone/pack", HF_ENDPOINT=hub.url) for _ in range(4)]
+        errors = [process.communicate(timeout=120)[1].splitlines()[-1] for process in processes]
+        assert {error.partition(":")[0] for error in errors} == {"steerkit_vectors_hub.errors.DigestMismatchError"}
+
     def test_threads_share_a_transfer(self, hub: LoopbackHub, data: bytes) -> None:
         hub.publish("someone/pack", {"a.safetensors": data})
         hub.faults.pause = 0.2

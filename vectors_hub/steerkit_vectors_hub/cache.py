@@ -148,11 +148,12 @@ class Store:
         name = _name(key)
         folder = self.root / "work" / name
         with self._writing():
-            folder.mkdir(parents=True, exist_ok=True)
-            (self.root / "locks").mkdir(exist_ok=True)
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.root / "locks" / name)
             lock.acquire()
         try:
+            with self._writing():
+                folder.mkdir(parents=True, exist_ok=True)  # only now: whoever held the lock before may have removed it
             yield folder
         finally:
             lock.release()

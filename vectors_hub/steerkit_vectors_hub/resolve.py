@@ -192,7 +192,6 @@ def _signature(store: Store, source: Source, target: Target, exact: str) -> str 
     if target.signed and known is not None and known.signature is not None and store.find(known.signature) is not None:
         return known.signature  # of this very commit
     with store.work(f"{exact} signature") as folder:
-        folder.mkdir(exist_ok=True)  # whoever held the lock before removed it
         try:
             data = source.signature(target, folder)
         finally:
