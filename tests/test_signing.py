@@ -927,6 +927,15 @@ class TestPublishing:
         assert done.code == 0, done.err
         assert self.judged(trusting(lab)) == ("pass", "trusted")
 
+    def test_an_unsigned_update_takes_the_old_signature_away(
+        self, hub: LoopbackHub, file: Path, lab: KeyPair, tmp_path: Path
+    ) -> None:
+        sk.SteeringVector.load(file).push_to_hub("someone/pack", sign_key=lab.private)
+        assert self.judged(trusting(lab)) == ("pass", "trusted")
+        done = sk.SteeringVector.from_bytes(pack(tmp_path, seed=1)).push_to_hub("someone/pack")
+        assert hub.repositories["someone/pack"].commits[str(done.revision)] == dict(done.files)
+        assert self.judged(trusting(lab)) == ("warn", "unsigned")
+
     def test_a_dry_run_shows_the_signature(self, file: Path, lab: KeyPair, tmp_path: Path) -> None:
         vector = sk.SteeringVector.load(file)
         done = vector.push_to_hub("someone/pack", dry_run=True, sign_key=lab.private)

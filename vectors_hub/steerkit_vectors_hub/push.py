@@ -138,10 +138,9 @@ def push_to_hub(
     if dry_run:
         return made
     require_network("publishing")
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     client = api(token)
-    operations = [CommitOperationAdd(name, data) for name, data in made.files.items()]
     with translated(f"hf://{repo_id}"):
         client.create_repo(repo_id, private=private, exist_ok=True)
         if branch is not None:
@@ -153,6 +152,12 @@ def push_to_hub(
                 expected="a repository for this pack alone",
                 fix="publish it under another name",
             )
+        # a signature or a plot of the pack that was there before belongs to no file of this one
+        stale = ({PACK + SIGNATURE, PLOT} & there) - set(made.files)
+        operations = [
+            *(CommitOperationAdd(name, data) for name, data in made.files.items()),
+            *(CommitOperationDelete(name) for name in sorted(stale)),
+        ]
         done = client.create_commit(repo_id, operations, commit_message=message or f"Add {PACK}", revision=branch)
     ref = f"hf://{repo_id}@{done.oid}/{PACK}#sha256={made.sha256}"
     return Publication(repo_id, made.files, made.sha256, done.oid, ref)
