@@ -6,8 +6,9 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -38,7 +39,8 @@ Progress = Callable[[int, int], None]
 class VLM:
     """A loaded model that methods can measure and that answers samples.
 
-    Build one with `steerkit.load` or `steerkit.wrap`.
+    Build one with `steerkit.load` or `steerkit.wrap`. `revision` is the commit of the hub that a model came from, where
+    the model's config does not say so: since transformers 5.24, none does.
 
     Attributes:
         model: The Hugging Face model, untouched; of a PEFT model, the one inside, whose layers hold the adapters.
@@ -48,12 +50,12 @@ class VLM:
         record: What the model is, as written into packs.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter) -> None:
+    def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter, *, revision: str | None = None) -> None:
         self.model = model = unwrapped(model)
         self.processor = processor
         self.adapter = adapter
         self.architecture: Architecture = adapter.architecture(model)
-        self.record: ModelRecord = _record(model, processor, self.architecture)
+        self.record: ModelRecord = _record(model, processor, self.architecture, revision)
         self._traced = threading.local()
 
     @property
@@ -466,9 +468,23 @@ def load(source: str, **options: Any) -> VLM:
 
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     adapter = adapter_of(source, **shared)
+    if (commit := _commit(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
+        shared["revision"] = options["revision"] = commit
     processor = adapter.load_processor(str(source), **shared)
     model = getattr(transformers, adapter.auto_class).from_pretrained(source, **options)
-    return VLM(model.eval(), processor, adapter)
+    return VLM(model.eval(), processor, adapter, revision=commit)
+
+
+def _commit(source: str, options: Mapping[str, Any]) -> str | None:
+    """The commit that a repository's config was just read from; None for a folder."""
+    if Path(source).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(
+        source, "config.json", cache_dir=options.get("cache_dir"), revision=options.get("revision")
+    )
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def adapter_of(source: str, **options: Any) -> ModelAdapter:
@@ -544,13 +560,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return wrapper.get_base_model()
 
 
-def _record(model: nn.Module, processor: Any, architecture: Architecture) -> ModelRecord:
+def _record(model: nn.Module, processor: Any, architecture: Architecture, revision: str | None) -> ModelRecord:
     config = cast("Any", model).config
     tokenizer = None if processor is None else tokenizer_of(processor)
     images = getattr(processor, "image_processor", None)
     return ModelRecord(
         id=str(config.name_or_path or ""),
-        revision=getattr(config, "_commit_hash", None),
+        revision=revision or getattr(config, "_commit_hash", None),
         architecture=type(model).__name__,
         model_type=config.model_type,
         hidden_size=architecture.hidden_size,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from hub_support import cache, hub
+from loopback_hub import LoopbackHub
 from reference import TEXT_ONLY, WITH_IMAGE, captured, noisy, picture, white
 
 import steerkit as sk
@@ -21,6 +26,8 @@ from steerkit.errors import (
     SampleError,
     UnsupportedModelError,
 )
+
+__all__ = ["cache", "hub"]  # fixtures
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4}
 MIXED = [TEXT_ONLY[0], WITH_IMAGE[1], TEXT_ONLY[2], WITH_IMAGE[0], WITH_IMAGE[2]]
@@ -299,3 +306,23 @@ def test_refuses_to_load_before_any_weight_is_read(kind: str, tmp_path: Path) ->
     with pytest.raises(UnsupportedModelError, match=f"no adapter serves model type '{kind}'") as refused:
         sk.load(str(tmp_path))
     assert ("first-generation Qwen-VL" in str(refused.value)) == (kind == "qwen")
+
+
+def test_a_model_from_the_hub_is_of_one_commit_and_says_which(tmp_path: Path, hub: LoopbackHub) -> None:
+    folder = tiny.save("qwen2_vl", tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    first = hub.publish("owner/tiny", files)
+    second = hub.publish("owner/tiny", {"README.md": b"more"})
+    # in a process of its own: the client reads its settings once
+    code = (
+        "import sys, steerkit as sk\n"
+        "for revision in ({}, {'revision': sys.argv[1]}):\n"
+        "    record = sk.load('owner/tiny', **revision).record\n"
+        "    print(record.id, record.revision)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", code, first]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["owner/tiny", second, "owner/tiny", first], done.stderr
+    weights = [request.path for request in hub.asked("GET", "model.safetensors")]
+    assert all(f"/resolve/{commit}/" in path for commit, path in zip((second, first), weights, strict=False)), weights
