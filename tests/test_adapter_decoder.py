@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,21 @@ def test_methods_that_contrast_texts_fit(method: Any, name: str) -> None:
 
 def test_a_method_that_measures_images_refuses_the_model() -> None:
     vlm = model_of("llama")
-    for method in (sk.CMRM(), sk.CMRM(level="sample")):
+    labels = {"positive": "harmful", "negative": "harmless"}
+    for method in (
+        sk.CMRM(),
+        sk.CMRM(level="sample"),
+        sk.ShiftDC(),
+        sk.VLMGuard(),
+        sk.ASTRA(),
+        sk.ASTRA(source="pairs"),
+        sk.AdaSteer(),
+        sk.VTI(**labels, parts="text"),
+    ):
         with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM takes no images"):
-            method.fit(vlm, WITH_IMAGE)
+            method.fit(vlm, ANCHORS)
+    rejected = [replace(sample, label="rejected") for sample in ANCHORS[::2]]
+    assert sk.AdaSteer(rejected="rejected").fit(vlm, [*ANCHORS, *rejected]).directions, "needs no image"
     with pytest.raises(SampleError, match="shows 1 images to a language model"):
         vlm.generate(WITH_IMAGE, max_new_tokens=1)
     assert vlm.generate(WITH_IMAGE, images=False, max_new_tokens=3) == vlm.generate(TEXT_ONLY, max_new_tokens=3)

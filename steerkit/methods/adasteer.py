@@ -19,7 +19,16 @@ from steerkit.intervention import (
     MeasuredContrast,
     StoredDirection,
 )
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_images, require_labels
+from steerkit.method import (
+    Fit,
+    Observations,
+    Plan,
+    SteeringMethod,
+    by_label,
+    require_images,
+    require_labels,
+    require_vision,
+)
 from steerkit.samples import Sample
 from steerkit.statistics import Groups, Moments
 from steerkit.vector import Key
@@ -95,6 +104,7 @@ class AdaSteer(SteeringMethod):
         """Every label must occur, and no other; without a label for rejected ones, every anchor needs an image."""
         require_labels(anchors, *filter(None, (self.harmful, self.harmless, self.rejected)))
         if self.rejected is None:
+            require_vision(model)
             require_images(anchors)
         model.check_layers(self.layers)
         for layer in (self.rejection_layer, self.harmfulness_layer):

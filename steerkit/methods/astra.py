@@ -15,7 +15,16 @@ from torch import Tensor
 from steerkit.adapter import AnsweringModel, SteerableModel
 from steerkit.errors import OptionError
 from steerkit.intervention import Add, FiniteFloat, Intervention, LinearStrength, Measure, StoredDirection
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_images, require_labels
+from steerkit.method import (
+    Fit,
+    Observations,
+    Plan,
+    SteeringMethod,
+    by_label,
+    require_images,
+    require_labels,
+    require_vision,
+)
 from steerkit.samples import Sample, open_image
 from steerkit.statistics import Groups
 from steerkit.vector import Key
@@ -96,6 +105,7 @@ class ASTRA(SteeringMethod):
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Every label must occur, and no other; every adversarial anchor needs an image."""
+        require_vision(model)
         labels = (self.adversarial, self.benign, *((self.masked,) if self.source == "pairs" else ()))
         require_labels(anchors, *labels)
         require_images([anchors[i] for i in range(len(anchors)) if anchors[i].label == self.adversarial])

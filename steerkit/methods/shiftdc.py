@@ -9,7 +9,16 @@ from pydantic import model_validator
 
 from steerkit.adapter import Images, SteerableModel
 from steerkit.intervention import AddProjection, FiniteFloat, Intervention, MeasuredContrast
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_captions, require_labels
+from steerkit.method import (
+    Fit,
+    Observations,
+    Plan,
+    SteeringMethod,
+    by_label,
+    require_captions,
+    require_labels,
+    require_vision,
+)
 from steerkit.samples import Sample
 from steerkit.statistics import Groups
 from steerkit.vector import Key
@@ -67,6 +76,7 @@ class ShiftDC(SteeringMethod):
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other; where captions are shown, each anchor needs one."""
+        require_vision(model)
         require_labels(anchors, self.safe, self.unsafe)
         if self.text_side == "caption":
             require_captions(anchors)

@@ -20,7 +20,7 @@ from steerkit.intervention import (
     MeasuredContrast,
     StoredDirection,
 )
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels, require_vision
 from steerkit.pairs import difference_components, neighbour_differences, pair_components, require_neighbours
 from steerkit.samples import Sample
 from steerkit.statistics import Groups
@@ -84,6 +84,7 @@ class VLMGuard(SteeringMethod):
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels, enough of them for the rank, and in pairs where neighbours are."""
+        require_vision(model)
         require_labels(anchors, self.harmful, self.harmless)
         if self.pairing == "neighbours":
             require_neighbours(anchors)

@@ -14,7 +14,15 @@ from torch import Tensor
 from steerkit.adapter import SteerableModel
 from steerkit.errors import EmptyAnchorSetError
 from steerkit.intervention import Add, FiniteFloat, Intervention, Site, Tower
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, require_images, require_labels
+from steerkit.method import (
+    Fit,
+    Observations,
+    Plan,
+    SteeringMethod,
+    require_images,
+    require_labels,
+    require_vision,
+)
 from steerkit.pairs import neighbour_differences, require_neighbours
 from steerkit.samples import Sample, open_image
 from steerkit.statistics import Groups, Moments
@@ -93,6 +101,7 @@ class VTI(SteeringMethod):
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Images everywhere, pairs for the textual part, a vision tower for the visual one."""
+        require_vision(model)
         require_images(anchors)
         images = len(anchors)
         if self.parts != "vision":
