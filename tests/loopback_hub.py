@@ -97,7 +97,7 @@ class LoopbackHub:
         self.url, self.delivery = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
     def publish(
-        self, repo_id: str, files: dict[str, bytes], branch: str = "main", *, removed: Sequence[str] = (), **options: Any
+        self, repo_id: str, files: dict[str, bytes], branch: str = "main", removed: Sequence[str] = (), **options: Any
     ) -> str:
         """Make a repository if need be and commit files; returns the commit."""
         repository = self.repositories.setdefault(repo_id, Repository(**options))

@@ -243,6 +243,14 @@ class TestOffline:
         with pytest.raises(DownloadError, match="offline=True"):
             resolve("hf://someone/pack")
 
+    @pytest.mark.parametrize(("url", "problem"), [("http://h", "not encrypted"), ("https://u:p@h", "password")])
+    def test_another_hub_is_asked_over_an_encrypted_line_only(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch, url: str, problem: str
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        with pytest.raises(ReferenceFormatError, match=f"HF_ENDPOINT.*{problem}"):
+            resolve("hf://someone/pack")
+
     def test_a_cache_that_cannot_be_written(
         self, hub: LoopbackHub, cache: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -13,6 +15,7 @@ from hub_support import cache, pack, vector
 import steerkit as sk
 from steerkit_vectors_hub import bundled, errors
 from steerkit_vectors_hub.errors import (
+    AccessError,
     DigestMismatchError,
     DownloadError,
     PackNotFoundError,
@@ -43,6 +46,11 @@ class TestReading:
             ("cmrm-llava-demo", Ref("bundled", "cmrm-llava-demo")),
             ("./cmrm-llava-demo", Ref("path", "./cmrm-llava-demo")),
             ("a.safetensors", Ref("path", "a.safetensors")),
+            ("sftp://me@h/a", Ref("fsspec", "sftp://me@h/a")),
+            ("ftp://localhost:1/a", Ref("fsspec", "ftp://localhost:1/a")),
+            ("github://owner:name@main/a", Ref("fsspec", "github://owner:name@main/a")),
+            ("zip://a::https://h/b.zip", Ref("fsspec", "zip://a::https://h/b.zip")),
+            ("zip://a::/tmp/[b.zip", Ref("fsspec", "zip://a::/tmp/[b.zip")),
             (f"C#/a.safetensors#sha256={PIN.upper()}", Ref("path", "C#/a.safetensors", sha256=PIN)),
         ],
     )
@@ -87,6 +95,22 @@ class TestReading:
     )
     def test_a_malformed_reference_is_refused(self, text: str) -> None:
         with pytest.raises(ReferenceFormatError):
+            parse_ref(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["ftp://u:secret@h/a", "s3://u:secret@bucket/a", "zip://a::ftp://u:secret@localhost/b", "http://u:secret@h/a"],
+    )
+    def test_a_password_is_refused_and_not_repeated(self, text: str) -> None:
+        with pytest.raises(ReferenceFormatError, match="password") as caught:
+            parse_ref(text)
+        assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "text", ["ftp://h/a", "FTP://h/a", "zip://a::http://h/b.zip", "zip://a::zip://b::ftp://h/c"]
+    )
+    def test_a_file_system_without_encryption_is_refused(self, text: str) -> None:
+        with pytest.raises(ReferenceFormatError, match="not encrypted"):
             parse_ref(text)
 
     def test_two_different_answers_are_refused(self) -> None:
@@ -134,6 +158,29 @@ class TestThisMachine:
         with pytest.raises(PackNotFoundError, match="does not exist"):
             resolve("./nothing")
 
+    @pytest.mark.parametrize("ref", ["~nosuchuser/a.safetensors", "a/" * 2500, "a" * 300])
+    def test_a_path_that_can_not_be(self, ref: str) -> None:
+        with pytest.raises(PackNotFoundError, match="check the path"):
+            resolve(ref)
+
+    def test_a_folder_that_may_not_be_read(self, tmp_path: Path) -> None:
+        folder = tmp_path / "closed"
+        folder.mkdir(mode=0)
+        root = os.geteuid() == 0
+        if root:  # whom nothing is closed to
+            os.seteuid(65534)
+        try:
+            with pytest.raises(AccessError, match="may not be read"):
+                resolve(str(folder))
+        finally:
+            if root:
+                os.seteuid(0)
+
+    def test_a_name_as_long_as_names_can_be(self, tmp_path: Path) -> None:
+        path = tmp_path / ("a" * 242 + ".safetensors")
+        path.write_bytes(pack(tmp_path))
+        assert resolve(str(path)).signature is None
+
     def test_a_changed_vector_has_no_source(self, tmp_path: Path) -> None:
         loaded = sk.load_vector(vector().save(tmp_path / "a.safetensors"))
         assert (loaded * 2).source is None
@@ -166,6 +213,32 @@ class TestFilesystems:
         assert resolve("memory://bucket/a.safetensors").read() == newer
         pinned = hashlib.sha256(memory).hexdigest()
         assert resolve(f"memory://bucket/a.safetensors#sha256={pinned}").read() == memory
+
+    def test_a_pack_and_its_signature_in_an_archive(self, tmp_path: Path) -> None:
+        data = pack(tmp_path)
+        with zipfile.ZipFile(tmp_path / "it.zip", "w") as archive:
+            archive.writestr("a.safetensors", data)
+            archive.writestr("a.safetensors.sig", b"{}")
+        for ref in (f"zip://a.safetensors::{tmp_path}/it.zip", f"zip://::{tmp_path}/it.zip"):
+            found = resolve(ref)
+            assert found.read() == data
+            assert found.signature is not None
+            assert found.signature.read_bytes() == b"{}"
+
+    @pytest.mark.parametrize(
+        ("ref", "kind"),
+        [
+            ("ftp://127.0.0.1:1/x", DownloadError),
+            ("github://owner/x", DownloadError),
+            ("dir://x", DownloadError),
+            ("data://text/plain;base64,AA", DownloadError),
+            ("zip://a::/not-a-zip", PackNotFoundError),
+            (f"zip://a::{__file__}", DownloadError),
+        ],
+    )
+    def test_every_failure_is_an_error_of_ours(self, ref: str, kind: type[Exception]) -> None:
+        with pytest.raises(kind):
+            resolve(ref)
 
     def test_an_unknown_protocol(self) -> None:
         with pytest.raises(ReferenceFormatError, match="nonsense://"):

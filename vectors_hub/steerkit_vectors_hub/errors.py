@@ -14,7 +14,7 @@ class PackNotFoundError(SteerKitError, LookupError):
 
 
 class AccessError(SteerKitError, PermissionError):
-    """A hub or a server asks for a login, or for an agreement that was not given."""
+    """A hub or a server asks for a login or an agreement, or a path may not be read."""
 
 
 class DownloadError(SteerKitError, OSError):

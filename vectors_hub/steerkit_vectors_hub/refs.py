@@ -22,7 +22,13 @@ from steerkit_vectors_hub.errors import ReferenceFormatError
 Kind = Literal["path", "bundled", "hf", "web", "fsspec"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""The only hosts that plain http is spoken to."""
+"""The only hosts that plain http and ftp are spoken to."""
+
+_OPEN = ("http", "ftp")
+"""Protocols that are not encrypted."""
+
+_AT = ("github", "git")
+"""Protocols of fsspec in which what stands before an @ is a repository, and no password."""
 
 _PIN = re.compile(r"(?P<place>.*)#sha256=(?P<digest>.*)", re.DOTALL)
 _NEAR_PIN = re.compile(r"#\s*sha-?\d", re.IGNORECASE)
@@ -108,6 +114,9 @@ def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = No
         if parts.netloc not in ("", "localhost") or not parts.path or "\0" in unquote(parts.path):
             raise ReferenceFormatError(f"{place!r} is no file of this machine", expected="file:///path, or the path")
         return Ref("path", unquote(parts.path), sha256=digest)
+    for part in place.split("::"):  # a chain, such as zip://a.safetensors::https://host/x.zip
+        if "://" in part:
+            _check_part(part)
     return Ref("fsspec", place, sha256=digest)
 
 
@@ -152,6 +161,17 @@ def _parse_hf(place: str, text: str, revision: str | None, digest: str | None) -
     return Ref("hf", f"{owner}/{name}", chosen, file, digest)
 
 
+def _check_part(url: str) -> None:
+    """Refuse a part of what fsspec is asked for that is not encrypted or holds a password.
+
+    A name alone is none: some protocols need it, and in others it is a container's.
+    """
+    parts = _parts(url)
+    if parts.password is not None and parts.scheme not in _AT:
+        raise _password_in(parts)
+    _check_encrypted(url, parts)
+
+
 def checked_url(url: str) -> str:
     """A web address that may be asked for a pack.
 
@@ -161,19 +181,27 @@ def checked_url(url: str) -> str:
     parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ReferenceFormatError(f"{url!r} is no web address", expected="https://host/path")
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        raise ReferenceFormatError(
-            f"{url!r} is not encrypted", expected="https://", fix="whoever is on the way could change the pack"
-        )
     if parts.username or parts.password:
-        raise ReferenceFormatError(
-            f"a password is in the URL of {parts.hostname}",
-            expected="a URL without one",
-            fix="references end up in logs and records: serve the file without a password, or use hf://",
-        )
+        raise _password_in(parts)
+    _check_encrypted(url, parts)
     if parts.fragment:
         raise ReferenceFormatError(f"{url!r} ends in #{parts.fragment}", expected="#sha256= and 64 digits, or nothing")
     return url
+
+
+def _check_encrypted(url: str, parts: SplitResult) -> None:
+    if parts.scheme in _OPEN and parts.hostname not in LOOPBACK:
+        raise ReferenceFormatError(
+            f"{url!r} is not encrypted", expected="https://", fix="whoever is on the way could change the pack"
+        )
+
+
+def _password_in(parts: SplitResult) -> ReferenceFormatError:
+    return ReferenceFormatError(
+        f"a password is in the URL of {parts.hostname}",
+        expected="a URL without one",
+        fix="references end up in logs and records: give it to the file system's own configuration, or use hf://",
+    )
 
 
 def _parts(url: str) -> SplitResult:

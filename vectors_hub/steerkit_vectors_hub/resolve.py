@@ -11,7 +11,7 @@ from pathlib import Path
 from steerkit.formats import parse_pack, read_file
 from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
 from steerkit_vectors_hub.cache import Record, Store
-from steerkit_vectors_hub.errors import DigestMismatchError, OfflineError, PackNotFoundError
+from steerkit_vectors_hub.errors import AccessError, DigestMismatchError, OfflineError, PackNotFoundError
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
 from steerkit_vectors_hub.sources import Source, Target, source_of
 from steerkit_vectors_hub.sources.base import SIGNATURE, check_size, is_offline, the_only_pack
@@ -71,7 +71,7 @@ def resolve(
     Raises:
         ReferenceFormatError: The reference is malformed or ambiguous.
         PackNotFoundError: There is no such pack.
-        AccessError: A login or an agreement is missing.
+        AccessError: A login or an agreement is missing, or a path may not be read.
         DigestMismatchError: The file is another than the one pinned or announced.
         PackFormatError: What was transferred is no pack.
         DownloadError: The transfer failed.
@@ -98,15 +98,25 @@ def resolve(
 
 def _on_this_machine(parsed: Ref) -> Resolved:
     bundled = bundled_path(parsed.place) if parsed.kind == "bundled" else None
-    path = bundled or Path(parsed.place).expanduser()
-    if path.is_dir():
-        path = path / the_only_pack((each.name for each in path.iterdir()), repr(parsed.place))
-    if not path.exists():
+    try:
+        path = bundled or Path(parsed.place).expanduser()
+        if path.is_dir():
+            path = path / the_only_pack((each.name for each in path.iterdir()), repr(parsed.place))
+        exists = path.exists()
+    except PermissionError as error:
+        raise AccessError(f"{parsed.place!r:.300} may not be read", expected="a path that you may read") from error
+    except (OSError, RuntimeError) as error:  # no such user, a name that is too long
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PackNotFoundError(
+            f"{parsed.place!r:.300} can't be looked up ({reason})",
+            expected="a file, or a folder that holds one pack",
+            fix="check the path",
+        ) from error
+    if not exists:
         raise _no_such(parsed)
     data = read_file(path)
     digest = hashlib.sha256(data).hexdigest()
     _check_pin(parsed, digest)
-    signature = path.with_name(path.name + SIGNATURE)
     return Resolved(
         ref=parsed.unpinned,
         kind="bundled" if bundled else "path",
@@ -116,8 +126,17 @@ def _on_this_machine(parsed: Ref) -> Resolved:
         revision=None,
         file=path.name,
         pinned=f"{parsed.place if bundled else path}#sha256={digest}",
-        signature=signature if signature.exists() else None,
+        signature=_beside(path),
     )
+
+
+def _beside(path: Path) -> Path | None:
+    """The signature beside a file that was read."""
+    signature = path.with_name(path.name + SIGNATURE)
+    try:
+        return signature if signature.exists() else None
+    except OSError:  # with its ending, the name is longer than that of any file
+        return None
 
 
 def _no_such(parsed: Ref) -> PackNotFoundError:

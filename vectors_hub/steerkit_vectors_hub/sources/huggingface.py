@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import SteerKitError
 from steerkit.formats.container import MAX_FILE
-from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PackNotFoundError
-from steerkit_vectors_hub.refs import Ref
+from steerkit_vectors_hub.errors import (
+    AccessError,
+    DownloadError,
+    OfflineError,
+    PackNotFoundError,
+    ReferenceFormatError,
+)
+from steerkit_vectors_hub.refs import Ref, checked_url
 from steerkit_vectors_hub.sources.base import (
     MAX_SIGNATURE,
     SIGNATURE,
@@ -114,14 +120,23 @@ def _bounded(what: str, limit: int) -> type[Any]:
 
 
 def api(token: str | None = None) -> HfApi:
-    """The client, for the hub that the environment names now."""
+    """The client, for the hub that the environment names now.
+
+    Raises:
+        ReferenceFormatError: That hub's address is not encrypted, or holds a password.
+    """
     from huggingface_hub import HfApi
 
     from steerkit import __version__
 
-    return HfApi(
-        endpoint=os.environ.get(ENDPOINT) or None, token=token, library_name="steerkit", library_version=__version__
-    )
+    endpoint = os.environ.get(ENDPOINT) or None
+    if endpoint is not None:
+        try:
+            checked_url(endpoint)
+        except ReferenceFormatError as error:
+            problem = f"the environment variable {ENDPOINT}: {error.problem}"
+            raise ReferenceFormatError(problem, expected=error.expected, fix=error.fix) from error
+    return HfApi(endpoint=endpoint, token=token, library_name="steerkit", library_version=__version__)
 
 
 @contextmanager
