@@ -51,6 +51,37 @@ def test_steering_equals_plain_hooks(kind: str, site: str) -> None:
     assert (receipt.layers, receipt.prompt_tokens, receipt.generated_tokens) == ([0, 1, 2], 3, 12)
 
 
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("llama", "model.layers.1.self_attn.o_proj"),
+        ("gpt2", "transformer.h.1.attn.c_proj"),
+        ("gpt_neox", "gpt_neox.layers.1.attention.dense"),
+    ],
+)
+def test_heads_are_steered_whatever_their_projection_is_called(kind: str, path: str) -> None:
+    vlm = model_of(kind)
+    inputs = vlm.inputs(TEXT_ONLY)
+    shift = torch.zeros(48)
+    shift[12:24] = 3.0  # the second of four heads
+
+    def moved(module: Any, args: Any) -> Any:
+        x = args[0].clone()
+        x[:, -1] += shift
+        return (x,)
+
+    before = generate(vlm.model, inputs)
+    handle = vlm.model.get_submodule(path).register_forward_pre_hook(moved)
+    expected = generate(vlm.model, inputs)
+    handle.remove()
+    with sk.steer(vlm.model, vector(vlm, {sk.Key(1, "head_out"): shift}, sk.Intervention(site="head_out"))):
+        assert distance(generate(vlm.model, inputs), expected) == 0
+    assert distance(before, expected) > 1e-3
+    assert (vlm.record.head_count, vlm.record.head_size) == (4, 12)
+    fitted = sk.ITI(positive="harmful", negative="harmless", heads=2, held_out=0.4).fit(vlm, ANCHORS)
+    assert {key.site for key in fitted.tensors} == {"head_out"}
+
+
 def test_capture_reads_the_last_token_of_each_prompt(kind: str) -> None:
     vlm = model_of(kind)
     by_hooks, by_trace = (vlm.capture(TEXT_ONLY, engine=engine) for engine in ("hooks", "nnsight"))

@@ -20,10 +20,11 @@ _NOTHING = r"(?!)"
 
 
 class _Layout(NamedTuple):
-    """Where the blocks of a model are, and what they call their attention."""
+    """Where the blocks of a model are, and what they call their attention and the projection at its end."""
 
     layers: str = "model.layers"
     attention: str = "self_attn"
+    projection: str = "o_proj"
     learned_positions: bool = False
 
 
@@ -42,7 +43,6 @@ _LAYOUTS: dict[str, _Layout] = {
             "gemma",
             "gemma2",
             "gemma3_text",
-            "phi",
             "phi3",
             "olmo",
             "olmo2",
@@ -56,9 +56,10 @@ _LAYOUTS: dict[str, _Layout] = {
         ),
         _USUAL,
     ),
-    "gpt2": _Layout("transformer.h", "attn", learned_positions=True),
-    "gpt_neox": _Layout("gpt_neox.layers", "attention"),
-    "falcon": _Layout("transformer.h", "self_attention"),
+    "phi": _Layout(projection="dense"),
+    "gpt2": _Layout("transformer.h", "attn", "c_proj", learned_positions=True),
+    "gpt_neox": _Layout("gpt_neox.layers", "attention", "dense"),
+    "falcon": _Layout("transformer.h", "self_attention", "dense"),
 }
 
 
@@ -86,7 +87,7 @@ class DecoderAdapter(ModelAdapter):
             ),
             model,
         )
-        return replace(declared, heads=shared.equal_heads(declared, model, config))
+        return replace(declared, heads=shared.equal_heads(declared, model, config, layout.projection))
 
     def load_processor(self, source: str, **options: Any) -> Any:
         """The tokenizer."""

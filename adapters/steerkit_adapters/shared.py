@@ -49,16 +49,23 @@ def checked(architecture: Architecture, model: nn.Module) -> Architecture:
     return architecture
 
 
-def equal_heads(architecture: Architecture, model: nn.Module, text: Any) -> Heads | None:
-    """The heads of a decoder whose every block ends its attention in an `o_proj` of the same width; None for others."""
+def equal_heads(architecture: Architecture, model: nn.Module, text: Any, projection: str = "o_proj") -> Heads | None:
+    """The heads of a decoder whose every block ends its attention in a projection of the same width; None for others.
+
+    Args:
+        architecture: Where the blocks are.
+        model: The model.
+        text: The config of its decoder.
+        projection: What the family calls the projection.
+    """
     count = int(text.num_attention_heads)
-    heads = Heads(count, int(getattr(text, "head_dim", None) or text.hidden_size // count))
+    heads = Heads(count, int(getattr(text, "head_dim", None) or text.hidden_size // count), projection)
     if not isinstance(architecture.attention, str):
         return None
     for layer in range(architecture.layer_count):
         attention: Any = model.get_submodule(architecture.site(layer, "attn_out"))
-        projection = getattr(attention, heads.projection, None)
-        if getattr(projection, "in_features", None) != heads.count * heads.size:
+        last = getattr(attention, projection, None)
+        if getattr(last, "in_features", getattr(last, "nx", None)) != heads.count * heads.size:  # nx: GPT-2's Conv1D
             return None
     return heads
 
