@@ -104,7 +104,8 @@ class VectorCount(Counts):
 
     Attributes:
         name: The vector's method.
-        share: Its part, 0 to 1, of the sum of all vectors' relative changes; NaN if none was measured.
+        share: Its part, 0 to 1, of the sum of all vectors' relative changes where they are measured: at the steered
+            prompt tokens, or at the first generated one where no prompt token is steered. NaN if none was measured.
     """
 
     name: str = ""
@@ -134,7 +135,8 @@ class Receipt(Counts):
     @property
     def vectors(self) -> tuple[VectorCount, ...]:
         """What each vector did, in the order in which they were given."""
-        changes = [float(sum(site._change for site in each.sites.values())) for each in self._vectors]
+        # each as a number: the sums of layers on two devices can't be added as tensors
+        changes = [sum(float(site._change) for site in each.sites.values()) for each in self._vectors]
         whole = sum(changes)
         for each, change in zip(self._vectors, changes, strict=True):
             each.share = change / whole if whole else math.nan

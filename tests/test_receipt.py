@@ -73,3 +73,15 @@ def test_what_was_not_measured_is_not_reported() -> None:
     assert receipt.relative_change == {2: 0.5}
     assert (receipt.prompt_tokens, receipt.generated_tokens) == (2, 1)
     assert str(receipt).endswith("2 prompt and 1 generated tokens each, by up to 50.0 % of the hidden state")
+
+
+def test_a_share_is_of_numbers_not_of_tensors() -> None:
+    """Tensors of layers on two devices can't be added; in float32, as here, they would also lose the small one."""
+    receipt = sk.Receipt()
+    receipt.name(["one", "other"])
+    for index, layer, change in ((0, 1, 2.0**24), (0, 2, 1.0), (1, 1, 2.0**24)):
+        each = (index, 1, 0, torch.tensor([change]))
+        receipt.add(layer, "resid_post", prompt=1, generated=0, change=None, shares=[each])
+    one, other = receipt.vectors
+    assert one.share == (2**24 + 1) / (2**25 + 1)
+    assert other.share == 2**24 / (2**25 + 1)
