@@ -24,7 +24,8 @@ class RefusalDirection(SteeringMethod):
     Adding makes a model refuse, ablating keeps it from refusing. r is read at the last prompt token of one layer; the
     paper chooses layer and position by a search on validation prompts, which is not repeated here: the position is the
     last prompt token and the layer, if none is given, the block at 60 % of the depth. The paper ablates what every
-    block's attention and MLP write; ablating the output of every block at every token removes the same component.
+    block's attention and MLP write; we ablate the output of every block, so that within a block the MLP still reads
+    what the attention wrote along r, and the first block what the embedding holds of it.
 
     Attributes:
         mode: `add` or `ablate`.
