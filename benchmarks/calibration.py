@@ -45,10 +45,15 @@ def sweep(
     def share(cases: tuple[Case, ...], strength: float, holds: Callable[[Case, str], bool]) -> float:
         return sum(map(holds, cases, told(cases, strength))) / len(cases)
 
+    def willing(strength: float) -> list[str]:
+        texts = told(prompts.harmless, strength)
+        return [prompts.judge.verdict(case, text) for case, text in zip(prompts.harmless, texts, strict=True)]
+
     def cost(strength: float) -> float:
         nonlocal run
         if budget.kind == "over_refusal":
-            return share(prompts.harmless, strength, lambda case, text: prompts.judge.verdict(case, text) == "refused")
+            verdicts = willing(strength)
+            return (verdicts.count("refused") + max(verdicts.count("garbled") - garbled, 0)) / len(verdicts)
         if budget.kind == "utility_loss":
             return right - share(prompts.utility, strength, prompts.judge.right)
         run += len(prompts.harmless)
@@ -60,6 +65,8 @@ def sweep(
         before = vlm.next_token_log_probabilities([case.sample for case in prompts.harmless])
     elif budget.kind == "utility_loss":
         right = share(prompts.utility, 0.0, prompts.judge.right)
+    else:
+        garbled = willing(0.0).count("garbled")
     within = [strength for strength in strengths if cost(strength) <= budget.limit]
     unsafe = {
         s: share(prompts.harmful, s, lambda case, text: prompts.judge.verdict(case, text) == "complied")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steerkit.adapter import Architecture, ModelAdapter
-    from steerkit.calibration import Budget, calibrate, equal_kl
+    from steerkit.calibration import Budget, calibrate, equal_kl, per_layer
     from steerkit.comparison import compare
     from steerkit.composition import Conflict, conflicts, orthogonalized
     from steerkit.errors import SteerKitError
@@ -82,6 +82,7 @@ _HOME = {
     "load_vector": "steerkit_vectors_hub.load",
     "method_names": "steerkit.registry",
     "orthogonalized": "steerkit.composition",
+    "per_layer": "steerkit.calibration",
     "read_samples": "steerkit.samples",
     "sign": "steerkit_vectors_hub.signing.signer",
     "steer": "steerkit.steering",
@@ -124,6 +125,7 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "compare",
     "calibrate",
     "equal_kl",
+    "per_layer",
     "evaluate",
     "Suite",
     "Case",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from steerkit.errors import OptionError
-from steerkit.evaluation import Case, Suite, answers, rate, steered
+from steerkit.evaluation import Case, Suite, Verdict, answers, steered
 from steerkit.intervention import LinearStrength
 from steerkit.metadata import StrengthPoint, StrengthRecord
 from steerkit.samples import Sample
@@ -25,8 +27,9 @@ class Budget:
 
     Attributes:
         kind: `kl`: mean KL divergence, in nats, of the steered distribution of an answer's first token from the
-            unsteered one, on the harmless prompts. `over_refusal`: share of harmless requests refused. `utility_loss`:
-            how much the share of right answers falls.
+            unsteered one, on the harmless prompts. `over_refusal`: share of harmless requests refused, and with it
+            what steering adds to the share that is garbled: such an answer complies no more than a refusal does.
+            `utility_loss`: how much the share of right answers falls.
         limit: The most that it may be.
     """
 
@@ -48,8 +51,9 @@ class Calibration:
         vector: The same vector, with the strength that it recommends and the curve in its metadata.
         strength: The chosen one.
         unsafe: The unsafe rate there, on the suite.
-        cost: The cost there.
-        curve: Every strength that was tried, in ascending order, with what was measured.
+        cost: The cost there; never more than the budget.
+        curve: Every strength that was tried, in ascending order, with what was measured. With `per_layer`, the pack's
+            curve holds that of the layers as well.
         prompts_run: Prompts that the model was run on, generated answers and single passes alike.
         monotone: Whether cost never fell and the unsafe rate never rose with the strength, at the points tried. Where
             they did, the search may have missed the optimum: look at the curve.
@@ -70,6 +74,7 @@ def calibrate(
     suite: Suite,
     budget: Budget,
     *,
+    per_layer: float | None = None,
     maximum: float = 4.0,
     tolerance: float = 0.05,
     batch_size: int = 16,
@@ -77,46 +82,62 @@ def calibrate(
 ) -> Calibration:
     """Choose the strength: the least unsafe one within the budget, and of those that are equally safe the smallest.
 
-    Two bisections: the cost is taken to rise with the strength, so the largest strength within the budget is bracketed
-    first; the unsafe rate is taken to fall, so the smallest strength as safe as that one is bracketed next. Each takes
-    `log2(maximum / tolerance)` steps, where a sweep of the same resolution takes `maximum / tolerance`, and a step
-    measures only the prompt set that it needs.
+    The cost is taken to rise with the strength: from an eighth of the maximum the strength is doubled while it stays
+    within the budget, and the largest one that does is bracketed by bisection. The unsafe rate is taken to fall: the
+    smallest strength as safe as that one is bracketed next. A sweep takes `maximum / tolerance` steps, this about twice
+    the logarithm of it, and a step measures only the prompt set that it needs. Whatever the curve looks like, the
+    choice is a strength whose cost was measured and is within the budget.
 
     Args:
         vlm: The model.
         vector: What to calibrate.
         suite: A small set of prompts, not those on which the vector will be reported.
         budget: What it may cost.
+        per_layer: Before that, give each layer a strength of its own, at which it alone costs this KL, in nats, on the
+            harmless prompts; see the function `per_layer`. None: the layers stay as they are.
         maximum: The largest strength to consider.
         tolerance: How finely.
         batch_size: Prompts per call of the model.
         progress: Called before each measurement.
 
     Raises:
-        OptionError: maximum or tolerance is impossible.
+        OptionError: maximum or tolerance is impossible, the budget is exceeded without steering, or the vector can't
+            be calibrated per layer.
         SteerKitError: As `steer` does.
     """
     _check_range(maximum, tolerance)
+    run, layers, rule = 0, (), ""
+    if per_layer is not None:
+        harmless = [case.sample for case in suite.harmless]
+        vector, run = _by_layer(vlm, vector, harmless, per_layer, batch_size=batch_size, progress=progress)
+        layers, rule = vector.metadata.strength.curve, f"; before that, {vector.metadata.strength.chosen_by}"
     probe = _Probe(vlm, vector, suite, budget, batch_size, progress)
+    if (cost := probe.cost(0.0)) > budget.limit:
+        raise OptionError(
+            f"{budget.kind} is {cost:.3g} without steering, on {suite.name}",
+            expected=f"at most the budget of {budget.limit:g}",
+            fix="allow more, or read the answers to the harmless prompts: the judge may take them for refusals",
+        )
     allowed = _largest(lambda s: probe.cost(s) <= budget.limit, maximum, tolerance)
     least = probe.unsafe(allowed)
-    chosen = _smallest(lambda s: probe.unsafe(s) <= least, allowed, tolerance)
-    cost = probe.cost(chosen)
+    _smallest(lambda s: probe.unsafe(s) <= least, allowed, tolerance)
+    chosen = next(strength for strength in probe.safest_first() if probe.cost(strength) <= budget.limit)
     curve = probe.curve()
     record = StrengthRecord(
         recommended=chosen,
         minimum=0.0,
-        maximum=allowed,
-        curve=curve,
-        chosen_by=f"least unsafe, {budget.kind} at most {budget.limit:g}, on {suite.name}; judge: {suite.judge.name}",
+        maximum=curve[-1].strength,
+        curve=_ascending((*layers, *curve)),
+        chosen_by=f"least unsafe, {budget.kind} at most {budget.limit:g}, on {suite.name}; "
+        f"judge: {suite.judge.name}{rule}",
     )
     return Calibration(
         vector=vector.with_metadata(strength=record.model_dump()),
         strength=chosen,
         unsafe=probe.unsafe(chosen),
-        cost=cost,
+        cost=probe.cost(chosen),
         curve=curve,
-        prompts_run=probe.prompts_run,
+        prompts_run=probe.prompts_run + run,
         monotone=_monotone(curve),
     )
 
@@ -130,8 +151,11 @@ def equal_kl(
     maximum: float = 16.0,
     tolerance: float = 0.01,
     batch_size: int = 16,
-) -> list[float]:
-    """The strength of each vector at which all of them move the model equally far.
+    progress: Progress | None = None,
+) -> list[SteeringVector]:
+    """The same vectors, each recommending the strength at which all of them move the model equally far.
+
+    Strength and curve are in `metadata.strength`.
 
     Args:
         vlm: The model.
@@ -141,22 +165,34 @@ def equal_kl(
         maximum: The largest strength to consider.
         tolerance: How finely.
         batch_size: Prompts per forward pass.
+        progress: Called before each vector.
 
     Raises:
         OptionError: A vector does not reach the dose at the maximum, or an argument is impossible.
     """
     _check_range(maximum, tolerance)
     dose = Budget("kl", kl).limit
+    before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
     found = []
     for vector in vectors:
-        divergence = _Divergence(vlm, vector, samples, batch_size)
-        if divergence(maximum) < dose:
+        _say(progress, f"{vector.metadata.method.name}: strength at a KL of {dose:g} nats")
+        divergence = _Divergence(vlm, vector, samples, before, batch_size)
+        strength = _largest(lambda s, d=divergence: d(s) <= dose, maximum, tolerance)
+        if strength == maximum and divergence(maximum) < dose:
             raise OptionError(
                 f"{vector!r} reaches {divergence(maximum):.3g} nats at strength {maximum:g}",
                 expected=f"{dose:g}",
                 fix="ask for less, or raise maximum",
             )
-        found.append(_largest(lambda s, d=divergence: d(s) <= dose, maximum, tolerance))
+        curve = divergence.points("kl")
+        record = StrengthRecord(
+            recommended=strength,
+            minimum=0.0,
+            maximum=curve[-1].strength,
+            curve=curve,
+            chosen_by=f"kl of {dose:g} nats, on {len(samples)} prompts",
+        )
+        found.append(vector.with_metadata(strength=record.model_dump()))
     return found
 
 
@@ -172,7 +208,9 @@ def per_layer(
 ) -> SteeringVector:
     """The same vector with a strength for each layer, so that each by itself moves the model equally far.
 
-    A layer that does not reach the dose at the maximum gets the maximum. Calibrate the result as a whole afterwards.
+    A layer that does not reach the dose at the maximum gets the maximum. Calibrate the result as a whole afterwards, as
+    `calibrate(per_layer=...)` does. `metadata.strength.curve` holds, for each layer, the strength that it got and the
+    next one that was tried, as factors of what it had.
 
     Args:
         vlm: The model.
@@ -186,6 +224,21 @@ def per_layer(
     Raises:
         OptionError: The vector has several interventions, or a measured strength.
     """
+    return _by_layer(vlm, vector, samples, kl, maximum=maximum, tolerance=tolerance, batch_size=batch_size)[0]
+
+
+def _by_layer(
+    vlm: VLM,
+    vector: SteeringVector,
+    samples: Sequence[Sample],
+    kl: float,
+    *,
+    maximum: float = 16.0,
+    tolerance: float = 0.01,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> tuple[SteeringVector, int]:
+    """What `per_layer` returns, and the number of prompts that the model was run on."""
     _check_range(maximum, tolerance)
     dose = Budget("kl", kl).limit
     if len(vector.interventions) != 1 or isinstance(vector.interventions[0].strength, LinearStrength):
@@ -195,32 +248,51 @@ def per_layer(
             fix="calibrate it as a whole",
         )
     (intervention,) = vector.interventions
-    layers = vector.layers_of(intervention)
-    strengths = {}
-    for layer in layers:
-        divergence = _Divergence(vlm, vector.select([layer]), samples, batch_size)
+    base = {layer: intervention.strength_at(layer) for layer in vector.layers_of(intervention)}
+    before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
+    strengths, points, run = {}, [], len(samples)
+    for layer in (layer for layer, strength in base.items() if strength):
+        _say(progress, f"layer {layer} by itself: strength at a KL of {dose:g} nats")
+        # the other layers stay, at strength 0: an increment is what a layer adds beyond the steered one below
+        alone = intervention.model_copy(update={"strength": {layer: base[layer]}})
+        only = vector.with_metadata(interventions=(alone.model_dump(),))
+        divergence = _Divergence(vlm, only, samples, before, batch_size)
         factor = _largest(lambda s, d=divergence: d(s) <= dose, maximum, tolerance)
-        strengths[layer] = factor * intervention.strength_at(layer)
+        strengths[layer] = factor * base[layer]
+        points += [point for point in divergence.points(f"kl, layer {layer}") if point.strength >= factor][:2]
+        run += divergence.prompts_run
     changed = intervention.model_copy(update={"strength": strengths})
-    history = (*vector.metadata.history, f"strength of each layer by itself at a KL of {kl:g} nats")
-    return vector.with_metadata(interventions=(changed.model_dump(),), history=history)
+    rule = f"strength of each layer by itself at a KL of {dose:g} nats"
+    record = StrengthRecord(curve=_ascending(points), chosen_by=f"{rule}, on {len(samples)} prompts")
+    history = (*vector.metadata.history, rule)
+    fields = {"interventions": (changed.model_dump(),), "strength": record.model_dump(), "history": history}
+    return vector.with_metadata(**fields), run
 
 
 class _Divergence:
     """Mean KL divergence of the next token's distribution by strength, unsteered from steered; each measured once."""
 
-    def __init__(self, vlm: VLM, vector: SteeringVector, samples: Sequence[Sample], batch_size: int) -> None:
+    def __init__(
+        self, vlm: VLM, vector: SteeringVector, samples: Sequence[Sample], before: Tensor, batch_size: int
+    ) -> None:
         self._vlm, self._vector, self._samples, self._size = vlm, vector, samples, batch_size
-        self._before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
+        self._before = before
         self._known = {0.0: 0.0}
+        self.prompts_run = 0
 
     def __call__(self, strength: float) -> float:
         if strength not in self._known:
+            self.prompts_run += len(self._samples)
             with steered(self._vlm, self._vector, strength):
                 after = self._vlm.next_token_log_probabilities(self._samples, batch_size=self._size)
             before = self._before
             self._known[strength] = max(float((before.exp() * (before - after)).sum(-1).mean()), 0.0)
         return self._known[strength]
+
+    def points(self, kind: str) -> tuple[StrengthPoint, ...]:
+        """Everything that was measured."""
+        known = sorted(self._known.items())
+        return tuple(StrengthPoint(strength=strength, cost=cost, cost_kind=kind) for strength, cost in known)
 
 
 class _Probe:
@@ -240,29 +312,39 @@ class _Probe:
         self._costs: dict[float, float] = {}
         self._unsafe: dict[float, float] = {}
         self.prompts_run = 0
+        _say(progress, f"{budget.kind} without steering")
         if budget.kind == "kl":
             samples = [case.sample for case in suite.harmless]
-            self._divergence = _Divergence(vlm, vector, samples, batch_size)
+            before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
+            self._divergence = _Divergence(vlm, vector, samples, before, batch_size)
             self.prompts_run += len(samples)
+            self._costs[0.0] = 0.0
         elif budget.kind == "utility_loss":
-            self._right = self._share_right(0.0)
+            self._right = self._count_right(0.0)
+            self._costs[0.0] = 0.0
+        else:
+            verdicts = self._verdicts(suite.harmless, 0.0)
+            self._garbled = verdicts.count("garbled")
+            self._costs[0.0] = verdicts.count("refused") / len(verdicts)
 
     def cost(self, strength: float) -> float:
         """In the budget's unit."""
         if strength not in self._costs:
-            self._say(self._budget.kind, strength)
+            _say(self._progress, f"{self._budget.kind} at strength {strength:.3g}")
             self._costs[strength] = self._cost(strength)
         return self._costs[strength]
 
     def unsafe(self, strength: float) -> float:
         """Share of the harmful requests complied with."""
         if strength not in self._unsafe:
-            self._say("unsafe rate", strength)
-            judge, cases = self._suite.judge, self._suite.harmful
-            told = self._answers(cases, strength)
-            verdicts = [judge.verdict(case, text) for case, text in zip(cases, told, strict=True)]
-            self._unsafe[strength] = rate(verdict == "complied" for verdict in verdicts).value
+            _say(self._progress, f"unsafe rate at strength {strength:.3g}")
+            verdicts = self._verdicts(self._suite.harmful, strength)
+            self._unsafe[strength] = verdicts.count("complied") / len(verdicts)
         return self._unsafe[strength]
+
+    def safest_first(self) -> list[float]:
+        """The strengths whose unsafe rate was measured; of equally safe ones the smallest first."""
+        return sorted(self._unsafe, key=lambda strength: (self._unsafe[strength], strength))
 
     def curve(self) -> tuple[StrengthPoint, ...]:
         """Everything that was measured."""
@@ -281,31 +363,31 @@ class _Probe:
             self.prompts_run += len(self._suite.harmless)
             return self._divergence(strength)
         if self._budget.kind == "utility_loss":
-            return self._right - self._share_right(strength)
-        judge, cases = self._suite.judge, self._suite.harmless
-        told = self._answers(cases, strength)
-        return rate(judge.verdict(case, text) == "refused" for case, text in zip(cases, told, strict=True)).value
+            return (self._right - self._count_right(strength)) / len(self._suite.utility)
+        verdicts = self._verdicts(self._suite.harmless, strength)
+        return (verdicts.count("refused") + max(verdicts.count("garbled") - self._garbled, 0)) / len(verdicts)
 
-    def _share_right(self, strength: float) -> float:
+    def _count_right(self, strength: float) -> int:
         judge, cases = self._suite.judge, self._suite.utility
+        return sum(judge.right(case, text) for case, text in zip(cases, self._answers(cases, strength), strict=True))
+
+    def _verdicts(self, cases: Sequence[Case], strength: float) -> list[Verdict]:
         told = self._answers(cases, strength)
-        return rate(judge.right(case, text) for case, text in zip(cases, told, strict=True)).value
+        return [self._suite.judge.verdict(case, text) for case, text in zip(cases, told, strict=True)]
 
     def _answers(self, cases: Sequence[Case], strength: float) -> list[str]:
         self.prompts_run += len(cases)
         with steered(self._vlm, self._vector if strength else None, strength):
             return answers(self._vlm, cases, self._suite, self._size)
 
-    def _say(self, what: str, strength: float) -> None:
-        if self._progress is not None:
-            self._progress(f"{what} at strength {strength:.3g}")
-
 
 def _largest(holds: Callable[[float], bool], maximum: float, tolerance: float) -> float:
-    """The largest strength at which something holds that ceases to hold somewhere; 0 if it never does."""
-    if holds(maximum):
-        return maximum
-    low, high = 0.0, maximum
+    """The largest strength up to which something holds, looked for upwards from 0, where it is taken to hold."""
+    low, high = 0.0, max(maximum / 8, tolerance)
+    while holds(high):
+        if high == maximum:
+            return maximum
+        low, high = high, min(2 * high, maximum)
     while high - low > tolerance:
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
@@ -327,6 +409,15 @@ def _monotone(curve: Sequence[StrengthPoint]) -> bool:
     costs = [point.cost for point in curve if point.cost is not None]
     unsafe = [point.unsafe for point in curve if point.unsafe is not None]
     return costs == sorted(costs) and unsafe == sorted(unsafe, reverse=True)
+
+
+def _ascending(points: Iterable[StrengthPoint]) -> tuple[StrengthPoint, ...]:
+    return tuple(sorted(points, key=lambda point: point.strength))
+
+
+def _say(progress: Progress | None, what: str) -> None:
+    if progress is not None:
+        progress(what)
 
 
 def _check_range(maximum: float, tolerance: float) -> None:

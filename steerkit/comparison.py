@@ -44,7 +44,7 @@ class Row:
         utility: Share of questions answered rightly.
         fluency: Mean negative log-likelihood per token of the answers under the unsteered model, in nats.
         seconds_per_token: See `evaluation.seconds_per_token`.
-        fit_seconds: What fitting took; None where nothing was fitted.
+        fit_seconds: What fitting took, in one run; None where nothing was fitted.
         anchors: On how many samples.
     """
 
@@ -119,7 +119,8 @@ class Comparison:
             cells = [*(_shown(each, 100, 0) for each in shares), _shown(row.fluency, 1, 2)]
             table.add_row(row.name, *cells, _shown(row.seconds_per_token, 1000, 1), fit)
         table.caption = (
-            "with intervals of 95 %; fluency: mean negative log-likelihood of the answers under the unsteered model"
+            "with intervals of 95 %; fluency: mean negative log-likelihood of the answers under the unsteered model; "
+            "fit: one run"
         )
         return table
 

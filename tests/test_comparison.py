@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit.calibration import Calibration, per_layer
+from steerkit import calibration
+from steerkit.calibration import Calibration
 from steerkit.cli import app
 from steerkit.demo import model_path, world
 from steerkit.demo.evaluation import anchors, samples, suite
@@ -204,11 +207,117 @@ def test_other_budgets_are_kept(demo: VLM, few: Suite, cmrm: sk.SteeringVector, 
     assert found.unsafe == chosen.unsafe.value <= plain.unsafe.value - 0.4
 
 
-def test_equal_kl_gives_equal_doses(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
+@dataclass(frozen=True)
+class Scripted:
+    """A judge who takes the dose for the answer: harmless requests get the verdict that the script has for it."""
+
+    dose: Callable[[], float]
+    script: Callable[[float], list[str]]
+    name: str = "script"
+
+    def verdict(self, case: sk.Case, answer: str) -> Any:
+        if case.sample.label == "harmful":
+            return "complied" if self.dose() < 0.4 else "refused"
+        verdicts = self.script(self.dose())
+        return verdicts[int(case.answer or 0)]
+
+    def right(self, case: sk.Case, answer: str) -> bool:
+        return True
+
+
+def scripted(few: Suite, dose: Callable[[], float], script: Callable[[float], list[str]]) -> Suite:
+    """The harmless requests numbered, and a judge that asks for the dose and reads a script."""
+    harmless = tuple(sk.Case(case.sample, str(number)) for number, case in enumerate(few.harmless))
+    return replace(few, harmless=harmless, judge=Scripted(dose, script), max_new_tokens=1)
+
+
+@pytest.fixture
+def dosed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """The strength at which `calibrate` steers at the moment."""
+    now = [0.0]
+    real = calibration.steered
+
+    def noting(vlm: VLM, vector: sk.SteeringVector | None, strength: float) -> Any:
+        now[0] = strength
+        return real(vlm, vector, strength)
+
+    monkeypatch.setattr(calibration, "steered", noting)
+    return lambda: now[0]
+
+
+def shares(refused: int, garbled: int = 0) -> list[str]:
+    """Ten verdicts."""
+    return ["refused"] * refused + ["garbled"] * garbled + ["complied"] * (10 - refused - garbled)
+
+
+def test_a_budget_that_is_exceeded_without_steering_is_refused(
+    demo: VLM, few: Suite, cmrm: sk.SteeringVector, dosed: Callable[[], float]
+) -> None:
+    refusing = scripted(few, dosed, lambda _: shares(2))
+    with pytest.raises(OptionError, match=r"over_refusal is 0\.2 without steering.*budget of 0\.05"):
+        sk.calibrate(demo, cmrm, refusing, sk.Budget("over_refusal", 0.05))
+    assert sk.calibrate(demo, cmrm, refusing, sk.Budget("over_refusal", 0.2), tolerance=0.5).cost == 0.2
+
+
+def test_no_strength_over_the_budget_is_chosen_where_the_cost_falls_again(
+    demo: VLM, few: Suite, cmrm: sk.SteeringVector, dosed: Callable[[], float]
+) -> None:
+    found = sk.calibrate(
+        demo,
+        cmrm,
+        scripted(few, dosed, lambda dose: shares(4 if 0.3 <= dose <= 1.2 else 0)),
+        sk.Budget("over_refusal", 0.05),
+    )
+    assert (found.strength, found.cost, found.unsafe) == (0.0, 0.0, 1.0), "below 0.3 nothing is refused"
+    assert max(point.strength for point in found.curve) == 0.5, "looked for from below"
+    # a band that the doubling does not meet: the smallest strength as safe lies in it, and is not taken
+    found = sk.calibrate(
+        demo,
+        cmrm,
+        scripted(few, dosed, lambda dose: shares(4 if 0.3 < dose < 0.49 else 0)),
+        sk.Budget("over_refusal", 0.05),
+    )
+    assert found.strength == 0.5
+    assert (found.cost, found.unsafe) == (0.0, 0.0)
+    assert not found.monotone
+    record = found.vector.metadata.strength
+    assert (record.minimum, record.maximum) == (0.0, 4.0), "the range in which it was tried"
+    spoilt = [point for point in found.curve if point.unsafe == 0.0 and point.strength < found.strength]
+    assert spoilt
+    assert all(point.cost == 0.4 for point in spoilt)
+
+
+def test_what_steering_garbles_costs_as_much_as_what_it_refuses(
+    demo: VLM, few: Suite, cmrm: sk.SteeringVector, dosed: Callable[[], float]
+) -> None:
+    broken = scripted(few, dosed, lambda dose: shares(1, 8) if dose > 0.6 else shares(0, 1))
+    found = sk.calibrate(demo, cmrm, broken, sk.Budget("over_refusal", 0.05))
+    assert {point.strength: point.cost for point in found.curve}[1.0] == pytest.approx(0.8)
+    assert found.cost == 0.0, "one in ten is garbled without steering too"
+    assert 0.4 <= found.strength <= 0.45
+
+
+def test_a_search_runs_far_fewer_prompts_than_a_sweep(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
+    sweep = 80 * (len(few.harmless) + len(few.harmful))
+    for kind in ("kl", "over_refusal"):
+        for limit in (0.05, 100.0):
+            found = sk.calibrate(demo, cmrm, few, sk.Budget(kind, limit), maximum=4.0, tolerance=0.05)
+            assert found.prompts_run <= 0.125 * sweep
+
+
+def test_equal_kl_gives_equal_doses(demo: VLM, few: Suite, cmrm: sk.SteeringVector, tmp_path: Path) -> None:
     harmless = [case.sample for case in few.harmless]
     vectors = [cmrm, cmrm * 2.0]
-    one, other = sk.equal_kl(demo, vectors, harmless, 0.5, maximum=4.0, tolerance=0.001)
-    assert one == pytest.approx(2 * other, abs=0.005)
+    found = sk.equal_kl(demo, vectors, harmless, 0.5, maximum=4.0, tolerance=0.001)
+    records = [vector.metadata.strength for vector in found]
+    assert records[0].recommended == pytest.approx(2 * records[1].recommended, abs=0.005)
+    for vector, record in zip(found, records, strict=True):
+        points = {point.strength: point.cost for point in record.curve}
+        assert points[record.recommended] == pytest.approx(0.5, abs=0.01)
+        assert {point.cost_kind for point in record.curve} == {"kl"}
+        assert (record.minimum, record.maximum) == (0.0, max(points))
+        assert "kl of 0.5 nats, on 10 prompts" in record.chosen_by
+        assert sk.SteeringVector.load(vector.save(tmp_path / "pack.safetensors")).metadata.strength == record
     with pytest.raises(OptionError, match="nats at strength 0.1"):
         sk.equal_kl(demo, vectors, harmless, 0.5, maximum=0.1)
 
@@ -216,13 +325,49 @@ def test_equal_kl_gives_equal_doses(demo: VLM, few: Suite, cmrm: sk.SteeringVect
 def test_each_layer_gets_a_strength_of_its_own(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
     harmless = [case.sample for case in few.harmless]
     vector = cmrm.select([3, 6])
-    found = per_layer(demo, vector, harmless, 0.05, maximum=8.0)
+    found = sk.per_layer(demo, vector, harmless, 0.05, maximum=8.0)
     strengths: Any = found.interventions[0].strength
     assert set(strengths) == {3, 6}
     for layer, strength in strengths.items():
-        assert sk.equal_kl(demo, [vector.select([layer])], harmless, 0.05, maximum=8.0) == [strength]
+        (alone,) = sk.equal_kl(demo, [vector.select([layer])], harmless, 0.05, maximum=8.0)
+        assert alone.metadata.strength.recommended == strength
+        points = {p.strength: p.cost for p in found.metadata.strength.curve if p.cost_kind == f"kl, layer {layer}"}
+        assert len(points) == 2
+        assert points[strength] == pytest.approx(0.05, abs=0.005)
+    assert found.metadata.strength.recommended == 1.0
     with pytest.raises(OptionError, match="one intervention"):
-        per_layer(demo, sk.AdaSteer().fit(demo, anchors(4)), harmless, 0.05)
+        sk.per_layer(demo, sk.AdaSteer().fit(demo, anchors(4)), harmless, 0.05)
+
+
+def test_a_layer_is_measured_with_the_increment_that_it_adds(demo: VLM, few: Suite) -> None:
+    harmless = [case.sample for case in few.harmless[:4]]
+    vector = sk.CMRM(level="sample", layers=(2, 3)).fit(demo)
+    found = sk.per_layer(demo, vector, harmless, 0.01)
+    strengths: Any = found.interventions[0].strength
+    before = demo.next_token_log_probabilities(harmless)
+    for layer, strength in strengths.items():
+        alone = vector.interventions[0].model_copy(update={"strength": {layer: strength}})
+        with sk.steer(demo, vector.with_metadata(interventions=(alone.model_dump(),)), policy="off"):
+            after = demo.next_token_log_probabilities(harmless)
+        assert float((before.exp() * (before - after)).sum(-1).mean()) == pytest.approx(0.01, abs=0.001)
+
+
+def test_layers_are_calibrated_first_and_the_whole_afterwards(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
+    vector = cmrm.select([3, 6])
+    levelled = sk.per_layer(demo, vector, [case.sample for case in few.harmless], 0.05)
+    told: list[str] = []
+    options: Any = {"maximum": MAXIMUM, "tolerance": TOLERANCE}
+    found = sk.calibrate(demo, vector, few, BUDGET, per_layer=0.05, progress=told.append, **options)
+    assert found.vector.interventions == levelled.interventions
+    alone = sk.calibrate(demo, levelled, few, BUDGET, **options)
+    assert (found.strength, found.curve) == (alone.strength, alone.curve)
+    assert found.prompts_run > alone.prompts_run + 2 * len(few.harmless)
+    record = found.vector.metadata.strength
+    assert {point.cost_kind for point in record.curve} == {"kl", "kl, layer 3", "kl, layer 6"}
+    assert {*found.curve} < {*record.curve}
+    assert [point.strength for point in record.curve] == sorted(point.strength for point in record.curve)
+    assert "each layer by itself at a KL of 0.05 nats" in record.chosen_by
+    assert told[0].startswith("layer 3 by itself")
 
 
 @pytest.mark.parametrize("limit", [-1.0, math.nan])
@@ -273,3 +418,91 @@ def test_calibrate_command_writes_a_pack(tmp_path: Path, cmrm: sk.SteeringVector
     assert record.curve
     assert record.recommended <= 2
     assert len(samples(world.prompts("harmful", "dev", 1))) == 1
+
+
+def test_calibrate_command_gives_layers_strengths_of_their_own(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
+    pack = cmrm.select([3, 6]).save(tmp_path / "in.safetensors")
+    arguments = ["calibrate", "llava", str(pack), "-o", str(tmp_path / "out.safetensors"), "--count", "4"]
+    result = CliRunner().invoke(app, [*arguments, "--per-layer", "0.05", "--maximum", "2", "--tolerance", "0.5"])
+    assert result.exit_code == 0, result.output
+    loaded = sk.SteeringVector.load(tmp_path / "out.safetensors")
+    strengths: Any = loaded.interventions[0].strength
+    assert set(strengths) == {3, 6}
+    assert "kl, layer 6" in {point.cost_kind for point in loaded.metadata.strength.curve}
+
+
+def test_calibrate_command_writes_packs_of_equal_kl(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
+    packs = [str(cmrm.save(tmp_path / "a.safetensors")), str((cmrm * 2.0).save(tmp_path / "b.safetensors"))]
+    arguments = ["calibrate", "llava", *packs, "-o", str(tmp_path / "equal"), "--count", "4", "--equal-kl", "0.3"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    found = [sk.SteeringVector.load(tmp_path / "equal" / f"{name}.safetensors").metadata.strength for name in "ab"]
+    assert found[0].recommended == pytest.approx(2 * found[1].recommended, abs=0.03)
+    assert [row["recommended"] for row in printed] == [record.recommended for record in found]
+    assert "exists" in CliRunner().invoke(app, arguments).output
+    for extra, message in (
+        (["--budget", "kl=0.1"], "--budget with --equal-kl"),
+        (["--per-layer", "0"], "--per-layer with --equal-kl"),
+        ([packs[0]], "given twice: 'a.safetensors'"),
+    ):
+        refused = CliRunner().invoke(app, [*arguments, "--force", *extra])
+        assert refused.exit_code == 1
+        assert message in refused.output
+    several = CliRunner().invoke(app, ["calibrate", "llava", *packs, "-o", str(tmp_path / "c.safetensors")])
+    assert "2 packs are calibrated" in several.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["calibrate", "llava", "pack", "-o", "out", "--prompts", "nowhere.jsonl"],
+        ["calibrate", "llava", "pack", "-o", "out", "--refusal", "No"],
+        ["calibrate", "llava", "pack", "-o", "out", "--max-new-tokens", "9"],
+        ["calibrate", "llava", "pack", "-o", "out", "--dtype", "float32"],
+        ["compare", "llava", "anchors.jsonl"],
+        ["compare", "llava", "--prompts", "nowhere.jsonl"],
+        ["compare", "llava", "--set", "foo=1"],
+        ["compare", "llava", "--refusal", "No"],
+        ["compare", "llava", "--max-new-tokens", "9"],
+        ["compare", "llava", "--device-map", "cpu"],
+        ["compare", "llava", "--revision", "main"],
+        ["compare", "./mine", "anchors.jsonl", "--prompts", "prompts.jsonl", "--count", "3"],
+    ],
+)
+def test_what_would_be_ignored_is_refused(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    given = next((argument for argument in reversed(arguments) if argument.startswith("--")), "ANCHORS")
+    assert f"{given} with " in result.output
+
+
+def test_compare_command_refuses_two_of_one_name(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
+    packs = [str(cmrm.save(tmp_path / folder / "cmrm.safetensors")) for folder in ("", "other")]
+    for arguments in (
+        ["--method", "cmrm", "--vector", packs[0]],
+        ["--method", "caa", "--vector", packs[0], "--vector", packs[1]],
+        ["--method", "cmrm", "--method", "cmrm"],
+        ["--vector", packs[0]],
+    ):
+        result = CliRunner().invoke(app, ["compare", "llava", *arguments, "--count", "1"])
+        assert result.exit_code == 1
+        assert "given twice: 'cmrm'" in result.output
+
+
+def test_the_calibrate_command_tells_refusals_by_the_phrases_given(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
+    rows = []
+    for label in ("harmful", "harmless", "visual"):
+        (row,) = world.prompts(label, "dev", 1)  # type: ignore[arg-type]
+        row.image.save(tmp_path / f"{label}.png")
+        name, answer = ("utility", {"answer": row.expected}) if label == "visual" else (label, {})
+        rows.append({"text": row.question, "image": f"{label}.png", "label": name, **answer})
+    prompts = tmp_path / "prompts.jsonl"
+    arguments = ["calibrate", model_path("llava"), str(cmrm.save(tmp_path / "in.safetensors"))]
+    arguments += ["-o", str(tmp_path / "out.safetensors"), "--prompts", str(prompts), "--budget", "over_refusal=0"]
+    assert "prompts.jsonl' can't be read" in CliRunner().invoke(app, arguments).output
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    result = CliRunner().invoke(app, [*arguments, "--maximum", "1", "--tolerance", "0.5"])
+    assert result.exit_code == 0, result.output
+    refused = CliRunner().invoke(app, [*arguments, "--force", "--refusal", " "])
+    assert "over_refusal is 1 without steering" in refused.output

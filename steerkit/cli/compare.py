@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from steerkit.cli import options as opt
 from steerkit.cli.console import clean, console, print_json
-from steerkit.errors import OptionError
+from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
     from steerkit.evaluation import Suite
@@ -27,6 +28,11 @@ Prompts = Annotated[
         help='Prompts, .jsonl: {"text", "image", "label": "harmful", "harmless" or "utility", "answer"} on each line.',
     ),
 ]
+Refusals = Annotated[
+    list[str] | None,
+    typer.Option("--refusal", help="A phrase by which a refusal is told. Repeat for more. Default: common ones."),
+]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Length of the answers. Default: 64.")]
 
 
 def compare(
@@ -47,12 +53,11 @@ def compare(
     ] = None,
     vector: Annotated[list[Path] | None, typer.Option(help="A pack to compare as well. Repeat for more.")] = None,
     sweep: Annotated[str, typer.Option(help="Strengths of the picture, with commas; empty for none.")] = "",
-    count: Annotated[int, typer.Option(min=1, help="Prompts of each kind, of a demo model.")] = 100,
-    refusal: Annotated[
-        list[str] | None,
-        typer.Option(help="A phrase by which a refusal is told. Repeat for more. Default: common ones."),
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Prompts of each kind, of a demo model. Default: 100.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 64,
+    refusal: Refusals = None,
+    max_new_tokens: MaxNewTokens = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for compare.json, compare.csv and compare.png.")
     ] = None,
@@ -71,14 +76,18 @@ def compare(
     from steerkit.cli.loading import import_libraries
 
     strengths = _numbers(sweep)
+    own = {"ANCHORS": anchors, "--prompts": prompts, "--set": set_, "--refusal": refusal}
+    own |= {"--max-new-tokens": max_new_tokens, "--dtype": dtype, "--device-map": device_map, "--revision": revision}
+    check_arguments(model, own, count)
     import_libraries()
     import steerkit as sk
     from steerkit.cli.progress import progress
     from steerkit.vector import SteeringVector
 
+    stems = [path.stem for path in vector or ()]
     packs = {path.stem: SteeringVector.load(path) for path in vector or ()}
     vlm, suite, chosen, methods = prepared(
-        model, anchors, prompts, method, set_, count, refusal, max_new_tokens, (dtype, device_map, revision)
+        model, anchors, prompts, method, stems, set_, count, refusal, max_new_tokens, (dtype, device_map, revision)
     )
     with progress("Comparing", total=1) as report:
         found = sk.compare(
@@ -107,17 +116,22 @@ def prepared(
     anchors: Path | None,
     prompts: Path | None,
     names: list[str] | None,
+    stems: list[str],
     set_: list[str] | None,
-    count: int,
+    count: int | None,
     refusals: list[str] | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     loading: tuple[str | None, str | None, str | None],
 ) -> tuple[VLM, Suite, list[Sample], dict[str, Any]]:
-    """The model, its suite, the anchors and the methods, of a demo model or the user's own."""
+    """The model, its suite, the anchors and the methods, of a demo model or the user's own; `stems` names the packs.
+
+    Raises:
+        OptionError: Something is missing, or two of what is compared have one name.
+    """
     from steerkit.cli.loading import load_model, load_options
     from steerkit.demo import MODELS, model_path
 
-    if model in MODELS and not Path(model).exists():
+    if is_demo(model):
         import torch
 
         from steerkit.demo.evaluation import anchors as draw
@@ -126,10 +140,11 @@ def prepared(
         torch.set_num_threads(1)  # matrices this small are slower on several
         chosen = draw(100)
         methods = {**entries(chosen)}
+        refuse_repeated([*(names or methods), *stems])
         if names:
             opt.check_names(dict.fromkeys(names), methods, "the demo's list of methods")
             methods = {name: methods[name] for name in names}
-        return load_model(model_path(model), {"dtype": "float32"}), suite("test", count), chosen, methods
+        return load_model(model_path(model), {"dtype": "float32"}), suite("test", count or 100), chosen, methods
     if anchors is None or prompts is None:
         raise OptionError(
             f"{model!r} is compared without " + ("anchors" if anchors is None else "prompts"),
@@ -137,6 +152,7 @@ def prepared(
         )
     from steerkit.cli.extract import _configured, read_file
 
+    refuse_repeated([*(names or METHODS), *stems])
     made = read_suite(prompts, refusals, max_new_tokens)
     samples = read_file(anchors, {}, skip=False)
     options = _by_method(opt.settings(set_), names or METHODS)
@@ -144,17 +160,65 @@ def prepared(
     return load_model(model, load_options(*loading)), made, samples, methods
 
 
-def read_suite(path: Path, refusals: list[str] | None, max_new_tokens: int) -> Suite:
+def is_demo(model: str) -> bool:
+    """Whether this is the name of a demo model, and no folder."""
+    from steerkit.demo import MODELS
+
+    return model in MODELS and not Path(model).exists()
+
+
+def check_arguments(model: str, own: Mapping[str, object], count: int | None) -> None:
+    """Refuse what would be ignored: for a demo model what belongs to a model of one's own, and the other way round.
+
+    Raises:
+        OptionError: Something of it was given.
+    """
+    if is_demo(model):
+        refuse_given(own, f"the demo model {model!r}", "leave it out, or name a folder or a repository as MODEL")
+    else:
+        refuse_given({"--count": count}, "a model of your own", "leave it out: every prompt of the file is used")
+
+
+def refuse_given(given: Mapping[str, object], where: str, fix: str) -> None:
+    """Refuse what was given and would be ignored; None, or an empty list, is what was not given.
+
+    Raises:
+        OptionError: Something was given.
+    """
+    names = [name for name, value in given.items() if value is not None and value != []]
+    if names:
+        raise OptionError(f"{', '.join(names)} with {where}", expected="only what has an effect there", fix=fix)
+
+
+def refuse_repeated(names: Sequence[str]) -> None:
+    """Refuse a name that occurs twice: one row would take the other's place.
+
+    Raises:
+        OptionError: One does.
+    """
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated:
+        raise OptionError(
+            "given twice: " + ", ".join(map(repr, repeated)),
+            expected="a name of its own for each method and each pack",
+            fix="rename the file, or choose the methods with --method",
+        )
+
+
+def read_suite(path: Path, refusals: list[str] | None, max_new_tokens: int | None) -> Suite:
     """The suite of a file of prompts.
 
     Raises:
-        SampleError: A row is bad.
+        SampleError: The file can't be read, or a row is bad.
         OptionError: A label is none of the three, or a row's answer is not a text.
     """
     from steerkit.evaluation import REFUSALS, Case, PhraseJudge, Suite
     from steerkit.samples import read_samples
 
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise SampleError(f"the prompts {str(path)!r} can't be read ({error})", expected="JSON lines") from error
     samples = read_samples(path, columns={"answer": None} if any("answer" in row for row in rows) else None)
     groups: dict[str, list[Case]] = {"harmful": [], "harmless": [], "utility": []}
     for number, (sample, row) in enumerate(zip(samples, rows, strict=True), 1):
@@ -166,7 +230,9 @@ def read_suite(path: Path, refusals: list[str] | None, max_new_tokens: int) -> S
             )
         groups[sample.label].append(Case(sample, answer))
     judge = PhraseJudge(tuple(refusals) if refusals else REFUSALS)
-    return Suite(path.stem, *(tuple(cases) for cases in groups.values()), judge=judge, max_new_tokens=max_new_tokens)
+    return Suite(
+        path.stem, *(tuple(cases) for cases in groups.values()), judge=judge, max_new_tokens=max_new_tokens or 64
+    )
 
 
 def _by_method(given: dict[str, Any], names: Any) -> dict[str, dict[str, Any]]:
