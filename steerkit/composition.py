@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,7 +15,17 @@ from torch import Tensor
 from steerkit import ops
 from steerkit.arguments import as_strengths, as_vectors
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, StoredDirection, site_label
+from steerkit.intervention import (
+    Ablate,
+    Add,
+    Clamp,
+    Intervention,
+    LinearStrength,
+    Operation,
+    Scale,
+    StoredDirection,
+    site_label,
+)
 from steerkit.vector import Key, SteeringVector
 
 _PROMPT_ONLY = frozenset({"image", "text", "system", "after_image"})
@@ -31,10 +42,10 @@ class Conflict:
         names: Their methods.
         layer: 0-based block.
         site: Where in the block; a site of the vision tower is called `vision.mlp_out` and the like.
-        kind: `opposing`: what they add points in opposite directions. `removed`: one ablates what the other adds; then
-            the order of the two matters as well.
+        kind: `opposing`: what they add points in opposite directions. `removed`: one takes away (ablates, scales down,
+            clamps) what the other adds or amplifies; then the order of the two matters as well.
         cosine: Of what is added with what is added (`opposing`); minus the part of the added direction that lies in the
-            ablated subspace (`removed`).
+            subspace that is removed (`removed`), of several added directions the largest.
     """
 
     first: int
@@ -59,7 +70,7 @@ class _Part(NamedTuple):
     number: int
     layer: int
     direction: Tensor
-    sign: float
+    signs: tuple[float, ...]
 
     @property
     def label(self) -> str:
@@ -72,8 +83,9 @@ def conflicts(
 ) -> list[Conflict]:
     """Where two vectors, applied together, work against each other.
 
-    Compares stored directions that are added or ablated at the same layer and site; of what is measured on each prompt
-    nothing is known beforehand.
+    Compares stored directions that are added, ablated, scaled or clamped at the same layer and site. Of what is
+    measured on each prompt nothing is known beforehand but the stored directions along which it is added. A measured
+    strength counts with both of its ends.
 
     Args:
         vectors: The vectors.
@@ -93,7 +105,7 @@ def conflicts(
     _check_width(given)
     strengths = as_strengths(strength, len(given))
     parts = [
-        [part for part in _parts(vector, factor) if part.sign] for vector, factor in zip(given, strengths, strict=True)
+        [part for part in _parts(vector, factor) if part.signs] for vector, factor in zip(given, strengths, strict=True)
     ]
     found: dict[tuple[int, int, int, str], Conflict] = {}
     for first, second in combinations(range(len(given)), 2):
@@ -141,7 +153,8 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
             )
         made.append(_without(vector, index, spans))
         for part in _parts(made[-1], 1.0):
-            spans[part.layer, part.label].append(torch.atleast_2d(part.direction).float())
+            if isinstance(part.intervention.operation, (Add, Ablate)):
+                spans[part.layer, part.label].append(torch.atleast_2d(part.direction).float())
     return made
 
 
@@ -198,25 +211,26 @@ def _parts(vector: SteeringVector, strength: float) -> Iterator[_Part]:
     for number, intervention in enumerate(vector.interventions):
         operation = intervention.operation
         stored = operation.direction
-        if not isinstance(operation, (Add, Ablate)) or not isinstance(stored, StoredDirection):
+        if not isinstance(stored, StoredDirection):
             continue
         for layer in vector.layers_of(intervention):
             direction = vector.direction(stored, layer, intervention.site, intervention.tower)
             if direction is not None:
-                sign = _sign(strength * _dose(intervention, layer))
-                yield _Part(intervention, number, layer, direction, sign)
+                yield _Part(intervention, number, layer, direction, _signs(strength, intervention, layer))
 
 
-def _dose(intervention: Intervention, layer: int) -> float:
-    """The fixed dose at a layer; of a measured one, the end of its range that is farther from 0."""
-    rule = intervention.strength
-    if isinstance(rule, LinearStrength):
-        return max(rule.minimum, rule.maximum, key=abs)
-    return intervention.strength_at(layer)
+def _signs(strength: float, intervention: Intervention, layer: int) -> tuple[float, ...]:
+    """The signs that the dose at a layer may have: of a measured one, those of both ends. None for a dose of 0."""
+    rule, operation = intervention.strength, intervention.operation
+    ends = (rule.minimum, rule.maximum) if isinstance(rule, LinearStrength) else (intervention.strength_at(layer),)
+    # to scale by f is to ablate 1 - f
+    factor = strength * (1.0 - operation.factor) if isinstance(operation, Scale) else strength
+    return tuple({math.copysign(1.0, factor * end) for end in ends if factor * end})
 
 
-def _sign(dose: float) -> float:
-    return float(dose > 0) - float(dose < 0)
+def _removes(operation: Operation, sign: float) -> bool:
+    """Whether a dose of this sign takes away from what is there along the direction; otherwise it adds to it."""
+    return sign > 0 and isinstance(operation, (Ablate, Clamp, Scale))
 
 
 def _meet(one: Intervention, other: Intervention) -> bool:
@@ -230,16 +244,34 @@ def _meet(one: Intervention, other: Intervention) -> bool:
 
 
 def _cosine(one: _Part, other: _Part) -> tuple[Literal["opposing", "removed"], float] | None:
-    adding = [isinstance(part.intervention.operation, Add) for part in (one, other)]
-    if all(adding):
+    found = [
+        each
+        for sign, other_sign in product(one.signs, other.signs)
+        if (each := _against(one, sign, other, other_sign)) is not None
+    ]
+    return min(found, key=lambda each: each[1], default=None)
+
+
+def _against(
+    one: _Part, sign: float, other: _Part, other_sign: float
+) -> tuple[Literal["opposing", "removed"], float] | None:
+    """How far the two work against each other at doses of these signs; None where they do not, or it is not known."""
+    removing = _removes(one.intervention.operation, sign), _removes(other.intervention.operation, other_sign)
+    if all(removing):
+        return None
+    if not any(removing):
+        if not all(isinstance(part.intervention.operation, Add) for part in (one, other)):
+            return None  # which way something is added within a span is not known
         a, b = one.direction.double(), other.direction.double()
-        return "opposing", one.sign * other.sign * float(a @ b / (a.norm() * b.norm()))
-    if not any(adding):
-        return None  # two ablations agree
-    added, ablated = (one, other) if adding[0] else (other, one)
-    direction = added.direction.float()
-    part = ops.project(direction[None], ops.orthonormal(ablated.direction))[0]
-    return "removed", -float(part.norm() / direction.norm())
+        return "opposing", sign * other_sign * float(a @ b / (a.norm() * b.norm()))
+    added, added_sign, remover = (other, other_sign, one) if removing[0] else (one, sign, other)
+    operation = remover.intervention.operation
+    if isinstance(operation, Clamp) and isinstance(added.intervention.operation, Add):
+        along = added_sign * float(added.direction.double() @ remover.direction.double())
+        if (operation.maximum if along > 0 else operation.minimum) is None:
+            return None
+    shared = ops.orthonormal(added.direction) @ ops.orthonormal(remover.direction).T
+    return "removed", -float(torch.linalg.matrix_norm(shared, ord=2))
 
 
 def _check_width(vectors: Sequence[SteeringVector]) -> None:

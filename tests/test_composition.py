@@ -12,7 +12,18 @@ from reference import WITH_IMAGE, Edit, adds, captured, directions, distance, ed
 
 import steerkit as sk
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.intervention import Ablate, Add, Gate, LinearStrength, Measure, MeasuredContrast, StoredDirection
+from steerkit.intervention import (
+    Ablate,
+    Add,
+    AddProjection,
+    Clamp,
+    Gate,
+    LinearStrength,
+    Measure,
+    MeasuredContrast,
+    Scale,
+    StoredDirection,
+)
 
 CLEARLY = 1e-2
 
@@ -217,10 +228,53 @@ def test_an_ablation_conflicts_with_what_adds_its_direction(llava: sk.VLM) -> No
     assert sk.conflicts([removed, at(llava, 0.0, 1.0)]) == []
 
 
-def test_a_measured_strength_counts_with_its_larger_end(llava: sk.VLM) -> None:
-    rule = LinearStrength(measure=Measure(kind="cosine"), slope=1.0, minimum=-2.0, maximum=1.0)
-    assert sk.conflicts([at(llava, 1.0), at(llava, 1.0, strength=rule)])
-    assert sk.conflicts([at(llava, 1.0), at(llava, -1.0, strength=rule)]) == []
+@pytest.mark.parametrize(("ends", "signs"), [((-2.0, 1.0), (1, -1)), ((-1.0, 2.0), (1, -1)), ((0.0, 2.0), (-1,))])
+def test_a_measured_strength_counts_with_both_ends(llava: sk.VLM, ends: tuple[float, float], signs: Any) -> None:
+    rule = LinearStrength(measure=Measure(kind="cosine"), slope=1.0, minimum=ends[0], maximum=ends[1])
+    for sign in (1, -1):
+        found = sk.conflicts([at(llava, 1.0), at(llava, sign, strength=rule)])
+        assert [each.cosine for each in found] == ([-1.0] if sign in signs else [])
+
+
+ALONG_THE_PLANE = AddProjection(contrast=MeasuredContrast(positive="text", negative="original"))
+
+
+@pytest.mark.parametrize(
+    ("remover", "dose", "adder", "cosine"),
+    [
+        (Scale(factor=0.5), 1.0, Add(), -0.6),
+        (Scale(factor=2.0), 1.0, Add(), None),
+        (Scale(factor=2.0), -1.0, Add(), -0.6),
+        (Scale(factor=1.0), 1.0, Add(), None),
+        (Clamp(minimum=-1.0, maximum=1.0), 1.0, Add(), -0.6),
+        (Clamp(maximum=1.0), 1.0, Add(), -0.6),
+        (Clamp(minimum=-1.0), 1.0, Add(), None),  # what is added along the direction is not bounded from below
+        (Ablate(), -1.0, Add(), None),
+        (Ablate(), -1.0, Ablate(), -0.6),
+        (Ablate(), 1.0, Scale(factor=3.0), -0.6),
+        (Ablate(), 1.0, Scale(factor=0.0), None),
+        (Ablate(), 1.0, ALONG_THE_PLANE, -0.6),
+        (Add(), 1.0, ALONG_THE_PLANE, None),
+    ],
+    ids=str,
+)
+def test_what_removes_is_told_from_what_adds(
+    llava: sk.VLM, remover: Any, dose: float, adder: Any, cosine: float | None
+) -> None:
+    pair = [at(llava, 1.0, operation=remover, strength=dose), at(llava, 0.6, 0.8, operation=adder)]
+    for order in (pair, pair[::-1]):
+        found = sk.conflicts(order)
+        assert [each.kind for each in found] == ([] if cosine is None else ["removed"])
+        assert [each.cosine for each in found] == ([] if cosine is None else [pytest.approx(cosine)])
+
+
+def test_of_a_span_the_nearest_direction_counts(llava: sk.VLM) -> None:
+    span = torch.zeros(2, 48)
+    span[0, :2] = torch.tensor([0.6, 0.8])
+    span[1, 2] = 1.0
+    added = vector(llava, {sk.Key(1): span}, sk.Intervention(operation=ALONG_THE_PLANE))
+    (found,) = sk.conflicts([added, at(llava, 1.0, operation=Ablate())])
+    assert (found.kind, found.cosine) == ("removed", pytest.approx(-0.6))
 
 
 def test_conflicts_refuse(llava: sk.VLM, qwen: sk.VLM) -> None:
