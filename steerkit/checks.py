@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from steerkit.errors import OptionError, SteerKitError
+from steerkit.plain import one_line
 
 Status: TypeAlias = Literal["pass", "warn", "fail", "skip"]
 """`fail`: must not be used; `warn`: somebody should look; `skip`: could not be checked, and the message says why."""
@@ -40,7 +41,7 @@ class Check:
 
     def __str__(self) -> str:
         """`fail  signature: ...`."""
-        return f"{self.status:<4}  {self.name}: {self.message}"
+        return one_line(f"{self.status:<4}  {self.name}: {self.message}")
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints."""

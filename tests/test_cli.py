@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner
 
 from steerkit import plugins
+from steerkit.checkpoint import Progressed, save_checkpoint
 from steerkit.cli import app, loading, main
-from steerkit.cli.console import clean
+from steerkit.cli.console import clean, one_line
 from steerkit.cli.methods import describe, type_text
 from steerkit.formats import read_pack
 from steerkit.methods.cmrm import CMRM
@@ -311,13 +312,31 @@ class TestExtract:
             assert not Path(f"{pack}.partial").exists()
 
     def test_a_checkpoint_of_another_extraction(self, files: Files, tmp_path: Path) -> None:
-        (tmp_path / "mine").write_bytes(b"not a checkpoint")
+        mine = tmp_path / "mine"
+        save_checkpoint(mine, Progressed("another's"))
         command = ["extract", files.llava, files.anchors, "-o", tmp_path / "c.safetensors", "--batch-size", 2]
-        refused = run(*command, "--checkpoint", tmp_path / "mine")
+        refused = run(*command, "--checkpoint", mine)
         assert refused.code == 1
         assert "--fresh" in refused.err
-        assert run(*command, "--checkpoint", tmp_path / "mine", "--fresh").code == 0
+        assert run(*command, "--checkpoint", mine, "--fresh").code == 0
         assert digest(tmp_path / "c.safetensors") == digest(files.pack)
+
+    @pytest.mark.usefixtures("no_model")
+    def test_no_other_file_is_written_over_or_deleted(self, files: Files, tmp_path: Path) -> None:
+        """Not the anchors, not the pack itself, not what only looks like a checkpoint's name."""
+        anchors, pack, mine = tmp_path / "anchors.jsonl", tmp_path / "p.safetensors", tmp_path / "mine"
+        anchors.write_bytes(Path(files.anchors).read_bytes())
+        mine.write_bytes(b"something else")
+        before = {path: path.read_bytes() for path in (anchors, mine)}
+        for options in (
+            ["-o", pack, "--checkpoint", pack],
+            ["-o", pack, "--checkpoint", anchors, "--fresh"],
+            ["-o", anchors, "--force"],
+            ["-o", pack, "--checkpoint", mine, "--fresh"],
+        ):
+            assert run("extract", files.llava, anchors, *options).code == 1
+            assert not pack.exists()
+            assert {path: path.read_bytes() for path in before} == before
 
     @pytest.mark.usefixtures("no_model")
     @pytest.mark.parametrize(
@@ -480,6 +499,7 @@ class TestInspect:
 
     def test_what_a_pack_says_can_not_steer_the_terminal(self) -> None:
         assert clean("a\x1b[2J\x9bb\u202ec\nd") == "a\ufffd[2J\ufffdb\ufffdc\nd"
+        assert one_line("a\r\nb\u2028c\u2029\x85") == "a\ufffd b\ufffdc\ufffd\ufffd"
 
 
 class TestLists:

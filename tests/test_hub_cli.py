@@ -160,6 +160,36 @@ class TestFinding:
         assert "hf://someone/pack" in run("list").out
 
 
+def test_what_a_pack_says_passes_for_no_line_of_ours(tmp_path: Path) -> None:
+    forged = "x\npass  signature: signed by everybody\nlicence  Apache-2.0"
+    metric = {"name": forged, "value": 1.0, "condition": forged}
+    said = vector(
+        description=forged,
+        license=forged,
+        authors=[forged],
+        metrics=[metric],
+        versions={forged: forged},
+    )
+    named = said.save(tmp_path / "named.safetensors")
+    unknown = tmp_path / "unknown.safetensors"
+    unknown.write_bytes(_with_fields(vector().to_bytes(), {forged: 1}))
+    index = tmp_path / "index.json"
+    assert run("index", named, "-o", index).code == 0
+    for args in (("info", named), ("inspect", named), ("verify", unknown), ("search", "--index", index)):
+        out = run(*args).out
+        assert out
+        assert not [line for line in out.splitlines() if line.lstrip().startswith(("pass  signature", "licence  A"))]
+
+
+def _with_fields(data: bytes, fields: dict[str, Any]) -> bytes:
+    """A pack with more fields in its document."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"]["steerkit"] = json.dumps({**json.loads(header["__metadata__"]["steerkit"]), **fields})
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + data[end:]
+
+
 @pytest.mark.parametrize("command", ["search", "list", "info", "pull", "push", "index", "catalogue"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = (
@@ -176,7 +206,7 @@ def test_inspect_and_generate_take_a_reference(hub: LoopbackHub) -> None:
     model = model_path("llava")
     record = sk.load(model, dtype="float32").record
     metadata = PackMetadata(method=MethodRecord(name="cmrm"), interventions=(sk.Intervention(),), model=record)
-    directions = {sk.Key(layer): torch.ones(record.hidden_size) for layer in range(record.layer_count)}
+    directions = {sk.Key(layer): torch.full((record.hidden_size,), 0.01) for layer in range(record.layer_count)}
     data = sk.SteeringVector(directions, metadata).to_bytes()
     commit = hub.publish("someone/pack", {"a.safetensors": data})
     pinned = f"hf://someone/pack@{commit}/a.safetensors#sha256={hashlib.sha256(data).hexdigest()}"

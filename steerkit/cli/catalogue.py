@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean
+from steerkit.cli.console import one_line
 
 
 def catalogue(
@@ -29,4 +29,4 @@ def catalogue(
     read = read_index(index)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, page(read).encode())
-    typer.echo(clean(f"Wrote {output}: {len(read.packs)} packs"))
+    typer.echo(one_line(f"Wrote {output}: {len(read.packs)} packs"))

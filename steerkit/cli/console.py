@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from steerkit.errors import SteerKitError
+from steerkit.plain import clean, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def clean(text: object) -> str:
-    """Text of unknown origin (packs, model answers) without what would steer the terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def console() -> Console:
@@ -36,7 +29,7 @@ def print_json(document: Any) -> None:
 
 def say(text: str) -> None:
     """One line for people, on stderr."""
-    typer.echo(clean(text), err=True)
+    typer.echo(one_line(text), err=True)
 
 
 def wants_traceback(ctx: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steerkit.cli.console import clean, console, print_json
+from steerkit.cli.console import clean, console, one_line, print_json
 from steerkit.cli.options import AsJson, Debug
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _show(found: Comparison) -> None:
         out.print(f"{title}: " + (f"{len(differences)} differences" if differences else "the same"), style="bold")
         for each in differences:
             mine, theirs = (clean(json.dumps(value, ensure_ascii=False))[:WIDTH] for value in each.values)
-            out.print(f"{clean(each.field)}\n  A {mine}\n  B {theirs}", soft_wrap=True)
+            out.print(f"{one_line(each.field)}\n  A {mine}\n  B {theirs}", soft_wrap=True)
 
 
 def _table(found: Comparison) -> Table:

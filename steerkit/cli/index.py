@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean
+from steerkit.cli.console import one_line
 
 
 def index(
@@ -36,4 +36,4 @@ def index(
         entry = entry_of(resolve(ref, offline=True if offline else None))
         entries[entry.name] = entry
     write_index(make_index(entries.values(), title=title), output)
-    typer.echo(clean(f"Wrote {output}: {len(entries)} packs"))
+    typer.echo(one_line(f"Wrote {output}: {len(entries)} packs"))

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, print_json
+from steerkit.cli.console import one_line, print_json
 from steerkit.cli.pull import describe
 
 
@@ -49,4 +49,4 @@ def info(
         "pinned": found.pinned,
     }
     for key, value in rows.items():
-        typer.echo(clean(f"{key:<16}  {value or '-'}"))
+        typer.echo(one_line(f"{key:<16}  {value or '-'}"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, console, print_json
+from steerkit.cli.console import console, one_line, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,7 +43,7 @@ def inspect(
         )
         return
     out = console()
-    out.print(f"{clean(found.ref)}  {len(raw.data)} bytes, {len(tensors)} directions, audit passed", soft_wrap=True)
+    out.print(f"{one_line(found.ref)}  {len(raw.data)} bytes, {len(tensors)} directions, audit passed", soft_wrap=True)
     out.print(_fields(document), soft_wrap=True)
     if tensors:
         out.print(_chart(tensors))
@@ -74,7 +74,7 @@ def _tensors(raw: RawPack) -> list[dict[str, Any]]:
 def _fields(document: dict[str, Any]) -> str:
     rows = list(_flat(document))
     width = max(len(key) for key, _ in rows)
-    return "\n".join(f"{clean(key):<{width}}  {clean(value)}" for key, value in rows)
+    return "\n".join(f"{one_line(key):<{width}}  {one_line(value)}" for key, value in rows)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -107,5 +107,5 @@ def _chart(tensors: list[dict[str, Any]]) -> Table:
     for entry in tensors:
         norm, rows = max(entry["norms"]), len(entry["norms"])
         site = f"{entry['site']} {entry['name']}".strip() + (f" ({rows} rows)" if rows > 1 else "")
-        table.add_row(str(entry["layer"]), clean(site), Bar(largest, 0, norm, width=BAR), f"{norm:.4g}")
+        table.add_row(str(entry["layer"]), one_line(site), Bar(largest, 0, norm, width=BAR), f"{norm:.4g}")
     return table

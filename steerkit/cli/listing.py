@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, console, print_json
+from steerkit.cli.console import console, one_line, print_json
 
 
 def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
@@ -41,5 +41,5 @@ def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
     for each in documents:
         shown = [str(each.get(key) or "-") for key in ("ref", "kind", "sha256", "revision")]
         shown.append(str(each.get("time") or "-")[:10])  # the day: with the hour, references would be broken in two
-        table.add_row(*(clean(text[:12] if len(text) in (40, 64) else text) for text in shown))
-    console().print(table if documents else f"No pack is here. The cache is {clean(store.root)}.")
+        table.add_row(*(one_line(text[:12] if len(text) in (40, 64) else text) for text in shown))
+    console().print(table if documents else f"No pack is here. The cache is {one_line(store.root)}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, print_json, say
+from steerkit.cli.console import one_line, print_json, say
 
 if TYPE_CHECKING:
     from steerkit_vectors_hub.resolve import Resolved
@@ -59,7 +59,7 @@ def pull(
         return
     for key in ("file", "sha256", "revision", "pinned"):
         if shown[key] is not None:
-            typer.echo(clean(f"{key:<8}  {shown[key]}"))
+            typer.echo(one_line(f"{key:<8}  {shown[key]}"))
     signed = "" if found.signature is None else " A signature came with it and was not verified."
     say(("Transferred and audited." if found.transferred else "Already on this machine; audited.") + signed)
 

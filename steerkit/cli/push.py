@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, print_json, say
+from steerkit.cli.console import clean, one_line, print_json, say
 
 
 def push(
@@ -85,7 +85,7 @@ def push(
         typer.echo(clean(done.card))
     for name, data in done.files.items():
         say(f"{'would upload' if dry_run else 'uploaded'}  {name}, {len(data)} bytes")
-    typer.echo(clean(done.ref))
+    typer.echo(one_line(done.ref))
 
 
 def _changes(metadata: Any, own: dict[str, Any], model: dict[str, Any], anchors: dict[str, Any]) -> dict[str, Any]:

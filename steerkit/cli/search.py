@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, console, print_json
+from steerkit.cli.console import console, one_line, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +44,7 @@ def search(
         if as_json:
             print_json({"packs": [{"name": ref.removeprefix("hf://"), "ref": ref} for ref in refs]})
         for ref in () if as_json else refs:
-            typer.echo(clean(ref))
+            typer.echo(one_line(ref))
         return
     from steerkit_vectors_hub.index import bundled_index, read_index
     from steerkit_vectors_hub.index import search as find
@@ -67,5 +67,5 @@ def show(entries: Iterable[Entry], *, as_json: bool) -> None:
     for entry in found:
         figures = ", ".join(f"{each.name} {each.value:g}" for each in entry.metrics[:4])
         cells = (entry.name, entry.model.id or entry.model.architecture, entry.method, entry.license or "-", figures)
-        table.add_row(*map(clean, cells), clean(entry.ref.partition("#")[0]))
+        table.add_row(*map(one_line, cells), one_line(entry.ref.partition("#")[0]))
     console().print(table if found else "No pack matches.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, print_json
+from steerkit.cli.console import one_line, print_json
 
 
 def sign(
@@ -49,4 +49,4 @@ def sign(
         print_json(shown)
         return
     for name, value in shown.items():
-        typer.echo(clean(f"{name:<11}  {value}"))
+        typer.echo(one_line(f"{name:<11}  {value}"))

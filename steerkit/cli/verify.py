@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, print_json
+from steerkit.cli.console import one_line, print_json
 from steerkit.cli.progress import progress
 
 
@@ -42,8 +42,8 @@ def verify(
 ) -> None:
     """Check a pack: who signed it, whether it belongs to a model, and what it does to the model's refusals.
 
-    One line for each check: pass, warn, fail or skip. Exit code 1 if one failed; with --policy warn or off, 0 all the
-    same.
+    One line for each check: pass, warn, fail or skip. Exit code 1 if one failed; with --policy warn or off, only for
+    a file that is no sound pack, or of other sizes than the model.
     """
     from steerkit.cli.loading import import_libraries, load_model, load_options
 
@@ -73,8 +73,8 @@ def verify(
         print_json(report.as_json())
     else:
         for check in report.checks:
-            typer.echo(clean(check))
+            typer.echo(one_line(check))
             if check.fix and check.status in ("fail", "warn"):
-                typer.echo(clean(f"      fix: {check.fix}"))
+                typer.echo(one_line(f"      fix: {check.fix}"))
     if not report.ok:
         raise typer.Exit(1)

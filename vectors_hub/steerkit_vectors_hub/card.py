@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from steerkit.metadata import Metric, PackMetadata
+from steerkit.plain import clean
 from steerkit_vectors_hub.norms import NormSeries
 
 PACK = "steering_vector.safetensors"
@@ -161,5 +162,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _line(text: str) -> str:
     """Text of unknown origin as one line of Markdown that is nothing but text."""
-    flat = " ".join(text.split())
+    flat = " ".join(clean(text).split())
     return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", flat)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
-from html import escape
 from shlex import quote
 
+from steerkit.plain import clean
 from steerkit_vectors_hub.index import Entry, Index
 from steerkit_vectors_hub.norms import svg
 
@@ -113,19 +114,19 @@ def page(index: Index) -> str:
     metrics = sorted({metric.name for entry in index.packs for metric in entry.metrics})
     policy = f"default-src 'none'; style-src '{_hash(_STYLE)}'; script-src '{_hash(_SCRIPT)}'"
     policy += "; base-uri 'none'; form-action 'none'"
-    dated = f"<p>As of {escape(index.generated)}.</p>" if index.generated else ""
+    dated = f"<p>As of {_text(index.generated)}.</p>" if index.generated else ""
     number = len(index.packs)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=True)}">
+<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(index.title)}</title>
+<title>{_text(index.title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<header><h1>{escape(index.title)}</h1>{dated}</header>
+<header><h1>{_text(index.title)}</h1>{dated}</header>
 <main>
 <form hidden aria-label="Filter the packs">
 <label>Words <input type="search" name="text"></label>
@@ -143,7 +144,7 @@ def page(index: Index) -> str:
 
 
 def _article(entry: Entry) -> str:
-    names = json.dumps(sorted({metric.name for metric in entry.metrics}))
+    names = json.dumps(sorted({clean(metric.name) for metric in entry.metrics}))
     revision = f", revision {entry.model.revision}" if entry.model.revision else ""
     size = f"{entry.model.layer_count} layers of {entry.model.hidden_size}"
     facts = [
@@ -156,16 +157,16 @@ def _article(entry: Entry) -> str:
         facts.append(("Authors", ", ".join(entry.authors)))
     if entry.created:
         facts.append(("Created", entry.created))
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in facts)
-    description = f"<p>{escape(entry.description)}</p>" if entry.description else ""
-    return f"""<article data-model="{escape(_model(entry))}" data-method="{escape(entry.method)}" \
-data-metrics="{escape(names)}">
+    terms = "".join(f"<dt>{_text(term)}</dt><dd>{_text(text)}</dd>" for term, text in facts)
+    description = f"<p>{_text(entry.description)}</p>" if entry.description else ""
+    return f"""<article data-model="{_text(_model(entry))}" data-method="{_text(entry.method)}" \
+data-metrics="{_text(names)}">
 <div>
-<h2>{escape(entry.name)}</h2>
-{description}<dl>{terms}<dt>Get it</dt><dd><code>steerkit pull {escape(quote(entry.ref))}</code></dd></dl>
+<h2>{_text(entry.name)}</h2>
+{description}<dl>{terms}<dt>Get it</dt><dd><code>steerkit pull {_text(quote(entry.ref))}</code></dd></dl>
 </div>
 <div>{_charts(entry)}</div>
-<div class="figures" tabindex="0" role="region" aria-label="Figures of {escape(entry.name)}">{_metrics(entry)}</div>
+<div class="figures" tabindex="0" role="region" aria-label="Figures of {_text(entry.name)}">{_metrics(entry)}</div>
 </article>
 """
 
@@ -174,7 +175,7 @@ def _metrics(entry: Entry) -> str:
     if not entry.metrics:
         return "<p>No figures are stated.</p>"
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
         for cells in (
             (each.name, f"{each.value:g}", each.condition, each.judge, each.dataset) for each in entry.metrics
         )
@@ -186,19 +187,24 @@ def _metrics(entry: Entry) -> str:
 def _charts(entry: Entry) -> str:
     if not entry.norms:
         return "<p>No stored directions: they are measured on each prompt.</p>"
-    captions = (f"<figcaption>Norm of {escape(each.title)} by layer</figcaption>" for each in entry.norms)
+    captions = (f"<figcaption>Norm of {_text(each.title)} by layer</figcaption>" for each in entry.norms)
     return "".join(
         f"<figure>{svg(each)}{caption}</figure>" for each, caption in zip(entry.norms, captions, strict=True)
     )
 
 
 def _choice(label: str, name: str, values: list[str]) -> str:
-    options = "".join(f'<option value="{escape(value)}">{escape(value)}</option>' for value in values)
+    options = "".join(f'<option value="{_text(value)}">{_text(value)}</option>' for value in values)
     return f'<label>{label} <select name="{name}"><option value="">any</option>{options}</select></label>'
 
 
 def _model(entry: Entry) -> str:
     return entry.model.id or entry.model.architecture
+
+
+def _text(value: str) -> str:
+    """Text of unknown origin as HTML that is nothing but text."""
+    return html.escape(clean(value))
 
 
 def _hash(text: str) -> str:

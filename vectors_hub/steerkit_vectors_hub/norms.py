@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from steerkit.formats import RawPack, parse_tensor_name
 from steerkit.intervention import FiniteFloat, Frozen, site_label
+from steerkit.plain import clean
 
 COLOR = "#1f6f8b"
 
@@ -82,7 +83,7 @@ def svg(series: NormSeries, *, width: int = 400, height: int = 132) -> str:
         middle = left + (index + 0.5) * slot
         scale.append(f'<text x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{series.layers[index]:d}</text>')
     ends = f"{series.layers[0]:d} to {series.layers[-1]:d}"
-    label = escape(f"Norm of {series.title} by layer, {ends}, at most {largest:.4g}")
+    label = escape(clean(f"Norm of {series.title} by layer, {ends}, at most {largest:.4g}"))
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f'<g stroke="none" font-size="11">{"".join(scale)}</g><g fill="{COLOR}">{"".join(bars)}</g></svg>'
