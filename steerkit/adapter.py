@@ -251,6 +251,10 @@ class SteerableModel(Protocol):
         """How the model responds, unsteered, to a few fixed prompts."""
         ...
 
+    def weights_digest(self) -> str:
+        """Digest of a sample of the model's weights."""
+        ...
+
     def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
         """The layers, sorted; all of them for None; an error for any outside the model."""
         ...

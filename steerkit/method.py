@@ -150,6 +150,7 @@ class SteeringMethod(Frozen, ABC):
             MissingImageError: An image file is missing, or is not an image; found before the model runs.
             CheckpointError: The checkpoint belongs to another extraction, or the anchors changed.
             NonFiniteError: The model produced NaN or infinity.
+            OptionError: The model is in training mode, or has no weights.
             SteerKitError: Whatever the method's `plan` finds wrong.
         """
         if batch_size < 1:
@@ -204,6 +205,7 @@ class SteeringMethod(Frozen, ABC):
         state = load_checkpoint(path, identity) if path is not None else Progressed(identity)
         _check_resumed(state, anchors)
         _check_anchors(model, anchors, plan.shown, start=len(state.digests))
+        model.fingerprint()  # kept until it is written: a model that can't give it is found out before the work
         batch_size = max(batch_size // plan.together, 1) * plan.together
         written = time.monotonic()
         unsaved = False
@@ -243,7 +245,8 @@ class SteeringMethod(Frozen, ABC):
         return groups
 
     def _identity(self, model: SteerableModel, plan: Plan, total: int) -> str:
-        parts = [self.name, self.model_dump(mode="json"), model.record.model_dump(mode="json"), plan.layers, total]
+        record = model.record.model_dump(mode="json")
+        parts = [self.name, self.model_dump(mode="json"), record, model.weights_digest(), plan.layers, total]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -290,6 +290,11 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
                     reader.line_num,
                     SampleError(f"{surplus} lie beyond the last column", expected=f"{len(names)} cells"),
                 )
+            elif missing := [name for name, cell in row.items() if cell is None]:
+                yield (
+                    reader.line_num,
+                    SampleError(f"the row ends before {missing}", expected=f"{len(names)} cells, empty ones included"),
+                )
             else:
                 yield reader.line_num, row
     except csv.Error as error:

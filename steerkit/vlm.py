@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -194,11 +194,15 @@ class VLM:
             `{layer: [batch, hidden]}` on the model's device, in the model's type; a mean in float32.
 
         Raises:
+            OptionError: A site, tower, pool or engine is unknown.
             LayerRangeError: A layer lies outside the model.
             EngineError: The model has no such site or tower.
             SampleError: There are no samples, or one can't be a prompt of this model; found before the model runs.
             MissingImageError: An image file is missing, or is not an image; found before the model runs.
         """
+        for name, value, allowed in (("site", site, Site), ("tower", tower, Tower), ("pool", pool, Pool)):
+            if value not in get_args(allowed):
+                raise OptionError(f"{name} is {value!r}", expected=" or ".join(map(repr, get_args(allowed))))
         self.architecture.check_site(site, tower)
         wanted = self.check_layers(layers, tower)
         if tower == "vision":
@@ -234,6 +238,20 @@ class VLM:
             NonFiniteError: The hidden states hold NaN or infinity.
         """
         return fingerprint(self)
+
+    def weights_digest(self) -> str:
+        """Digest of the type and of a few values of every weight.
+
+        It differs for a model that was trained further, or loaded in another type. Weights that are offloaded, or kept
+        in a format of their own, count by their type alone.
+        """
+        state = hashlib.sha256()
+        for name, tensor in self.model.named_parameters():
+            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            if type(tensor) is nn.Parameter and not tensor.is_meta and tensor.numel():
+                few = tensor.detach().flatten()[:: max(tensor.numel() // 16, 1)]
+                state.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return state.hexdigest()
 
     def log_likelihood(
         self,

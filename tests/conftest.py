@@ -62,6 +62,9 @@ class ReadByHooks:
     def fingerprint(self) -> Fingerprint:
         return self.vlm.fingerprint()
 
+    def weights_digest(self) -> str:
+        return self.vlm.weights_digest()
+
     def generate(self, samples: Sequence[Sample], *, images: Images = True, **options: Any) -> list[str]:
         return self.vlm.generate(samples, images=images, **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import resource
@@ -468,6 +469,30 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="another extraction"):
         sk.CMRM().fit(ReadByHooks(vlm_of("vipllava")), anchors, checkpoint=interrupted)
+
+
+@pytest.mark.parametrize("change", ["weights", "type"])
+def test_a_checkpoint_of_the_same_class_with_other_weights_is_refused(
+    interrupted: Path, measured_llava: ReadByHooks, anchors: list[Sample], change: str
+) -> None:
+    """The pack would carry the fingerprint of one model and the directions of two."""
+    model = copy.deepcopy(measured_llava.vlm.model)
+    if change == "type":
+        model = model.to(torch.bfloat16)
+    else:
+        with torch.no_grad():
+            model.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    other = ReadByHooks(sk.wrap(model, measured_llava.vlm.processor))
+    assert other.record == measured_llava.record
+    with pytest.raises(CheckpointError, match="another extraction"):
+        sk.CMRM().fit(other, anchors, batch_size=2, checkpoint=interrupted)
+
+
+def test_a_model_in_training_mode_is_refused_before_the_work(llava: VLM, anchors: list[Sample]) -> None:
+    model = copy.deepcopy(llava.model).train()
+    with counted_calls(model) as calls, pytest.raises(OptionError, match="training mode"):
+        sk.CMRM().fit(sk.wrap(model, llava.processor), anchors)
+    assert calls == []
 
 
 @pytest.mark.parametrize("changed", [0, 1, 3])

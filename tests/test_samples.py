@@ -299,10 +299,11 @@ def test_a_bad_row_is_named_by_its_line_under_every_policy(bad_file: Path, kind:
 
 def test_a_bad_csv_row_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "set.csv"
-    path.write_text('text,label\n"two\nlines",a\n,b\nlast,c,too many\n')
+    path.write_text('text,label\n"two\nlines",a\n,b\nlast,c,too many\ntoo few\nno label,\n')
     told: list[int] = []
-    assert read_samples(path, on_error=lambda row, error: told.append(row)) == [Sample("two\nlines", label="a")]
-    assert told == [4, 5]
+    good = [Sample("two\nlines", label="a"), Sample("no label")]
+    assert read_samples(path, on_error=lambda row, error: told.append(row)) == good
+    assert told == [4, 5, 6]
 
 
 def test_a_bad_list_element_is_named_by_its_position() -> None:

@@ -43,6 +43,7 @@ from steerkit.checks import TrustWarning
 from steerkit.errors import (
     EngineError,
     ModelMismatchError,
+    NonFiniteError,
     NothingSteeredError,
     OptionError,
     ProcessorError,
@@ -66,7 +67,8 @@ def plain(llava: sk.VLM) -> sk.SteeringVector:
 def restored(vlm: sk.VLM) -> Iterator[None]:
     """The body leaves the model bit-equal and without a trace."""
     inputs = vlm.inputs(WITH_IMAGE)
-    before, answer = state(vlm.model), generate(vlm.model, inputs)
+    answer = generate(vlm.model, inputs)  # first: transformers leaves hooks of its own on what has run once
+    before = state(vlm.model)
     yield
     assert state(vlm.model) == before
     assert distance(generate(vlm.model, inputs), answer) == 0.0
@@ -306,6 +308,54 @@ def test_an_error_inside_generate_leaves_the_context_right(
             assert distance(generate(llava.model, inputs), expected) == 0.0
         with pytest.raises(type(error)), sk.steer(llava.model, plain):
             generate(llava.model, inputs, logits_processor=failing(1, error))
+
+
+def test_an_interrupted_pass_of_the_text_module_is_not_taken_for_the_next_call(vlm_of: Any) -> None:
+    """An interrupt skips the hook that ends the pass; the model's own next pass is a call of its own."""
+    vlm = vlm_of("instructblip-llama")
+    vector = sk.CMRM(level="sample").fit(vlm)
+    inputs, text = vlm.inputs(WITH_IMAGE[:1]), vlm.inputs(WITH_IMAGE[:1], images=False)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with torch.no_grad(), sk.steer(vlm, vector):
+        expected = vlm.model(**inputs).logits
+        block = vlm.model.get_submodule(vlm.architecture.site(1, "resid_post"))
+        handle = block.register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            vlm.model.get_submodule(vlm.architecture.text_module)(**text)
+        handle.remove()
+        assert torch.equal(vlm.model(**inputs).logits, expected)
+
+
+def test_a_block_is_closed_from_another_thread(llava: sk.VLM, inputs: Any, plain: sk.SteeringVector) -> None:
+    """As where a generator that opened it is finalised by a worker."""
+    with restored(llava):
+        steering = sk.steer(llava.model, plain)
+        steering.__enter__()
+        generate(llava.model, inputs)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(steering.__exit__, None, None, None).result()
+    with pytest.raises(EngineError, match="not open"):
+        steering.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("value", "strength"), [(float("nan"), 1.0), (None, 1e200), (None, 3e38)])
+def test_what_is_not_finite_at_its_dose_is_refused_before_the_model_runs(
+    llava: sk.VLM, plain: sk.SteeringVector, value: float | None, strength: float
+) -> None:
+    """Tensors can be written to after the vector was made, and a finite strength can overflow."""
+    vector = sk.SteeringVector({key: 10 * each.clone() for key, each in plain.tensors.items()}, plain.metadata)
+    if value is not None:
+        vector.directions[1].fill_(value)
+    with restored(llava):
+        for model in (llava.model, llava):
+            with pytest.raises(NonFiniteError, match="layer"):
+                sk.steer(model, vector, strength=strength, policy="off")
+    half = copy.deepcopy(llava.model).to(torch.float16)
+    with pytest.raises(NonFiniteError, match="float16"):
+        sk.steer(half, plain, strength=1e6, policy="off")
 
 
 @pytest.mark.parametrize("way", ["generate", "forward"])

@@ -326,3 +326,10 @@ def test_a_model_from_the_hub_is_of_one_commit_and_says_which(tmp_path: Path, hu
     assert done.stdout.split() == ["owner/tiny", second, "owner/tiny", first], done.stderr
     weights = [request.path for request in hub.asked("GET", "model.safetensors")]
     assert all(f"/resolve/{commit}/" in path for commit, path in zip((second, first), weights, strict=False)), weights
+
+
+@pytest.mark.parametrize("option", [{"site": "resid"}, {"tower": "visual"}, {"pool": "max"}, {"engine": "torch"}])
+def test_unknown_options_of_capture_are_refused(llava: sk.VLM, option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(OptionError, match=name):
+        llava.capture(WITH_IMAGE, **option)

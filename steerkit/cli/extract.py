@@ -9,7 +9,7 @@ import typer
 
 from steerkit.cli import options as opt
 from steerkit.cli.console import clean, say
-from steerkit.errors import CheckpointError
+from steerkit.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from steerkit.method import SteeringMethod
@@ -54,6 +54,13 @@ def extract(
     partial = checkpoint if checkpoint is not None else output.with_name(f"{output.name}.partial")
     opt.check_output(output, force=force)
     opt.check_output(partial, force=True)
+    _check_distinct({"ANCHORS": anchors, "--output": output, "--checkpoint": partial})
+    if fresh and partial.exists() and not _is_checkpoint(partial):
+        raise CheckpointError(
+            f"{str(partial)!r} is no checkpoint, and --fresh deletes it",
+            expected="a checkpoint",
+            fix="name another file",
+        )
     loading = load_options(dtype, device_map, revision)
     chosen, renamed = opt.settings(set_), opt.columns(columns)
     samples = read_file(anchors, renamed, skip=skip_bad_rows) if anchors is not None else []
@@ -78,6 +85,20 @@ def extract(
             say(f"{done} of {len(samples)} samples are kept in {partial}: the same command goes on from there.")
         raise
     typer.echo(clean(f"Wrote {output}: {vector!r}"))
+
+
+def _check_distinct(files: dict[str, Path | None]) -> None:
+    """Refuse one file in two roles: it would be written over, or deleted at the end.
+
+    Raises:
+        OptionError: Two are the same.
+    """
+    seen: dict[Path, str] = {}
+    for role, path in files.items():
+        if path is None:
+            continue
+        if (other := seen.setdefault(path.resolve(), role)) is not role:
+            raise OptionError(f"{other} and {role} are both {str(path)!r}", expected="a file for each")
 
 
 def read_file(path: Path, columns: dict[str, str | None], *, skip: bool) -> list[Sample]:
@@ -121,7 +142,7 @@ def _fit(fitter: SteeringMethod, vlm: Any, samples: list[Sample], partial: Path,
         raise CheckpointError(
             error.problem,
             expected=error.expected,
-            fix="pass --fresh to start again (the checkpoint is deleted), or name another one with --checkpoint",
+            fix="pass --fresh to start again (a checkpoint is deleted), or name another file with --checkpoint",
         ) from error
 
 
@@ -129,13 +150,25 @@ def measured(partial: Path) -> int:
     """How many samples a checkpoint holds; 0 for none, and for a file that the fit itself will refuse."""
     import json
 
+    try:
+        return len(json.loads(_state(partial) or "")["digests"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return _state(path) is not None
+
+
+def _state(partial: Path) -> str | None:
+    """What a checkpoint says of itself; None for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(partial, framework="np") as file:
-            return len(json.loads((file.metadata() or {})["extraction"])["digests"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return 0
+            return (file.metadata() or {}).get("extraction")
+    except (OSError, SafetensorError):
+        return None
 
 
 def _stopped(partial: Path, total: int) -> str:

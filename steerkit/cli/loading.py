@@ -48,18 +48,19 @@ def check_without_weights(source: str, options: Mapping[str, Any], check: Callab
         SteerKitError: What the check finds wrong, an unsupported model, or a source that is no model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    import transformers
+    from transformers import AutoConfig
 
     import steerkit as sk
     from steerkit.vlm import adapter_of
 
     shared = {key: value for key, value in options.items() if key == "revision"}
-    _readable(source, lambda: adapter_of(source, **shared))
+    adapter = _readable(source, lambda: adapter_of(source, **shared))
     # its type is served, so transformers has its class and needs none of the repository's code
     config = _readable(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **shared))
     skeleton = None
     with suppress(Exception), torch.device("meta"):
-        skeleton = sk.wrap(AutoModelForImageTextToText.from_config(config))
+        skeleton = sk.wrap(getattr(transformers, adapter.auto_class).from_config(config))
     if skeleton is not None:
         check(skeleton)
 

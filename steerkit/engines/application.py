@@ -21,6 +21,7 @@ from steerkit.engines.steps import (
     Step,
     Sum,
     answers_only,
+    check_finite,
     check_single,
     decoding,
     grouped,
@@ -78,10 +79,12 @@ class Application:
         architecture: The model's.
         receipt: Where the applications are counted.
         measure: How a contrast is measured on a prompt; called once per prompt.
+        dtype: The type of the hidden states.
 
     Raises:
         EngineError: An intervention can't be run on this model.
         LayerRangeError: An intervention names a layer that the model does not have.
+        NonFiniteError: What is to be added is not finite, or not in the type of the hidden states.
         OptionError: A strength is not finite.
     """
 
@@ -92,8 +95,10 @@ class Application:
         architecture: Architecture,
         receipt: Receipt,
         measure: MeasureContrast,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.receipt = receipt
+        self._dtype = dtype
         self._measure = measure
         self._tensors: dict[Any, Tensor] = {}  # made outside inference mode, to serve passes with gradients too
         self._steps: dict[Place, list[Step]] = defaultdict(list)
@@ -158,7 +163,9 @@ class Application:
             self._reads[Place(measure.layer, site)].append((vector, intervention, measure))
         for layer in layers:
             dose = strength * intervention.strength_at(layer)
-            self._steps[Place(layer, site, tower)].append(Step(vector, intervention, layer, dose, layers, index))
+            step = Step(vector, intervention, layer, dose, layers, index)
+            check_finite(step, self._dtype)
+            self._steps[Place(layer, site, tower)].append(step)
         if intervention.contrast is not None:
             self._measure_on_prompts(intervention.contrast, layers, site)
 

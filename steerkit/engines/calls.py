@@ -332,7 +332,7 @@ class CallTracker:
 
         for at, entry in enumerate(entries):
             signature = inspect.signature(type(entry).forward)
-            begin = self._begin_forward(signature)
+            begin = self._begin_forward(signature, outermost=at == 0)
             install(("begin", at), entry.register_forward_pre_hook(begin, with_kwargs=True))
             install(("end", at), entry.register_forward_hook(self._end_forward, always_call=True))
             if callable(getattr(type(entry), "generate", None)):
@@ -368,7 +368,7 @@ class CallTracker:
 
     def _steered_graph(self, model: nn.Module, entry: nn.Module, signature: inspect.Signature) -> Callable[..., Any]:
         """What transformers asks for the compiled forward pass of a decoding step."""
-        begin = self._begin_forward(signature)
+        begin = self._begin_forward(signature, outermost=entry is model)
 
         def get_compiled_call(compile_config: Any) -> Callable[..., Any]:
             config = compile_config or cast("Any", entry)._default_compile_config()
@@ -409,15 +409,17 @@ class CallTracker:
 
     # -- what the hooks do -------------------------------------------------------------------------------------------
 
-    def _begin_forward(self, signature: inspect.Signature) -> Callable[..., None]:
+    def _begin_forward(self, signature: inspect.Signature, *, outermost: bool) -> Callable[..., None]:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
                 return
             thread = self.thread
             if thread.unobserved:
                 return
-            if thread.prompts and thread.prompts[-1].entry is module:
-                thread.prompts.clear()  # no model calls itself: a keyboard interrupt skipped the hook that ends a pass
+            # no model calls itself, nor does its text module call it: an interrupt skipped the hook that ends a pass
+            last = thread.prompts[-1] if thread.prompts else None
+            if last is not None and not last.generating and (outermost or last.entry is module):
+                thread.prompts.clear()
             thread.current = None
             thread.entered = given = _bound(signature, module, args, kwargs)
             if thread.prompts:

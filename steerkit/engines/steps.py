@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steerkit.adapter import Architecture
-from steerkit.errors import EngineError, LayerRangeError
+from steerkit.errors import EngineError, LayerRangeError, NonFiniteError
 from steerkit.intervention import (
     Ablate,
     Add,
@@ -156,3 +156,27 @@ def check_single(vector: SteeringVector, intervention: Intervention, layers: Seq
                     f"{stored.name!r} at layer {layer}",
                     expected="one direction [hidden]; only ablate and add_projection take [k, hidden]",
                 )
+
+
+def check_finite(step: Step, dtype: torch.dtype) -> None:
+    """Refuse a direction that is not finite, at the dose and in the type in which it will be added.
+
+    A vector refuses such directions when it is made; its tensors can be written to since, and a dose can overflow.
+
+    Raises:
+        NonFiniteError: It is so.
+    """
+    stored = step.intervention.operation.direction
+    if not isinstance(stored, StoredDirection):
+        return
+    found = step.vector.direction(stored, step.layer, step.intervention.site, step.intervention.tower)
+    if found is None:
+        return
+    adds = isinstance(step.intervention.operation, Add) and not step.intervention.operation.relative
+    used = (step.dose if adds else 1.0) * found.detach().float()
+    if not bool(torch.isfinite(used.to(dtype) if adds else used).all()):
+        raise NonFiniteError(
+            f"the direction at layer {step.layer}, times its dose of {step.dose:g}, holds NaN or infinity in {dtype}",
+            expected="finite values",
+            fix="use a lower strength, or load or fit the vector again",
+        )
