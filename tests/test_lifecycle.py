@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -43,10 +43,14 @@ class Case:
     Attributes:
         method: Configured for the toy world.
         anchors: Made of 20 harmful and 20 harmless requests, both with images.
+        effect: On the refusals of harmful requests: `more`; `fewer`, at twice the strength; or `none`.
+        spares: Whether harmless requests are left alone, bit for bit.
     """
 
     method: SteeringMethod
     anchors: Callable[[Anchors, Anchors], Anchors] = lambda harmful, harmless: [*harmful, *harmless]
+    effect: Literal["more", "fewer", "none"] = "more"
+    spares: bool = False
 
 
 HARMFUL = {"positive": "harmful", "negative": "harmless"}
@@ -64,7 +68,13 @@ CASES: dict[str, list[Case]] = {
                 *without_images(harmful, "masked"),
                 *without_images(harmful, "harmless"),
             ],
-        )
+        ),
+        # no image here has a pattern to be found: what it finds to steer away from is what the model refuses by
+        Case(
+            sk.ASTRA(grid=4, masks=16, layer=4, alpha=1.0),
+            lambda harmful, harmless: [*harmful[:6], *harmless[:6]],
+            effect="fewer",
+        ),
     ],
     "repe": [Case(sk.RepE(**HARMFUL)), Case(sk.RepE(**HARMFUL, norm_preserving=True))],
     "adasteer": [Case(sk.AdaSteer()), Case(sk.AdaSteer(layers=(3, 4, 5)))],
@@ -75,9 +85,17 @@ CASES: dict[str, list[Case]] = {
         )
     ],
     "iti": [Case(sk.ITI(**HARMFUL, heads=8, alpha=1.0))],
-    "cast": [Case(sk.CAST(layers=(5,), pool="last"))],
+    "cast": [Case(sk.CAST(layers=(5,), pool="last"), spares=True)],
     "vlm_guard": [Case(sk.VLMGuard())],
-    "vti": [Case(sk.VTI(**HARMFUL, alpha_text=2.0, masks=2, grid=4, mask_ratio=0.5), neighbours)],
+    "vti": [
+        Case(sk.VTI(**HARMFUL, alpha_text=2.0, masks=2, grid=4, mask_ratio=0.5), neighbours),
+        # steadier pictures do not make the toy world's model refuse
+        Case(
+            sk.VTI(**HARMFUL, parts="vision", alpha_image=2.0, masks=2, grid=4, mask_ratio=0.5),
+            neighbours,
+            effect="none",
+        ),
+    ],
 }
 
 
@@ -167,17 +185,32 @@ def test_a_method_lives(
     assert by_hooks.sites.keys() == by_nnsight.sites.keys()
     assert by_hooks.layers == steered_layers(vector, "language")
     assert by_hooks.vision_layers == steered_layers(vector, "vision")
-    assert by_hooks.prompt_tokens >= len(prompts)
+    assert by_hooks.prompt_tokens >= (len(prompts) if by_hooks.layers else 0)
     assert by_hooks.prompt_tokens == by_nnsight.prompt_tokens
     assert by_hooks.vision_tokens == by_nnsight.vision_tokens
     assert bool(by_hooks.vision_tokens) == bool(steered_layers(vector, "vision"))
     assert by_hooks.generated_tokens == by_nnsight.generated_tokens
-    assert max(by_hooks.relative_change.values()) > 0.01
+    changes = [count.relative_change for count in by_hooks.sites.values()]
+    # every place, in either tower; the least that a method does here is 0.005, at one layer of ShiftDC
+    assert min(changes) > 0.003
+    assert max(changes) > 0.01
+    if case.spares:
+        harmless = samples(world.prompts("harmless", "test", 3))
+        alone = generated(demo, harmless)
+        with sk.steer(demo, vector, policy="off"):
+            assert torch.equal(generated(demo, harmless), alone)
 
     with sk.steer(demo, vector, strength=0.0, policy="off"):
         assert torch.equal(generated(demo, prompts), before), "a dose of nothing is nothing, to the last bit"
     assert torch.equal(generated(demo, prompts), before), "and nothing is left behind"
 
     assert refused() <= 0.5
+    if case.effect == "none":
+        assert abs(refused(vector) - refused()) <= 0.2
+        return
+    if case.effect == "fewer":
+        assert refused(vector, 2.0) <= refused() - 0.1
+        assert refused(vector, -2.0) >= refused() + 0.4, "the sign matters"
+        return
     assert refused(vector) >= refused() + 0.4
     assert refused(vector, -1.0) <= refused() + 0.1, "the sign matters"
