@@ -14,10 +14,11 @@ class PhotoDesk:
     Args:
         model: Repository id or folder of the model.
         pack: Reference of the pack, pinned to its digest.
+        revision: Commit of the model's repository; None for a folder.
     """
 
-    def __init__(self, model: str, pack: str) -> None:
-        self.pipe = pipeline("image-text-to-text", model=model)
+    def __init__(self, model: str, pack: str, revision: str | None = None) -> None:
+        self.pipe = pipeline("image-text-to-text", model=model, revision=revision)
         self.vector = sk.load_vector(pack)
         self.strength = self.vector.metadata.strength.recommended
 
