@@ -53,8 +53,8 @@ class AdaSteer(SteeringMethod):
     * Its groups are prompts of a language model: harmful ones that it rejects, jailbreaks that it complies with, and
       harmless ones. For a model whose safety an image undoes, `rejected` defaults to the harmful anchors shown as text
       alone; name a label to take anchors of that label instead.
-    * It adds q's own projection on r, so that both terms steer along r; its scale and sign are absorbed in hand-tuned
-      coefficients. We add r for both.
+    * Its second term adds q's projection on r, (q . r / |r|^2) r, layer by layer. We add r for both terms, which
+      differs by a factor of each layer: no single coefficient makes up for it.
     * It tunes w, b and the bounds for each model. Ours follow from the groups: a harmful prompt that would be complied
       with gets all of r, one that is rejected already, or is harmless, gets none.
     * It adds at every layer with small coefficients, which accumulate. `increments` adds at each layer what r gained
