@@ -245,10 +245,13 @@ class Intervention(Frozen):
     @field_validator("strength", mode="before")
     @classmethod
     def _plain_keys(cls, strength: object) -> object:
-        for key in strength if isinstance(strength, dict) else ():
+        if not isinstance(strength, dict):
+            return strength
+        for key in strength:
             if isinstance(key, str) and not key.isidentifier() and not _LAYER.fullmatch(key):
                 raise ValueError(f"{key!r:.40} is no layer: '01' and '1' would be the same")
-        return strength
+        # keys of JSON are strings, which a strict reading takes for no integers
+        return {int(key) if isinstance(key, str) and _LAYER.fullmatch(key) else key: strength[key] for key in strength}
 
     @model_validator(mode="after")
     def _coherent(self) -> Intervention:

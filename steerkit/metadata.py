@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from steerkit.errors import PackFormatError
 from steerkit.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
@@ -18,6 +20,22 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=20_000)]
 Line = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(gt=0, le=2**31)]
+Version = Annotated[int, Field(ge=1, le=1)]  # no literal, which true and 1.0 equal
+Norm = Annotated[float, Field(ge=1e-6, le=1e12)]
+"""Of a hidden state: bounded, so that what is divided by it stays a number."""
+
+Pixel = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+def _iso_time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("it is no ISO 8601 date or time, such as 2026-01-31T12:00:00+00:00") from None
+    return text
+
+
+Time = Annotated[str, Field(max_length=1000), AfterValidator(_iso_time)]
 
 
 class MethodRecord(Frozen):
@@ -97,8 +115,8 @@ class ProbeRecord(Frozen):
     name: Annotated[str, Field(max_length=32)]
     tokens_sha256: Sha256
     pixel_shape: Annotated[tuple[Count, ...], Field(max_length=8)] = ()
-    pixels: Annotated[tuple[FiniteFloat, ...], Field(max_length=256)] = ()
-    norms: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1, max_length=4096)]
+    pixels: Annotated[tuple[Pixel, ...], Field(max_length=256)] = ()
+    norms: Annotated[tuple[Norm, ...], Field(min_length=1, max_length=4096)]
     states: Annotated[tuple[Annotated[str, Field(max_length=2**20)], ...], Field(min_length=1, max_length=8)]
 
     def unit_states(self) -> np.ndarray:
@@ -123,7 +141,7 @@ class Fingerprint(Frozen):
         probes: One for each prompt.
     """
 
-    version: Literal[1] = 1
+    version: Version = 1
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=8)]
     probes: Annotated[tuple[ProbeRecord, ...], Field(min_length=2, max_length=4)]
 
@@ -135,7 +153,7 @@ class StrengthPoint(Frozen):
         strength: The strength.
         unsafe: Share of harmful requests complied with.
         cost: What it cost.
-        cost_kind: In what: `kl`, `over_refusal` or `utility_loss`.
+        cost_kind: In what: `kl`, `over_refusal` or `utility_loss`; `kl, layer 3` where layer 3 alone steered.
     """
 
     strength: FiniteFloat
@@ -179,7 +197,7 @@ class PackMetadata(Frozen):
         tensors_sha256: Digest of the tensors; filled in when the vector is saved.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Version = 1
     method: MethodRecord
     interventions: Annotated[tuple[Intervention, ...], Field(min_length=1, max_length=MAX_INTERVENTIONS)]
     layer_convention: Literal["0-based decoder blocks, output of the block"] = (
@@ -196,7 +214,7 @@ class PackMetadata(Frozen):
     license: Line | None = None
     authors: Annotated[tuple[Line, ...], Field(max_length=1000)] = ()
     description: Text = ""
-    created: Line | None = None
+    created: Time | None = None
     tensors_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
@@ -215,13 +233,14 @@ class PackMetadata(Frozen):
 
 
 def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
-    """Validate the document of a pack.
+    """Validate the document of a pack; nothing is converted: `"1"` is no number, and `1` is no text.
 
     Raises:
         PackFormatError: A field is missing, unknown or out of bounds; the message names each.
     """
     try:
-        return PackMetadata.model_validate(document)
+        # as JSON: a strict reading of Python objects would refuse lists where tuples are meant
+        return PackMetadata.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         raise PackFormatError(
             f"{name}: the steerkit document is invalid ({faults(error)})",

@@ -15,11 +15,11 @@ from steerkit.adapter import tokenizer_of
 from steerkit.arguments import as_strengths, as_vectors
 from steerkit.checks import Check, Policy, enforce
 from steerkit.composition import orthogonalized
-from steerkit.dose import check_dose
+from steerkit.dose import check_dose, judgeable, stored_norms
 from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
-from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError
+from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError, SteerKitError
 from steerkit.fingerprint import check_fingerprint, responses_or_reason, state_norms, state_of
 from steerkit.intervention import MeasuredContrast, Site, site_label
 from steerkit.receipt import Receipt
@@ -108,6 +108,7 @@ class steer:
         if orthogonalize:
             self._vectors = orthogonalized(self._vectors)
         self._policy: Policy = policy
+        self._measured = _measured(self._vectors)
         self._checked: tuple[Any, tuple[Check, ...]] | None = None
         self._engine = engine
         self._any_thread = threads == "all"
@@ -151,7 +152,7 @@ class steer:
         Raises:
             ModelMismatchError: See the class.
         """
-        state = state_of(self._vlm) if _fingerprinted(self._vectors) else None
+        state = state_of(self._vlm) if self._vlm.processor is not None and self._measured else None
         if self._checked is None or self._checked[0] != state:
             checks = check_applied(self._vectors, self._strengths, self._vlm)
             enforce(checks, self._policy, ModelMismatchError, stacklevel=3)
@@ -185,7 +186,7 @@ class steer:
 def check_model(vector: SteeringVector, vlm: VLM) -> Check:
     """Whether a vector is for a model of this class and these sizes."""
     theirs, ours = vector.metadata.model, vlm.record
-    problems = _size_problems(vector, ours)
+    problems = size_problems(vector, ours)
     if theirs.architecture != ours.architecture:
         problems.append(f"architecture {theirs.architecture}, and the model is {ours.architecture}")
     if problems:
@@ -204,20 +205,26 @@ def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float],
     Args:
         vectors: The vectors.
         strengths: The strength of each.
-        vlm: The model. Its responses to the probes are measured if a vector has a fingerprint to compare them with.
+        vlm: The model. Its responses to the probes are measured if a vector has a fingerprint to compare them with, or
+            a dose to judge by them; where they can't be, the dose is judged by the norms in the fingerprints.
     """
-    if any(_size_problems(vector, vlm.record) for vector in vectors):
+    if any(size_problems(vector, vlm.record) for vector in vectors):
         return tuple(check_model(vector, vlm) for vector in vectors)  # nothing else can be compared
-    ours = responses_or_reason(vlm) if _fingerprinted(vectors) else None
+    ours = responses_or_reason(vlm) if _measured(vectors) else {}
     checks: list[Check] = []
     for vector in vectors:
         checks.append(check_model(vector, vlm))
-        checks.append(check_fingerprint(vector.metadata.fingerprint, {} if ours is None else ours))
-    return (*checks, check_dose(vectors, strengths, state_norms(ours) if isinstance(ours, dict) else None))
+        checks.append(check_fingerprint(vector.metadata.fingerprint, ours))
+    if isinstance(ours, SteerKitError):
+        dose = check_dose(vectors, strengths, stored_norms(vectors), ours.problem, ours.fix or "")
+    else:
+        dose = check_dose(vectors, strengths, state_norms(ours) if ours else None)
+    return (*checks, dose)
 
 
-def _fingerprinted(vectors: Sequence[SteeringVector]) -> bool:
-    return any(vector.metadata.fingerprint is not None for vector in vectors)
+def _measured(vectors: Sequence[SteeringVector]) -> bool:
+    """Whether the model's responses say anything about the vectors."""
+    return judgeable(vectors) or any(vector.metadata.fingerprint is not None for vector in vectors)
 
 
 def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:
@@ -227,7 +234,7 @@ def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:
         ModelMismatchError: See `steer`.
     """
     check = check_model(vector, vlm)
-    sizes = _size_problems(vector, vlm.record)
+    sizes = size_problems(vector, vlm.record)
     if check.status == "fail" and (sizes or policy == "strict"):
         raise ModelMismatchError(
             check.message,
@@ -237,7 +244,8 @@ def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:
         )
 
 
-def _size_problems(vector: SteeringVector, ours: ModelRecord) -> list[str]:
+def size_problems(vector: SteeringVector, ours: ModelRecord) -> list[str]:
+    """What of a vector's sizes is not the model's, in words."""
     theirs = vector.metadata.model
     problems: list[str] = []
     if theirs.hidden_size != ours.hidden_size:

@@ -74,7 +74,7 @@ def test_a_method_fits_on_a_pipeline_and_steers_it() -> None:
     call = {"images": [picture(0)], "text": "USER: <image>\nWhat? ASSISTANT:", "return_full_text": False}
     call |= {"generate_kwargs": {"max_new_tokens": 6, "min_new_tokens": 6}}
     before = pipe(**call)[0]["generated_text"]
-    with sk.steer(pipe.model, fitted, strength=4.0) as receipt:
+    with sk.steer(pipe.model, fitted, strength=4.0, policy="off") as receipt:  # the dose is large
         steered = pipe(**call)[0]["generated_text"]
     length = pipe.processor(images=[picture(0)], text=call["text"], return_tensors="pt")["input_ids"].shape[1]
     with edited(pipe.model, "llava", adds(fitted.tensors, since(length - 1), 4.0)):

@@ -85,7 +85,7 @@ OPERATIONS: dict[str, tuple[Operation, Formula]] = {
 
 def steered(vlm: sk.VLM, tensors: dict[sk.Key, Tensor], interventions: Any, inputs: Any, **options: Any) -> Any:
     chosen = interventions if isinstance(interventions, tuple) else (interventions,)
-    with sk.steer(vlm, vector(vlm, tensors, *chosen), **options):
+    with sk.steer(vlm, vector(vlm, tensors, *chosen), policy="off", **options):  # some doses are large
         return generate(vlm.model, inputs)
 
 

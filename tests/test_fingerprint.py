@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from steerkit.checks import TrustWarning
 from steerkit.dose import check_dose, norms_of, relative_doses
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
 from steerkit.fingerprint import RELATED, SAME, check_fingerprint, compare, probes, responses, responses_or_reason
-from steerkit.intervention import Ablate, Add, Intervention, LinearStrength, Measure, MeasuredContrast, Scale
+from steerkit.intervention import Ablate, Add, Clamp, Intervention, LinearStrength, Measure, MeasuredContrast, Scale
 from steerkit.metadata import Fingerprint, MethodRecord, PackMetadata
 from steerkit.vector import Key
 
@@ -276,16 +277,56 @@ def test_a_model_that_changes_after_the_first_block_is_noticed_by_the_second(own
 
 def test_without_fingerprint_or_processor_it_is_skipped_in_silence(own: sk.VLM) -> None:
     inputs = own.inputs([sk.Sample("What is this?")])
+    record = own.fingerprint()
     passes = counted(own)
-    for model, fingerprint, reason in ((own, None, "carries none"), (own.model, own.fingerprint(), "processor")):
+    cases = (
+        (own, None, "carries none", "pass"),
+        (own.model, record, "processor", "pass"),  # by the norms in the pack
+        (own.model, None, "carries none", "skip"),
+    )
+    for model, fingerprint, reason, dose in cases:
         passes.clear()
         with sk.steer(model, vector_of(own, fingerprint)) as receipt, torch.no_grad():
             own.model(**inputs)
-        skipped = {check.name: check.message for check in receipt.checks if check.status == "skip"}
-        assert set(skipped) == {"fingerprint", "dose"}
-        assert reason in skipped["fingerprint"]
+        found = {check.name: check for check in receipt.checks}
+        assert (found["fingerprint"].status, found["dose"].status) == ("skip", dose)
+        assert reason in found["fingerprint"].message
         assert len(passes) == 1
+    assert "needs the model's processor" in found["dose"].message
     assert isinstance(responses_or_reason(sk.wrap(own.model)), ProcessorError)
+
+
+def test_a_dose_is_judged_without_a_fingerprint_and_measured_once(own: sk.VLM) -> None:
+    """Leaving the fingerprint out of a pack does not switch the check off where the model is there."""
+    passes = counted(own)
+    strong = vector_of(own, None, 100.0)
+    block = sk.steer(own, vector_of(own, None))
+    for _ in range(2):
+        with block:
+            answer(own)
+    assert len(passes) == 3 + 4, "the probes once, and two answers of two tokens"
+    with pytest.raises(ModelMismatchError, match="dose: the change is larger"), sk.steer(own, strong):
+        pass
+    assert len(passes) == 7, "they are known"
+    with torch.no_grad():  # a model whose states are as long as what is added
+        for layer in range(own.architecture.layer_count):
+            own.model.get_submodule(own.architecture.site(layer, "mlp_out")).down_proj.weight.mul_(1e6)
+    with sk.steer(own, strong):
+        answer(own)
+    assert len(passes) == 12
+
+
+def test_the_dose_for_a_raw_model_is_judged_by_the_pack_and_by_shares(own: sk.VLM) -> None:
+    known, unknown = vector_of(own, own.fingerprint()), vector_of(own, None)
+    with pytest.raises(ModelMismatchError, match="dose"), sk.steer(own.model, [known, unknown], strength=1e5):
+        pass
+    share = unknown.with_metadata(interventions=[Intervention(operation=Ablate())])
+    with pytest.raises(ModelMismatchError, match="dose: .* 11 at layer"), sk.steer(own.model, share, strength=11.0):
+        pass
+    inputs = own.inputs([sk.Sample("What is this?")])
+    with sk.steer(own.model, unknown, strength=1e5) as receipt, torch.no_grad():
+        own.model(**inputs)
+    assert receipt.checks[-1].status == "skip"
 
 
 # -- the record --------------------------------------------------------------------------------------------------------
@@ -313,6 +354,9 @@ def test_a_forged_record_is_refused(llava: sk.VLM) -> None:
         _broken(record, states=["A" * (2**20 + 1)] * count),
         _broken(record, norms=[1.0]),
         _broken(record, norms=[-1.0] * 4),
+        _broken(record, norms=[1e-320] * 4),  # what is divided by it overflows
+        _broken(record, norms=[1e300] * 4),  # what is divided by it is nothing
+        _broken(record, pixels=[1e308] * len(record.probes[1].pixels)),
         _broken(record, pixels=[0.5] * 1000),
         {**record.model_dump(mode="json"), "layers": [0, 1, 2, 9]},
         {**record.model_dump(mode="json"), "layers": [3, 2, 1, 0]},
@@ -351,6 +395,37 @@ def test_doses_of_other_operations(llava: sk.VLM) -> None:
     bounded = LinearStrength(measure=Measure(kind="cosine"), slope=1.0, minimum=-3.0, maximum=2.0)
     assert doses(llava, Intervention(strength=bounded, layers=(0,)), size=10.0) == pytest.approx({0: 3.0}, rel=1e-5)
     assert doses(llava, Intervention(operation=Add(direction=MeasuredContrast()))) == {}
+
+
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "dose"),
+    [
+        (60.0, None, 3.0),  # held at three times the norm of 20
+        (None, -60.0, 3.0),
+        (50.0, 60.0, 2.5),
+        (2.0, None, 1.0),  # a coordinate is at most the norm: what is taken from it is, too
+        (None, 0.0, 1.0),  # what points along the direction is taken away
+        (-5.0, 10.0, 0.75),
+        (-30.0, 30.0, 0.0),  # no coordinate is that large
+    ],
+)
+def test_the_dose_of_a_clamp(llava: sk.VLM, minimum: float | None, maximum: float | None, dose: float) -> None:
+    clamp = Intervention(operation=Clamp(minimum=minimum, maximum=maximum), layers=(1,))
+    assert doses(llava, clamp, -0.5) == pytest.approx({1: 0.5 * dose})
+    vector = vector_of(llava, None).with_metadata(interventions=[clamp])
+    assert check_dose([vector], [100.0], NORMS).status == ("fail" if dose else "pass")
+
+
+def test_what_overflows_is_a_finite_figure_and_fails(llava: sk.VLM) -> None:
+    """JSON has no infinity, and NaN would be below every limit."""
+    zero = torch.zeros(48)
+    zero[0] = 1.0
+    plain = vector_of(llava, None)
+    vector = sk.SteeringVector({Key(1): zero}, plain.metadata).with_metadata(interventions=[{"strength": 1e200}])
+    for strength in (1.0, 1e200, -1e308):
+        check = check_dose([vector, vector], [strength, -strength], {**NORMS, 1: 1e-6})
+        assert check.status == "fail"
+        json.dumps(check.as_json(), allow_nan=False)
 
 
 def test_a_layer_out_of_proportion_to_the_others_is_named(llava: sk.VLM) -> None:

@@ -325,6 +325,8 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]
     "layer beyond the model": (_renamed("directions.9.resid_post"), "sha256"),
     "tensor left out": (lambda header, document: header.pop(NAMES[0]), "begins at byte"),
     "unknown metadata": (lambda header, document: header["__metadata__"].update(more="x"), "more"),
+    "format of another kind": (lambda header, document: header["__metadata__"].update(format=5), "format is 5"),
+    "no format": (lambda header, document: header["__metadata__"].update(format=None), "format is None"),
     "version 2": (_document(format_version=2), "format_version is 2"),
     "version 1.0": (_document(format_version=1.5), "format_version"),
     "version true": (_document(format_version=True), "format_version is True"),

@@ -63,6 +63,20 @@ def test_a_document_survives_its_json() -> None:
         ("layer_convention", "1-based", "layer_convention"),
         ("history", "one text", "history"),
         ("tensors_sha256", "x", "tensors_sha256"),
+        # nothing is converted
+        ("interventions", [{"strength": "2.5"}], "interventions.0.strength"),
+        ("interventions", [{"strength": True}], "interventions.0.strength"),
+        ("interventions", [{"strength": {"0": "1"}}], "interventions.0.strength"),
+        ("interventions", [{"layers": [True]}], "interventions.0.layers"),
+        ("interventions", [{"layers": ["0"]}], "interventions.0.layers"),
+        ("interventions", [{"layers": [0.0]}], "interventions.0.layers"),
+        ("interventions", [{"norm_preserving": "on"}], "interventions.0.norm_preserving"),
+        ("model", {**SHORTEST["model"], "hidden_size": "96"}, "model.hidden_size"),
+        ("strength", {"recommended": " 1e3 "}, "strength.recommended"),
+        ("format_version", True, "format_version"),
+        ("format_version", 1.0, "format_version"),
+        ("created", "yesterday", "created"),
+        ("created", "", "created"),
     ],
 )
 def test_an_invalid_field_is_refused_by_its_place(field: str, value: object, where: str) -> None:
@@ -70,6 +84,12 @@ def test_an_invalid_field_is_refused_by_its_place(field: str, value: object, whe
         parse_metadata({**SHORTEST, field: value}, name="pack.x")
     assert caught.value.expected
     assert caught.value.fix
+
+
+def test_integers_are_numbers_and_keys_of_layers_are_strings() -> None:
+    changed = {**SHORTEST, "interventions": [{"strength": {"0": 1, "1": 2.5}, "layers": [0, 1]}, {"strength": 2}]}
+    first, second = parse_metadata({**changed, "created": "2026-01-31T12:00:00Z"}, name="x").interventions
+    assert (first.strength, first.layers, second.strength) == ({0: 1.0, 1: 2.5}, (0, 1), 2.0)
 
 
 @pytest.mark.parametrize("field", SHORTEST)

@@ -99,6 +99,8 @@ def test_a_pack_of_another_model_fails(tmp_path: Path, qwen: sk.VLM, llava: sk.V
     report = sk.verify(path, model=qwen)
     assert lines(report) == {**FILE, "model": "fail", "screening": "skip"}, "nothing else can be compared"
     assert not report.ok
+    for policy in ("warn", "off"):
+        assert not sk.verify(path, model=qwen, policy=policy).ok, "it can't be used, whatever the policy"
     other = sk.wrap(*tiny.build("llava"))
     torch.manual_seed(1)
     tiny.scatter(other.model)
@@ -121,8 +123,9 @@ def test_a_damaged_file_and_another_than_pinned_fail_and_a_missing_one_is_an_err
         assert lines(report)["integrity"] == "fail"
         assert set(lines(report)) <= set(FILE)
         assert reason in report.checks[0].message
-        assert not report.ok
         assert report.pinned is None
+        assert [sk.verify(str(ref), policy=policy).ok for policy in ("strict", "warn", "off")] == [False] * 3
+        assert not report.ok
     with pytest.raises(PackNotFoundError):
         sk.verify(tmp_path / "none.safetensors")
     with pytest.raises(OptionError, match="policy is 'lax'"):
@@ -152,7 +155,10 @@ def test_load_vector_refuses_a_dose_that_breaks_the_model_as_the_policy_says(tmp
     assert sk.verify(path, strength=1e-6).ok
     weaker = pack(tmp_path / "weak.safetensors", qwen, 1000.0, strength={"recommended": 1e-6})
     assert sk.load_vector(weaker).digest() == loaded.digest()
-    assert lines(sk.verify(pack(tmp_path / "bare.safetensors", qwen, 1000.0, fingerprint=None)))["dose"] == "skip"
+    bare = pack(tmp_path / "bare.safetensors", qwen, 1000.0, fingerprint=None)
+    assert lines(sk.verify(bare))["dose"] == "skip"
+    report = sk.verify(bare, model=qwen, screening=False)
+    assert (lines(report)["dose"], report.ok) == ("fail", False), "the model is there to be measured"
 
 
 def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Path, qwen: sk.VLM, folder: Path) -> None:
@@ -183,6 +189,9 @@ def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Pat
         "fingerprint",
         "screening",
     ]
+    assert json.loads(run(path, "--strength", "1e308", "--json")[1], parse_constant=pytest.fail)["ok"] is False
+    (tmp_path / "none.safetensors").write_text("no pack")
+    assert run(str(tmp_path / "none.safetensors"), "--policy", "off")[0] == 1
     code, out = run(path, "--strength", "1e6", "--policy", "warn")
     assert code == 0
     assert "fail  dose" in out

@@ -143,6 +143,8 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
         )
     if unknown := sorted(set(metadata) - {"steerkit", "format"}):
         raise refused(f"{name}: unknown metadata {unknown!r:.200}", expected="only 'steerkit' and 'format'")
+    if not isinstance(metadata.get("format", ""), str):
+        raise refused(f"{name}: the metadata's format is {metadata['format']!r:.80}", expected="a string, such as 'pt'")
     tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
     text = metadata["steerkit"].encode(errors="surrogatepass")
     document = json_object(text, f"{name}: the steerkit document", MAX_DOCUMENT_VALUES)

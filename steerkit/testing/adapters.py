@@ -24,7 +24,7 @@ from steerkit.samples import Sample
 from steerkit.steering import steer
 from steerkit.testing import tiny
 from steerkit.testing.adapter_case import LONG, SHORT, SYSTEM, AdapterCase, Make, assert_near, chat, each
-from steerkit.testing.contract import ContractCheck, checks_of, run_all
+from steerkit.testing.contract import ContractCheck, checks_of, require_subclass, run_all
 from steerkit.testing.plain import (
     Place,
     added,
@@ -58,6 +58,7 @@ def adapter_checks(adapter: type[ModelAdapter], make: Make | None = None) -> lis
         One check for each demand (and model); nothing runs before the first is called.
 
     Raises:
+        ContractError: The adapter is no subclass of ModelAdapter.
         OptionError: There is no tiny model for the adapter, and no function that makes one is given.
 
     Example:
@@ -65,6 +66,7 @@ def adapter_checks(adapter: type[ModelAdapter], make: Make | None = None) -> lis
         ... def test_contract(check):
         ...     check()
     """
+    require_subclass(adapter, ModelAdapter)
     if make is not None:
         return checks_of(CHECKS, AdapterCase(adapter, make))
     families = tiny.families_of(adapter.model_types)
@@ -263,7 +265,7 @@ def steering_is_that_of_plain_hooks(case: AdapterCase) -> None:
         vector = _vector(case, {Key(*place): tensor for place, tensor in tensors.items()}, site)
         for batch in case.kinds:
             before = _logits(case, batch[0])
-            with steer(vlm, vector):
+            with steer(vlm, vector, policy="off"):  # the dose may be any
                 steered = _logits(case, batch[0])
             with added(vlm.model, case.architecture, tensors):
                 plain = _logits(case, batch[0])
@@ -287,7 +289,7 @@ def model_is_restored(case: AdapterCase) -> None:
     for where in ("the block", "the model"):
         handle = last.register_forward_hook(_fail) if where == "the model" else None
         try:
-            with steer(vlm, vector):
+            with steer(vlm, vector, policy="off"):  # the dose may be any
                 vlm.reset()
                 with torch.no_grad():
                     call_target(model, inputs, case.architecture).generate(**inputs, max_new_tokens=2)  # type: ignore[operator]

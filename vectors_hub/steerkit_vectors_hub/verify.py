@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.checks import Check, Policy
-from steerkit.dose import check_dose, norms_of
+from steerkit.dose import check_dose, stored_norms
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
-from steerkit.steering import check_applied
+from steerkit.steering import check_applied, size_problems
 from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM
 from steerkit_vectors_hub.errors import DigestMismatchError
@@ -30,17 +30,20 @@ class Report:
         checks: What was checked, in the order in which it was.
         policy: What decides whether the pack may be used.
         pinned: A reference to exactly the file that was checked; None if there is no sound one.
+        unusable: Whether it can't be used at all: the file is no sound pack, or for other sizes than the model's.
     """
 
     ref: str
     checks: tuple[Check, ...]
     policy: Policy = "strict"
     pinned: str | None = None
+    unusable: bool = False
 
     @property
     def ok(self) -> bool:
-        """Whether the pack may be used: under `strict`, nothing failed."""
-        return self.policy != "strict" or all(check.status != "fail" for check in self.checks)
+        """Whether the pack may be used: it can be, and under `strict`, nothing failed."""
+        allowed = self.policy != "strict" or all(check.status != "fail" for check in self.checks)
+        return allowed and not self.unusable
 
     def as_json(self) -> dict[str, Any]:
         """What `steerkit verify --json` prints."""
@@ -76,7 +79,8 @@ def verify(
         model: The model with its processor, as `sk.load` returns it; without, what needs it is skipped.
         strength: The strength to judge the dose and to screen at; default: the one that the pack recommends (and to
             screen, 1 as well).
-        policy: `strict`: the report is `ok` if nothing failed; `warn` and `off`: it always is.
+        policy: `strict`: the report is `ok` if nothing failed; `warn` and `off`: if the file is a sound pack, for the
+            sizes of the model.
         trust: Whose signatures count; default: the user's trust file.
         screening: Whether to screen; it lets the model answer.
         canaries: What to screen with; see `steerkit_vectors_hub.screening.choose_canaries`.
@@ -103,12 +107,12 @@ def verify(
         found = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
         data = found.read()
     except (PackFormatError, NonFiniteError, DigestMismatchError) as error:
-        return Report(str(ref), (_unsound(error),), policy)
+        return Report(str(ref), (_unsound(error),), policy, unusable=True)
     origin = check_origin(found, data, trust=trust, offline=offline)
     try:
         vector = SteeringVector.from_bytes(data, source=found.pinned)
     except (PackFormatError, NonFiniteError) as error:
-        return Report(str(ref), (_unsound(error), *origin), policy)
+        return Report(str(ref), (_unsound(error), *origin), policy, unusable=True)
     checks = [_integrity(found, vector), *origin]
     if model is None:
         checks.append(pack_dose(vector, strength))
@@ -121,7 +125,8 @@ def verify(
             checks.append(Check("screening", "skip", "something failed already, so the pack was not tried"))
         else:
             checks += screen(model, vector, strength=strength, canaries=canaries, progress=progress)
-    return Report(str(ref), tuple(checks), policy, found.pinned)
+    sized = model is None or not size_problems(vector, model.record)
+    return Report(str(ref), tuple(checks), policy, found.pinned, unusable=not sized)
 
 
 def pack_dose(vector: SteeringVector, strength: float | None = None) -> Check:
@@ -131,9 +136,8 @@ def pack_dose(vector: SteeringVector, strength: float | None = None) -> Check:
         vector: What was built from the pack.
         strength: To judge the dose at; default: the one that the pack recommends.
     """
-    fingerprint = vector.metadata.fingerprint
-    norms = None if fingerprint is None else norms_of(fingerprint)
-    return check_dose([vector], [_strength(vector, strength)], norms)
+    why, fix = "the pack has no fingerprint that holds them", "verify it with its model"
+    return check_dose([vector], [_strength(vector, strength)], stored_norms([vector]), why, fix)
 
 
 def _unsound(error: SteerKitError) -> Check:
