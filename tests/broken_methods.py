@@ -164,6 +164,14 @@ class Caching(Sound):
         return _seen.setdefault(id(self), super().solve(model, found, layers))
 
 
+class Deaf(Sound):
+    """Measures its anchors, and adds what it likes."""
+
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        fitted = super().solve(model, found, layers)
+        return fitted._replace(directions={key: torch.ones(len(d)) for key, d in fitted.directions.items()})
+
+
 class Random(Sound):
     """Draws from the global random state."""
 
@@ -291,6 +299,7 @@ BROKEN: list[tuple[type[SteeringMethod], str, str]] = [
     (Hasty, "bad_anchors_are_found_first", "the model ran before the image token in a text was found"),
     (Meddling, "fitting_leaves_the_model_alone", "left hooks or attributes on"),
     (Heavy, "fitting_leaves_the_model_alone", "changed the weights"),
+    (Deaf, "other_anchors_other_vector", "the same directions"),
     (Remembering, "holds_no_fitted_state", "a fit changed ['Remembering.kept']"),
     (Stashing, "holds_no_fitted_state", "left ['self.fitted'] behind"),
     (Mutable, "holds_no_fitted_state", "can be changed"),

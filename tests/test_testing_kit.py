@@ -93,6 +93,14 @@ def test_a_broken_adapter_is_found_and_explained(kind: type[sk.ModelAdapter], na
     assert caught.value.expected == check.meaning
 
 
+def test_what_is_no_class_of_the_right_kind_is_told_so_once() -> None:
+    for kind, what in ((dict, "dict is no subclass"), (sk.CMRM(), "an object of type CMRM is no subclass")):
+        with pytest.raises(ContractError, match=f"{what} of SteeringMethod"):
+            check_method(kind)  # type: ignore[arg-type]
+        with pytest.raises(ContractError, match=f"{what} of ModelAdapter"):
+            check_adapter(kind)  # type: ignore[arg-type]
+
+
 def test_every_check_has_a_broken_example() -> None:
     assert {name for _, name, _ in BROKEN_METHODS} == {check.__name__ for check in method_module.CHECKS}
     assert {name for _, name, _ in BROKEN_ADAPTERS} == {check.__name__ for check in adapter_module.CHECKS}

@@ -25,7 +25,7 @@ from steerkit.method import SteeringMethod
 from steerkit.samples import Sample
 from steerkit.statistics import Groups, merge_groups
 from steerkit.steering import steer
-from steerkit.testing.contract import ContractCheck, checks_of, run_all
+from steerkit.testing.contract import ContractCheck, checks_of, require_subclass, run_all
 from steerkit.testing.method_case import MethodCase, assert_close, assert_same
 from steerkit.testing.plain import answer_logits, counted_passes, difference, traces_left
 from steerkit.vector import SteeringVector
@@ -57,11 +57,15 @@ def method_checks(
     Returns:
         One check for each demand; nothing runs before the first is called.
 
+    Raises:
+        ContractError: The method is no subclass of SteeringMethod.
+
     Example:
         >>> @pytest.mark.parametrize("check", method_checks(MyMethod), ids=str)
         ... def test_contract(check):
         ...     check()
     """
+    require_subclass(method, SteeringMethod)
     return checks_of(CHECKS, MethodCase(method, options or {}, anchors, model))
 
 
@@ -129,8 +133,7 @@ def holds_no_fitted_state(case: MethodCase) -> None:
         raise ContractError("its options can be changed", fix="leave model_config as SteeringMethod has it")
     method = case.method()
     before = _held(method)
-    other = [replace(sample, text=f"{sample.text} Quickly!") for sample in case.anchors]
-    method.fit(case.vlm, other)
+    method.fit(case.vlm, _others(case))
     if changed := sorted(name for name, value in _held(method).items() if before.get(name, value) != value):
         raise ContractError(f"a fit changed {changed}", fix=_PURE)
     if added := sorted(_held(method).keys() - before.keys()):
@@ -152,6 +155,15 @@ def fitting_leaves_the_model_alone(case: MethodCase) -> None:
         raise ContractError(f"a fit changed the weights {changed[:3]}")
     if changed := [one[0] for one, other in zip(left, traces_left(model), strict=True) if one != other]:
         raise ContractError(f"a fit left hooks or attributes on {changed[:3]}", fix="measure with model.capture")
+
+
+def other_anchors_other_vector(case: MethodCase) -> None:
+    """What a method measures on its anchors is in its vector: other anchors give other directions."""
+    _needs_anchors(case)
+    one, other = (case.method().fit(case.vlm, anchors) for anchors in (case.anchors, _others(case)))
+    if one.tensors and one.tensors.keys() == other.tensors.keys():
+        if all(torch.equal(each, other.tensors[key]) for key, each in one.tensors.items()):
+            raise ContractError("other anchors give the same directions", fix="let solve use what observe has found")
 
 
 def same_seed_same_vector(case: MethodCase) -> None:
@@ -336,6 +348,7 @@ CHECKS: tuple[Callable[[MethodCase], None], ...] = (
     bad_anchors_are_found_first,
     fitting_leaves_the_model_alone,
     holds_no_fitted_state,
+    other_anchors_other_vector,
     same_seed_same_vector,
     batch_size_does_not_matter,
     parts_merge,
@@ -348,6 +361,11 @@ CHECKS: tuple[Callable[[MethodCase], None], ...] = (
     engines_steer_alike,
 )
 """Every demand on a method, the cheap ones first."""
+
+
+def _others(case: MethodCase) -> list[Sample]:
+    """The anchors with other texts."""
+    return [replace(sample, text=f"{sample.text} Quickly!") for sample in case.anchors]
 
 
 def _needs_anchors(case: MethodCase) -> None:
