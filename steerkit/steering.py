@@ -34,11 +34,31 @@ if TYPE_CHECKING:
 Engine = Literal["hooks", "nnsight"]
 
 
-class _Opened(threading.local):
-    """The blocks that a thread has opened with one and the same `steer` object."""
+class _Opened:
+    """The blocks that are open with one and the same `steer` object, perhaps in several threads."""
 
     def __init__(self) -> None:
-        self.blocks: list[tuple[ExitStack, Receipt]] = []
+        self._blocks: list[tuple[int, ExitStack, Receipt]] = []
+        self._lock = threading.Lock()
+
+    def push(self, stack: ExitStack, receipt: Receipt) -> None:
+        """Note a block of this thread."""
+        with self._lock:
+            self._blocks.append((threading.get_ident(), stack, receipt))
+
+    def pop(self) -> tuple[ExitStack, Receipt]:
+        """The newest block of this thread; of any, if it has none, as where a generator is closed by another.
+
+        Raises:
+            EngineError: No block is open.
+        """
+        with self._lock:
+            if not self._blocks:
+                raise EngineError("a steering block is closed that is not open", expected="one exit for each entry")
+            mine = [block for block in self._blocks if block[0] == threading.get_ident()]
+            block = (mine or self._blocks)[-1]
+            self._blocks.remove(block)
+        return block[1:]
 
 
 class steer:
@@ -69,6 +89,7 @@ class steer:
         ModelMismatchError: The vector belongs to a model of another shape; under `strict`, also of another class or
             with another fingerprint, or its dose is out of all proportion.
         EngineError: The engine can't run an intervention on this model.
+        NonFiniteError: What is to be added holds NaN or infinity, or overflows at this strength.
         NothingSteeredError: The block ended without having steered anything; raised only if no other exception passes.
 
     Example:
@@ -122,7 +143,7 @@ class steer:
         def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site) -> Contrasts:
             return measure_contrast(vlm, prompt, contrast, layers, site)
 
-        application = Application(self._vectors, self._strengths, vlm.architecture, receipt, measure)
+        application = Application(self._vectors, self._strengths, vlm.architecture, receipt, measure, vlm.dtype)
         if application.contrasts:
             vlm.require_processor("a vector that is measured on each prompt")
         return application
@@ -143,7 +164,7 @@ class steer:
                 from steerkit.engines import nnsight
 
                 receipt.nnsight = stack.enter_context(nnsight.applied(vlm, tracker, application))
-            self._open.blocks.append((stack.pop_all(), receipt))
+            self._open.push(stack.pop_all(), receipt)
         return receipt
 
     def _check(self) -> tuple[Check, ...]:
@@ -172,7 +193,7 @@ class steer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the model; complain if nothing was steered."""
-        stack, receipt = self._open.blocks.pop()
+        stack, receipt = self._open.pop()
         stack.close()
         if kind is None and receipt.empty and not receipt.shipped:
             raise NothingSteeredError(
