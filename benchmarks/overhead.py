@@ -354,7 +354,23 @@ def others(rounds: int) -> list[dict[str, Any]]:
             pad_token_id=0,
         )
 
-    variants: dict[str, Callable[[], Any]] = {"unsteered": run}
+    vlm = sk.wrap(model)
+    record = PackMetadata(method=MethodRecord(name="random"), interventions=(sk.Intervention(),), model=vlm.record)
+    ours = sk.SteeringVector({sk.Key(layer): direction for layer, direction in directions.items()}, record)
+
+    def with_steerkit() -> None:
+        with sk.steer(model, ours, policy="off"):
+            run()
+
+    def with_plain_hooks() -> None:
+        with plain_hooks(vlm, ours, True):
+            run()
+
+    variants: dict[str, Callable[[], Any]] = {
+        "unsteered": run,
+        "plain hooks": with_plain_hooks,
+        "steerkit hooks": with_steerkit,
+    }
     if find_spec("steering_vectors"):
         import steering_vectors
 
@@ -377,7 +393,7 @@ def others(rounds: int) -> list[dict[str, Any]]:
                 control.unwrap()
 
         variants["repeng"] = with_repeng
-    return compare(variants, "unsteered", rounds, "cpu") if len(variants) > 1 else []
+    return compare(variants, "unsteered", rounds, "cpu")
 
 
 class Endless(Sequence[sk.Sample]):
