@@ -127,7 +127,7 @@ def test_converted_vector_does_what_the_library_does(case: Case, llava: sk.VLM, 
             return llava.model(**inputs).logits
 
     plain = logits()
-    with sk.steer(llava, vector, strength=case.strength):
+    with sk.steer(llava, vector, strength=case.strength, policy="off"):
         steered = logits()
     with case.applied(blocks, number, direction):
         expected = logits()

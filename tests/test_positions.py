@@ -109,7 +109,7 @@ def span(first: int, last: int) -> list[int]:
 
 def seen(vlm: sk.VLM, family: str, intervention: sk.Intervention, call: Callable[[], Any]) -> list[list[list[int]]]:
     steering = vector(vlm, directions(vlm), intervention)
-    return [places(mask) for mask in touched(vlm.model, family, 0, lambda: sk.steer(vlm, steering), call)]
+    return [places(mask) for mask in touched(vlm.model, family, 0, lambda: sk.steer(vlm, steering, policy="off"), call)]
 
 
 @pytest.mark.parametrize(
