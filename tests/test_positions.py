@@ -109,6 +109,7 @@ def span(first: int, last: int) -> list[int]:
 
 def seen(vlm: sk.VLM, family: str, intervention: sk.Intervention, call: Callable[[], Any]) -> list[list[list[int]]]:
     steering = vector(vlm, directions(vlm), intervention)
+    vlm.fingerprint()  # kept from here on, so that its passes are not among those that are recorded
     return [places(mask) for mask in touched(vlm.model, family, 0, lambda: sk.steer(vlm, steering, policy="off"), call)]
 
 
