@@ -139,6 +139,13 @@ class TestFinding:
         assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         assert run("catalogue", file, "-o", page, "--force").code == 1
 
+    def test_two_packs_of_one_name_are_not_one(self, tmp_path: Path) -> None:
+        files = [vector(seed).save(tmp_path / str(seed) / "a.safetensors") for seed in (0, 1)]
+        done = run("index", *files, "-o", tmp_path / "index.json")
+        assert done.code == 1
+        assert "are both named 'a'" in done.err
+        assert not (tmp_path / "index.json").exists()
+
     def test_searching_the_hub(self, hub: LoopbackHub) -> None:
         hub.publish("someone/cmrm-llava", {}, tags=["steerkit", "cmrm"])
         hub.publish("someone/caa-llava", {}, tags=["steerkit", "caa"])

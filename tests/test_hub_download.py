@@ -128,6 +128,13 @@ class TestHub:
         with pytest.raises(PackNotFoundError, match="no such repository"):
             resolve("hf://nobody/nothing")
 
+    def test_a_file_name_that_leads_out_of_the_repository(self, hub: LoopbackHub, data: bytes) -> None:
+        for name in ("../../../a.safetensors", "/a.safetensors", "..\\a.safetensors"):
+            repo_id = f"someone/{len(hub.repositories)}"
+            hub.publish(repo_id, {name: data})
+            with pytest.raises(DownloadError, match="a path in the repository"):
+                resolve(f"hf://{repo_id}")
+
     def test_a_broken_hub_is_a_download_error(self, hub: LoopbackHub) -> None:
         hub.faults.status = 500
         with pytest.raises(DownloadError, match="500"):

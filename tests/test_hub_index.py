@@ -86,6 +86,15 @@ class TestIndex:
         with pytest.raises(IndexFormatError):
             read_index(tmp_path / "nothing.json")
 
+    def test_it_holds_what_a_pack_may_say_or_says_why_not(self, entry: Entry, tmp_path: Path) -> None:
+        long = "x" * 1000
+        path = vector(license=long, authors=[long]).save(tmp_path / "long.safetensors")
+        assert entry_of(resolve(str(path))).license == long
+        with pytest.raises(IndexFormatError, match="name"):
+            entry_of(resolve(str(path)), name="x" * 501)
+        with pytest.raises(IndexFormatError, match="title"):
+            make_index([entry], title=long)
+
     def test_norms_belong_to_layers(self, entry: Entry) -> None:
         document = make_index([entry]).model_dump(mode="json")
         document["packs"][0]["norms"][0]["norms"].pop()

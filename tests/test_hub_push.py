@@ -41,6 +41,8 @@ class TestCompleteness:
             ({}, []),
             (without("license"), ["license"]),
             (without("license", value=" "), ["license"]),
+            (without("license", value="Unknown"), ["license"]),
+            (without("anchors", "name", "-"), ["anchors.name"]),
             (without("model", "id", ""), ["model.id"]),
             (without("model", "id", "/home/me/llava"), ["model.id"]),
             (without("model", "revision"), ["model.revision"]),
@@ -75,8 +77,9 @@ class TestCompleteness:
         assert "measured on each prompt" in done.card
 
     def test_the_repository_needs_an_owner(self) -> None:
-        with pytest.raises(ReferenceFormatError):
-            vector().push_to_hub("pack", dry_run=True)
+        for name in ("pack", "owner/name@main", "owner/name/x.safetensors", f"owner/name#sha256={'0' * 64}"):
+            with pytest.raises(ReferenceFormatError):
+                vector().push_to_hub(name, dry_run=True)
 
 
 class TestCard:

@@ -854,6 +854,24 @@ class TestHub:
         pinned = f"{url}#sha256={hashlib.sha256(data).hexdigest()}"
         assert self.origin(pinned, trusting(lab))[0] == ("pass", "trusted")
 
+    def test_a_web_server_with_a_page_for_what_is_not_there(self, hub: LoopbackHub, file: Path, lab: KeyPair) -> None:
+        data = file.read_bytes()
+        hub.objects["a"] = data
+        for page in (b"<!DOCTYPE html><p>Not found", b" " * 2**19):
+            hub.faults.page = page
+            assert self.origin(f"{hub.delivery}/a.safetensors", trusting(lab))[0] == ("warn", "unsigned")
+
+    def test_a_copy_that_is_pinned_has_the_signature_of_another(
+        self, hub: LoopbackHub, file: Path, lab: KeyPair
+    ) -> None:
+        pin = hashlib.sha256(file.read_bytes()).hexdigest()
+        hub.publish("a/unsigned", {file.name: file.read_bytes()})
+        resolve("hf://a/unsigned")
+        sk.sign(file, key=lab.private)
+        self.publish(hub, file)
+        resolve("hf://someone/pack")
+        assert self.origin(f"hf://else/where#sha256={pin}", trusting(lab))[0] == ("pass", "trusted")
+
     def test_a_file_system(self, cache: Path, file: Path, lab: KeyPair) -> None:
         import fsspec
 
@@ -912,6 +930,13 @@ class TestPublishing:
         done = run("pull", "hf://someone/pack", "-o", file, "--force")
         assert done.code == 0, done.err
         assert not beside(file).exists()
+
+    def test_a_signature_is_not_replaced_unasked(self, hub: LoopbackHub, file: Path, tmp_path: Path) -> None:
+        hub.publish("someone/pack", {"a.safetensors": file.read_bytes()})
+        out = tmp_path / "new.safetensors"
+        beside(out).write_bytes(b"mine")
+        assert run("pull", "hf://someone/pack", "-o", out).code == 1
+        assert beside(out).read_bytes() == b"mine"
 
     def test_a_signature_of_another_pack_is_not_published(
         self, hub: LoopbackHub, file: Path, lab: KeyPair, tmp_path: Path

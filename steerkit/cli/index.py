@@ -27,13 +27,22 @@ def index(
     Each is found, audited and described with a reference that is pinned to its digest. `steerkit search --index` and
     `steerkit catalogue` read it.
     """
+    from steerkit.errors import OptionError
     from steerkit_vectors_hub.index import entry_of, make_index, read_index, write_index
     from steerkit_vectors_hub.resolve import resolve
 
     opt.check_output(output, force=force or add)
     entries = {entry.name: entry for entry in read_index(output).packs} if add and output.exists() else {}
+    given: dict[str, str] = {}
     for ref in refs:
         entry = entry_of(resolve(ref, offline=True if offline else None))
+        if entry.name in given and entries[entry.name] != entry:
+            raise OptionError(
+                f"{given[entry.name]!r} and {ref!r} are both named {entry.name!r}",
+                expected="packs of different names",
+                fix="rename one of the files",
+            )
+        given[entry.name] = ref
         entries[entry.name] = entry
     write_index(make_index(entries.values(), title=title), output)
     typer.echo(one_line(f"Wrote {output}: {len(entries)} packs"))

@@ -40,7 +40,9 @@ def pull(
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
     if output is not None:
-        opt.check_output(output, force=force)
+        beside = output.with_name(output.name + SIGNATURE)
+        for each in (output, beside):  # the signature of what was there before would be replaced or removed
+            opt.check_output(each, force=force)
     found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
     data = found.read()
     parse_metadata(parse_pack(data, name=found.ref).document, name=found.ref)
@@ -48,7 +50,6 @@ def pull(
         output.parent.mkdir(parents=True, exist_ok=True)
         signature = None if found.signature is None else read_signature(found.signature)
         write_atomically(output, data)
-        beside = output.with_name(output.name + SIGNATURE)
         if signature is None:
             beside.unlink(missing_ok=True)  # of what was there before
         else:

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from steerkit.files import write_atomically
-from steerkit.formats import parse_pack
+from steerkit.formats import RawPack, parse_pack
 from steerkit.intervention import Frozen
-from steerkit.metadata import Metric, Sha256, Text, faults, parse_metadata
+from steerkit.metadata import Line, Metric, PackMetadata, Sha256, Text, faults, parse_metadata
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.errors import IndexFormatError
 from steerkit_vectors_hub.norms import NormSeries, norm_series
@@ -35,7 +35,7 @@ class IndexedModel(Frozen):
     """The model that a pack is for; see `steerkit.metadata.ModelRecord`."""
 
     id: Text = ""
-    revision: Short | None = None
+    revision: Line | None = None
     architecture: Short
     model_type: Short
     hidden_size: Annotated[int, Field(gt=0)]
@@ -60,10 +60,10 @@ class Entry(Frozen):
     method: Short
     paper: Text = ""
     model: IndexedModel
-    license: Short | None = None
-    authors: tuple[Short, ...] = ()
+    license: Line | None = None
+    authors: tuple[Line, ...] = ()
     description: Text = ""
-    created: Short | None = None
+    created: Line | None = None
     strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     metrics: tuple[Metric, ...] = ()
     norms: tuple[NormSeries, ...] = ()
@@ -83,12 +83,24 @@ def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
 
     Raises:
         PackFormatError: It is no pack.
+        IndexFormatError: It is one that an index can't hold, such as one with a path of thousands of characters.
     """
     raw = parse_pack(resolved.read(), name=resolved.ref)
     metadata = parse_metadata(raw.document, name=resolved.ref)
+    try:
+        return _entry(resolved, raw, metadata, name or _name(resolved))
+    except ValidationError as error:
+        raise IndexFormatError(
+            f"{resolved.ref:.300} can't be described ({faults(error)})",
+            expected="a pack within the bounds of an index",
+            fix="`steerkit inspect` shows its fields",
+        ) from error
+
+
+def _entry(resolved: Resolved, raw: RawPack, metadata: PackMetadata, name: str) -> Entry:
     model = metadata.model
     return Entry(
-        name=name or _name(resolved),
+        name=name,
         ref=resolved.pinned,
         sha256=resolved.sha256,
         size=resolved.size,
@@ -106,10 +118,14 @@ def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
 
 
 def make_index(entries: Iterable[Entry], *, title: str = "steerkit packs", dated: bool = True) -> Index:
-    """An index of packs, by name."""
+    """An index of packs, by name.
+
+    Raises:
+        IndexFormatError: The title is too long, or there are too many packs.
+    """
     generated = datetime.now(UTC).isoformat(timespec="seconds") if dated else None
     ordered = sorted(entries, key=lambda entry: (entry.name, entry.sha256))
-    return Index(title=title, generated=generated, packs=tuple(ordered))
+    return parse_index({"title": title, "generated": generated, "packs": tuple(ordered)}, name="what was given")
 
 
 def write_index(index: Index, path: Path) -> None:

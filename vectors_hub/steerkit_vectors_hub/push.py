@@ -12,9 +12,9 @@ from steerkit.formats import parse_pack
 from steerkit.metadata import PackMetadata
 from steerkit.vector import SteeringVector
 from steerkit_vectors_hub.card import PACK, PLOT, model_card
-from steerkit_vectors_hub.errors import PublishError
+from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError
 from steerkit_vectors_hub.norms import norm_series, png
-from steerkit_vectors_hub.refs import parse_ref
+from steerkit_vectors_hub.refs import Ref, parse_ref
 from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.signing.signer import sign_bytes
 from steerkit_vectors_hub.sources.base import SIGNATURE, require_network
@@ -51,7 +51,7 @@ class Publication:
 def missing_fields(metadata: PackMetadata) -> dict[str, str]:
     """What a pack must still say before it is published: each field, and what belongs there."""
     missing: dict[str, str] = {}
-    if not (metadata.license or "").strip():
+    if _says_nothing(metadata.license or ""):
         missing["license"] = "the licence of the pack"
     if not _REPOSITORY.fullmatch(metadata.model.id):
         missing["model.id"] = f"owner/name of the base model (it is {metadata.model.id[:80]!r})"
@@ -61,9 +61,14 @@ def missing_fields(metadata: PackMetadata) -> dict[str, str]:
     if metadata.anchors is None:
         if stores:
             missing["anchors"] = "the samples that it was fitted on"
-    elif not metadata.anchors.name.strip():
+    elif _says_nothing(metadata.anchors.name):
         missing["anchors.name"] = "the source of the samples that it was fitted on"
     return missing
+
+
+def _says_nothing(text: str) -> bool:
+    """Whether a field is empty, or filled with what stands for nothing."""
+    return text.strip(" -_.?/").lower() in ("", "unknown", "none", "null", "na", "n/a", "tbd", "todo", "unspecified")
 
 
 def prepare(
@@ -83,7 +88,12 @@ def prepare(
         PublishError: The metadata are incomplete; the message names every field.
         ReferenceFormatError: The repository's name is none.
     """
-    parse_ref(f"hf://{repo_id}")
+    if parse_ref(f"hf://{repo_id}") != Ref("hf", repo_id):
+        raise ReferenceFormatError(
+            f"{repo_id!r} names more than a repository",
+            expected="owner/name",
+            fix="give a branch as --branch (branch=); the file's name is always " + PACK,
+        )
     if missing := missing_fields(vector.metadata):
         raise PublishError(
             f"the pack does not say {', '.join(missing)}",

@@ -248,7 +248,9 @@ def _from_store(
             revision=parsed.revision if parsed.is_immutable else None,
             file=parsed.file or parsed.place.rpartition("/")[2],
             time="",
-            signature=next((each.signature for each in store.records() if each.sha256 == digest), None),
+            signature=next(
+                (each.signature for each in store.records() if each.sha256 == digest and each.signature), None
+            ),
         )
     exact = parsed
     if parsed.kind == "hf" and record.revision:

@@ -57,6 +57,8 @@ class HuggingFaceSource(Source):
                 f"{ref.unpinned}: the repository has no file {name!r}",
                 expected="one of " + (", ".join(sorted(packs)[:10]) or "its files, of which none is a pack"),
             )
+        if "\\" in name or any(step in ("", ".", "..") for step in name.split("/")):  # the client makes a path of it
+            raise DownloadError(f"{ref.unpinned}: the hub names a file {name!r}", expected="a path in the repository")
         if info.sha is None:
             raise DownloadError(f"{ref.unpinned}: the hub names no commit", expected="the commit of the revision")
         lfs = files[name].lfs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from steerkit.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import AccessError, DownloadError, PackNotFoundError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref, checked_url
-from steerkit_vectors_hub.sources.base import MAX_SIGNATURE, SIGNATURE, Source, Target, check_size
+from steerkit_vectors_hub.sources.base import MAX_SIGNATURE, SIGNATURE, Source, Target, check_signature_size, check_size
 
 TIMEOUT = 30.0
 """Seconds without a byte before a transfer counts as broken."""
@@ -43,8 +44,7 @@ class WebSource(Source):
             raise _failed(ref.place, error) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise _failed(ref.place, error) from error
-        size = headers.get("Content-Length", "")
-        return Target(ref.place, name, version=_strong(headers.get("ETag")), size=int(size) if size.isdigit() else None)
+        return Target(ref.place, name, version=_strong(headers.get("ETag")), size=_length(headers))
 
     def download(self, target: Target, folder: Path) -> Path:
         """Transfer a file; what an earlier attempt left is continued if the server still has the same version."""
@@ -72,10 +72,15 @@ class WebSource(Source):
     def signature(self, target: Target, folder: Path) -> bytes | None:
         """The file of the same URL with the ending of a signature behind its path."""
         parts = urlsplit(target.place)
+        url = urlunsplit(parts._replace(path=parts.path + SIGNATURE))
         try:
-            return fetch(urlunsplit(parts._replace(path=parts.path + SIGNATURE)), MAX_SIGNATURE)
+            data = _beginning(url, MAX_SIGNATURE + 1)
         except (PackNotFoundError, AccessError):  # a store that lists nothing answers 403 for what is not there
             return None
+        if not data.lstrip().startswith(b"{"):  # many servers answer with a page for what is not there
+            return None
+        check_signature_size(len(data), url)
+        return data
 
 
 def fetch(url: str, limit: int) -> bytes:
@@ -87,14 +92,25 @@ def fetch(url: str, limit: int) -> bytes:
         DownloadError: It can't be transferred, or has more than `limit` bytes.
         ReferenceFormatError: The address is not encrypted.
     """
-    try:
-        with _open(checked_url(url)) as response:
-            data = response.read(limit + 1)
-    except (OSError, http.client.HTTPException) as error:
-        raise _failed(url, error) from error
+    data = _beginning(url, limit + 1)
     if len(data) > limit:
         raise DownloadError(f"{url} has more than {limit} bytes", expected=f"at most {limit}")
     return data
+
+
+def _beginning(url: str, size: int) -> bytes:
+    """The first bytes of a file, at most so many."""
+    try:
+        with _open(checked_url(url)) as response:
+            return response.read(size)
+    except (OSError, http.client.HTTPException) as error:
+        raise _failed(url, error) from error
+
+
+def _length(headers: Mapping[str, str]) -> int | None:
+    """What a server says of a body's length, if that is a number."""
+    text = headers.get("Content-Length", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _transfer(url: str, part: Path, tag: Path) -> None:
@@ -106,8 +122,8 @@ def _transfer(url: str, part: Path, tag: Path) -> None:
         resumed = response.status == 206 and str(response.headers.get("Content-Range")).startswith(f"bytes {done}-")
         if response.status == 206 and not resumed:
             raise DownloadError(f"{url}: a part was sent that was not asked for", expected=f"bytes {done} onwards")
-        announced = response.headers.get("Content-Length", "")
-        expected = int(announced) + (done if resumed else 0) if announced.isdigit() else None
+        announced = _length(response.headers)
+        expected = None if announced is None else announced + (done if resumed else 0)
         check_size(expected, url)
         tag.write_text(_strong(response.headers.get("ETag")) or "")
         count = done if resumed else 0
