@@ -127,7 +127,7 @@ def test_a_pack_that_refuses_everything_is_refused(screener_of: Any) -> None:
     checks = _by_name(screener.screen(_forged(_refusal(vlm), _genuine(vlm))))
     assert checks["over_refusal"].status == "fail"
     assert checks["refusals"].status == "pass"
-    assert "refuses most harmless requests" in checks["over_refusal"].message
+    assert "refuses many more harmless requests" in checks["over_refusal"].message
 
 
 def test_a_pack_that_breaks_the_output_is_refused(screener_of: Any) -> None:
