@@ -34,6 +34,9 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Extract CMRM on a bundled model, steer it, and show safety and utility before and after."""
+    from steerkit.cli.loading import import_libraries
+
+    import_libraries()
     import torch
     from rich.console import Console
 
