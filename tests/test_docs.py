@@ -11,6 +11,7 @@ import pytest
 import torch
 from doc_code import python_blocks, run_page
 from PIL import Image
+from pydantic import TypeAdapter
 from reference import TEXT_ONLY, WITH_IMAGE, directions, vector
 from tiny import decoder
 from typer.testing import CliRunner
@@ -21,6 +22,19 @@ from steerkit.cli import COMMANDS, app
 from steerkit.cli.new import Kind, scaffold
 from steerkit.demo import model_path, world
 from steerkit.formats import v1
+from steerkit.intervention import (
+    Ablate,
+    Add,
+    AddProjection,
+    Clamp,
+    Gate,
+    Gates,
+    LinearStrength,
+    Measure,
+    MeasuredContrast,
+    Scale,
+    StoredDirection,
+)
 from steerkit.metadata import PackMetadata
 from steerkit_vectors_hub import interop
 
@@ -163,6 +177,40 @@ def test_reader_of_the_format_page_reads_packs(tmp_path: Path, dtype: Any) -> No
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="changed"):
         read_pack(path)
+
+
+def test_format_page_gives_every_nested_default() -> None:
+    """One row for each field of a nested object that may be left out, and the value that it then has."""
+    objects = {
+        "add": Add,
+        "ablate": Ablate,
+        "add_projection": AddProjection,
+        "clamp": Clamp,
+        "scale": Scale,
+        "measure": Measure,
+        "direction, stored": StoredDirection,
+        "direction, contrast": MeasuredContrast,
+        "gate": Gate,
+        "gates": Gates,
+        "linear strength": LinearStrength,
+    }
+    page = (DOCS / "pack-format.md").read_text(encoding="utf-8")
+    rows = page.split("| object | field | default |\n")[1].split("\n\n")[0].splitlines()[1:]
+    listed = {}
+    for row in rows:
+        names, field, default = (cell.strip().replace("`", "") for cell in row.strip("|").split("|"))
+        for name in [names] if names in objects else names.split(", "):
+            listed[name, field] = json.loads(default)
+    expected = {
+        (name, field): json.loads(TypeAdapter(Any).dump_json(info.get_default(call_default_factory=True)))
+        for name, kind in objects.items()
+        for field, info in kind.model_fields.items()
+        if not info.is_required() and field not in ("kind", "source")
+    }
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            expected[key] = {"source": value["source"]}
+    assert listed == expected
 
 
 def test_format_page_lists_every_field_of_the_document() -> None:
