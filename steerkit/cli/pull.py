@@ -39,14 +39,14 @@ def pull(
     from steerkit_vectors_hub.signing.bundle import read_signature
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
-    if output is not None:
-        beside = output.with_name(output.name + SIGNATURE)
+    beside = None if output is None else output.with_name(output.name + SIGNATURE)
+    if output is not None and beside is not None:
         for each in (output, beside):  # the signature of what was there before would be replaced or removed
             opt.check_output(each, force=force)
     found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
     data = found.read()
     parse_metadata(parse_pack(data, name=found.ref).document, name=found.ref)
-    if output is not None:
+    if output is not None and beside is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         signature = None if found.signature is None else read_signature(found.signature)
         write_atomically(output, data)
