@@ -145,14 +145,18 @@ class Comparison:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         start = self.rows[0]
-        for name in dict.fromkeys(point.name for point in self.sweep):
+        for number, name in enumerate(dict.fromkeys(point.name for point in self.sweep)):
             points = sorted((p for p in self.sweep if p.name == name), key=lambda point: point.strength)
             x = [100 * start.unsafe.value, *(100 * point.unsafe for point in points)]
             y = [
                 _helpful(start.utility.value, start.over_refusal.value),
                 *(_helpful(p.utility, p.over_refusal) for p in points),
             ]
-            axes.plot(x, y, marker="o", markersize=3, linewidth=1, label=name, clip_on=False)
+            style = {
+                "color": f"C{number % 10}",
+                "linestyle": ("-", "--", ":")[number // 10 % 3],
+            }  # there are ten colours
+            axes.plot(x, y, marker="o", markersize=3, linewidth=1, label=name, clip_on=False, **style)
         axes.plot(
             [100 * start.unsafe.value], [_helpful(start.utility.value, start.over_refusal.value)], "k*", markersize=10
         )
