@@ -152,11 +152,9 @@ class Comparison:
                 _helpful(start.utility.value, start.over_refusal.value),
                 *(_helpful(p.utility, p.over_refusal) for p in points),
             ]
-            style = {
-                "color": f"C{number % 10}",
-                "linestyle": ("-", "--", ":")[number // 10 % 3],
-            }  # there are ten colours
-            axes.plot(x, y, marker="o", markersize=3, linewidth=1, label=name, clip_on=False, **style)
+            color, line = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+            (curve,) = axes.plot(x, y, color=color, linestyle=line, marker="o", markersize=3, linewidth=1, label=name)
+            curve.set_clip_on(False)
         axes.plot(
             [100 * start.unsafe.value], [_helpful(start.utility.value, start.over_refusal.value)], "k*", markersize=10
         )
