@@ -183,8 +183,9 @@ def elsewhere(folder: str, library: str) -> tuple[str, Fingerprint]:
 
 def other_family(theirs: Fingerprint, vlm: sk.VLM, other: sk.VLM) -> dict[str, Any]:
     """What `steer` says of a vector of one family on a model of another; a cosine where the states have one shape."""
+    record = vlm.record.model_copy(update={"id": ""})  # the folder that it was loaded from is nobody's business
     metadata = PackMetadata(
-        method=MethodRecord(name="none"), interventions=(sk.Intervention(),), model=vlm.record, fingerprint=theirs
+        method=MethodRecord(name="none"), interventions=(sk.Intervention(),), model=record, fingerprint=theirs
     )
     vector = sk.SteeringVector({sk.Key(0): torch.ones(vlm.record.hidden_size)}, metadata)
     checks = check_applied([vector], [1e-3], other)

@@ -214,7 +214,7 @@ class Application:
     def _decode(self, place: Place, quick: Decoding, change: Sum, h: Tensor, now: Observed) -> Tensor:
         """The same for tokens of answers, one in each row."""
         total = change.scaled.get((h.device, h.dtype))
-        if total is None:
+        if total is None:  # asked for here as well, because the mode that making one needs costs more than all the rest
             total = self._summed(change, place.site, h)
         if quick.counts is None:
             quick.counts = self.receipt.counts_of(
