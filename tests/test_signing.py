@@ -825,6 +825,118 @@ class TestHub:
         assert self.origin("hf://someone/pack", trusting(lab))[0] == ("pass", "trusted")
         assert len(hub.asked("GET", hashlib.sha256(file.read_bytes()).hexdigest())) == 1  # the pack, once
 
+    def aged(self, cache: Path, hours: float = 2) -> None:
+        """Let the records of the cache be older."""
+        then = datetime.now(UTC).timestamp() - hours * 3600
+        for record in (cache / "records").iterdir():
+            os.utime(record, (then, then))
+
+    def judged(self, ref: str, trust: TrustFile, offline: bool | None = None) -> tuple[str, str]:
+        found = resolve(ref, offline=offline)
+        return answer(check_origin(found, found.read(), trust=trust)[0])
+
+    def test_a_pinned_pack_is_asked_for_a_later_signature_once_an_hour(
+        self, hub: LoopbackHub, cache: Path, file: Path, lab: KeyPair
+    ) -> None:
+        hub.objects["a"] = file.read_bytes()
+        url = f"{hub.delivery}/a.safetensors"
+        pinned = resolve(url).pinned
+        assert self.judged(pinned, trusting(lab)) == ("warn", "unsigned")
+        hub.objects["a.safetensors.sig"] = sk.sign(file, key=lab.private).read_bytes()
+        hub.requests.clear()
+        assert self.judged(pinned, trusting(lab)) == ("warn", "unsigned")
+        self.aged(cache)
+        assert self.judged(pinned, trusting(lab), offline=True) == ("warn", "unsigned")
+        assert not hub.requests  # within the hour, and offline
+        assert self.judged(pinned, trusting(lab)) == ("pass", "trusted")
+        asked = len(hub.requests)
+        assert not [request for request in hub.asked("GET") if not request.path.endswith(".sig")]  # no pack
+        self.aged(cache)
+        for offline in (False, True):
+            assert self.judged(pinned, trusting(lab), offline) == ("pass", "trusted")
+            assert self.judged(url, trusting(lab), offline=True) == ("pass", "trusted")
+        assert len(hub.requests) == asked  # what has a signature is not asked again
+
+    def test_in_vain_it_is_asked_once_an_hour_too(
+        self, hub: LoopbackHub, cache: Path, file: Path, lab: KeyPair
+    ) -> None:
+        hub.objects["a"] = file.read_bytes()
+        pinned = resolve(f"{hub.delivery}/a.safetensors").pinned
+        hub.requests.clear()
+        for _ in range(2):
+            self.aged(cache)
+            for _ in range(3):
+                assert self.judged(pinned, trusting(lab)) == ("warn", "unsigned")
+        assert len(hub.asked("GET", ".sig")) == 2
+
+    @pytest.mark.parametrize("fault", ["gone", "unreachable", "another's", "damaged"])
+    def test_a_pinned_pack_does_not_need_the_server(
+        self, hub: LoopbackHub, cache: Path, file: Path, lab: KeyPair, tmp_path: Path, fault: str
+    ) -> None:
+        """Nor does it become another's where the server goes on to a newer pack."""
+        hub.objects["a"] = file.read_bytes()
+        pinned = resolve(f"{hub.delivery}/a.safetensors").pinned
+        expected = ("warn", "unsigned")
+        if fault == "gone":
+            del hub.objects["a"]
+        elif fault == "unreachable":
+            hub.stop()
+        elif fault == "another's":
+            file.write_bytes(pack(tmp_path, seed=1))
+            hub.objects["a"] = file.read_bytes()
+            hub.objects["a.safetensors.sig"] = sk.sign(file, key=lab.private).read_bytes()
+        else:
+            hub.objects["a.safetensors.sig"] = b"{}"
+            expected = ("fail", "malformed")
+        self.aged(cache)
+        assert self.judged(pinned, trusting(lab)) == expected
+
+    @pytest.mark.parametrize("large", [True, False])
+    def test_a_pinned_pack_of_a_branch_and_one_of_a_commit(
+        self, hub: LoopbackHub, cache: Path, file: Path, lab: KeyPair, large: bool
+    ) -> None:
+        first = hub.publish("someone/pack", {file.name: file.read_bytes()}, large=large)
+        resolve("hf://someone/pack")
+        branch = f"hf://someone/pack#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}"
+        commit = resolve(branch).pinned
+        assert first in commit
+        sk.sign(file, key=lab.private)
+        second = self.publish(hub, file)
+        self.aged(cache)
+        hub.requests.clear()
+        assert self.judged(commit, trusting(lab)) == ("warn", "unsigned")
+        assert not hub.requests  # a commit never gains a file
+        assert self.judged(branch, trusting(lab)) == ("pass", "trusted")
+        assert second in resolve(branch, offline=True).pinned
+        assert self.judged(commit, trusting(lab)) == ("warn", "unsigned")
+        assert not hub.asked("GET", hashlib.sha256(file.read_bytes()).hexdigest())
+
+    def test_a_pinned_pack_of_a_branch_that_went_on(
+        self, hub: LoopbackHub, cache: Path, file: Path, lab: KeyPair, tmp_path: Path
+    ) -> None:
+        first = hub.publish("someone/pack", {file.name: file.read_bytes()})
+        branch = resolve("hf://someone/pack").ref + f"#sha256={hashlib.sha256(file.read_bytes()).hexdigest()}"
+        file.write_bytes(pack(tmp_path, seed=1))
+        sk.sign(file, key=lab.private)
+        self.publish(hub, file)
+        self.aged(cache)
+        assert self.judged(branch, trusting(lab)) == ("warn", "unsigned")
+        assert first in resolve(branch).pinned
+
+    def test_a_pinned_pack_of_a_file_system(self, cache: Path, file: Path, lab: KeyPair) -> None:
+        import fsspec
+
+        system = fsspec.filesystem("memory")
+        system.pipe("/packs/cmrm.safetensors", file.read_bytes())
+        try:
+            pinned = resolve("memory://packs").pinned
+            system.pipe("/packs/cmrm.safetensors.sig", sk.sign(file, key=lab.private).read_bytes())
+            assert self.judged(pinned, trusting(lab)) == ("warn", "unsigned")
+            self.aged(cache)
+            assert self.judged(pinned, trusting(lab)) == ("pass", "trusted")
+        finally:
+            system.rm("/packs", recursive=True)
+
     def test_a_signature_that_is_lost_from_the_cache(self, hub: LoopbackHub, file: Path, lab: KeyPair) -> None:
         sk.sign(file, key=lab.private)
         self.publish(hub, file)

@@ -1,7 +1,8 @@
 """The cache: packs by the sha256 of their content, and records of which reference led to which content.
 
     blobs/<sha256>       a pack or a signature; read only after its content has been hashed again
-    records/<key>.json   what a reference resolved to, so that it can be used without a network
+    records/<key>.json   what a reference resolved to, so that it can be used without a network; where that had no
+                         signature, the file's time is when one was last asked for
     revocations/         the last copies of revocation lists
     work/<key>/          a transfer under way; one process at a time works in it, under locks/<key>
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -130,6 +132,22 @@ class Store:
             CacheError: The cache can't be written.
         """
         self.write(self._record_path(key), json.dumps(asdict(record), indent=1).encode())
+
+    def age(self, key: str) -> float | None:
+        """Seconds since a key's record was written or renewed; None where there is none."""
+        try:
+            return time.time() - self._record_path(key).stat().st_mtime
+        except OSError:
+            return None
+
+    def renew(self, key: str) -> None:
+        """Note that a key's record was looked at again, and stays.
+
+        Raises:
+            CacheError: The cache can't be written.
+        """
+        with self._writing():
+            os.utime(self._record_path(key))
 
     def records(self) -> list[Record]:
         """Every record, by reference."""

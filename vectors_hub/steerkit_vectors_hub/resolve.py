@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from steerkit.errors import SteerKitError
 from steerkit.formats import parse_pack, read_file
 from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
 from steerkit_vectors_hub.cache import Record, Store
-from steerkit_vectors_hub.errors import AccessError, DigestMismatchError, OfflineError, PackNotFoundError
+from steerkit_vectors_hub.errors import (
+    AccessError,
+    DigestMismatchError,
+    OfflineError,
+    PackNotFoundError,
+    SignatureFormatError,
+)
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
+from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.sources import Source, Target, source_of
-from steerkit_vectors_hub.sources.base import SIGNATURE, check_size, is_offline, the_only_pack
+from steerkit_vectors_hub.sources.base import FRESH, SIGNATURE, check_size, is_offline, the_only_pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +95,15 @@ def resolve(
     quiet = offline if offline is not None else is_offline()
     whole = quiet or record is None or record.signature is None or store.find(record.signature) is not None
     if parsed.sha256 is not None and whole and (path := store.find(parsed.sha256)) is not None:
+        if not quiet and record is not None:
+            record = _signed_since(parsed, store, source, key, path, record)
         return _from_store(store, parsed, path, parsed.sha256, record)
     if quiet:
         return _offline(parsed, store, record)
     if parsed.is_immutable and parsed.file and record is not None and whole and (path := store.find(record.sha256)):
         _check_pin(parsed, record.sha256)
         return _from_store(store, parsed, path, record.sha256, record)
-    return _over_the_network(parsed, store, source, key)
+    return _over_the_network(parsed, store, source)
 
 
 def _on_this_machine(parsed: Ref) -> Resolved:
@@ -150,7 +160,7 @@ def _no_such(parsed: Ref) -> PackNotFoundError:
     )
 
 
-def _over_the_network(parsed: Ref, store: Store, source: Source, key: str) -> Resolved:
+def _over_the_network(parsed: Ref, store: Store, source: Source) -> Resolved:
     target = source.locate(parsed)
     check_size(target.size, parsed.unpinned)
     if target.sha256 is not None:
@@ -169,12 +179,56 @@ def _over_the_network(parsed: Ref, store: Store, source: Source, key: str) -> Re
                     store.remember(versioned, _record(parsed, target, store, found))
     _check_pin(parsed, found)
     record = replace(_record(parsed, target, store, found), signature=_signature(store, source, target, exact))
-    for each in {key, exact, source.key(replace(parsed, place=target.place, file=_file_in(parsed, target)))}:
+    _remember(parsed, store, source, target, record)
+    path = store.path(found)
+    return _from_store(store, parsed, path, found, record, transferred=transferred)
+
+
+def _remember(parsed: Ref, store: Store, source: Source, target: Target, record: Record) -> None:
+    """Note what a reference led to, under it and under the more exact ones that it stands for."""
+    file = replace(parsed, place=target.place, file=_file_in(parsed, target))
+    for each in {source.key(parsed), source.key(file), source.key(_exactly(parsed, target))}:
         known = store.record(each)
         if known is None or replace(known, time=record.time, ref=record.ref) != record:
             store.remember(each, record)
-    path = store.path(found)
-    return _from_store(store, parsed, path, found, record, transferred=transferred)
+
+
+def _signed_since(parsed: Ref, store: Store, source: Source, key: str, path: Path, record: Record) -> Record:
+    """What is known of a pinned pack in the cache, once it was asked, if it had no signature, whether it has one now.
+
+    It is asked at most once an hour. Where the server can't be reached, or has another pack or another pack's signature
+    by now, the pack stays what it was: a pinned pack that is here needs no network.
+    """
+    if record.sha256 != parsed.sha256 or record.signature is not None:
+        return record
+    if parsed.is_immutable:  # a commit never gains a file
+        return record
+    age = store.age(key)
+    if age is not None and 0 <= age < FRESH:
+        return record
+    try:
+        store.renew(key)  # before it is asked: one that does not answer would else be waited for at every load
+        target = source.locate(parsed)
+        if target.sha256 not in (None, record.sha256):
+            return record
+        if target.git_sha1 is not None and _git_sha1(read_file(path)) != target.git_sha1:
+            return record
+        signature = _signature(store, source, target, source.key(_exactly(parsed, target)))
+    except SteerKitError:
+        return record
+    if signature is None or _is_of_another(store.path(signature), record.sha256):
+        return record
+    record = replace(_record(parsed, target, store, record.sha256), signature=signature)
+    _remember(parsed, store, source, target, record)
+    return record
+
+
+def _is_of_another(signature: Path, digest: str) -> bool:
+    """Whether a signature says that it is of another pack; what is no signature says nothing, and is judged later."""
+    try:
+        return parse_signature(read_signature(signature)).sha256 != digest
+    except SignatureFormatError:
+        return False
 
 
 def _known(store: Store, target: Target, versioned: str) -> str | None:

@@ -23,11 +23,8 @@ from steerkit_vectors_hub.signing.trust import (
     key_fingerprint,
     parsed,
 )
-from steerkit_vectors_hub.sources.base import is_offline
+from steerkit_vectors_hub.sources.base import FRESH, is_offline
 from steerkit_vectors_hub.sources.web import fetch
-
-FRESH = 3600.0
-"""Seconds for which a list from a web server is not asked for again."""
 
 STALE = 7 * 24 * 3600.0
 """Seconds after which an old copy, where there is no newer one to be had, is worth a warning."""

@@ -20,6 +20,9 @@ SIGNATURE = ".sig"
 
 MAX_SIGNATURE = 2**18
 
+FRESH = 3600.0
+"""Seconds for which a server is not asked again for a revocation list, or for a signature that it did not have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
