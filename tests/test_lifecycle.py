@@ -77,7 +77,7 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "repe": [Case(sk.RepE(**HARMFUL)), Case(sk.RepE(**HARMFUL, norm_preserving=True))],
-    "adasteer": [Case(sk.AdaSteer()), Case(sk.AdaSteer(layers=(3, 4, 5)))],
+    "adasteer": [Case(sk.AdaSteer()), Case(sk.AdaSteer(layers=(3, 4, 5), harmfulness_along="rejection"))],
     "actadd": [
         Case(
             sk.ActAdd(positive="harmful", negative="harmless", images=True),

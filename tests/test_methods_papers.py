@@ -17,6 +17,7 @@ from test_methods import LAYERS, TOLERANCE, last_token
 
 import steerkit as sk
 from steerkit.errors import EmptyAnchorSetError, OptionError, SteerKitError
+from steerkit.intervention import LinearStrength
 from steerkit.methods.astra import attribute, lasso, with_cells
 from steerkit.samples import Sample
 from steerkit.vector import Key, SteeringVector
@@ -169,9 +170,10 @@ def test_actadd_adds_the_difference_of_two_prompts(measured_llava: ReadByHooks, 
 
 
 @pytest.mark.parametrize("form", ["increments", "literal"])
+@pytest.mark.parametrize("along", ["projection", "rejection"])
 @pytest.mark.parametrize("labels", [False, True])
 def test_adasteer_doses_by_the_unsteered_positions(
-    measured_llava: ReadByHooks, anchors: list[Sample], form: Any, labels: bool
+    measured_llava: ReadByHooks, anchors: list[Sample], form: Any, along: Any, labels: bool
 ) -> None:
     vlm = measured_llava.vlm
     chosen = [
@@ -183,41 +185,80 @@ def test_adasteer_doses_by_the_unsteered_positions(
         rejection_layer=3,  # above the steered ones
         harmfulness_layer=1,
         rejection=(-0.8, 1.2, 0.1, 3.0),
-        harmfulness=(0.5, -0.6, -2.0, 2.0),
+        harmfulness=(5.0, -6.0, -20.0, 20.0),  # q lies mostly across r: a small dose of its projection changes nothing
+        harmfulness_along=along,
         form=form,
     )
     vector = method.fit(measured_llava, chosen, batch_size=3)
-    complied = states(vlm, labelled(chosen, "harmful"), images=True).mean(0)
-    harmless = states(vlm, labelled(chosen, "harmless"), images=True).mean(0)
-    if labels:
-        rejected = states(vlm, labelled(chosen, "no"), images=True).mean(0)
-    else:
-        rejected = states(vlm, labelled(chosen, "harmful"), images=False).mean(0)
-    r, q = rejected - complied, complied - harmless
+    r, q, complied, harmless = adasteer_groups(vlm, chosen, labels=labels)
+    second = {layer: r[layer] if along == "rejection" else r[layer] * share(q, r, layer) for layer in (0, 2)}
+    added = {"": {0: r[0], 2: r[2]}, "undone": dict(second)}
+    if form == "increments":
+        for rows in added.values():
+            rows[2] = rows[2] - rows[0]
     for key, expected in {
-        Key(0): r[0],
-        Key(2): r[2] - r[0] if form == "increments" else r[2],
         Key(3, name="rejection"): r[3],
         Key(3, name="complied"): complied[3],
         Key(1, name="harmfulness"): q[1],
         Key(1, name="harmless"): harmless[1],
     }.items():
         assert_same(vector, key, expected)
+    for name, rows in added.items():
+        for layer, expected in rows.items():
+            assert np.abs(vector.tensors[Key(layer, name=name)].double().numpy() - expected).max() < TOLERANCE
     sample = anchors[5]
     h = states(vlm, [sample], images=True)[0]
     at_r = (h[3] - complied[3]) @ r[3] / (r[3] @ r[3])
     at_q = (h[1] - harmless[1]) @ q[1] / (q[1] @ q[1])
-    dose = np.clip(-0.8 * at_r + 1.2, 0.1, 3.0) + np.clip(0.5 * at_q - 0.6, -2.0, 2.0)
-    assert 0.1 < -0.8 * at_r + 1.2 < 3.0, "the test must see the slope"
-    assert abs(0.5 * at_q - 0.6) < 2.0
+    a_r, a_q = np.clip(-0.8 * at_r + 1.2, 0.1, 3.0), np.clip(5.0 * at_q - 6.0, -20.0, 20.0)
+    assert 0.1 < a_r < 3.0, "the test must see the slope"
+    assert abs(a_q) < 20.0
+    assert all(abs(a_q) * np.linalg.norm(rows) > CLEARLY for rows in second.values()), "and both terms"
 
-    def along(layer: int) -> Change:
-        direction = r[2] - r[0] if layer == 2 and form == "increments" else r[layer]
-        return lambda x: x + dose * direction
+    def moved(layer: int) -> Change:
+        return lambda x: x + a_r * added[""][layer] + a_q * added["undone"][layer]
 
-    if abs(dose) * np.linalg.norm(r[0]) < CLEARLY:
-        pytest.fail("the dose is too small for the test to see")
-    assert_steers(vlm, vector, sample, {0: along(0), 2: along(2)}, only)
+    assert_steers(vlm, vector, sample, {0: moved(0), 2: moved(2)}, only)
+
+
+def adasteer_groups(vlm: VLM, chosen: Sequence[Sample], *, labels: bool = False) -> tuple[np.ndarray, ...]:
+    """r, q and the means of what is complied with and of what is harmless, each `[layers, hidden]`."""
+    complied = states(vlm, labelled(chosen, "harmful"), images=True).mean(0)
+    harmless = states(vlm, labelled(chosen, "harmless"), images=True).mean(0)
+    rejected = states(vlm, labelled(chosen, "no" if labels else "harmful"), images=labels).mean(0)
+    return rejected - complied, complied - harmless, complied, harmless
+
+
+def share(q: np.ndarray, r: np.ndarray, layer: int) -> float:
+    """k, the coefficient of q's projection on r."""
+    return float(q[layer] @ r[layer] / (r[layer] @ r[layer]))
+
+
+@pytest.mark.parametrize("form", ["increments", "literal"])
+@pytest.mark.parametrize("along", ["projection", "rejection"])
+def test_adasteer_takes_back_from_the_harmless_what_it_can(
+    measured_llava: ReadByHooks, anchors: list[Sample], form: Any, along: Any
+) -> None:
+    method = sk.AdaSteer(rejection_layer=2, harmfulness_layer=1, form=form, harmfulness_along=along)
+    vector = method.fit(measured_llava, anchors)
+    r, q, complied, harmless = adasteer_groups(measured_llava.vlm, anchors)
+    a_r = np.clip(1 - (harmless[2] - complied[2]) @ r[2] / (r[2] @ r[2]), 0, 1)
+    assert a_r > 0.1, "there is something to take back"
+    second = np.stack([r[layer] * (1 if along == "rejection" else share(q, r, layer)) for layer in range(LAYERS)])
+    least = np.linalg.lstsq(second.reshape(-1, 1), -a_r * r[:LAYERS].reshape(-1), rcond=None)[0].item()
+    rule = vector.interventions[1].strength
+    assert isinstance(rule, LinearStrength)
+
+    def dose(position: float) -> float:
+        return float(np.clip(rule.slope * position * np.linalg.norm(q[1]) + rule.intercept, rule.minimum, rule.maximum))
+
+    assert dose(0.0) == pytest.approx(least, rel=1e-3)
+    assert dose(-1.0) == pytest.approx(least, rel=1e-3), "and no more where a prompt is more harmless still"
+    assert dose(0.5) == pytest.approx(least / 2, rel=1e-3)
+    assert dose(1.0) == pytest.approx(0.0, abs=1e-4 * abs(least))
+    assert dose(2.0) == pytest.approx(0.0, abs=1e-4 * abs(least))
+    left = np.linalg.norm(a_r * r[:LAYERS] + least * second)
+    assert left < (1e-6 if along == "rejection" else 0.999) * np.linalg.norm(a_r * r[:LAYERS])
 
 
 def test_adasteer_reads_where_the_groups_are_best_apart(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
@@ -400,6 +441,7 @@ def test_cells_are_painted_black_in_every_image(picture: Callable[..., Image.Ima
         (sk.ActAdd, {"positive": "a", "negative": "a"}, "both 'a'"),
         (sk.AdaSteer, {"rejected": "harmful"}, "the same"),
         (sk.AdaSteer, {"rejection": (1.0, 0.0, 1.0, 0.0)}, "minimum of rejection"),
+        (sk.AdaSteer, {"harmfulness": (1.0, 0.0, 1.0, 0.0)}, "minimum of harmfulness"),
         (sk.ASTRA, {"benign": "harmful"}, "the same"),
         (sk.ASTRA, {"source": "pairs", "grid": 4}, "attribution"),
     ],

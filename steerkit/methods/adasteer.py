@@ -38,7 +38,7 @@ Line = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class AdaSteer(SteeringMethod):
-    """Steer towards rejection as far as the prompt is from it, and less where the prompt is harmless.
+    """Steer towards rejection as far as the prompt is from it, and undo that where the prompt is harmless.
 
     Two directions are read at the last prompt token, each at a layer of its own; positions along them are measured on
     a pass that nothing steers:
@@ -46,17 +46,27 @@ class AdaSteer(SteeringMethod):
         r = mean(rejected) - mean(complied)        p_r = (h - mean(complied)) . r / |r|^2     0 complied, 1 rejected
         q = mean(complied) - mean(harmless)        p_q = (h - mean(harmless)) . q / |q|^2     0 harmless, 1 harmful
 
-        h' = h + (a_r + a_q) r      a_r = clip(w_r p_r + b_r)      a_q = clip(w_q p_q + b_q)
+        h' = h + a_r r + a_q k r      a_r = clip(w_r p_r + b_r)      a_q = clip(w_q p_q + b_q)      k = q . r / |r|^2
+
+    r, q and k are those of each steered layer: what the second term adds is the projection of q on r there.
 
     Where the paper leaves a choice, or we differ from it:
 
     * Its groups are prompts of a language model: harmful ones that it rejects, jailbreaks that it complies with, and
       harmless ones. For a model whose safety an image undoes, `rejected` defaults to the harmful anchors shown as text
       alone; name a label to take anchors of that label instead.
-    * Its second term adds q's projection on r, (q . r / |r|^2) r, layer by layer. We add r for both terms, which
-      differs by a factor of each layer: no single coefficient makes up for it.
-    * It tunes w, b and the bounds for each model. Ours follow from the groups: a harmful prompt that would be complied
-      with gets all of r, one that is rejected already, or is harmless, gets none.
+    * It tunes w, b and the bounds for each model. Ours follow from the groups. A harmful prompt that would be complied
+      with gets all of r (p_r = 0, p_q = 1), one that is rejected already none of it (p_r = 1, and p_q > 1 where k > 0),
+      and of one that is harmless the second term takes back what the first gave: a_q runs from 0 at p_q = 1 to
+
+          a_q = -a_r sum(k |r|^2) / sum(k^2 |r|^2)      over the steered layers, a_r at mean(harmless)
+
+      at p_q = 0, the least squares of (a_r + a_q k) r. k differs from layer to layer, so that something of r is left at
+      each unless q and r keep their angle; where q is orthogonal to r everywhere, nothing can be taken back.
+      `harmfulness_along="rejection"` puts r in place of k r: nothing is left then, and no single a_q of the paper's
+      form does the same. On the demo models both refuse the same prompts at strength 1; at twice that, the paper's
+      refuses more of the harmless ones.
+    * It steers every token of the prompt; we the last one, from which the answer is generated.
     * It adds at every layer with small coefficients, which accumulate. `increments` adds at each layer what r gained
       there, which sums to r.
     * It finds the reading layers by a probe; we take the layer at which the two groups lie furthest apart in units of
@@ -70,7 +80,8 @@ class AdaSteer(SteeringMethod):
         rejection_layer: Block at which p_r is read; None for the one that separates best.
         harmfulness_layer: Block at which p_q is read; None for the one that separates best.
         rejection: w_r, b_r and the bounds of a_r.
-        harmfulness: w_q, b_q and the bounds of a_q.
+        harmfulness: w_q, b_q and the bounds of a_q; None for the line that follows from the groups.
+        harmfulness_along: What a_q is a coefficient of: the `projection` of q on r, or r itself, `rejection`.
         form: `increments` or `literal`; see above.
         phase: `prompt` steers the last prompt token only; `both` every generated token as well.
     """
@@ -85,7 +96,8 @@ class AdaSteer(SteeringMethod):
     rejection_layer: Annotated[int, Field(ge=0)] | None = None
     harmfulness_layer: Annotated[int, Field(ge=0)] | None = None
     rejection: Line = (-1.0, 1.0, 0.0, 1.0)
-    harmfulness: Line = (1.0, -1.0, -1.0, 0.0)
+    harmfulness: Line | None = None
+    harmfulness_along: Literal["projection", "rejection"] = "projection"
     form: Literal["increments", "literal"] = "increments"
     phase: Literal["prompt", "both"] = "prompt"
 
@@ -95,9 +107,9 @@ class AdaSteer(SteeringMethod):
         if len(set(labels)) != len(labels):
             raise ValueError(f"two of the labels {labels} are the same")
         for name in ("rejection", "harmfulness"):
-            _, _, minimum, maximum = getattr(self, name)
-            if minimum > maximum:
-                raise ValueError(f"the minimum of {name}, {minimum}, exceeds its maximum {maximum}")
+            line: Line | None = getattr(self, name)
+            if line is not None and line[2] > line[3]:
+                raise ValueError(f"the minimum of {name}, {line[2]}, exceeds its maximum {line[3]}")
         return self
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
@@ -131,31 +143,65 @@ class AdaSteer(SteeringMethod):
         rejected, complied, harmless = found["rejected"], found["complied"], found["harmless"]
         steered = model.check_layers(self.layers)
         r = {layer: rejected[layer].mean - complied[layer].mean for layer in layers}
-        added = {layer: r[layer] for layer in steered}
-        directions = {
-            Key(layer): row for layer, row in (ops.increments(added) if self.form == "increments" else added).items()
-        }
+        q = {layer: complied[layer].mean - harmless[layer].mean for layer in layers}
+        first = {layer: r[layer] for layer in steered}
+        projected = {layer: _along(q[layer], r[layer]) for layer in steered}
+        second = first if self.harmfulness_along == "rejection" else projected
         at_r = _best(rejected, complied) if self.rejection_layer is None else self.rejection_layer
         at_q = _best(complied, harmless) if self.harmfulness_layer is None else self.harmfulness_layer
-        q = complied[at_q].mean - harmless[at_q].mean
-        directions |= {
+        directions = {
+            **self._added(first, ""),
+            **self._added(second, "undone"),
             Key(at_r, name="rejection"): r[at_r],
             Key(at_r, name="complied"): complied[at_r].mean,
-            Key(at_q, name="harmfulness"): q,
+            Key(at_q, name="harmfulness"): q[at_q],
             Key(at_q, name="harmless"): harmless[at_q].mean,
         }
-        places = tuple(steered)
-        rules = (
-            _rule(self.rejection, "rejection", "complied", at_r, r[at_r]),
-            _rule(self.harmfulness, "harmfulness", "harmless", at_q, q),
+        position = float((harmless[at_r].mean - complied[at_r].mean) @ r[at_r] / (r[at_r] @ r[at_r]))
+        line = self.harmfulness or _undoing(_value(self.rejection, position), first, second)
+        rules = {
+            "": _rule(self.rejection, "rejection", "complied", at_r, r[at_r]),
+            "undone": _rule(line, "harmfulness", "harmless", at_q, q[at_q]),
+        }
+        interventions = (
+            Intervention(
+                operation=Add(direction=StoredDirection(name=name)),
+                layers=tuple(steered),
+                tokens="last",
+                phase=self.phase,
+                strength=rule,
+            )
+            for name, rule in rules.items()
         )
-        return Fit(
-            directions,
-            tuple(
-                Intervention(operation=Add(), layers=places, tokens="last", phase=self.phase, strength=rule)
-                for rule in rules
-            ),
-        )
+        return Fit(directions, tuple(interventions))
+
+    def _added(self, by_layer: dict[int, Tensor], name: str) -> dict[Key, Tensor]:
+        """What is added at each layer, in the form that was asked for."""
+        rows = ops.increments(by_layer) if self.form == "increments" else by_layer
+        return {Key(layer, name=name): row for layer, row in rows.items()}
+
+
+def _along(x: Tensor, direction: Tensor) -> Tensor:
+    """The projection of x on a direction."""
+    return (x @ direction) / (direction @ direction) * direction
+
+
+def _value(line: Line, position: float) -> float:
+    """The strength at a position."""
+    slope, intercept, minimum, maximum = line
+    return min(max(slope * position + intercept, minimum), maximum)
+
+
+def _undoing(dose: float, first: dict[int, Tensor], second: dict[int, Tensor]) -> Line:
+    """The line that is 0 for harmful prompts, and for harmless ones undoes a dose of `first` by `second`.
+
+    What `second` can undo: the coefficient is that of least squares over all layers, so what it adds is at most as long
+    as what it undoes, however small `second` is.
+    """
+    square = sum(float(row @ row) for row in second.values())
+    shared = sum(float(first[layer] @ row) for layer, row in second.items())
+    harmless = -dose * shared / square if square else 0.0
+    return -harmless, harmless, min(harmless, 0.0), max(harmless, 0.0)
 
 
 def _rule(line: Line, direction: str, origin: str, layer: int, along: Tensor) -> LinearStrength:
