@@ -21,6 +21,7 @@ from steerkit.intervention import (
     Clamp,
     Intervention,
     LinearStrength,
+    MeasuredContrast,
     Operation,
     Scale,
     StoredDirection,
@@ -124,11 +125,14 @@ def conflicts(
 
 
 def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
-    """The vectors, with what each adds made orthogonal to what those before it add or ablate at the same place.
+    """The vectors, with what each adds made orthogonal to what those before it work on at the same place.
 
-    Gram-Schmidt in the order given: the first vector keeps its directions, and a later one loses the part that lies in
-    the span of the earlier ones. So none undoes or repeats another, and additions no longer touch what an ablation
-    before them removed. What a vector ablates, clamps or reads in a measure stays as it is.
+    Gram-Schmidt in the order given: the first vector keeps its directions, and a direction that a later one adds loses
+    the part that lies in the span of the earlier ones: of what they add, ablate, scale or clamp, or along which they
+    add a measured contrast. So no addition undoes or repeats what came before it; it and an ablation, a scaling or a
+    clamp before it can change places. What is ablated, scaled, clamped or read in a measure stays as it is, and so does
+    that along which a contrast is added, because less of it would be another quantity, not less of the same: put such
+    a vector first.
 
     Args:
         vectors: The vectors, the most important first.
@@ -137,7 +141,7 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
         New vectors in the same order.
 
     Raises:
-        OptionError: Nothing is left of a direction, or a vector is measured on each prompt.
+        OptionError: Nothing is left of a direction, or what a vector adds is a contrast measured on each prompt.
         ModelMismatchError: The vectors belong to models of different width.
     """
     given = as_vectors(vectors)
@@ -145,7 +149,7 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
     spans: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
     made: list[SteeringVector] = []
     for index, vector in enumerate(given):
-        if any(intervention.contrast is not None for intervention in vector.interventions):
+        if any(isinstance(intervention.operation.direction, MeasuredContrast) for intervention in vector.interventions):
             raise OptionError(
                 f"vector {index} ({vector.metadata.method.name}) is measured on each prompt",
                 expected="vectors whose directions are stored",
@@ -153,7 +157,7 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
             )
         made.append(_without(vector, index, spans))
         for part in _parts(made[-1], 1.0):
-            if isinstance(part.intervention.operation, (Add, Ablate)):
+            if part.signs:  # a dose of 0 works on nothing
                 spans[part.layer, part.label].append(torch.atleast_2d(part.direction).float())
     return made
 

@@ -340,6 +340,49 @@ def test_an_addition_is_kept_clear_of_an_ablated_subspace(llava: sk.VLM, inputs:
     assert sk.orthogonalized([added, removed])[1] is removed
 
 
+@pytest.mark.parametrize(
+    "operation", [Scale(factor=0.25), Scale(factor=1.5), Clamp(minimum=-0.1, maximum=0.1)], ids=str
+)
+def test_an_addition_is_kept_clear_of_what_is_scaled_or_clamped(llava: sk.VLM, inputs: Any, operation: Any) -> None:
+    """Then the two can change places; with the whole direction they can't."""
+    bound, added = made(llava, 0, operation=operation), made(llava, 0) + made(llava, 1)
+    kept, clear = sk.orthogonalized([bound, added])
+    assert kept is bound
+    for layer, d in bound.directions.items():
+        unit, whole = d.double() / d.double().norm(), added.directions[layer].double()
+        assert (clear.directions[layer].double() - (whole - (whole @ unit) * unit)).abs().max() < 1e-5
+    for later, same in ((clear, True), (added, False)):
+        answers = []
+        for order in ([bound, later], [later, bound]):
+            with sk.steer(llava.model, order):
+                answers.append(generate(llava.model, inputs))
+        assert distance(*answers) < 2e-5 if same else distance(*answers) > CLEARLY
+    assert sk.orthogonalized([added, bound])[1] is bound
+
+
+def test_an_addition_is_kept_clear_of_what_a_contrast_is_added_along(llava: sk.VLM) -> None:
+    """Whatever the contrast of a prompt is, nothing that is added repeats or undoes it."""
+    span = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
+    measured = vector(llava, {sk.Key(1): span}, sk.Intervention(operation=ALONG_THE_PLANE))
+    added = made(llava, 1)
+    kept, clear = sk.orthogonalized([measured, added])
+    assert kept is measured
+    assert (span @ clear.directions[1]).abs().max() < 1e-4
+    assert (span @ added.directions[1]).abs().max() > 0.1
+    assert torch.equal(clear.directions[2], added.directions[2]), "elsewhere nothing is lost"
+    assert sk.orthogonalized([added, measured])[1] is measured, "it reads what it read"
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [{"operation": Scale(factor=1.0)}, {"operation": Ablate(), "strength": {0: 1.0}}, {"strength": 0.0}],
+    ids=str,
+)
+def test_what_works_on_nothing_takes_nothing(llava: sk.VLM, idle: Any) -> None:
+    added = at(llava, 1.0)
+    assert torch.equal(sk.orthogonalized([at(llava, 1.0, **idle), added])[1].directions[1], added.directions[1])
+
+
 def test_a_gate_keeps_the_direction_that_it_reads(llava: sk.VLM) -> None:
     gated = at(llava, 1.0, 1.0, gate=Gate(measure=Measure(kind="projection"), threshold=0.0))
     _, found = sk.orthogonalized([at(llava, 1.0), gated])
