@@ -80,6 +80,11 @@ class TestPush:
             "steering_vector.safetensors",
         }
 
+    def test_a_dry_run_names_the_plot_of_a_calibrated_pack(self, tmp_path: Path) -> None:
+        strength = {"recommended": 1.0, "curve": [{"strength": 1.0, "unsafe": 0.5}]}
+        made = vector(strength=strength).save(tmp_path / "calibrated.safetensors")
+        assert "would upload  strength.png, " in run("push", made, "someone/pack", "--dry-run").err
+
     def test_what_is_missing_can_be_filled_in(self, tmp_path: Path) -> None:
         made = vector()
         model = {**made.metadata.model.model_dump(), "id": "", "revision": None}

@@ -15,7 +15,8 @@ from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 
 import steerkit as sk
-from steerkit_vectors_hub.card import PACK, PLOT
+from steerkit_vectors_hub.card import CURVE, PACK, PLOT
+from steerkit_vectors_hub.charts import COLOR, SECOND, Axis
 from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError, ReferenceFormatError
 from steerkit_vectors_hub.push import Publication, missing_fields
 from steerkit_vectors_hub.sources.huggingface import published
@@ -27,6 +28,20 @@ def without(field: str, part: str | None = None, value: Any = None) -> dict[str,
     if part is None:
         return {field: value}
     return {field: {**COMPLETE[field], part: value}}  # type: ignore[dict-item]
+
+
+CALIBRATED = {
+    "recommended": 0.75,
+    "minimum": 0.0,
+    "maximum": 2.0,
+    "curve": [
+        {"strength": 0.0, "unsafe": 0.9, "cost": 0.0, "cost_kind": "over_refusal"},
+        {"strength": 0.75, "unsafe": 0.1, "cost": 0.04, "cost_kind": "over_refusal"},
+        {"strength": 1.5, "unsafe": None, "cost": 0.5, "cost_kind": "over_refusal"},
+        {"strength": 2.0, "unsafe": 0.1, "cost": None, "cost_kind": "over_refusal"},
+    ],
+    "chosen_by": "least unsafe, over_refusal at most 0.05, on | dev",
+}
 
 
 @pytest.fixture
@@ -111,6 +126,42 @@ class TestCard:
         assert image.size == (760, 240)
         assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 3
 
+    def test_what_a_calibration_measured_is_plotted_and_told(self) -> None:
+        made = vector(strength=CALIBRATED).push_to_hub("someone/pack", dry_run=True)
+        assert f"![unsafe rate and over-refusal by strength]({CURVE})" in made.card
+        assert "The recommended strength is 0.75: unsafe rate 10 %, over-refusal 4 %." in made.card
+        assert "over\\_refusal at most 0.05, on \\| dev." in made.card
+        image = Image.open(io.BytesIO(made.files[CURVE])).convert("RGB")
+        assert image.size == (760, 240)  # both are shares of answers: one chart
+        colors = {color for _, color in image.getcolors(1 << 20) or ()}
+        assert {tuple(bytes.fromhex(each[1:])) for each in (COLOR, SECOND)} <= colors
+
+    def test_other_costs_have_a_chart_of_their_own(self) -> None:
+        kl = {**CALIBRATED, "curve": [{**point, "cost_kind": "kl"} for point in CALIBRATED["curve"]]}
+        made = vector(strength=kl).push_to_hub("someone/pack", dry_run=True)
+        assert Image.open(io.BytesIO(made.files[CURVE])).size == (760, 480)
+        assert "unsafe rate 10 %, KL from the unsteered model, nats 0.04." in made.card
+
+    def test_without_a_curve_of_the_whole_vector_there_is_no_plot(self, dry: Publication) -> None:
+        layers = {"curve": [{"strength": 3.0, "cost": 0.01, "cost_kind": "kl, layer 2"}]}
+        for made in (dry, vector(strength=layers).push_to_hub("someone/pack", dry_run=True)):
+            assert CURVE not in made.files
+            assert "## Strength" not in made.card
+
+    @pytest.mark.parametrize("points", [[0.0], [-1.7e308, 1.7e308], [5e-324], [1e-300, 1.0], [-2.0, -1.0]])
+    def test_any_number_can_be_plotted(self, points: list[float]) -> None:
+        curve = [{"strength": each, "unsafe": each, "cost": -each, "cost_kind": "x\n](y)" * 30} for each in points]
+        made = vector(strength={"recommended": points[0], "curve": curve}).push_to_hub("someone/pack", dry_run=True)
+        assert Image.open(io.BytesIO(made.files[CURVE])).size == (760, 480)
+        assert "](y" not in made.card.split("## Strength")[1].split("\n\n")[1].replace("\\]", "")
+
+    def test_the_scale_has_round_numbers(self) -> None:
+        assert Axis(0.0, 100.0).ticks(4) == [0.0, 50.0, 100.0]
+        assert Axis(0.0, 2.0).ticks(4) == [0.0, 0.5, 1.0, 1.5, 2.0]
+        assert Axis.around([-1.0, 3.0]) == Axis(-1.0, 3.0)
+        assert Axis.around([0.0]) == Axis(0.0, 1.0)
+        assert Axis(-1.0, 3.0).share(0.0) == 0.25
+
     def test_text_of_a_stranger_stays_text(self) -> None:
         evil = "x](javascript:alert(1)) <script>alert(1)</script>\n---\nlicense: mit\n# Title"
         card = vector(description=evil, license="MIT").push_to_hub("someone/pack", dry_run=True).card
@@ -155,6 +206,13 @@ class TestUpload:
         with pytest.raises(PublishError, match=r"model\.safetensors"):
             vector().push_to_hub("someone/model")
         assert list(hub.repositories["someone/model"].commits) == [commit]
+
+    def test_an_update_takes_the_plots_away_that_it_has_not(self, hub: LoopbackHub) -> None:
+        first = vector(strength=CALIBRATED).push_to_hub("someone/pack")
+        assert CURVE in hub.repositories["someone/pack"].commits[str(first.revision)]
+        second = vector().push_to_hub("someone/pack")
+        assert hub.repositories["someone/pack"].commits[str(second.revision)] == dict(second.files)
+        assert CURVE not in second.files
 
     def test_a_wrong_token_is_refused(self, hub: LoopbackHub) -> None:
         with pytest.raises(AccessError, match="401"):

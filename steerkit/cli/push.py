@@ -37,7 +37,7 @@ def push(
 ) -> None:
     """Publish a pack on the Hugging Face hub.
 
-    The pack, a model card and a plot of its norms go up in one commit. A pack that does not say its licence, its
+    The pack, a model card and its plots go up in one commit. A pack that does not say its licence, its
     model's id and commit, and where its anchors are from is refused; the options fill in what is missing. A signature
     beside the pack, FILE.sig, goes with it.
     """

@@ -8,14 +8,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from steerkit.metadata import Metric, PackMetadata
+from steerkit.metadata import Metric, PackMetadata, StrengthRecord
 from steerkit.plain import clean
 from steerkit_vectors_hub.norms import NormSeries
+from steerkit_vectors_hub.strength import strength_series
 
 PACK = "steering_vector.safetensors"
 """The file name of a published pack."""
 
 PLOT = "norms.png"
+CURVE = "strength.png"
 
 LICENSES = frozenset(
     "apache-2.0 mit bsd-2-clause bsd-3-clause bsl-1.0 cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 "
@@ -45,6 +47,7 @@ def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: 
         _made(metadata),
         "## What was measured",
         _measured(metadata.metrics),
+        *_by_strength(metadata.strength),
         "## Directions",
         _directions(norms),
         "## Intended use",
@@ -143,6 +146,24 @@ def _measured(metrics: Sequence[Metric]) -> str:
         return "Nothing. Measure it before you use it."
     rows = [(each.name, f"{each.value:g}", each.condition, each.judge, each.dataset) for each in metrics]
     return _table(("figure", "value", "condition", "judge", "data set"), rows)
+
+
+def _by_strength(record: StrengthRecord) -> list[str]:
+    """The section about the strength; nothing where no calibration measured the vector at several."""
+    series = strength_series(record)
+    if not series:
+        return []
+    measured = [(each, dict(each.points).get(record.recommended)) for each in series]
+    there = [f"{each.title} {each.shown(value)}" for each, value in measured if value is not None]
+    text = f"The recommended strength is {record.recommended:.4g}"
+    text += f": {_line(', '.join(there))}." if there else "; it was not measured there."
+    if record.chosen_by.strip():
+        text += f" How it was chosen: {_line(record.chosen_by).rstrip('.')}."
+    return [
+        "## Strength",
+        f"![{_line(' and '.join(each.title for each in series))} by strength]({CURVE})",
+        f"{text} These are figures on the prompts by which the strength was chosen; on others, expect worse.",
+    ]
 
 
 def _directions(norms: Sequence[NormSeries]) -> str:

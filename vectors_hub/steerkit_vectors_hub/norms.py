@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from html import escape
@@ -13,8 +12,7 @@ from pydantic import Field, model_validator
 from steerkit.formats import RawPack, parse_tensor_name
 from steerkit.intervention import FiniteFloat, Frozen, site_label
 from steerkit.plain import clean
-
-COLOR = "#1f6f8b"
+from steerkit_vectors_hub.charts import COLOR, Axis, Canvas, Chart
 
 
 class NormSeries(Frozen):
@@ -90,28 +88,18 @@ def svg(series: NormSeries, *, width: int = 400, height: int = 132) -> str:
     )
 
 
-def png(series: Sequence[NormSeries], *, width: int = 760, height: int = 240) -> bytes:
+def png(series: Sequence[NormSeries]) -> bytes:
     """All series below each other, as a PNG."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.new("RGB", (width, height * len(series)), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    canvas = Canvas(len(series))
     for number, each in enumerate(series):
-        top, bottom, left, right = height * number + 34, height * (number + 1) - 34, 64, width - 16
-        largest = max(each.norms) or 1.0
-        slot = (right - left) / len(each.layers)
-        draw.text((left, top - 22), f"Norm of the directions, {each.title}", fill="black", font=font)
-        draw.text((8, top - 5), f"{largest:.3g}", fill="black", font=font)
-        draw.text((8, bottom - 8), "0", fill="black", font=font)
-        draw.line((left, bottom, right, bottom), fill="#888888")
+        chart = Chart(canvas, number, Axis.around(each.norms))
+        chart.frame(f"Norm of the directions, {each.title}", "layer")
+        slot = (chart.right - chart.left) / len(each.layers)
         step = math.ceil(len(each.layers) / 16)
         for index, (layer, norm) in enumerate(zip(each.layers, each.norms, strict=True)):
-            x = left + index * slot
-            y = bottom - (bottom - top) * norm / largest
-            draw.rectangle((x + 0.1 * slot, min(y, bottom - 1), x + 0.9 * slot, bottom - 1), fill=COLOR)
+            x = chart.left + index * slot
+            top = min(chart.height(norm), chart.bottom - 1)
+            canvas.rectangle(x + 0.1 * slot, top, x + 0.9 * slot, chart.bottom, COLOR)
             if index % step == 0:
-                draw.text((x + 0.1 * slot, bottom + 4), str(layer), fill="black", font=font)
-        draw.text((left, bottom + 18), "layer", fill="black", font=font)
-    out = io.BytesIO()
-    image.save(out, format="PNG")
-    return out.getvalue()
+                canvas.text(x + slot / 2, chart.bottom + 4, str(layer), "middle")
+    return canvas.png()

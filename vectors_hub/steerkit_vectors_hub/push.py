@@ -1,4 +1,4 @@
-"""Publishing a vector: the pack, its card and its plot, checked for completeness and uploaded in one commit."""
+"""Publishing a vector: the pack, its card and its plots, checked for completeness and uploaded in one commit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from steerkit.formats import parse_pack
 from steerkit.metadata import PackMetadata
 from steerkit.vector import SteeringVector
-from steerkit_vectors_hub.card import PACK, PLOT, model_card
+from steerkit_vectors_hub import norms, strength
+from steerkit_vectors_hub.card import CURVE, PACK, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError
-from steerkit_vectors_hub.norms import norm_series, png
 from steerkit_vectors_hub.refs import Ref, parse_ref
 from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.signing.signer import sign_bytes
@@ -102,15 +102,18 @@ def prepare(
         )
     data = vector.to_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    norms = norm_series(parse_pack(data))
+    by_layer = norms.norm_series(parse_pack(data))
+    by_strength = strength.strength_series(vector.metadata.strength)
     files = {PACK: data}
     if sign_key is not None:
         files[PACK + SIGNATURE] = sign_bytes(data, PACK, key=sign_key)
     elif signature is not None:
         files[PACK + SIGNATURE] = _fitting(read_signature(signature), digest, signature)
-    files["README.md"] = model_card(vector.metadata, norms, repo_id=repo_id, sha256=digest).encode()
-    if norms:
-        files[PLOT] = png(norms)
+    files["README.md"] = model_card(vector.metadata, by_layer, repo_id=repo_id, sha256=digest).encode()
+    if by_layer:
+        files[PLOT] = norms.png(by_layer)
+    if by_strength:
+        files[CURVE] = strength.png(by_strength, vector.metadata.strength.recommended)
     return Publication(repo_id, files, digest, None, f"hf://{repo_id}#sha256={digest}")
 
 
@@ -163,7 +166,7 @@ def push_to_hub(
                 fix="publish it under another name",
             )
         # a signature or a plot of the pack that was there before belongs to no file of this one
-        stale = ({PACK + SIGNATURE, PLOT} & there) - set(made.files)
+        stale = ({PACK + SIGNATURE, PLOT, CURVE} & there) - set(made.files)
         operations = [
             *(CommitOperationAdd(name, data) for name, data in made.files.items()),
             *(CommitOperationDelete(name) for name in sorted(stale)),
