@@ -29,6 +29,7 @@ from reference import (
     edited,
     generate,
     no_images,
+    only,
     picture,
     since,
     state,
@@ -61,6 +62,48 @@ def check_fit(vlm: sk.VLM, model: Any, family: str, tolerance: float = 1e-4) -> 
     text, blank = (captured(model, family, vlm.inputs(WITH_IMAGE, images))[1] for images in (False, "blank"))
     assert (shift - (text - blank).mean(0)).abs().max() < tolerance
     return fitted
+
+
+# -- methods that are fitted on a model, however it runs ---------------------------------------------------------------
+
+SHIFT = sk.CMRM(counterpart="blank", aggregate="mean", form="literal")
+GATED = sk.CAST(meets="bad", fails="good", layers=(2,), condition_layers=(1,), coefficient=0.5)
+OPEN = torch.tensor([True, False, True])
+"""For which of the anchors GATED opens its gate: those that meet the condition."""
+
+
+def by_hooks(method: Any, model: Any, inputs: Any, blank: Any, phase: str = "prompt") -> list[Edit]:
+    """What a method does to the three anchors, from plain hooks on this model: directions, gate and places."""
+    length = inputs["input_ids"].shape[1]
+    if method is SHIFT:
+        text, white = (torch.stack(captured(model, "llava", each)) for each in blank)
+        where = {"prompt": only(length - 1), "both": since(length - 1)}[phase]
+        return adds({sk.Key(layer): d for layer, d in enumerate((text - white).mean(1))}, where)
+    h = captured(model, "llava", inputs)[2].double()
+    differences = torch.stack([h[0] - h[1], h[2] - h[1]])
+    component = torch.linalg.svd(differences, full_matrices=False)[2][0]
+    shift = component * (differences.mean(0) @ component)
+    seen: list[torch.Tensor] = []  # whether a prompt meets the condition is told by its mean at block 1
+    handle = model.model.language_model.layers[1].register_forward_hook(lambda m, a, o: seen.append(o.double()))
+    with torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    mask = inputs["attention_mask"].double()[:, :, None]
+    mean = (seen[0] * mask).sum(1) / mask.sum(1)
+    condition = torch.linalg.svd(torch.stack([mean[0] - mean[1], mean[2] - mean[1]]), full_matrices=False)[2][0]
+    similar = torch.cosine_similarity(mean, torch.tanh(torch.outer(mean @ condition, condition)))
+    assert similar[1] < similar[[0, 2]].min() or similar[1] > similar[[0, 2]].max(), "one threshold tells them apart"
+    real = inputs["attention_mask"].bool()
+
+    def where(positions: Any) -> Any:
+        shown = torch.ones(3, len(positions), dtype=torch.bool)
+        shown[:, positions < length] = real[:, positions[positions < length]]
+        return shown & OPEN[:, None]
+
+    return [Edit(2, where, lambda x, rows: x + 0.5 * shift)]
+
+
+FITTED = pytest.mark.parametrize("method", [SHIFT, GATED], ids=["cmrm", "cast"])
 
 
 # -- a pipeline --------------------------------------------------------------------------------------------------------
@@ -229,6 +272,25 @@ def test_eight_bit_weights(quantise: Callable[[Any], type[Any]]) -> None:
     assert distance(found, generate(model, inputs)) > CLEARLY
 
 
+@FITTED
+def test_methods_fit_on_eight_bit_weights_and_steer_them(method: Any) -> None:
+    """Dynamic quantisation goes by the whole batch, so the anchors are fitted, and answered, in one."""
+    model, processor = tiny.build("llava")
+    exact = method.fit(sk.wrap(model, processor), ANCHORS)
+    by_torch(model)
+    assert "quantized" in type(model.model.language_model.layers[0].mlp.up_proj).__module__
+    vlm = sk.wrap(model, processor)
+    inputs = vlm.inputs(WITH_IMAGE)
+    fitted = method.fit(vlm, ANCHORS)
+    assert (fitted.directions[2] - exact.directions[2]).abs().max() > 1e-4, "it is measured on the quantised model"
+    edits = by_hooks(method, model, inputs, [vlm.inputs(WITH_IMAGE, images) for images in (False, "blank")])
+    with sk.steer(model, fitted, policy="off"):
+        found = generate(model, inputs)
+    with edited(model, "llava", edits):
+        assert distance(found, generate(model, inputs)) < 1e-3
+    assert distance(found, generate(model, inputs)) > CLEARLY
+
+
 # -- torch.compile -----------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +363,30 @@ def test_a_static_cache_is_compiled_once_and_steered(family: str) -> None:
     assert Counting.compiled == 3
     with edited(model, family, adds(part, where)):
         assert distance(found, generate(model, inputs, steps=7)) < 2e-5
+
+
+@FITTED
+@pytest.mark.usefixtures("fresh_graphs")
+def test_fitted_methods_steer_a_static_cache(method: Any) -> None:
+    """As they steer without a graph, which is as plain hooks do; the gate of each prompt holds in every step."""
+    vlm = sk.wrap(*tiny.build("llava"))
+    model, inputs = vlm.model, vlm.inputs(WITH_IMAGE)
+    given = SHIFT.model_copy(update={"phase": "both"}) if method is SHIFT else method
+    fitted = given.fit(vlm, ANCHORS)
+    edits = by_hooks(method, model, inputs, [vlm.inputs(WITH_IMAGE, images) for images in (False, "blank")], "both")
+    Counting.compiled = 0
+    with sk.steer(model, fitted, policy="off") as receipt:
+        found = generate(model, inputs, steps=6, **static(Counting()))
+    assert Counting.compiled == 1
+    with sk.steer(model, fitted, policy="off") as eager:
+        assert distance(found, generate(model, inputs, steps=6)) < 2e-5
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (eager.prompt_tokens, eager.generated_tokens)
+    with edited(model, "llava", edits):
+        assert distance(found, generate(model, inputs, steps=6)) < 1e-3
+    plain = generate(model, inputs, steps=6)
+    assert distance(found, plain) > CLEARLY
+    left_alone = (torch.stack(found.logits) - torch.stack(plain.logits))[:, 1].abs().max() < 2e-5
+    assert bool(left_alone) == (method is GATED)
 
 
 @pytest.mark.usefixtures("fresh_graphs")
@@ -492,6 +578,41 @@ def test_an_assistant_changes_no_answer(draft: str, phase: str) -> None:
     assert max(passes[1:]) > 1
     assert sum(passes) > length + 11  # something was proposed and rejected
     assert (receipt.prompt_tokens, receipt.generated_tokens) == (alone.prompt_tokens, alone.generated_tokens)
+
+
+@pytest.mark.parametrize("draft", ["itself", "lookup"])
+@pytest.mark.parametrize("sample", [0, 1], ids=["meets", "fails"])
+@FITTED
+def test_an_assistant_changes_no_answer_of_a_fitted_method(method: Any, sample: int, draft: str) -> None:
+    """A gate is decided by the prompt, and stays so while proposals come and go."""
+    vlm = sk.wrap(*tiny.build("llava"))
+    model = vlm.model
+    if draft == "lookup":
+        options: dict[str, Any] = {"prompt_lookup_num_tokens": 3}
+    else:
+        assistant = copy.deepcopy(model)
+        assistant.generation_config.update(
+            num_assistant_tokens=4, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
+        )
+        options = {"assistant_model": assistant}
+    given = SHIFT.model_copy(update={"phase": "both"}) if method is SHIFT else method
+    fitted = given.fit(vlm, ANCHORS)
+    inputs = vlm.inputs(WITH_IMAGE[sample : sample + 1])
+    plain = generate(model, inputs, steps=12)
+    with sk.steer(model, fitted, strength=4.0, policy="off") as alone:
+        expected = generate(model, inputs, steps=12)
+    passes: list[int] = []
+    block = model.model.language_model.layers[0]
+    handle = block.register_forward_hook(lambda m, a, output: passes.append(output.shape[1]))
+    with sk.steer(model, fitted, strength=4.0, policy="off") as receipt:
+        found = generate(model, inputs, steps=12, **options)
+    handle.remove()
+    assert torch.equal(found.sequences, expected.sequences)
+    assert max(passes[1:]) > 1
+    assert sum(passes) > inputs["input_ids"].shape[1] + 11, "something was proposed and rejected"
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (alone.prompt_tokens, alone.generated_tokens)
+    opened = method is SHIFT or bool(OPEN[sample])
+    assert torch.equal(found.sequences, plain.sequences) != opened
 
 
 def with_fingerprint(vlm: sk.VLM) -> sk.SteeringVector:
