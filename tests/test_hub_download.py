@@ -266,6 +266,15 @@ class TestOffline:
         with pytest.raises(CacheError, match="STEERKIT_CACHE"):
             resolve("hf://someone/pack")
 
+    def test_a_cache_in_a_home_folder_that_there_is_not(
+        self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("STEERKIT_CACHE", "~nobody-here/x")
+        for offline in (False, True):
+            with pytest.raises(CacheError, match="STEERKIT_CACHE is '~nobody-here/x'"):
+                resolve("hf://someone/pack", offline=offline)
+        assert not hub.requests
+
 
 class TestWeb:
     def test_a_file_of_a_web_server(self, hub: LoopbackHub, data: bytes, newer: bytes) -> None:

@@ -33,6 +33,7 @@ from steerkit_vectors_hub.errors import DownloadError, OfflineError, PublishErro
 from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.signing.check import check_origin, check_revocation, check_signature
 from steerkit_vectors_hub.signing.library import Answer
+from steerkit_vectors_hub.signing.revocation import read_revocations
 from steerkit_vectors_hub.signing.trust import TrustFile, default_trust, read_trust
 
 __all__ = ["cache", "hub"]  # fixtures
@@ -644,6 +645,22 @@ class TestTrustFile:
         monkeypatch.setenv("STEERKIT_TRUST", str(tmp_path / "mine.toml"))
         with pytest.raises(TrustFileError, match=r"mine\.toml"):  # what is named must be there
             default_trust()
+
+    def test_a_home_folder_that_there_is_not(
+        self, tmp_path: Path, lab: KeyPair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for text in (
+            '[[signers]]\nname = "lab"\nkey = "~nobody-here/lab.pub"',
+            'revocations = ["~nobody-here/revoked.toml"]',
+            '[[signers]]\nname = "a"\nkeyless = { identity = "a", issuer = "b", trust_config = "~nobody-here/c" }',
+        ):
+            with pytest.raises(TrustFileError, match="home folder"):
+                read_trust(self.written(tmp_path, text))
+        monkeypatch.setenv("STEERKIT_TRUST", "~nobody-here/trust.toml")
+        with pytest.raises(TrustFileError, match="STEERKIT_TRUST.*nobody-here"):
+            default_trust()
+        with pytest.raises(TrustFileError, match="revoked.*can't be read"):
+            read_revocations(TrustFile(revocations=("revoked\0.toml",)))
 
 
 def list_of(updated: str = "2026-01-01", **entries: dict[str, str]) -> str:

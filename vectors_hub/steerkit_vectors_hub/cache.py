@@ -26,6 +26,7 @@ from steerkit.errors import PackFormatError
 from steerkit.files import sync_folder, write_atomically
 from steerkit.formats.container import read_file
 from steerkit_vectors_hub.errors import CacheError
+from steerkit_vectors_hub.places import place
 
 PLACE = "STEERKIT_CACHE"
 """Environment variable: the folder of the cache."""
@@ -58,11 +59,12 @@ class Record:
 
 
 def cache_folder() -> Path:
-    """`$STEERKIT_CACHE`, or `steerkit` in the user's cache folder."""
-    if chosen := os.environ.get(PLACE):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "steerkit"
+    """`$STEERKIT_CACHE`, or `steerkit` in the user's cache folder.
+
+    Raises:
+        CacheError: It names a home folder that there is not.
+    """
+    return place(PLACE, "XDG_CACHE_HOME", "~/.cache", "steerkit", CacheError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,11 @@ class Store:
 
     @classmethod
     def default(cls) -> Store:
-        """The store of `cache_folder()`."""
+        """The store of `cache_folder()`.
+
+        Raises:
+            CacheError: The folder's name leads to no place.
+        """
         return cls(cache_folder())
 
     def path(self, digest: str) -> Path:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
+from steerkit_vectors_hub.places import place
 from steerkit_vectors_hub.refs import checked_url
 from steerkit_vectors_hub.signing.keys import key_fingerprint, public_key_pem, root_pem
 
@@ -71,7 +72,11 @@ def _list(value: str, info: ValidationInfo) -> str:
 
 
 def _relative(value: str, info: ValidationInfo) -> Path:
-    return ((info.context or {}).get("folder") or Path()) / Path(value).expanduser()
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{value!r:.300} names a home folder that can't be found ({error})") from error
+    return ((info.context or {}).get("folder") or Path()) / path
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
@@ -201,21 +206,26 @@ class TrustFile(_Part):
 
 
 def trust_path() -> Path:
-    """`$STEERKIT_TRUST`, or `steerkit/trust.toml` in the user's configuration folder."""
-    if chosen := os.environ.get(PLACE):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path("~/.config").expanduser()) / "steerkit" / "trust.toml"
+    """`$STEERKIT_TRUST`, or `steerkit/trust.toml` in the user's configuration folder.
+
+    Raises:
+        TrustFileError: It names a home folder that there is not.
+    """
+    return place(PLACE, "XDG_CONFIG_HOME", "~/.config", "steerkit/trust.toml", TrustFileError)
 
 
 def default_trust() -> TrustFile:
     """The user's trust file; one that names nobody where there is none, unless STEERKIT_TRUST names it.
 
     Raises:
-        TrustFileError: It is malformed, or missing where STEERKIT_TRUST says it is.
+        TrustFileError: It is malformed, can't be read, or is missing where STEERKIT_TRUST says it is.
     """
     path = trust_path()
-    return read_trust(path) if os.environ.get(PLACE) or path.exists() else TrustFile()
+    try:
+        there = path.exists()
+    except OSError:  # a folder that may not be looked into: whether it is there is said by reading it
+        there = True
+    return read_trust(path) if os.environ.get(PLACE) or there else TrustFile()
 
 
 def read_trust(path: str | Path) -> TrustFile:
@@ -238,7 +248,7 @@ def bounded(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
         raise TrustFileError(f"{str(path)!r} can't be read ({error})", expected="a TOML file") from error
     if len(data) > limit:
         raise TrustFileError(f"{str(path)!r} has more than {limit} bytes", expected="a short TOML file")
