@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
 
+from steerkit.arguments import as_vectors
 from steerkit.errors import OptionError
-from steerkit.evaluation import Case, Suite, Verdict, answers, steered
-from steerkit.intervention import LinearStrength
+from steerkit.evaluation import Case, Suite, Verdict, answers, check_measurable, steered
+from steerkit.given import expect, expect_one_of
+from steerkit.intervention import LinearStrength, is_finite
 from steerkit.metadata import StrengthPoint, StrengthRecord
 from steerkit.samples import Sample
 from steerkit.vector import SteeringVector
-from steerkit.vlm import VLM
+from steerkit.vlm import VLM, check_vlm
 
 Progress = Callable[[str], None]
 """Called with what is measured next."""
+
+Unit: TypeAlias = Literal["kl", "over_refusal", "utility_loss"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,13 @@ class Budget:
         limit: The most that it may be.
     """
 
-    kind: Literal["kl", "over_refusal", "utility_loss"]
+    kind: Unit
     limit: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("kl", "over_refusal", "utility_loss"):
-            raise OptionError(f"budget {self.kind!r}", expected="kl, over_refusal or utility_loss")
-        if not (math.isfinite(self.limit) and self.limit >= 0):
-            raise OptionError(f"a budget of {self.limit}", expected="a finite number, not below 0")
+        expect_one_of(get_args(Unit), **{"the kind of budget": self.kind})
+        if not is_finite(self.limit) or self.limit < 0:
+            raise OptionError(f"a budget of {self.limit!r:.80}", expected="a finite number, not below 0")
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,14 @@ def calibrate(
         progress: Called before each measurement.
 
     Raises:
-        OptionError: maximum or tolerance is impossible, the budget is exceeded without steering, or the vector can't
+        OptionError: An argument is impossible, the budget is exceeded without steering, or the vector can't
             be calibrated per layer.
         SteerKitError: As `steer` does.
     """
+    check_measurable(vlm, suite)
+    _check_vector(vector)
+    expect(Budget, "a Budget", "sk.Budget('kl', 0.05)", budget=budget)
+    expect(Callable | None, "a function of what is next", progress=progress)
     _check_range(maximum, tolerance)
     run, layers, rule = 0, (), ""
     if per_layer is not None:
@@ -170,6 +176,9 @@ def equal_kl(
     Raises:
         OptionError: A vector does not reach the dose at the maximum, or an argument is impossible.
     """
+    check_vlm(vlm)
+    vectors = as_vectors(vectors)
+    expect(Callable | None, "a function of what is next", progress=progress)
     _check_range(maximum, tolerance)
     dose = Budget("kl", kl).limit
     before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
@@ -222,7 +231,7 @@ def per_layer(
         batch_size: Prompts per forward pass.
 
     Raises:
-        OptionError: The vector has several interventions, or a measured strength.
+        OptionError: The vector has several interventions, or a measured strength, or an argument is impossible.
     """
     return _by_layer(vlm, vector, samples, kl, maximum=maximum, tolerance=tolerance, batch_size=batch_size)[0]
 
@@ -239,6 +248,8 @@ def _by_layer(
     progress: Progress | None = None,
 ) -> tuple[SteeringVector, int]:
     """What `per_layer` returns, and the number of prompts that the model was run on."""
+    check_vlm(vlm)
+    _check_vector(vector)
     _check_range(maximum, tolerance)
     dose = Budget("kl", kl).limit
     if len(vector.interventions) != 1 or isinstance(vector.interventions[0].strength, LinearStrength):
@@ -421,7 +432,12 @@ def _say(progress: Progress | None, what: str) -> None:
 
 
 def _check_range(maximum: float, tolerance: float) -> None:
-    if not (math.isfinite(maximum) and 0 < tolerance < maximum):
+    if not (is_finite(maximum) and is_finite(tolerance) and 0 < tolerance < maximum):
         raise OptionError(
-            f"maximum {maximum}, tolerance {tolerance}", expected="finite numbers with 0 < tolerance < maximum"
+            f"maximum {maximum!r:.80}, tolerance {tolerance!r:.80}",
+            expected="finite numbers with 0 < tolerance < maximum",
         )
+
+
+def _check_vector(vector: object) -> None:
+    expect(SteeringVector, "one SteeringVector", "sk.SteeringVector.load(path) for a pack", vector=vector)

@@ -8,11 +8,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import OptionError
-from steerkit.evaluation import Estimate, Outcome, Suite, evaluate, seconds_per_token
+from steerkit.evaluation import Estimate, Outcome, Suite, check_measurable, evaluate, seconds_per_token
+from steerkit.given import expect, expect_each, expect_whole
+from steerkit.intervention import is_finite
 from steerkit.method import SteeringMethod
 from steerkit.samples import Sample, as_samples
 from steerkit.vector import SteeringVector
@@ -198,9 +201,16 @@ def compare(
         progress: Called before each step.
 
     Raises:
-        OptionError: There is nothing to compare.
+        OptionError: There is nothing to compare, or an argument is of another type.
         SteerKitError: A method does not fit model or anchors, or as `fit` and `steer` do.
     """
+    check_measurable(vlm, suite)
+    expect(Mapping, "{name: method, (method, anchors) or vector}", methods=methods)
+    expect_each(Real, "a list of strengths", sweep=sweep)
+    if not all(map(is_finite, sweep)):
+        raise OptionError(f"sweep is {sweep!r:.80}", expected="finite strengths")
+    expect_whole(batch_size=batch_size)
+    expect(Callable | None, "a function of (what is next, done, total)", progress=progress)
     if not methods or UNSTEERED in methods:
         raise OptionError(
             f"methods are {list(methods)}",
@@ -210,8 +220,10 @@ def compare(
     fits: dict[str, tuple[SteeringMethod, Sequence[Sample]]] = {}
     for name, entry in methods.items():
         if not isinstance(entry, SteeringVector):
-            fits[name] = (entry, common) if isinstance(entry, SteeringMethod) else entry
-            fits[name][0].plan(vlm, as_samples(fits[name][1]))
+            method, chosen = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, common)
+            expect(SteeringMethod, "a method, (method, anchors) or a vector", **{f"methods[{name!r}]": method})
+            method.plan(vlm, as_samples(chosen))
+            fits[name] = method, chosen
     extra = [strength for strength in dict.fromkeys(map(float, sweep)) if strength not in (0.0, 1.0)]
     total = 1 + len(methods) * (1 + len(extra)) + len(fits)
     done = 0

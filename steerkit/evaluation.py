@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from steerkit.errors import EmptyAnchorSetError
+from steerkit.given import expect, expect_each, expect_whole
 from steerkit.samples import Sample
 from steerkit.steering import steer
 from steerkit.vector import SteeringVector
-from steerkit.vlm import VLM
+from steerkit.vlm import VLM, check_vlm
 
 Verdict: TypeAlias = Literal["complied", "refused", "garbled"]
 
@@ -43,7 +44,12 @@ class Case:
     sample: Sample
     answer: str | None = None
 
+    def __post_init__(self) -> None:
+        expect(Sample, "a steerkit.Sample", "sk.Case(sk.Sample(text))", sample=self.sample)
+        expect(str | None, "a text, or None", answer=self.answer)
 
+
+@runtime_checkable
 class Judge(Protocol):
     """Decides what an answer is. Any object with these three will do, such as a classifier of one's own."""
 
@@ -77,6 +83,9 @@ class PhraseJudge:
     refusals: tuple[str, ...] = REFUSALS
     exact: bool = False
     name: str = "phrases"
+
+    def __post_init__(self) -> None:
+        expect_each(str, "a list of phrases", refusals=self.refusals)
 
     def verdict(self, case: Case, answer: str) -> Verdict:
         """Complied if the case's answer is in it, refused if a phrase is; else garbled, or complied without one."""
@@ -117,7 +126,11 @@ class Suite:
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
+        expect(str, "a text", name=self.name)
+        expect(Judge, "an object with name, verdict and right", "sk.PhraseJudge() is one", judge=self.judge)
+        expect_whole(max_new_tokens=self.max_new_tokens)
         for name in ("harmful", "harmless", "utility"):
+            expect_each(Case, "a list of sk.Case", **{name: getattr(self, name)})
             if not getattr(self, name):
                 raise EmptyAnchorSetError(f"the suite {self.name!r} has no {name} prompts", expected="at least one")
         missing = [index for index, case in enumerate(self.utility) if case.answer is None]
@@ -214,8 +227,11 @@ def evaluate(
         progress: Called after each set.
 
     Raises:
+        OptionError: An argument is of another type.
         SteerKitError: As `steer` and `VLM.generate` do.
     """
+    check_measurable(vlm, suite)
+    expect(Callable | None, "a function of (done, total)", progress=progress)
     told: list[list[str]] = []
     done = 0
     for cases in (suite.harmful, suite.harmless, suite.utility):
@@ -233,6 +249,16 @@ def evaluate(
         right=tuple(judge.right(case, text) for case, text in zip(suite.utility, told[2], strict=True)),
         surprise=tuple(-float(values.mean()) for values in likely if len(values)),
     )
+
+
+def check_measurable(vlm: object, suite: object) -> None:
+    """Refuse what is no VLM, or no suite.
+
+    Raises:
+        OptionError: One of them is something else.
+    """
+    check_vlm(vlm)
+    expect(Suite, "a Suite: prompts and a judge", "sk.Suite(name, harmful, harmless, utility, judge)", suite=suite)
 
 
 def seconds_per_token(

@@ -34,6 +34,7 @@ from steerkit.errors import (
     SampleError,
     UnsupportedModelError,
 )
+from steerkit.given import PATH, expect, expect_whole
 from steerkit.intervention import Frozen, Intervention
 from steerkit.metadata import AnchorRecord, MethodRecord, PackMetadata
 from steerkit.samples import Sample, anchor_digest, as_samples, named
@@ -144,7 +145,7 @@ class SteeringMethod(Frozen, ABC):
             The vector, with complete metadata.
 
         Raises:
-            OptionError: The model is not one that steerkit loaded or wrapped, or the batch size is impossible.
+            OptionError: The model is not one that steerkit loaded or wrapped, or another argument is impossible.
             EmptyAnchorSetError: There are no anchors and the method needs some.
             SampleError: An anchor can't be a prompt of this model; found before the model runs.
             MissingImageError: An image file is missing, or is not an image; found before the model runs.
@@ -153,8 +154,11 @@ class SteeringMethod(Frozen, ABC):
             OptionError: The model is in training mode, or has no weights.
             SteerKitError: Whatever the method's `plan` finds wrong.
         """
-        if batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}", expected="at least 1")
+        expect_whole(batch_size=batch_size)
+        expect(PATH | None, "a file", checkpoint=checkpoint)
+        expect(Callable | None, "a function of (done, total)", progress=progress)
+        expect(str, "a text", anchor_name=anchor_name)
+        expect(str | None, "a text, or None", anchor_license=anchor_license)
         if not isinstance(model, SteerableModel):
             raise OptionError(
                 f"the model is a {type(model).__name__}",

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from steerkit.errors import PluginError, UnsupportedModelError
+from steerkit.given import expect
 from steerkit.plugins import ADAPTERS, METHODS, PluginWarning, is_ours, load, names, owner_of
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ def get_method(name: str) -> type[SteeringMethod]:
     """The method class registered under a name.
 
     Raises:
+        OptionError: The name is no text.
         UnknownNameError: No such method; the message suggests the nearest name.
         PluginError: The distribution that registers it can't be imported, or registers something else.
     """
     from steerkit.method import SteeringMethod
 
+    expect(str, "a name, such as sk.method_names() lists", name=name)
     return load(METHODS, name, SteeringMethod)
 
 
@@ -39,6 +42,7 @@ def get_adapter(name: str) -> type[ModelAdapter]:
     """The adapter class registered under a name; errors as for `get_method`."""
     from steerkit.adapter import ModelAdapter
 
+    expect(str, "a name, such as sk.adapter_names() lists", name=name)
     return load(ADAPTERS, name, ModelAdapter)
 
 

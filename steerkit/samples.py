@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from steerkit.errors import MissingImageError, OptionError, SampleError
+from steerkit.given import PATH, expect
 
 if TYPE_CHECKING:
     import numpy as np
@@ -215,10 +216,12 @@ def read_samples(
 
     Raises:
         SampleError: A bad row under `on_error="raise"`, an unknown kind of file, or no such file.
-        OptionError: `on_error` is none of these.
+        OptionError: `on_error` is none of these, or another argument is of another type.
     """
     if on_error not in ("raise", "skip") and not callable(on_error):
         raise OptionError(f"on_error is {on_error!r}", expected="'raise', 'skip' or a function of row number and error")
+    expect(Mapping | None, "{'source field': 'text'}", columns=columns)
+    expect(PATH | None, "a folder", image_root=image_root)
     root = Path(image_root) if image_root is not None else None
     from_csv = False
     if isinstance(source, (str, Path)):
@@ -227,8 +230,9 @@ def read_samples(
         root = root if root is not None else path.parent
         name = str(path)
         from_csv = path.suffix == ".csv"
-    elif isinstance(source, Mapping):
-        raise SampleError("the samples are one mapping", expected="a file or a list", fix="put it in a list")
+    elif isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable):
+        what = f"the samples are {source!r:.60} of type {type(source).__name__}"
+        raise SampleError(what, expected="a file or a list", fix="put it in a list")
     else:
         rows = enumerate(iter(source), start=1)
         name = "the list"

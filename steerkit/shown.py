@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from steerkit.adapter import Images
@@ -16,19 +17,24 @@ def shown(sample: Sample, images: Images, seed: int) -> Sample:
 
     Raises:
         SampleError: The view shows a caption and there is none.
-        MissingImageError: An image can't be read, or a function gives another number of them.
+        MissingImageError: An image can't be read, or a function gives no list, or another number of them.
     """
     if hides_images(images):
         return prompt_of(sample, images)
     if images is True or images == "original":
         return sample.loaded()
     if callable(images):
-        made = tuple(images(sample))
+        made = images(sample)
+        if isinstance(made, str) or not isinstance(made, Sequence):
+            raise MissingImageError(
+                f"the function gave {made!r:.80} of type {type(made).__name__}",
+                expected="a list of as many images as the sample has",
+            )
         if len(made) != len(sample.images):
             raise MissingImageError(
                 f"the function gave {len(made)} images for a sample with {len(sample.images)}", expected="as many"
             )
-        return replace(sample, images=made).loaded()
+        return replace(sample, images=tuple(made)).loaded()
     opened = map(open_image, sample.images)
     made = [meaningless_image((image.height, image.width), None if images == "blank" else seed) for image in opened]
     return replace(sample, images=tuple(made))

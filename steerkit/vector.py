@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -24,6 +25,7 @@ from steerkit.formats import (
     tensor_name,
     tensors_digest,
 )
+from steerkit.given import PATH, as_layers, expect, expect_one_of
 from steerkit.intervention import Add, Intervention, LinearStrength, Site, StoredDirection, Tower, is_finite, site_label
 from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
 
@@ -75,6 +77,12 @@ class SteeringVector:
     _places: Mapping[tuple[str, str, str], frozenset[int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        expect(Mapping, "{sk.Key(layer): tensor}", tensors=self.tensors)
+        expect(PackMetadata, "a PackMetadata", metadata=self.metadata)
+        for key, tensor in self.tensors.items():
+            expect(tuple, "sk.Key(layer)", key=key)
+            expect(Integral, "a whole number", **{f"the layer of {key!r}": key[0] if key else None})
+            expect(Tensor, "a tensor of shape [hidden] or [k, hidden]", **{f"tensors[{key!r}]": tensor})
         # a copy: whoever holds the tensors that were given can't change the vector; gradients reach them through it
         tensors = {
             Key(*key): tensor.cpu().clone(memory_format=torch.contiguous_format)
@@ -117,6 +125,7 @@ class SteeringVector:
 
     def direction(self, stored: StoredDirection, layer: int, site: Site, tower: Tower = "language") -> Tensor | None:
         """The tensor that a stored direction means at a layer, or None if there is none."""
+        expect(StoredDirection, "a StoredDirection, as an intervention names it", stored=stored)
         return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name, tower))
 
     @property
@@ -131,9 +140,10 @@ class SteeringVector:
         this drops what the other layers contributed.
 
         Raises:
+            OptionError: The layers are no whole numbers.
             LayerRangeError: The vector steers nothing at a layer.
         """
-        wanted = tuple(dict.fromkeys(layers))
+        wanted = tuple(dict.fromkeys(as_layers(layers)))
         if not wanted:
             raise LayerRangeError("no layer is selected", expected="at least one layer")
         steered = {layer for i in self.interventions if i.tower == "language" for layer in self.layers_of(i)}
@@ -201,6 +211,8 @@ class SteeringVector:
             ModelMismatchError: They belong to models of another shape.
             OptionError: They do something else with their directions than adding, or at other places.
         """
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
         mine, theirs = self.metadata.model, other.metadata.model
         if (mine.architecture, mine.hidden_size, mine.layer_count) != (
             theirs.architecture,
@@ -226,7 +238,7 @@ class SteeringVector:
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
         """The difference of two vectors; see `+`."""
-        return self + (-other)
+        return self + (-other) if isinstance(other, SteeringVector) else NotImplemented
 
     @property
     def layer_count(self) -> int:
@@ -237,10 +249,10 @@ class SteeringVector:
         """The same vector in another element type.
 
         Raises:
+            OptionError: There is no such type.
             NonFiniteError: A value does not fit the type.
         """
-        if dtype not in _TORCH:
-            raise OptionError(f"dtype is {dtype!r}", expected="float32, float16 or bfloat16")
+        expect_one_of(_TORCH, dtype=dtype)
         tensors = {key: tensor.to(_TORCH[dtype]) for key, tensor in self.tensors.items()}
         return SteeringVector(tensors, self.metadata.model_copy(update={"dtype": dtype, "tensors_sha256": None}))
 
@@ -278,10 +290,14 @@ class SteeringVector:
             The path.
 
         Raises:
+            OptionError: The path is none, or a folder; or there is no such type.
             PackFormatError: What would be written could not be read again, such as an outlier among the directions.
         """
+        expect(PATH, "a path", path=path)
         vector = self if dtype is None else self.to(dtype)
         path = Path(path)
+        if path.is_dir():
+            raise OptionError(f"the path {str(path)!r} is a folder", expected="the name of a file, new or old")
         data = vector.to_bytes(name=str(path))
         write_atomically(path, data)
         return path
@@ -308,9 +324,11 @@ class SteeringVector:
         """Read a pack: parse, audit, construct; nothing is built before the audit has passed.
 
         Raises:
+            OptionError: The path is none.
             PackFormatError: The file is missing, truncated, forged or no pack.
             NonFiniteError: A direction holds NaN or infinity.
         """
+        expect(PATH, "a path", "sk.load_vector takes references, too", path=path)
         return cls.from_bytes(read_file(path), source=str(path))
 
     @classmethod
@@ -321,6 +339,7 @@ class SteeringVector:
             data: All of the file.
             source: Where they are from, for messages and for the attribute of that name.
         """
+        expect(bytes | bytearray | memoryview, "the bytes of a pack", data=data)
         raw = parse_pack(data, name=source)
         metadata = parse_metadata(raw.document, name=source)
         try:
@@ -405,6 +424,7 @@ class SteeringVector:
 
     def layers_of(self, intervention: Intervention) -> Sequence[int]:
         """The layers that an intervention steers; `all` means those that hold its direction."""
+        expect(Intervention, "an sk.Intervention", intervention=intervention)
         if intervention.layers != "all":
             return sorted(intervention.layers)
         direction = intervention.operation.direction

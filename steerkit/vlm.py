@@ -26,6 +26,7 @@ from steerkit.errors import (
     UnsupportedModelError,
 )
 from steerkit.fingerprint import fingerprint
+from steerkit.given import PATH, as_layers, expect, expect_each, expect_one_of, expect_whole
 from steerkit.intervention import Pool, Site, Tower
 from steerkit.metadata import Fingerprint, ModelRecord
 from steerkit.registry import adapter_for
@@ -51,7 +52,8 @@ class VLM:
     """
 
     def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter, *, revision: str | None = None) -> None:
-        self.model = model = unwrapped(model)
+        expect(ModelAdapter, "the family's adapter", "sk.wrap(model, processor) finds it", adapter=adapter)
+        self.model = model = _hugging_face(model)
         self.processor = processor
         self.adapter = adapter
         self.architecture: Architecture = adapter.architecture(model)
@@ -86,10 +88,12 @@ class VLM:
             module where it has one of its own.
 
         Raises:
+            OptionError: The seed is no whole number, or `images` is no view.
             SampleError: There are no samples, or one can't be a prompt of this model.
             MissingImageError: Some samples have images and others have none, or an image can't be read.
             ProcessorError: The VLM was wrapped without a processor.
         """
+        expect_whole(0, seed=seed)
         processor = self.require_processor("building inputs")
         if not len(as_samples(samples)):
             raise SampleError("there are no samples", expected="at least one")
@@ -146,6 +150,9 @@ class VLM:
                 expected="options under which generate returns ids",
                 fix="for scores call model.generate(**vlm.inputs(samples), ...)",
             )
+        expect(Callable | None, "a function of (done, total)", progress=progress)
+        if options.get("max_new_tokens") is not None:
+            expect_whole(max_new_tokens=options["max_new_tokens"])
         tokenizer = tokenizer_of(self.require_processor("generate"))
         texts: list[str | None] = [None] * len(as_samples(samples))
         done = 0
@@ -194,15 +201,16 @@ class VLM:
             `{layer: [batch, hidden]}` on the model's device, in the model's type; a mean in float32.
 
         Raises:
-            OptionError: A site, tower, pool or engine is unknown.
+            OptionError: A site, tower, pool or engine is unknown, or an argument is of another type.
             LayerRangeError: A layer lies outside the model.
             EngineError: The model has no such site or tower.
             SampleError: There are no samples, or one can't be a prompt of this model; found before the model runs.
             MissingImageError: An image file is missing, or is not an image; found before the model runs.
         """
-        for name, value, allowed in (("site", site, Site), ("tower", tower, Tower), ("pool", pool, Pool)):
-            if value not in get_args(allowed):
-                raise OptionError(f"{name} is {value!r}", expected=" or ".join(map(repr, get_args(allowed))))
+        expect_one_of(get_args(Site), site=site)
+        expect_one_of(get_args(Tower), tower=tower)
+        expect_one_of(get_args(Pool), pool=pool)
+        expect_one_of(("nnsight", "hooks"), engine=engine)
         self.architecture.check_site(site, tower)
         wanted = self.check_layers(layers, tower)
         if tower == "vision":
@@ -214,10 +222,8 @@ class VLM:
             from steerkit.engines import nnsight
 
             read = nnsight.capture
-        elif engine == "hooks":
-            read = hooks.capture
         else:
-            raise OptionError(f"engine is {engine!r}", expected="'nnsight' or 'hooks'")
+            read = hooks.capture
         parts: list[tuple[list[int], dict[int, Tensor]]] = []
         for batch in self._batches(samples, images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images, seed=seed)
@@ -277,10 +283,11 @@ class VLM:
             prompt and the tokens before it; float32, on the CPU; empty for an empty answer.
 
         Raises:
-            OptionError: There are not as many answers as samples.
+            OptionError: There are not as many answers as samples, or one is no text.
             SampleError: A sample can't be a prompt of this model; found before the model runs.
             ProcessorError: The VLM was wrapped without a processor.
         """
+        expect_each(str, "a list of texts, one for each sample", answers=answers)
         tokenizer = tokenizer_of(self.require_processor("the likelihood of an answer"))
         if len(answers) != len(as_samples(samples)):
             raise OptionError(f"{len(answers)} answers for {len(samples)} samples", expected="one for each")
@@ -344,6 +351,7 @@ class VLM:
             SampleError: A text contains the image token, or there are more images than the model takes.
             ProcessorError: There is no processor, or it has no chat template that places the images.
         """
+        as_samples([sample])
         prompt = prompt_of(sample, images)
         self.adapter.render(self.require_processor("building a prompt"), prompt, len(prompt.images))
 
@@ -359,12 +367,14 @@ class VLM:
         """The layers of a tower, sorted; all of them for None.
 
         Raises:
+            OptionError: The layers are no whole numbers, or the tower is unknown.
             LayerRangeError: A layer lies outside the model, or none is given.
         """
+        expect_one_of(get_args(Tower), tower=tower)
         count = self.architecture.count(tower)
         if layers is None:
             return list(range(count))
-        wanted = sorted(set(layers))
+        wanted = sorted(set(as_layers(layers)))
         if not wanted:
             raise LayerRangeError("no layer is given", expected=f"some of 0 to {count - 1}")
         for layer in wanted:
@@ -442,8 +452,7 @@ class VLM:
 
     def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
         """Batches of indices, samples with images apart from those without; bad samples are found here."""
-        if size < 1:
-            raise OptionError(f"batch_size is {size}", expected="at least 1")
+        expect_whole(batch_size=size)
         hidden = hides_images(images)
         groups: dict[bool, list[int]] = {True: [], False: []}
         for index in range(len(samples)):
@@ -478,12 +487,16 @@ def load(source: str, **options: Any) -> VLM:
     Raises:
         UnsupportedModelError: There is no model, or no adapter serves its type; raised before any weight is read.
         ProcessorError: The processor can't be built.
+        OptionError: The source is no text, or torch has no such dtype.
 
     Example:
         >>> vlm = sk.load("llava-hf/llava-1.5-7b-hf", device_map="auto", dtype="bfloat16")
     """
     import transformers
 
+    expect(PATH, "a repository id or a folder", source=source)
+    for name in {"dtype", "torch_dtype"} & options.keys():
+        _check_dtype(name, options[name])
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     adapter = adapter_of(source, **shared)
     if (commit := _commit(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
@@ -491,6 +504,14 @@ def load(source: str, **options: Any) -> VLM:
     processor = adapter.load_processor(str(source), **shared)
     model = getattr(transformers, adapter.auto_class).from_pretrained(source, **options)
     return VLM(model.eval(), processor, adapter, revision=commit)
+
+
+def _check_dtype(name: str, dtype: object) -> None:
+    """Refuse a type that torch does not have; a mapping gives parts of the model types of their own."""
+    for one in dtype.values() if isinstance(dtype, Mapping) else [dtype]:
+        known = getattr(torch, one, None) if isinstance(one, str) else one
+        if one not in (None, "auto") and not isinstance(known, torch.dtype):
+            raise OptionError(f"{name} is {one!r:.80}", expected="'auto' or a type of torch, such as 'bfloat16'")
 
 
 def _commit(source: str, options: Mapping[str, Any]) -> str | None:
@@ -544,16 +565,29 @@ def wrap(model: nn.Module, processor: Any = None) -> VLM:
     """
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
+    return VLM(model, processor, adapter_for(cast("Any", _hugging_face(model)).config.model_type))
+
+
+def check_vlm(given: object) -> None:
+    """Refuse what is no VLM, where a model is needed with its processor.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    expect(VLM, "a VLM: a model with its processor", "sk.wrap(model, processor), or what sk.load returns", vlm=given)
+
+
+def _hugging_face(model: nn.Module) -> nn.Module:
+    """The model, unwrapped, once it is known to be one that says its type."""
     model = unwrapped(model)
-    config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
     if not isinstance(model, nn.Module) or not isinstance(model_type, str):
         raise OptionError(
             f"{type(model).__name__} is not a Hugging Face model",
             expected="a model with a config",
             fix="pass what from_pretrained returned; of what holds it, the model inside: pipe.model of a pipeline",
         )
-    return VLM(model, processor, adapter_for(model_type))
+    return model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -581,6 +615,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _record(model: nn.Module, processor: Any, architecture: Architecture, revision: str | None) -> ModelRecord:
     config = cast("Any", model).config
     tokenizer = None if processor is None else tokenizer_of(processor)
+    try:
+        vocabulary = None if tokenizer is None else tokenizer.get_vocab()
+    except AttributeError as error:
+        raise ProcessorError(
+            f"the processor is {processor!r:.80} of type {type(processor).__name__}",
+            expected="a processor with a tokenizer, or a tokenizer",
+            fix="AutoProcessor.from_pretrained(name); of a language model, AutoTokenizer",
+        ) from error
     images = getattr(processor, "image_processor", None)
     return ModelRecord(
         id=str(config.name_or_path or ""),
@@ -596,7 +638,7 @@ def _record(model: nn.Module, processor: Any, architecture: Architecture, revisi
         config_sha256=_digest(_stable(config.to_dict())),
         tokenizer_sha256=None
         if tokenizer is None
-        else _digest({"vocabulary": tokenizer.get_vocab(), "template": getattr(processor, "chat_template", None)}),
+        else _digest({"vocabulary": vocabulary, "template": getattr(processor, "chat_template", None)}),
         processor_sha256=None if images is None else _digest(_stable(images.to_dict())),
     )
 

@@ -384,7 +384,7 @@ def test_images_are_checked_without_their_pixels(tmp_path: Path, monkeypatch: py
 
 
 def test_a_single_mapping_is_no_list_of_samples() -> None:
-    with pytest.raises(SampleError, match="mapping"):
+    with pytest.raises(SampleError, match="of type dict"):
         read_samples({"text": "Hi"})  # type: ignore[arg-type]
 
 

@@ -1,0 +1,83 @@
+"""What a caller gave for an argument, looked at before it is used: the error names the argument and what was meant.
+
+The arguments are passed by name, as in `expect_whole(batch_size=batch_size)`. This module needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
+from os import PathLike
+from types import UnionType
+from typing import Any, NoReturn
+
+from steerkit.errors import OptionError
+
+PATH = str | PathLike
+"""For `expect`: what names a file."""
+
+
+def expect(kind: type | UnionType, expected: str, fix: str | None = None, /, **given: object) -> None:
+    """Refuse what is not of a type; `kind | None` lets None pass.
+
+    Raises:
+        OptionError: It is of another type.
+    """
+    for name, value in given.items():
+        if not isinstance(value, kind):
+            _refuse(name, value, expected, fix)
+
+
+def expect_each(kind: type | UnionType, expected: str, fix: str | None = None, /, **given: object) -> None:
+    """Refuse what is no list, or other collection, of things of a type; a text is no list of its characters.
+
+    Raises:
+        OptionError: It is something else, or holds something else.
+    """
+    for name, value in given.items():
+        if not isinstance(value, Collection) or isinstance(value, (str, bytes, Mapping)):
+            _refuse(name, value, expected, fix)
+        for index, each in enumerate(value):
+            expect(kind, expected, fix, **{f"{name}[{index}]": each})
+
+
+def expect_whole(least: int = 1, /, **given: object) -> None:
+    """Refuse what is no whole number, numpy's among them, or too small a one.
+
+    Raises:
+        OptionError: It is none.
+    """
+    for name, value in given.items():
+        if not _is_whole(value) or value < least:  # type: ignore[operator]
+            _refuse(name, value, f"a whole number, at least {least}", None)
+
+
+def expect_one_of(allowed: Iterable[str], /, **given: object) -> None:
+    """Refuse what is none of a few words.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    for name, value in given.items():
+        if not isinstance(value, str) or value not in allowed:
+            raise OptionError(f"{name} is {value!r:.80}", expected=" or ".join(map(repr, allowed)))
+
+
+def as_layers(given: Any) -> list[int]:
+    """Numbers of layers, in the order and as often as they are given; whether the model has them is not asked.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    layers: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, bytes) else [given, None]
+    if not all(map(_is_whole, layers)):
+        _refuse("layers", given, "a list of whole numbers", "layers=[3] for one layer, layers=range(4, 9) for several")
+    return [int(layer) for layer in layers]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _refuse(name: str, value: object, expected: str, fix: str | None) -> NoReturn:
+    raise OptionError(f"{name} is {value!r:.80} of type {type(value).__name__}", expected=expected, fix=fix)
