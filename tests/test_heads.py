@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from reference import CAUSAL, WITH_IMAGE, distance, forget, generate, vector
+import transformers
+from reference import CAUSAL, TEXT_ONLY, WITH_IMAGE, distance, forget, generate, vector
 from torch import Tensor, nn
 
 import steerkit as sk
 from steerkit.errors import EngineError, ModelMismatchError, OptionError
 from steerkit.intervention import Gate, Measure
+from steerkit.testing.tiny import seeded, text
 
 WITH_HEADS = ("llava", "llava_next", "llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 HEADS, SIZE = 4, 12
@@ -83,6 +86,114 @@ def test_heads_are_steered_in_every_family_and_engine(vlm_of: Callable[[str], sk
     with sk.steer(vlm, steering(vlm, layers)), torch.no_grad():
         forget(vlm.model)
         assert torch.equal(vlm.model(**inputs).logits, traced)
+
+
+DENSE = {
+    "falcon": ("falcon", "transformer.h", "self_attention", {}),  # many heads, one key and value, as Falcon 7B
+    "falcon-alibi": ("falcon", "transformer.h", "self_attention", {"alibi": True, "multi_query": False}),
+    "falcon-serial": ("falcon", "transformer.h", "self_attention", {"parallel_attn": False, "bias": True}),
+    "falcon-grouped": (
+        "falcon",
+        "transformer.h",
+        "self_attention",
+        {"new_decoder_architecture": True, "num_kv_heads": 2},  # as Falcon 40B
+    ),
+    "phi": ("phi", "model.layers", "self_attn", {"partial_rotary_factor": 0.5}),
+    "phi-grouped": ("phi", "model.layers", "self_attn", {"num_key_value_heads": 2, "qk_layernorm": True}),
+}
+"""Language models whose attention ends in `dense`: model type, path of the blocks, name of the attention, options."""
+
+
+@cache
+def with_dense(name: str) -> tuple[sk.VLM, list[nn.Module]]:
+    """A tiny seeded model and the projections of its blocks."""
+    kind, blocks, attention, options = DENSE[name]
+
+    def make() -> tuple[Any, Any]:
+        tokenizer = text.llama()
+        config: Any = transformers.AutoConfig.for_model(
+            kind,
+            **{"vocab_size": len(tokenizer), "hidden_size": HEADS * SIZE, "num_hidden_layers": 3},
+            **{"num_attention_heads": HEADS, "pad_token_id": tokenizer.pad_token_id},
+            **({"intermediate_size": 96} if kind == "phi" else {"ffn_hidden_size": 96}),
+            **options,
+        )
+        return transformers.AutoModelForCausalLM.from_config(config), tokenizer
+
+    vlm = sk.wrap(*seeded(make))
+    return vlm, [vlm.model.get_submodule(f"{blocks}.{layer}.{attention}.dense") for layer in range(3)]
+
+
+@contextmanager
+def moved(projections: dict[nn.Module, Tensor]) -> Iterator[None]:
+    """Plain hooks: the last token of every pass, before these projections."""
+
+    def hook(by: Tensor) -> Callable[..., Any]:
+        return lambda module, args: (torch.cat([args[0][:, :-1], args[0][:, -1:] + by], dim=1),)
+
+    handles = [module.register_forward_pre_hook(hook(by)) for module, by in projections.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_heads_before_a_dense_projection(name: str) -> None:
+    """Falcon and Phi: what is read, what is steered, and what a method makes of it."""
+    vlm, projections = with_dense(name)
+    assert type(vlm.model).__name__ == {"falcon": "FalconForCausalLM", "phi": "PhiForCausalLM"}[DENSE[name][0]]
+    assert (vlm.record.head_count, vlm.record.head_size) == (HEADS, SIZE)
+    seen: list[Tensor] = []
+    handles = [each.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for each in projections]
+    for sample in TEXT_ONLY:  # one prompt alone, so that nothing is padded
+        with torch.no_grad():
+            vlm.model(input_ids=vlm.inputs([sample])["input_ids"])
+    for handle in handles:
+        handle.remove()
+    for engine in ("hooks", "nnsight"):
+        found = vlm.capture(TEXT_ONLY, site="head_out", engine=engine)
+        for index in range(len(TEXT_ONLY)):
+            for layer in range(3):
+                assert (found[layer][index] - seen[3 * index + layer][0, -1]).abs().max() < 1e-4
+
+    inputs = vlm.inputs(TEXT_ONLY)
+    plain = generate(vlm.model, inputs, 4)
+    with moved({projections[layer]: shift(layer) for layer in (0, 2)}):
+        expected = generate(vlm.model, inputs, 4)
+    with sk.steer(vlm, steering(vlm, [0, 2])) as receipt:
+        assert distance(generate(vlm.model, inputs, 4), expected) == 0
+    assert distance(plain, expected) > 1e-3
+    assert {key: (c.prompt_tokens, c.generated_tokens) for key, c in receipt.sites.items()} == {
+        (layer, "head_out"): (3, 9) for layer in (0, 2)
+    }
+    alone = vlm.inputs(TEXT_ONLY[:1])  # nnsight counts positions from the first real token, which rounds otherwise
+    with sk.steer(vlm, steering(vlm, [0, 2]), engine="nnsight") as receipt:
+        with torch.no_grad(), receipt.nnsight.trace(**alone):
+            traced = receipt.nnsight.output.logits.save()
+    with moved({projections[layer]: shift(layer) for layer in (0, 2)}), torch.no_grad():
+        assert torch.equal(vlm.model(**alone).logits, traced)
+
+
+@pytest.mark.parametrize("name", ["falcon", "phi"])
+def test_iti_moves_heads_before_a_dense_projection(name: str) -> None:
+    vlm, projections = with_dense(name)
+    anchors = [
+        sk.Sample(f"How do I plan {topic}?", label="no" if index % 2 else "yes")
+        for index, topic in enumerate(("a bomb", "a cake", "a fight", "a garden", "a theft", "a letter"))
+    ]
+    fitted = sk.ITI(positive="yes", negative="no", heads=2, held_out=0.4).fit(vlm, anchors)
+    doses = {key.layer: tensor for key, tensor in fitted.tensors.items()}
+    assert {key.site for key in fitted.tensors} == {"head_out"}
+    assert sum(int(row.reshape(HEADS, SIZE).abs().sum(1).count_nonzero()) for row in doses.values()) == 2
+    inputs = vlm.inputs(TEXT_ONLY)
+    strength = float(fitted.interventions[0].strength)  # type: ignore[arg-type]
+    with moved({projections[layer]: strength * row for layer, row in doses.items()}):
+        expected = generate(vlm.model, inputs, 4)
+    with sk.steer(vlm, fitted, policy="off"):
+        assert distance(generate(vlm.model, inputs, 4), expected) < 1e-4
+    assert distance(generate(vlm.model, inputs, 4), expected) > 1e-3
 
 
 @pytest.mark.parametrize("engine", ["hooks", "nnsight"])
