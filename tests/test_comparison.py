@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -407,6 +408,25 @@ def test_compare_command_on_files_of_ones_own(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [row["name"] for row in document["rows"]] == ["unsteered", "cmrm"]
     assert (tmp_path / "out" / "compare.csv").exists()
+
+
+def test_compare_command_shows_the_sweep(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
+    packs = [str(cmrm.save(tmp_path / f"{name}.safetensors")) for name in ("one", "other")]
+    arguments = ["compare", "llava", "--method", "caa", "--vector", packs[0], "--vector", packs[1], "--count", "2"]
+    plain = CliRunner().invoke(app, arguments)
+    assert plain.exit_code == 0, plain.output
+    assert "strength" not in plain.stdout
+    swept = CliRunner().invoke(app, [*arguments, "--sweep", "0.5,2", "-o", str(tmp_path / "out")])
+    assert swept.exit_code == 0, swept.output
+    points = json.loads((tmp_path / "out" / "compare.json").read_text())["sweep"]
+    assert len(points) == 9
+    table = swept.stdout[swept.stdout.index("by strength") :]
+    rows = [re.split(r"\s*[│┃|]\s*", line)[1:-1] for line in table.splitlines() if "│" in line]
+    shares = ("unsafe", "over_refusal", "utility")
+    assert [row[1:] for row in rows] == [
+        [f"{point['strength']:g}", *(f"{100 * point[name]:.0f}" for name in shares)] for point in points
+    ]
+    assert [row[0] for row in rows] == ["caa", "", "", "one", "", "", "other", "", ""]
 
 
 def test_calibrate_command_writes_a_pack(tmp_path: Path, cmrm: sk.SteeringVector) -> None:

@@ -14,6 +14,9 @@ from steerkit.cli.console import clean, console, print_json
 from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from steerkit.comparison import Point
     from steerkit.evaluation import Suite
     from steerkit.samples import Sample
     from steerkit.vlm import VLM
@@ -52,7 +55,9 @@ def compare(
         typer.Option("--set", metavar="METHOD.KEY=VALUE", help="An option of one method. Repeat for more."),
     ] = None,
     vector: Annotated[list[Path] | None, typer.Option(help="A pack to compare as well. Repeat for more.")] = None,
-    sweep: Annotated[str, typer.Option(help="Strengths of the picture, with commas; empty for none.")] = "",
+    sweep: Annotated[
+        str, typer.Option(help="Strengths of a second table, and of the picture in --output, with commas.")
+    ] = "",
     count: Annotated[
         int | None, typer.Option(min=1, help="Prompts of each kind, of a demo model. Default: 100.")
     ] = None,
@@ -109,6 +114,8 @@ def compare(
         print_json(found.as_json())
         return
     console().print(found.table())
+    if found.sweep:
+        console().print(_swept(found.sweep))
 
 
 def prepared(
@@ -233,6 +240,23 @@ def read_suite(path: Path, refusals: list[str] | None, max_new_tokens: int | Non
     return Suite(
         path.stem, *(tuple(cases) for cases in groups.values()), judge=judge, max_new_tokens=max_new_tokens or 64
     )
+
+
+def _swept(points: Sequence[Point]) -> Table:
+    """The trade-off over strength: a section for each method, a row for each strength."""
+    from rich.table import Table
+
+    table = Table(title="by strength")
+    for head in ("", "strength", "unsafe %", "over-refusal %", "utility %"):
+        table.add_column(head, justify="right" if head else "left")
+    before = None
+    for point in points:
+        if before not in (None, point.name):
+            table.add_section()
+        shares = (f"{100 * share:.0f}" for share in (point.unsafe, point.over_refusal, point.utility))
+        table.add_row("" if point.name == before else point.name, f"{point.strength:g}", *shares)
+        before = point.name
+    return table
 
 
 def _by_method(given: dict[str, Any], names: Any) -> dict[str, dict[str, Any]]:
