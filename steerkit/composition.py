@@ -31,6 +31,7 @@ from steerkit.vector import Key, SteeringVector
 
 _PROMPT_ONLY = frozenset({"image", "text", "system", "after_image"})
 _DISJOINT = frozenset({"image", "text", "system"})
+_OPPOSITE = frozenset({"with_image", "without_image"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +240,7 @@ def _removes(operation: Operation, sign: float) -> bool:
 
 def _meet(one: Intervention, other: Intervention) -> bool:
     """Whether there can be a token that both steer."""
-    if {one.phase, other.phase} == {"prompt", "generation"}:
+    if {one.phase, other.phase} == {"prompt", "generation"} or {one.prompts, other.prompts} == _OPPOSITE:
         return False
     tokens = {one.tokens, other.tokens}
     if len(tokens) == 2 and tokens <= _DISJOINT:

@@ -32,6 +32,9 @@ In the vision tower, `all` is every token, class tokens included, and `image` th
 
 Phase: TypeAlias = Literal["prompt", "generation", "both"]
 
+Prompts: TypeAlias = Literal["all", "with_image", "without_image"]
+"""Which prompts, with their answers: those that hold an image, those that hold none, or all."""
+
 View: TypeAlias = Literal["text", "caption", "original", "blank", "noise"]
 """How a sample is shown to the model.
 
@@ -220,6 +223,7 @@ class Intervention(Frozen):
         tower: Language model or vision tower.
         tokens: Which tokens, by meaning.
         phase: While the prompt is read, while tokens are generated, or both.
+        prompts: Which prompts of a batch, by whether they hold an image.
         gate: Condition on a measured quantity, or on several.
         strength: Dose; multiplied by the strength given to `steer`.
         norm_preserving: Rescale each changed token to the norm it had.
@@ -231,6 +235,7 @@ class Intervention(Frozen):
     tower: Tower = "language"
     tokens: Tokens = "last"
     phase: Phase = "both"
+    prompts: Prompts = "all"
     gate: Gate | Gates | None = None
     strength: Strength = 1.0
     norm_preserving: bool = False
@@ -259,6 +264,9 @@ class Intervention(Frozen):
             raise ValueError("tokens='generated' never occur in phase='prompt'")
         if self.phase == "generation" and self.tokens in ("image", "text", "system", "after_image"):
             raise ValueError(f"tokens={self.tokens!r} are prompt tokens and never occur in phase='generation'")
+        if self.prompts == "without_image" and (self.tokens in ("image", "after_image") or self.tower == "vision"):
+            place = "the vision tower" if self.tower == "vision" else f"tokens={self.tokens!r}"
+            raise ValueError(f"prompts='without_image' never reach {place}")
         if isinstance(self.strength, dict) and any(layer < 0 for layer in self.strength):
             raise ValueError("a per-layer strength names a negative layer")
         return self

@@ -123,10 +123,12 @@ class Receipt(Counts):
         sites: See `Counts`.
         nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
         checks: What was checked about the vectors and the model before anything was steered.
+        left_alone: Prompts that an intervention did not steer because of whether they hold an image.
         shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
     """
 
     nnsight: Any = None
+    left_alone: int = 0
     shipped: bool = False
     checks: tuple[Check, ...] = ()
     _vectors: list[VectorCount] = field(default_factory=list, repr=False)
@@ -182,6 +184,11 @@ class Receipt(Counts):
                 count = _at(self._vectors[index].sites, layer, site)
                 count._add(seen[index][0] - before[0], seen[index][1] - before[1], size)
 
+    def leave_alone(self, prompts: int) -> None:
+        """Count prompts that an intervention is not for."""
+        with self._lock:
+            self.left_alone += prompts
+
     def counts_of(self, layer: int, site: str, vectors: Iterable[int]) -> tuple[SiteCount, ...]:
         """The counts that `add` would change for these vectors, by their index."""
         with self._lock:
@@ -197,11 +204,12 @@ class Receipt(Counts):
 
     def __str__(self) -> str:
         """One line for people."""
+        alone = f"; {self.left_alone} prompts left alone" if self.left_alone else ""
         if self.empty:
-            return "nothing was steered"
+            return f"nothing was steered{alone}"
         seen = f"{len(self.vision_layers)} layers of the vision tower, {self.vision_tokens} image tokens each"
         if not self.layers:
-            return f"steered {seen}"
+            return f"steered {seen}{alone}"
         more = f"; and {seen}" if self.vision_layers else ""
         changes = [change for change in self.relative_change.values() if not math.isnan(change)]
         size = f", by up to {100 * max(changes):.1f} % of the hidden state" if changes else ""
@@ -209,7 +217,7 @@ class Receipt(Counts):
         shares = ", ".join(f"{each.name} {100 * each.share:.0f} %" for each in vectors if not math.isnan(each.share))
         return (
             f"steered {len(self.layers)} layers ({self.layers[0]}-{self.layers[-1]}), {self.prompt_tokens} prompt and "
-            f"{self.generated_tokens} generated tokens each{size}{f' ({shares})' if shares else ''}{more}"
+            f"{self.generated_tokens} generated tokens each{size}{f' ({shares})' if shares else ''}{more}{alone}"
         )
 
 

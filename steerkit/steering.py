@@ -90,7 +90,8 @@ class steer:
             with another fingerprint, or its dose is out of all proportion.
         EngineError: The engine can't run an intervention on this model.
         NonFiniteError: What is to be added holds NaN or infinity, or overflows at this strength.
-        NothingSteeredError: The block ended without having steered anything; raised only if no other exception passes.
+        NothingSteeredError: The block ended and nothing was steered, nor was a prompt seen that was to be left alone;
+            raised only if no other exception passes.
 
     Example:
         >>> with sk.steer(model, vector, strength=1.0) as receipt:
@@ -157,7 +158,7 @@ class steer:
             tracker = stack.enter_context(CallTracker.of(vlm.model, vlm.architecture))
             if vlm.processor is not None:
                 tracker.system_lengths = _system_lengths(vlm.architecture, vlm.processor)
-            stack.callback(tracker.listen(self._begin(application)))
+            stack.callback(tracker.listen(self._begin(application, tracker)))
             if self._engine == "hooks":
                 stack.enter_context(hooks.applied(vlm.model, tracker, application, any_thread=self._any_thread))
             else:
@@ -180,12 +181,12 @@ class steer:
             self._checked = (state, checks)
         return self._checked[1]
 
-    def _begin(self, application: Application) -> Callable[[Prompt], None]:
+    def _begin(self, application: Application, tracker: CallTracker) -> Callable[[Prompt], None]:
         owner = None if self._any_thread else threading.get_ident()
 
         def begin(prompt: Prompt) -> None:
             if owner is None or threading.get_ident() == owner:
-                application.begin(prompt)
+                application.begin(prompt, tracker)
 
         return begin
 
@@ -195,7 +196,7 @@ class steer:
         """Restore the model; complain if nothing was steered."""
         stack, receipt = self._open.pop()
         stack.close()
-        if kind is None and receipt.empty and not receipt.shipped:
+        if kind is None and receipt.empty and not receipt.shipped and not receipt.left_alone:
             raise NothingSteeredError(
                 f"{self._vlm.record.architecture} was not steered once",
                 expected="a call of this very model inside the block, with tokens that the interventions select",

@@ -65,6 +65,8 @@ TEXTS = (
 )
 WITH_IMAGE = tuple(sk.Sample(text, images=(picture(index),)) for index, text in enumerate(TEXTS))
 TEXT_ONLY = tuple(sk.Sample(text) for text in TEXTS)
+PICTURED = (True, False, True)
+"""Which prompts of the batch that `mixed` makes hold an image."""
 
 
 def white(sample: sk.Sample) -> sk.Sample:
@@ -75,6 +77,18 @@ def white(sample: sk.Sample) -> sk.Sample:
 def noisy(sample: sk.Sample, seed: int) -> sk.Sample:
     """The sample with uniform noise of the same sizes."""
     return replace(sample, images=tuple(picture(seed, image.height, image.width) for image in sample.images))
+
+
+def mixed(vlm: sk.VLM) -> dict[str, Tensor]:
+    """A padded batch of three prompts, the second without an image."""
+    chats, images = [], []
+    for index, held in enumerate(PICTURED):
+        text = {"type": "text", "text": f"What is this{', and that' * index}?"}
+        chats.append([{"role": "user", "content": [*([{"type": "image"}] if held else []), text]}])
+        images += [[picture(index)] if held else []]
+    texts = [vlm.processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+    flat = [image for held in images for image in held]
+    return dict(vlm.processor(text=texts, images=flat, padding=True, padding_side="left", return_tensors="pt"))
 
 
 def module_at(model: torch.nn.Module, family: str, layer: int, site: str = "resid_post") -> torch.nn.Module:

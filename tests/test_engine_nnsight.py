@@ -14,6 +14,7 @@ import tiny
 import torch
 from nnsight.schema.request import RequestModel
 from PIL import Image
+from reference import mixed
 
 import steerkit as sk
 from steerkit.engines import hooks, nnsight
@@ -599,6 +600,8 @@ class _AsOnServer:
 REMOTE: dict[str, Callable[[VLM], SteeringVector]] = {
     "last": stored,
     "all": lambda vlm: stored(vlm, tokens="all"),
+    "with image": lambda vlm: stored(vlm, Intervention(prompts="with_image")),
+    "without image": lambda vlm: stored(vlm, Intervention(prompts="without_image")),
     "prompt": lambda vlm: stored(vlm, phase="prompt"),
     "generated": lambda vlm: stored(vlm, tokens="generated"),
     "mlp": lambda vlm: stored(vlm, site="mlp_out"),
@@ -615,7 +618,7 @@ def test_what_arrives_at_a_server_steers_the_same(
     vlm_of: Callable[[str], VLM], samples: list[Sample], name: str, vector: str
 ) -> None:
     vlm = vlm_of(name)
-    inputs, made = vlm.inputs(samples), REMOTE[vector](vlm)
+    inputs, made = mixed(vlm) if "image" in vector else vlm.inputs(samples), REMOTE[vector](vlm)
     options: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     vlm.reset()
     with sk.steer(vlm, made), torch.no_grad():

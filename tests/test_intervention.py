@@ -75,6 +75,7 @@ def test_the_json_says_what_the_intervention_is() -> None:
         "tower": "language",
         "tokens": "last",
         "phase": "both",
+        "prompts": "all",
         "gate": None,
         "strength": 1.0,
         "norm_preserving": False,

@@ -184,7 +184,9 @@ def test_cmrm_adds_at_the_last_prompt_token(
     measured_llava: ReadByHooks, anchors: list[Sample], phase: Any, alpha: float
 ) -> None:
     (intervention,) = sk.CMRM(phase=phase, alpha=alpha, layers=(1, 2)).fit(measured_llava, anchors[:2]).interventions
-    assert intervention == sk.Intervention(operation=Add(), layers=(1, 2), tokens="last", phase=phase, strength=alpha)
+    assert intervention == sk.Intervention(
+        operation=Add(), layers=(1, 2), tokens="last", phase=phase, prompts="with_image", strength=alpha
+    )
 
 
 @pytest.mark.parametrize("counterpart", ["blank", "noise", "original"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from steerkit import ops
 from steerkit.adapter import Architecture
 from steerkit.engines import vision
-from steerkit.engines.calls import Pass, Prompt, Selection
+from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
 from steerkit.engines.steps import (
     Decoding,
     Group,
@@ -37,6 +37,7 @@ from steerkit.intervention import (
     LinearStrength,
     Measure,
     MeasuredContrast,
+    Prompts,
     Scale,
     Site,
     StoredDirection,
@@ -111,6 +112,7 @@ class Application:
                 raise OptionError(f"the strength is {strength!r}", expected="a finite number")
             for intervention in vector.interventions:
                 self._compile(index, vector, intervention, float(strength), architecture)
+        self._for_images_only = all(each.prompts == "with_image" for vector in vectors for each in vector.interventions)
         self._groups = {place: grouped(steps) for place, steps in self._steps.items()}
         self._decoding = {
             place: quick
@@ -141,6 +143,11 @@ class Application:
         elif architecture.encoder_decoder and intervention.tokens in ("image", "text", "system", "after_image"):
             raise EngineError(
                 f"tokens={intervention.tokens!r} in an encoder-decoder model", expected="last, all or generated"
+            )
+        if intervention.prompts == "with_image" and not architecture.image_token_ids:
+            raise EngineError(
+                "an intervention steers prompts with an image, and this model takes no images",
+                expected="a vision-language model, or prompts='all' in the intervention",
             )
         layers = steered_layers(vector, intervention, architecture)
         check_single(vector, intervention, layers)
@@ -178,9 +185,11 @@ class Application:
         """What is measured on each prompt: each in a pass of its own, at so many layers at once."""
         return [(contrast, layers, site) for (contrast, site, _), layers in self._together.items()]
 
-    def begin(self, prompt: Prompt) -> None:
+    def begin(self, prompt: Prompt, tracker: CallTracker) -> None:
         """Measure, without steering, what has to be measured on this prompt."""
-        if prompt.continues:
+        if prompt.continues or not self.contrasts:
+            return
+        if self._for_images_only and tracker.pictured(prompt) is False:
             return
         for contrast, layers, site in self.contrasts:
             key = (contrast, layers, site)
@@ -192,7 +201,10 @@ class Application:
         if now.decodes and (quick := self._decoding.get(place)) is not None:
             if quick.change is None:
                 return h
-            if not quick.answers_only or now.start > now.prompt_length:
+            chosen = True if quick.prompts == "all" else self._chosen(quick.prompts, cast("Pass", now))
+            if chosen is False:
+                return h
+            if chosen is True and (not quick.answers_only or now.start > now.prompt_length):
                 return self._decode(place, quick, quick.change, h, now)
         if h.dim() == 2:
             return self.apply(place, h[None], now)[0]
@@ -202,7 +214,9 @@ class Application:
         groups = self._groups.get(place, ())
         alone = len(groups) == 1 and len(groups[0].steps) == 1
         for group in groups:
-            selection = now.select(group.tokens, group.phase, h.device)
+            if group.prompts != "all" and isinstance(now, Pass) and self._chosen(group.prompts, now) is False:
+                continue
+            selection = now.select(group.tokens, group.phase, group.prompts, h.device)
             if selection is not None:
                 measured = _is_measured(group, now)
                 h, sizes = self._apply(group, place, h, selection, now, measures=measured and not alone)
@@ -210,6 +224,17 @@ class Application:
         if done:
             self._count(place, before, h, done, now)
         return h
+
+    def _chosen(self, prompts: Prompts, now: Pass) -> Tensor | bool:
+        """Which rows are steered; those that are not are counted once in each call."""
+        chosen, key = now.chosen(prompts), (id(self), "left alone", prompts)
+        if key not in now.prompt.memo and (now.reads_prompt or now.prompt.generating):
+            ids = now.prompt.input_ids
+            count = now.rows if ids is None else ids.shape[0]
+            steered = float(chosen.float().mean()) if isinstance(chosen, Tensor) else float(chosen)
+            self.receipt.leave_alone(round((1.0 - steered) * count))
+            now.prompt.memo[key] = True
+        return chosen
 
     def _decode(self, place: Place, quick: Decoding, change: Sum, h: Tensor, now: Observed) -> Tensor:
         """The same for tokens of answers, one in each row."""
@@ -287,7 +312,7 @@ class Application:
         return ops.ablate(h, basis, dose)
 
     def portable(self, place: Place) -> list[tuple[Any, ...]]:
-        """The steps of a place as functions and tensors alone: `(operation, norm, tokens, phase, arguments)`.
+        """The steps of a place as functions and tensors alone: `(operation, norm, tokens, phase, prompts, arguments)`.
 
         `operation(h, *arguments)` is the changed `[n, hidden]`, then `norm(changed, h)` where norm is not None.
 
@@ -326,7 +351,7 @@ class Application:
         else:
             function, arguments = ops.ablate, (self._basis(step, direction, site, device), dose)
         norm = ops.preserve_norm if intervention.norm_preserving else None
-        return function, norm, intervention.tokens, intervention.phase, arguments
+        return function, norm, intervention.tokens, intervention.phase, intervention.prompts, arguments
 
     # -- what operations read ----------------------------------------------------------------------------------------
 
@@ -412,7 +437,7 @@ class Application:
         if measure.pool == "mean":
             self._read_mean(vector, intervention, measure, place, h, now)
             return
-        last = now.select("last", "prompt", h.device)
+        last = now.select("last", "prompt", "all", h.device)
         if last is None:
             return
         value = self._evaluate(Step(vector, intervention, place[0], 1.0), measure, place[1], last.read(h))
@@ -428,7 +453,7 @@ class Application:
         self, vector: SteeringVector, intervention: Intervention, measure: Measure, place: Place, h: Tensor, now: Pass
     ) -> None:
         """Gather the mean over the prompt, which may be read in chunks; the value is there once the last was seen."""
-        chosen = now.select("all", "prompt", h.device)
+        chosen = now.select("all", "prompt", "all", h.device)
         if chosen is None:
             return
         key = (id(self), id(vector), measure, place.site)
@@ -519,7 +544,7 @@ def _tokens(selection: Selection, now: Observed) -> tuple[int, int]:
     """How many tokens of the prompt and of the answer are selected; what is read again is not counted again."""
     count = selection.count(now.rows)
     if not now.reads_prompt:
-        return 0, count - now.redone * now.rows
+        return 0, count - count // now.length * now.redone
     generated = 0
     if now.start + now.length > now.prompt_length and selection.columns is not None:
         generated = int((selection.columns + now.start >= now.prompt_length).sum())

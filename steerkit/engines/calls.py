@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from steerkit.adapter import Architecture
 from steerkit.engines import compiled
 from steerkit.errors import EngineError
-from steerkit.intervention import Phase, Tokens
+from steerkit.intervention import Phase, Prompts, Tokens
 from steerkit.positions import TokenRole, last_positions, select, steers_answers
 
 
@@ -95,6 +95,16 @@ class Selection:
         """Spread one value per row of the pass over the selected tokens."""
         return values if self.column is not None else values[self.rows]
 
+    def among(self, chosen: Tensor) -> Selection | None:
+        """The tokens of the chosen rows, `[rows]` boolean; None if there are none."""
+        if self.rows is None or self.columns is None:
+            rows = chosen.nonzero()[:, 0]
+            columns = torch.full_like(rows, cast("int", self.column))
+        else:
+            kept = chosen[self.rows]
+            rows, columns = self.rows[kept], self.columns[kept]
+        return Selection(None, rows, columns) if rows.numel() else None
+
     def count(self, rows: int) -> int:
         """Number of selected tokens."""
         return rows if self.column is not None else int(self.rows.shape[0])  # type: ignore[union-attr]
@@ -116,7 +126,7 @@ class Pass:
     prompt_length: int
     redone: int = 0
     visited: set[Any] = field(default_factory=set)
-    selections: dict[tuple[Tokens, Phase], Selection | None] = field(default_factory=dict)
+    selections: dict[tuple[Tokens, Phase, Prompts], Selection | None] = field(default_factory=dict)
 
     @property
     def reads_prompt(self) -> bool:
@@ -128,12 +138,30 @@ class Pass:
         """Whether it reads one generated token of each row."""
         return self.length == 1 and self.start >= self.prompt_length
 
-    def select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
+    def select(self, tokens: Tokens, phase: Phase, prompts: Prompts, device: torch.device) -> Selection | None:
         """The tokens of this pass that a selector means, or None if there are none."""
-        key = (tokens, phase)
+        key = (tokens, phase, prompts)
         if key not in self.selections:
-            self.selections[key] = self._select(tokens, phase, device)
+            chosen = self.chosen(prompts)
+            selection = self._select(tokens, phase, device) if chosen is not False else None
+            if selection is not None and isinstance(chosen, Tensor):
+                selection = selection.among(chosen.to(device))
+            self.selections[key] = selection
         return self.selections[key]
+
+    def chosen(self, prompts: Prompts) -> Tensor | bool:
+        """Which rows belong to such prompts: `[rows]` boolean, or one word for all of them.
+
+        Raises:
+            EngineError: The call does not say whether its prompts hold an image.
+        """
+        if prompts == "all":
+            return True
+        held = self.tracker.pictured(self.prompt)
+        if isinstance(held, bool):
+            return held is (prompts == "with_image")
+        chosen = held if prompts == "with_image" else ~held
+        return chosen.repeat_interleave(self.rows // chosen.shape[0])  # beams and several answers repeat each row
 
     def _select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
         if self.decodes:
@@ -155,6 +183,11 @@ class Pass:
         first = int(last[0])
         inside = self.start <= first < self.start + self.length
         return first - self.start if inside and bool((last == first).all()) else None
+
+
+_PICTURED: weakref.WeakKeyDictionary[Any, Tensor | bool] = weakref.WeakKeyDictionary()
+"""Of KV caches that forward passes have filled, one by one, and return to be filled further: whose prompts hold images.
+"""
 
 
 class _PerThread(threading.local):
@@ -270,6 +303,39 @@ class CallTracker:
         finally:
             self.thread.unobserved -= 1
             self.thread.current = outer
+
+    def pictured(self, prompt: Prompt) -> Tensor | bool:
+        """Which rows of a call hold an image: `[batch]` boolean on the CPU, or one word for all of them.
+
+        Raises:
+            EngineError: The call does not say.
+        """
+        if "pictured" not in prompt.memo:
+            prompt.memo["pictured"] = self._pictured(prompt)
+        return prompt.memo["pictured"]
+
+    def _pictured(self, prompt: Prompt) -> Tensor | bool:
+        if not self.architecture.image_token_ids:
+            return False
+        ids = prompt.input_ids
+        if ids is None:
+            raise EngineError(
+                "an intervention is for prompts by whether they hold an image, and the call has no input_ids",
+                expected="generate(**inputs), or a forward pass with input_ids",
+                fix="pass input_ids beside inputs_embeds, or set prompts='all' in the intervention",
+            )
+        held = torch.isin(ids, torch.tensor(sorted(self.architecture.image_token_ids), device=ids.device)).any(1).cpu()
+        if prompt.continues:
+            before = _PICTURED.get(kv_cache(prompt.inputs))
+            if before is None:
+                raise EngineError(
+                    "an intervention is for prompts by whether they hold an image, and a forward pass continues from a "
+                    "KV cache that was filled where nobody asked",
+                    expected="generate(), or a KV cache that was filled by a forward pass inside the same block",
+                    fix="read the prompt inside the block, or set prompts='all' in the intervention",
+                )
+            held = held | before
+        return bool(held[0]) if bool((held == held[0]).all()) else held
 
     def roles(self, prompt: Prompt, length: int, device: torch.device, tokens: Tokens) -> Tensor:
         """`[batch, prompt]` roles of the prompt's tokens.
@@ -480,8 +546,12 @@ class CallTracker:
         return Pass(prompt, self, rows, start, length, prompt_length, redone)
 
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and not self.thread.unobserved:
-            self.thread.current = None
+        if torch.compiler.is_compiling() or self.thread.unobserved:
+            return
+        now, self.thread.current = self.thread.current, None
+        cache = kv_cache(output) if isinstance(output, Mapping) else None
+        if now is not None and cache is not None and not now.prompt.generating and "pictured" in now.prompt.memo:
+            _PICTURED[cache] = now.prompt.memo["pictured"]
 
 
 def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:

@@ -278,26 +278,33 @@ class _Part:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the process as functions and tensors: nothing of steerkit need be installed where it arrives."""
-        places, decoder = [], ""
+        places, decoder, images = [], "", ()
         if self.live is not None:
             tracker, application = self.live
-            decoder = tracker.architecture.decoder
+            decoder, images = tracker.architecture.decoder, tuple(tracker.architecture.image_token_ids)
             places = [(path, application.portable(place)) for place, path in self._places.items()]
             application.receipt.shipped = True
         for module in (__name__, "steerkit.ops"):
             nnsight.register(module)
-        return functools.partial, (_replay, places, decoder)
+        return functools.partial, (_replay, places, decoder, images)
 
 
-def _replay(places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], decoder: str, root: Any) -> None:
+def _replay(
+    places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], decoder: str, images: Sequence[int], root: Any
+) -> None:
     """What `_Part` does, in a process that has neither tracker nor steerkit.
 
     It travels by its source, so it names nothing but torch and nnsight. The first pass of the decoder reads the prompt,
     every later one a new token.
     """
     Mediator.current("a steered place").iteration = None
-    prompt = True
+    prompt, pictured = True, None
     try:
+        if any(step[4] != "all" for _, steps in places for step in steps):
+            ids = root.inputs[1].get("input_ids")
+            if ids is None:
+                raise RuntimeError("remote steering of prompts by whether they hold an image needs their input_ids")
+            pictured = torch.isin(ids, torch.tensor(images, device=ids.device)).any(1)
         while places:
             _, given = root.get(decoder).inputs
             cache, mask = given.get("cache"), given.get("attention_mask")
@@ -310,7 +317,7 @@ def _replay(places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], decoder: st
                 envoy = root.get(path)
                 output = envoy.output
                 h = before = output[0] if isinstance(output, tuple) else output
-                for operate, keep_norm, tokens, phase, arguments in steps:
+                for operate, keep_norm, tokens, phase, prompts, arguments in steps:
                     if phase == ("generation" if prompt else "prompt") or (prompt and tokens == "generated"):
                         continue
                     chosen = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
@@ -318,6 +325,10 @@ def _replay(places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], decoder: st
                         chosen = mask[:, -h.shape[1] :].to(h.device) != 0
                     if prompt and tokens == "last":
                         chosen = chosen & (chosen.flip(1).int().cumsum(1).flip(1) == 1)
+                    if pictured is not None and prompts != "all":
+                        rows = pictured if prompts == "with_image" else ~pictured
+                        rows = rows.repeat_interleave(h.shape[0] // rows.shape[0])
+                        chosen = chosen & rows.to(h.device)[:, None]
                     there = [each.to(h.device) if isinstance(each, torch.Tensor) else each for each in arguments]
                     steered = operate(h[chosen], *there)
                     steered = steered if keep_norm is None else keep_norm(steered, h[chosen])

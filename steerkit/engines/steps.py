@@ -19,6 +19,7 @@ from steerkit.intervention import (
     Intervention,
     LinearStrength,
     Phase,
+    Prompts,
     Site,
     StoredDirection,
     Tokens,
@@ -72,6 +73,7 @@ class Group:
 
     tokens: Tokens
     phase: Phase
+    prompts: Prompts
     changes: tuple[Step | Sum, ...]
     steps: tuple[Step, ...]
 
@@ -86,6 +88,7 @@ class Decoding:
     change: Sum | None
     answers_only: bool = False
     """Whether the first token is one to measure, and so none of these."""
+    prompts: Prompts = "all"
     counts: tuple[SiteCount, ...] | None = None
     """Where it is counted, once something was."""
 
@@ -93,14 +96,18 @@ class Decoding:
 def grouped(steps: Sequence[Step]) -> list[Group]:
     """The steps of a place in order: neighbours on the same tokens together, plain additions among them summed."""
     groups: list[Group] = []
-    for (tokens, phase), run in groupby(steps, key=lambda step: (step.intervention.tokens, step.intervention.phase)):
+    for (tokens, phase, prompts), run in groupby(steps, key=lambda step: _selector(step.intervention)):
         members = tuple(run)
         changes: list[Step | Sum] = []
         for plain, neighbours in groupby(members, key=lambda step: step.plain):
             same = tuple(neighbours)
             changes += [Sum(same)] if plain else same
-        groups.append(Group(tokens, phase, tuple(changes), members))
+        groups.append(Group(tokens, phase, prompts, tuple(changes), members))
     return groups
+
+
+def _selector(intervention: Intervention) -> tuple[Tokens, Phase, Prompts]:
+    return intervention.tokens, intervention.phase, intervention.prompts
 
 
 def decoding(groups: Sequence[Group]) -> Decoding | None:
@@ -112,7 +119,7 @@ def decoding(groups: Sequence[Group]) -> Decoding | None:
     change = group.changes[0]
     if len(steering) > 1 or len(group.changes) > 1 or not isinstance(change, Sum):
         return None
-    return Decoding(change, answers_only(group))
+    return Decoding(change, answers_only(group), group.prompts)
 
 
 def answers_only(group: Group) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
 from steerkit.errors import EngineError
-from steerkit.intervention import Intervention, Phase, Tokens
+from steerkit.intervention import Intervention, Phase, Prompts, Tokens
 
 if TYPE_CHECKING:
     from steerkit.engines.steps import Place
@@ -45,7 +45,7 @@ class VisionPass:
         """All of the pass."""
         return self.length
 
-    def select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
+    def select(self, tokens: Tokens, phase: Phase, prompts: Prompts, device: torch.device) -> Selection | None:
         """Every token for `all`, every patch for `image`."""
         first = self.class_tokens if tokens == "image" else 0
         mask = (torch.arange(self.length, device=device) >= first).expand(self.rows, -1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from steerkit import ops
 from steerkit.adapter import Images, SteerableModel
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.intervention import Add, FiniteFloat, Intervention, MeasuredContrast
+from steerkit.intervention import Add, FiniteFloat, Intervention, MeasuredContrast, Prompts
 from steerkit.method import (
     Fit,
     Observations,
@@ -63,6 +63,8 @@ class CMRM(SteeringMethod):
       the default, adds v[l] - v[l-1]: along the depth this sums to the measured shift, and alpha = 1 needs no tuning.
     * Anchors: harmful prompts alone put the refusal direction into v, and harmless requests are refused too. Use
       harmful and harmless prompts together.
+    * It steers prompts with an image. One without has no shift to undo, and where v is added to it nonetheless,
+      harmless requests are refused: so `prompts` leaves it as it is.
     * `aggregate`: the paper takes the first principal component; some readings take the mean. A principal component has
       no sign and, if centred, no common shift: so its sign follows the mean, and centring and scale are explicit.
 
@@ -77,6 +79,7 @@ class CMRM(SteeringMethod):
             deviation along it) or `unit`.
         form: `increments` or `literal`; see above.
         phase: `prompt` steers the last prompt token only; `both` every generated token as well.
+        prompts: Which prompts are steered: those `with_image`, or `all` of them; see above.
         layers: 0-based decoder blocks; None for all.
         alpha: The paper's mixing coefficient.
         seed: Seed of noise images.
@@ -93,6 +96,7 @@ class CMRM(SteeringMethod):
     scale: Literal["mean_projection", "sigma", "unit"] = "mean_projection"
     form: Literal["increments", "literal"] = "increments"
     phase: Literal["prompt", "both"] = "prompt"
+    prompts: Prompts = "with_image"
     layers: tuple[int, ...] | None = None
     alpha: FiniteFloat = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
@@ -156,7 +160,12 @@ class CMRM(SteeringMethod):
 
     def _intervention(self, operation: Add, layers: Sequence[int]) -> Intervention:
         return Intervention(
-            operation=operation, layers=tuple(layers), tokens="last", phase=self.phase, strength=self.alpha
+            operation=operation,
+            layers=tuple(layers),
+            tokens="last",
+            phase=self.phase,
+            prompts=self.prompts,
+            strength=self.alpha,
         )
 
     def _aggregate(self, shift: Moments) -> Tensor:

@@ -23,6 +23,9 @@ def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int,
         stored = _stored(intervention, index)
         if intervention.tokens != "all":
             lost.append(f"intervention {index} steers the tokens {intervention.tokens!r}; the file will steer all")
+        if intervention.prompts != "all":
+            kind = intervention.prompts.replace("_", " ")
+            lost.append(f"intervention {index} steers prompts {kind} only; the file will steer all")
         if intervention.phase != "both":
             lost.append(f"intervention {index} steers in the phase {intervention.phase!r}; the file will in both")
         if intervention.norm_preserving:
