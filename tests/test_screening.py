@@ -80,12 +80,17 @@ def _by_name(found: Screening) -> dict[str, Check]:
 def test_genuine_packs_are_let_through_and_forged_ones_refused(name: str, screener_of: Any) -> None:
     screener, vlm, told = screener_of(name)
     checks = _by_name(screener.screen(_genuine(vlm)))
-    assert {key: check.status for key, check in checks.items() if key != "over_refusal"} == {
+    assert {key: check.status for key, check in checks.items()} == {
         "refusals": "pass",
+        "over_refusal": "pass",
         "output": "pass",
         "direction": "pass",
     }
-    assert checks["over_refusal"].status in ("pass", "warn")
+
+    # what undoes the shift of an image makes the model refuse where there is none
+    everywhere = _by_name(screener.screen(_changed(_genuine(vlm), prompts="all")))
+    assert everywhere["over_refusal"].status == "fail"
+    assert everywhere["over_refusal"].details["doses"][0]["cells"][0]["worse"] > 0.5 * COUNT
 
     forged = _forged(-_refusal(vlm), _genuine(vlm))
     assert forged.metadata.method.name == "cmrm"
@@ -132,7 +137,7 @@ def test_a_pack_that_refuses_everything_is_refused(screener_of: Any) -> None:
 
 def test_a_pack_that_breaks_the_output_is_refused(screener_of: Any) -> None:
     screener, vlm, _ = screener_of("llava", FEW)
-    huge = _changed(200.0 * random_like(_genuine(vlm)), tokens="all", phase="both")
+    huge = _changed(200.0 * random_like(_genuine(vlm)), tokens="all", phase="both", prompts="all")
     checks = _by_name(screener.screen(huge))
     assert checks["output"].status == "fail"
     assert checks["direction"].status == "pass"
