@@ -221,7 +221,8 @@ def test_cmrm_leaves_prompts_without_an_image_as_they_are_unless_told_otherwise(
     llava: sk.VLM, anchors: list[sk.Sample]
 ) -> None:
     plain = llava.generate(TEXT_ONLY, max_new_tokens=4)
-    for prompts, same in (("with_image", True), ("all", False)):
+    choices: tuple[tuple[Prompts, bool], ...] = (("with_image", True), ("all", False))
+    for prompts, same in choices:
         made = 20 * sk.CMRM(prompts=prompts).fit(llava, anchors)
         with sk.steer(llava, made, policy="off"):
             assert (llava.generate(TEXT_ONLY, max_new_tokens=4) == plain) is same
