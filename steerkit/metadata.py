@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from steerkit.errors import PackFormatError
 from steerkit.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
 from steerkit.intervention import FiniteFloat, Frozen, Intervention, Site, Tower
+from steerkit.plain import one_line
 
 Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
 Depth = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
@@ -254,6 +255,6 @@ def faults(error: ValidationError) -> str:
     if error.error_count() > 1000:
         return f"{error.error_count()} faults"
     return "; ".join(
-        f"{'.'.join(map(str, item['loc'])):.120}: {item['msg']:.200}"
+        one_line(f"{'.'.join(map(str, item['loc'])):.120}: {item['msg']:.200}")  # both can hold words of the document
         for item in error.errors(include_url=False, include_context=False, include_input=False)[:5]
     )

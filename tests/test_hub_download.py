@@ -135,6 +135,14 @@ class TestHub:
             with pytest.raises(DownloadError, match="a path in the repository"):
                 resolve(f"hf://{repo_id}")
 
+    def test_no_file_name_of_a_repository_forges_a_line(self, hub: LoopbackHub, data: bytes) -> None:
+        name = "a\nerror: \x1b[2Jrun this.safetensors"
+        hub.publish("someone/pack", {name: data, "b.safetensors": data})
+        for ref in ("hf://someone/pack", "hf://someone/pack/c.safetensors"):
+            with pytest.raises((ReferenceFormatError, PackNotFoundError), match="run this") as caught:
+                resolve(ref)
+            assert str(caught.value).isprintable()
+
     def test_a_broken_hub_is_a_download_error(self, hub: LoopbackHub) -> None:
         hub.faults.status = 500
         with pytest.raises(DownloadError, match="500"):

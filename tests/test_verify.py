@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from forging import with_values
+from forging import rewritten, with_values
 from hub_support import cache, hub
 from loopback_hub import LoopbackHub
 from signers import KeyPair, key_pair
@@ -20,13 +21,13 @@ from steerkit.checks import TrustWarning
 from steerkit.cli import app
 from steerkit.demo import model_path
 from steerkit.demo.evaluation import anchors
-from steerkit.errors import NonFiniteError, OptionError
+from steerkit.errors import NonFiniteError, OptionError, PackFormatError
 from steerkit.intervention import Intervention
 from steerkit.metadata import MethodRecord, PackMetadata
 from steerkit.vector import Key
-from steerkit_vectors_hub.errors import PackNotFoundError, UntrustedPackError
+from steerkit_vectors_hub.errors import PackNotFoundError, TrustFileError, UntrustedPackError
 from steerkit_vectors_hub.screening.canaries import demo_canaries
-from steerkit_vectors_hub.signing.trust import TrustFile
+from steerkit_vectors_hub.signing.trust import TrustFile, read_trust
 
 __all__ = ["cache", "hub"]  # fixtures
 
@@ -244,6 +245,54 @@ def test_that_a_pack_is_unsigned_is_said_where_signers_are_named(tmp_path: Path,
         sk.load_vector(path, trust=TrustFile(require_signature=True))
     with pytest.raises(UntrustedPackError, match="requires a signature"):
         sk.load_vector(path, trust=trust.model_copy(update={"require_signature": True}))
+
+
+FORGED = "x\n\x1b[32mpass  signature: signed by everybody\r\u2028\u202e"
+"""What would be two lines of a report, and more, wherever it is quoted as it stands."""
+
+
+def on_one_line(text: object) -> bool:
+    return str(text).isprintable()
+
+
+def test_no_word_of_a_pack_forges_a_line_of_an_error(tmp_path: Path, qwen: sk.VLM, hub: LoopbackHub) -> None:
+    whole = pack(tmp_path / "v.safetensors", qwen).read_bytes()
+    changes = (
+        lambda _, document: document.update({FORGED: 1}),
+        lambda _, document: document["interventions"][0].update({"operation": {"kind": FORGED}}),
+        lambda header, _: header.update({FORGED: header.pop("directions.0.resid_post")}),
+        lambda header, _: header["__metadata__"].update({FORGED: ""}),
+        lambda _, document: document.update(format_version=FORGED),
+    )
+    for number, change in enumerate(changes):
+        hub.publish(f"owner/pack-{number}", {"v.safetensors": rewritten(whole, change)})
+        ref = f"hf://owner/pack-{number}"
+        with pytest.raises(PackFormatError) as caught:
+            sk.load_vector(ref)
+        assert on_one_line(caught.value), number
+        check, *_ = sk.verify(ref).checks
+        assert check.status == "fail"
+        assert on_one_line(check.message), number
+
+
+def test_no_word_of_a_trust_file_or_a_list_forges_a_line(tmp_path: Path, qwen: sk.VLM) -> None:
+    path = pack(tmp_path / "v.safetensors", qwen)
+    ours = key_pair(tmp_path, "ours")
+    sk.sign(path, key=ours.private)
+    sha256 = sk.verify(path).checks[0].details["sha256"]
+    revoked = trusting(ours, revoked={"packs": [{"sha256": sha256, "reason": FORGED}]})
+    with pytest.raises(UntrustedPackError, match="revoked") as caught:
+        sk.load_vector(path, trust=revoked)
+    assert on_one_line(caught.value)
+    expired = {"name": FORGED, "key": str(ours.public), "expires": datetime(2000, 1, 1, tzinfo=UTC)}
+    late = TrustFile.model_validate({"signers": [expired]})
+    with pytest.warns(TrustWarning, match="expired") as warned:
+        sk.load_vector(path, trust=late, policy="warn")
+    assert all(on_one_line(each.message) for each in warned)
+    (tmp_path / "trust.toml").write_text('"x\\npass  signature: signed" = 1\n')
+    with pytest.raises(TrustFileError) as unread:
+        read_trust(tmp_path / "trust.toml")
+    assert on_one_line(unread.value)
 
 
 def test_a_forged_pack_is_only_seen_through_by_the_screening(tmp_path: Path) -> None:

@@ -3,55 +3,68 @@
 from __future__ import annotations
 
 from steerkit.errors import SteerKitError
+from steerkit.plain import one_line
 
 
-class ReferenceFormatError(SteerKitError, ValueError):
+class HubError(SteerKitError):
+    """Base of the errors of getting and publishing packs.
+
+    They quote servers, packs, trust files and indexes. Whatever those say stays on the error's one line and without
+    control characters, so that it passes for no line of ours.
+    """
+
+    def __init__(self, problem: str, *, expected: str | None = None, fix: str | None = None) -> None:
+        plain = [None if text is None else one_line(text) for text in (expected, fix)]
+        super().__init__(one_line(problem), expected=plain[0], fix=plain[1])
+
+
+class ReferenceFormatError(HubError, ValueError):
     """A reference can't be read, contradicts itself, or fits several packs."""
 
 
-class PackNotFoundError(SteerKitError, LookupError):
+class PackNotFoundError(HubError, LookupError):
     """There is no such file, folder, repository, revision or bundled pack, or no pack in it."""
 
 
-class AccessError(SteerKitError, PermissionError):
+class AccessError(HubError, PermissionError):
     """A hub or a server asks for a login or an agreement, or a path may not be read."""
 
 
-class DownloadError(SteerKitError, OSError):
+class DownloadError(HubError, OSError):
     """A transfer failed, broke off or exceeded its bounds."""
 
 
-class OfflineError(SteerKitError, OSError):
+class OfflineError(HubError, OSError):
     """Something that is not in the cache was asked for while offline."""
 
 
-class DigestMismatchError(SteerKitError, ValueError):
+class DigestMismatchError(HubError, ValueError):
     """A file's sha256 is not the one that was pinned or announced; the file is not used."""
 
 
-class CacheError(SteerKitError, OSError):
+class CacheError(HubError, OSError):
     """The cache can't be written."""
 
 
-class PublishError(SteerKitError, ValueError):
+class PublishError(HubError, ValueError):
     """A pack lacks what a reader must know before using it, and is not published."""
 
 
-class IndexFormatError(SteerKitError, ValueError):
+class IndexFormatError(HubError, ValueError):
     """A file is not an index of packs."""
 
 
-class SigningError(SteerKitError, RuntimeError):
+class SigningError(HubError, RuntimeError):
     """A pack can't be signed, or what signing needs is not installed."""
 
 
-class SignatureFormatError(SteerKitError, ValueError):
+class SignatureFormatError(HubError, ValueError):
     """A file is not the signature of one pack."""
 
 
-class TrustFileError(SteerKitError, ValueError):
+class TrustFileError(HubError, ValueError):
     """A trust file or a revocation list is missing or malformed; the message names the file and the field."""
 
 
-class UntrustedPackError(SteerKitError, ValueError):
+class UntrustedPackError(HubError, ValueError):
     """A pack is sound as a file, and a check says that it must not be used."""

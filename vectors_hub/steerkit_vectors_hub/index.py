@@ -18,6 +18,7 @@ from steerkit.files import write_atomically
 from steerkit.formats import RawPack, parse_pack
 from steerkit.intervention import Frozen
 from steerkit.metadata import Line, Metric, PackMetadata, Sha256, Text, faults, parse_metadata
+from steerkit.plain import one_line
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.errors import IndexFormatError
 from steerkit_vectors_hub.norms import NormSeries, norm_series
@@ -85,13 +86,14 @@ def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
         PackFormatError: It is no pack.
         IndexFormatError: It is one that an index can't hold, such as one with a path of thousands of characters.
     """
-    raw = parse_pack(resolved.read(), name=resolved.ref)
-    metadata = parse_metadata(raw.document, name=resolved.ref)
+    shown = one_line(resolved.ref)
+    raw = parse_pack(resolved.read(), name=shown)
+    metadata = parse_metadata(raw.document, name=shown)
     try:
         return _entry(resolved, raw, metadata, name or _name(resolved))
     except ValidationError as error:
         raise IndexFormatError(
-            f"{resolved.ref:.300} can't be described ({faults(error)})",
+            f"{shown:.300} can't be described ({faults(error)})",
             expected="a pack within the bounds of an index",
             fix="`steerkit inspect` shows its fields",
         ) from error

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from steerkit.plain import one_line
 from steerkit_vectors_hub.errors import ReferenceFormatError
 
 Kind = Literal["path", "bundled", "hf", "web", "fsspec"]
@@ -99,6 +100,9 @@ def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = No
         raise ReferenceFormatError(f"the reference is {text!r}", expected="a path, a name or a URL")
     found = _SCHEME.match(place)
     scheme = found["scheme"].lower() if found else None
+    plain = one_line(place).replace("\t", " ")
+    if scheme is not None and plain != place:  # `urlsplit` would drop some characters, and judge another address
+        raise ReferenceFormatError(f"a control character is in {text!r:.300}", expected="a URL, in which it is quoted")
     if scheme == "hf":
         return _parse_hf(place, text, revision, digest)
     if revision is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from steerkit.checks import Check, Policy
 from steerkit.dose import check_dose, stored_norms
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
+from steerkit.plain import one_line
 from steerkit.steering import check_applied, size_problems
 from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM
@@ -141,7 +142,7 @@ def pack_dose(vector: SteeringVector, strength: float | None = None) -> Check:
 
 
 def _unsound(error: SteerKitError) -> Check:
-    return Check("integrity", "fail", error.problem, error.fix or "", {"expected": error.expected})
+    return Check("integrity", "fail", one_line(error.problem), error.fix or "", {"expected": error.expected})
 
 
 def _model_checks(vector: SteeringVector, model: VLM, strength: float | None) -> Sequence[Check]:

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from steerkit.checks import Check, Status
 from steerkit.formats import read_file
+from steerkit.plain import one_line
 from steerkit_vectors_hub.errors import ReferenceFormatError, SignatureFormatError, SigningError
 from steerkit_vectors_hub.refs import parse_ref
 from steerkit_vectors_hub.signing import library
@@ -291,8 +292,8 @@ def _check(
         details |= {"kind": signed.kind, "fingerprint": _fingerprint(signed), "signed_as": signed.signed_as}
     if signer is not None:
         details["signer"] = signer.name
-    return Check("signature", status, message, fix, details)
+    return Check("signature", status, one_line(message), one_line(fix), details)
 
 
 def _revocation(status: Status, answer: str, message: str, fix: str = "") -> Check:
-    return Check("revocation", status, message, fix, {"answer": answer})
+    return Check("revocation", status, one_line(message), fix, {"answer": answer})
