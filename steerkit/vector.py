@@ -27,7 +27,7 @@ from steerkit.formats import (
 )
 from steerkit.given import PATH, as_layers, expect, expect_one_of
 from steerkit.intervention import Add, Intervention, LinearStrength, Site, StoredDirection, Tower, is_finite, site_label
-from steerkit.metadata import ModelRecord, PackMetadata, parse_metadata
+from steerkit.metadata import ModelRecord, PackMetadata, StrengthRecord, parse_metadata
 
 if TYPE_CHECKING:
     from steerkit_vectors_hub.push import Publication
@@ -55,7 +55,8 @@ class Key(NamedTuple):
 class SteeringVector:
     """Directions, the interventions that use them, and where they come from.
 
-    Immutable: algebra returns a new vector whose `metadata.history` says what was done.
+    Immutable: algebra returns a new vector whose `metadata.history` says what was done. What was measured of the old
+    one is not claimed of the new: metrics and the strength record are dropped, but for that of a multiple; see `*`.
 
     To train directions, build a vector around tensors that require gradients in each step, and steer with it: the
     vector holds copies, and gradients reach the tensors through them.
@@ -184,7 +185,16 @@ class SteeringVector:
         return self._derived(tensors, "normalise")
 
     def __mul__(self, factor: float) -> SteeringVector:
-        """A vector that steers `factor` times as hard: added directions are scaled, other operations get the dose."""
+        """A vector that steers `factor` times as hard: added directions are scaled, other operations get the dose.
+
+        The new vector at a strength is the old one at `factor` times that, and the strengths of the record are divided
+        by it: at what it recommends, the new vector does what the old one did at its own. Where nothing was recommended
+        the strength stays 1. A negative factor makes a vector of which nothing was measured: its record is empty.
+        Metrics are dropped in any case, since at which strength they were measured is not recorded.
+
+        Raises:
+            OptionError: The factor is 0, or no finite number.
+        """
         if not is_finite(factor):
             raise OptionError(f"a vector is scaled by {factor!r}", expected="a finite number")
         if factor == 0:
@@ -196,12 +206,13 @@ class SteeringVector:
         scaled = {key for i, by_dose in pairs if not by_dose for key in self._read_keys(i)}
         interventions = tuple(_with_dose(i, factor) if by_dose else i for i, by_dose in pairs)
         tensors = {key: (t.float() * factor).to(t.dtype) if key in scaled else t for key, t in self.tensors.items()}
-        return self._derived(tensors, f"scale by {factor:g}", interventions)
+        strength = _converted(self.metadata.strength, factor) if factor > 0 else None
+        return self._derived(tensors, f"scale by {factor:g}", interventions, strength)
 
     __rmul__ = __mul__
 
     def __neg__(self) -> SteeringVector:
-        """The opposite vector."""
+        """The opposite vector, of which nothing was measured; see `*`."""
         return self * -1.0
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
@@ -407,9 +418,18 @@ class SteeringVector:
         )
 
     def _derived(
-        self, tensors: Mapping[Key, Tensor], step: str, interventions: tuple[Intervention, ...] | None = None
+        self,
+        tensors: Mapping[Key, Tensor],
+        step: str,
+        interventions: tuple[Intervention, ...] | None = None,
+        strength: StrengthRecord | None = None,
     ) -> SteeringVector:
-        changes: dict[str, object] = {"history": (*self.metadata.history, step), "tensors_sha256": None}
+        changes: dict[str, object] = {
+            "history": (*self.metadata.history, step),
+            "strength": strength or StrengthRecord(),
+            "metrics": (),
+            "tensors_sha256": None,
+        }
         if interventions is not None:
             changes["interventions"] = interventions
         return SteeringVector(tensors, self.metadata.model_copy(update=changes))
@@ -524,6 +544,16 @@ def _with_dose(intervention: Intervention, factor: float) -> Intervention:
     else:
         changed = strength * factor
     return intervention.model_copy(update={"strength": changed})
+
+
+def _converted(record: StrengthRecord, factor: float) -> StrengthRecord:
+    """The record of a vector that steers `factor` times as hard, a positive number; an empty one stays empty."""
+    if record == StrengthRecord():
+        return record
+    named = {name: getattr(record, name) for name in ("recommended", "minimum", "maximum")}
+    changes: dict[str, object] = {name: value / factor for name, value in named.items() if value is not None}
+    changes["curve"] = tuple(point.model_copy(update={"strength": point.strength / factor}) for point in record.curve)
+    return record.model_copy(update=changes)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import torch
 from torch import Tensor
 
+import steerkit as sk
 from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError
 from steerkit.intervention import (
     Ablate,
@@ -24,7 +26,7 @@ from steerkit.intervention import (
     Scale,
     StoredDirection,
 )
-from steerkit.metadata import MethodRecord, ModelRecord, PackMetadata
+from steerkit.metadata import MethodRecord, Metric, ModelRecord, PackMetadata, StrengthPoint, StrengthRecord
 from steerkit.vector import Key, SteeringVector
 
 HIDDEN, LAYERS = 8, 4
@@ -80,6 +82,78 @@ def test_the_negative_and_multiples_scale_added_directions_and_leave_the_dose() 
     for found, factor in ((-vector(A), -1.0), (vector(A) * 2.5, 2.5), (-3 * vector(A), -3.0)):
         assert_values(found, {key: factor * value for key, value in wide(A).items()})
         assert found.interventions == (ADD,)
+
+
+RECORD = StrengthRecord(
+    recommended=0.75,
+    minimum=0.0,
+    maximum=1.5,
+    curve=(StrengthPoint(strength=0.75, unsafe=0.1), StrengthPoint(strength=1.5, cost=2.0, cost_kind="kl")),
+    chosen_by="a rule",
+)
+METRIC = Metric(name="unsafe_rate", value=0.1)
+
+
+def measured(*interventions: Intervention) -> SteeringVector:
+    return vector(A, *interventions).with_metadata(strength=RECORD.model_dump(), metrics=(METRIC,))
+
+
+def test_a_multiple_has_its_measured_strengths_in_its_own_unit() -> None:
+    for made in (measured() * 3.0, 3 * measured(), measured(Intervention(operation=Ablate())) * 3.0):
+        record = made.metadata.strength
+        assert (record.recommended, record.minimum, record.maximum) == (0.25, 0.0, 0.5)
+        assert [(point.strength, point.unsafe, point.cost, point.cost_kind) for point in record.curve] == [
+            (0.25, 0.1, None, ""),
+            (0.5, None, 2.0, "kl"),
+        ]
+        assert record.chosen_by == "a rule"
+        assert made.metadata.metrics == ()
+        assert SteeringVector.from_bytes(made.to_bytes()).metadata.strength == record
+    assert measured().metadata.strength == RECORD
+
+
+def test_a_multiple_of_a_vector_without_a_record_has_none() -> None:
+    assert (vector(A) * 4.0).metadata.strength == StrengthRecord()
+
+
+def test_nothing_measured_is_claimed_of_another_vector() -> None:
+    for made in (-measured(), measured() * -0.5, measured() + vector(B), measured() - vector(B)):
+        assert (made.metadata.strength, made.metadata.metrics) == (StrengthRecord(), ())
+    for made in (measured().select([0]), measured().normalized()):
+        assert (made.metadata.strength, made.metadata.metrics) == (StrengthRecord(), ())
+    assert measured().to("bfloat16").metadata.strength == RECORD
+    assert measured().to("bfloat16").metadata.metrics == (METRIC,)
+
+
+STEERED = {
+    "add": ADD,
+    "add, by layer": ADD.model_copy(update={"strength": {0: 2.0, 1: 0.5, 2: 1.0, 3: 1.0}}),
+    "add, norm kept": ADD.model_copy(update={"norm_preserving": True}),
+    "add, relative": Intervention(operation=Add(relative=True), strength=0.1),
+    "add, measured": ADD.model_copy(
+        update={"strength": LinearStrength(measure=Measure(kind="cosine"), slope=2.0, minimum=-0.5, maximum=1.0)}
+    ),
+    "add, gated": ADD.model_copy(update={"gate": Gate(measure=Measure(kind="projection"), threshold=-1e9)}),
+    "ablate": Intervention(operation=Ablate()),
+    "clamp": Intervention(operation=Clamp(maximum=0.1)),
+    "scale": Intervention(operation=Scale(factor=3.0)),
+}
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_a_multiple_at_its_recommended_strength_steers_as_before(llava: sk.VLM, name: str) -> None:
+    record = StrengthRecord(recommended=0.8, maximum=2.0).model_dump()
+    before = reference.vector(llava, reference.directions(llava), STEERED[name]).with_metadata(strength=record)
+    inputs = llava.inputs([sk.Sample("What is shown?")])
+
+    def logits(each: SteeringVector, strength: float) -> Tensor:
+        with sk.steer(llava, each, strength=strength, policy="off"), torch.no_grad():
+            return llava.model(**inputs).logits
+
+    expected = logits(before, before.metadata.strength.recommended)
+    after = before * 2.5
+    assert torch.allclose(logits(after, after.metadata.strength.recommended), expected, atol=1e-5)
+    assert not torch.allclose(logits(after, before.metadata.strength.recommended), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [0, float("nan"), float("inf"), "2", True])
