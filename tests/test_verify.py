@@ -247,6 +247,39 @@ def test_that_a_pack_is_unsigned_is_said_where_signers_are_named(tmp_path: Path,
         sk.load_vector(path, trust=trust.model_copy(update={"require_signature": True}))
 
 
+def test_a_pack_of_a_later_format_is_told_from_a_damaged_one(tmp_path: Path, qwen: sk.VLM) -> None:
+    path = pack(tmp_path / "v.safetensors", qwen)
+    whole = path.read_bytes()
+    later = (
+        lambda _, __: None,
+        lambda header, _: header["directions.0.resid_post"].update(dtype="F8_E4M3"),
+        lambda header, _: header["__metadata__"].update(more="x"),
+        lambda header, _: header.update({"weights.0": header.pop("directions.0.resid_post")}),
+        lambda _, document: document.update(more=1),
+    )
+    for change in later:
+        path.write_bytes(
+            rewritten(
+                whole, lambda header, document, c=change: (document.update(format_version=2), c(header, document))
+            )
+        )
+        with pytest.raises(PackFormatError, match="format_version is 2.*upgrade steerkit"):
+            sk.load_vector(path)
+        assert "format_version is 2" in sk.verify(path).checks[0].message
+
+
+def test_a_pack_of_another_framework_is_read_and_of_another_format_refused(tmp_path: Path, qwen: sk.VLM) -> None:
+    path = pack(tmp_path / "v.safetensors", qwen)
+    whole, digest = path.read_bytes(), sk.load_vector(path).digest()
+    for name in ("pt", "tf", "flax", "np", "mlx"):
+        path.write_bytes(rewritten(whole, lambda header, _, n=name: header["__metadata__"].update(format=n)))
+        assert sk.load_vector(path).digest() == digest
+    for other in ("steerkit-2", "", "PT", ["pt"], {}):
+        path.write_bytes(rewritten(whole, lambda header, _, n=other: header["__metadata__"].update(format=n)))
+        with pytest.raises(PackFormatError, match="the metadata's format is"):
+            sk.load_vector(path)
+
+
 FORGED = "x\n\x1b[32mpass  signature: signed by everybody\r\u2028\u202e"
 """What would be two lines of a report, and more, wherever it is quoted as it stands."""
 

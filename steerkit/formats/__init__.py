@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steerkit.errors import PackFormatError
 from steerkit.formats import v1
 from steerkit.formats.container import RawPack, TensorInfo, parse_container, read_file, refused
 
@@ -35,16 +34,8 @@ def read_pack(path: str | Path) -> RawPack:
 
 def parse_pack(data: bytes, *, name: str = "the data") -> RawPack:
     """The same as `read_pack`, from bytes."""
-    raw = parse_container(data, name=name)
-    version = raw.document.get("format_version")
-    module = _VERSIONS.get(version) if isinstance(version, int) and not isinstance(version, bool) else None
-    if module is None:
-        raise PackFormatError(
-            f"{name}: format_version is {version!r:.80}",
-            expected="one of " + ", ".join(map(str, _VERSIONS)),
-            fix="upgrade steerkit, or ask the publisher for a pack of a known version",
-        )
-    module.audit(raw, name=name)
+    raw = parse_container(data, name=name, versions=_VERSIONS)
+    _VERSIONS[raw.document["format_version"]].audit(raw, name=name)
     return raw
 
 

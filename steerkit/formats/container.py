@@ -10,6 +10,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ MAX_TENSORS = 65_536
 MAX_DEPTH = 32
 MAX_HEADER_VALUES = 2**20
 MAX_DOCUMENT_VALUES = 2**16
+
+FRAMEWORKS = ("pt", "tf", "flax", "np", "mlx")
+"""What writers of safetensors put into the key `format` of the metadata; it changes nothing about the tensors."""
 
 _BLOCK = 2**18
 """Elements that are widened at once, so that reading norms takes no memory in proportion to a tensor."""
@@ -114,11 +118,17 @@ def read_file(path: str | Path) -> bytes:
         ) from error
 
 
-def parse_container(data: bytes, *, name: str) -> RawPack:
+def parse_container(data: bytes, *, name: str, versions: Collection[int]) -> RawPack:
     """Split a safetensors file into document, tensor table and bytes.
 
+    Args:
+        data: The file.
+        name: What messages call it.
+        versions: The values of the document's `format_version` that can be read. It is judged before all that a later
+            format may have changed, so that such a pack is not taken for a damaged one.
+
     Raises:
-        PackFormatError: Any bound is exceeded or any two parts disagree.
+        PackFormatError: Any bound is exceeded or any two parts disagree, or the version is none of these.
     """
     if len(data) < 8:
         raise refused(f"{name} has {len(data)} bytes", expected="a safetensors file, which has at least 8")
@@ -141,13 +151,24 @@ def parse_container(data: bytes, *, name: str) -> RawPack:
             expected="a steerkit pack",
             fix="if this is another library's vector, convert it first",
         )
-    if unknown := sorted(set(metadata) - {"steerkit", "format"}):
-        raise refused(f"{name}: unknown metadata {unknown!r:.200}", expected="only 'steerkit' and 'format'")
-    if not isinstance(metadata.get("format", ""), str):
-        raise refused(f"{name}: the metadata's format is {metadata['format']!r:.80}", expected="a string, such as 'pt'")
-    tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
     text = metadata["steerkit"].encode(errors="surrogatepass")
     document = json_object(text, f"{name}: the steerkit document", MAX_DOCUMENT_VALUES)
+    version = document.get("format_version")
+    if type(version) is not int or version not in versions:
+        raise refused(
+            f"{name}: format_version is {version!r:.80}",
+            expected="one of " + ", ".join(map(str, versions)),
+            fix="upgrade steerkit, or ask the publisher for a pack of a known version",
+        )
+    if unknown := sorted(set(metadata) - {"steerkit", "format"}):
+        raise refused(f"{name}: unknown metadata {unknown!r:.200}", expected="only 'steerkit' and 'format'")
+    if "format" in metadata and metadata["format"] not in FRAMEWORKS:
+        raise refused(
+            f"{name}: the metadata's format is {metadata['format']!r:.80}",
+            expected="none, or one of " + ", ".join(FRAMEWORKS) + ", the framework that wrote the file",
+            fix="ask the publisher for a pack that says no other",
+        )
+    tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
     return RawPack(document=document, text=metadata["steerkit"], tensors=tensors, data=data)
 
 
