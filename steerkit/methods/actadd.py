@@ -27,6 +27,7 @@ class ActAdd(SteeringMethod):
       last prompt token, where either prompt has been read whole, and add it at the tokens that `tokens` names.
     * It writes bare words such as "Love" and "Hate"; we put each prompt into the model's chat template, as the prompts
       that are steered are.
+    * It reads and adds before a block, we behind it: its layer n is our n - 1.
     * It sweeps layer and c. Without a sweep we take the block at 40 % of the depth, and 1.
 
     One pair also holds whatever else its two prompts differ in; with more of them, use CAA.

@@ -49,10 +49,12 @@ class ASTRA(SteeringMethod):
 
     Where the paper leaves a choice, or we differ from it:
 
-    * The surrogate fits the answer's log-probability; with long answers the log-odds are the same number.
+    * The surrogate fits the answer's log-probability; with long answers the log-odds are the same number. Its penalty
+      is relative to that which leaves no weight; theirs is 0.01, for log-odds per token of the answer.
     * Cells are squares of the picture, the same for every family, and masking paints them black, as the authors' images
       are. How many are masked is a share of the grid (`top`), and only cells with a positive weight are.
-    * The authors read h at a prompt with an empty text; we read it at the anchor's own.
+    * The authors read h at a prompt with an empty text; we read it at the anchor's own. Their r is the mean over the
+      tokens of the model's descriptions of benign images, ours that of the benign anchors' last prompt tokens.
     * One layer is steered; without a sweep we take the block in the middle, as the authors do for three models.
     * alpha: the authors take 5 to 10 for models of 7 to 13 billion parameters.
 

@@ -18,9 +18,15 @@ from steerkit.vector import Key
 class CAA(SteeringMethod):
     """Add the difference of the means of two labelled groups: `h' = h + c * (mean(positive) - mean(negative))`.
 
-    Hidden states are those of the last prompt token. The paper adds at one layer, to every token after the prompt; the
-    first of these is predicted at the prompt's last token, so that one is steered too. It finds the layer by a sweep;
-    without one we take the block at 40 % of the depth, where the paper's best layers lie (13 of 32 for Llama 2 7B).
+    Where the paper leaves a choice, or we differ from it:
+
+    * Its pairs are a question with one or the other letter of an answer behind it, read at the letter. Ours are any two
+      groups of prompts, read at the last prompt token, where the answer begins.
+    * It adds at one layer, to every token after the prompt. The first of these is predicted at the prompt's last token,
+      so that one is steered too.
+    * It finds the layer by a sweep. Without one we take the block at 40 % of the depth, where its best layers lie (13
+      of 32 for Llama 2 7B).
+    * It scales the vectors of several behaviours to one length. We leave the difference as long as it is.
 
     Attributes:
         positive: Label that is steered towards.

@@ -47,7 +47,10 @@ class CAST(SteeringMethod):
       the middles between the similarities that occur, and among equals take the widest gap.
     * Of several condition layers one suffices, with one threshold for all, as in the public code.
     * Condition layers lie at or below the first behaviour layer: what comes later can't decide in time.
-    * The code reads a block's input; we read its output, so its condition layer n is our n - 1.
+    * The code measures both vectors at a block's output, and reads the condition and adds the behaviour at its input,
+      one block earlier. We do all of it at the output, so its layer n is our n - 1.
+    * A component has no sign. The code chooses it by a vote over the pairs, we by the mean difference.
+    * The code averages the behaviour's states over a suffix that each anchor ends in; we read their last token.
     * Pairs: condition prompts belong together by their number only, so d runs over all pairs, by their moments.
     * The behaviour labels default to those of the condition: v then points from harmless to harmful, which makes a
       model refuse. Anchors with the paper's suffixes have labels of their own, in `towards` and `away`.

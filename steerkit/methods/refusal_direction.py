@@ -25,7 +25,8 @@ class RefusalDirection(SteeringMethod):
     paper chooses layer and position by a search on validation prompts, which is not repeated here: the position is the
     last prompt token and the layer, if none is given, the block at 60 % of the depth. The paper ablates what every
     block's attention and MLP write; we ablate the output of every block, so that within a block the MLP still reads
-    what the attention wrote along r, and the first block what the embedding holds of it.
+    what the attention wrote along r, and the first block what the embedding holds of it. Its code reads and adds r at
+    the input of a block, we at the output, so its layer n is our n - 1.
 
     Attributes:
         mode: `add` or `ablate`.

@@ -41,7 +41,7 @@ class ShiftDC(SteeringMethod):
     * It does not say whether m of a layer is measured with the layers below calibrated. Its authors' code measures all
       of them without; subtracting each in full (`literal`) then over-corrects, as with CMRM. `increments`, the default,
       subtracts at a layer what the shift gained there.
-    * It steers the prompt and says nothing of the answer's tokens: `phase`.
+    * It steers the prompt and says nothing of the answer's tokens: `phase`. The code steers the prompt alone.
 
     Attributes:
         safe: Label of the harmless anchors.

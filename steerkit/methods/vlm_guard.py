@@ -40,6 +40,7 @@ class VLMGuard(SteeringMethod):
 
     Where the paper leaves a choice, or we differ from it:
 
+    * Read with h in place of h', the second formula would remove nothing, and h' would be of no use.
     * A singular vector has no sign: V1 points from harmless to harmful, so that the gate opens for harmful prompts.
     * `threshold`: h(q) . V1 has no natural zero, since states are not centred; `middle` puts it half way between the
       means of the two labels in each layer. The paper's 0 is `zero`, the default.

@@ -53,10 +53,11 @@ class VTI(SteeringMethod):
     * The public code subtracts the clean image from the mean of the masked ones, and so moves towards the average; its
       prose can be read the other way round. We do as the code does; a negative alpha_image turns it around.
     * The code takes one component over all layers at once and, in the tower, one direction for each position. We take
-      one for each layer, of the mean over the tokens: it streams, and fits towers whose images differ in size.
-    * PC1 has no sign: it follows the mean.
-    * Directions are read at the output of the block and applied to that of its MLP, as in the code. `read="mlp_out"`
-      reads where it applies.
+      one for each layer, of the mean over the tokens: it streams, and fits towers whose images differ in size. Its PC1
+      has length 1 over all layers together, and so weighs less beside the mean than here.
+    * PC1 has no sign: it follows the mean. The code's has that of the largest loading of a demonstration.
+    * Directions are read at the output of the block and applied to that of its MLP, as in the code (whose last one is
+      read behind the final norm). `read="mlp_out"` reads where it applies.
     * A caption stands at the end of the anchor's text, within the user's turn; the template's end follows it.
     * Patches are masked in the image, as cells of a grid, by its mean colour, before it is resized.
 
