@@ -21,6 +21,7 @@ from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError, SteerKitError
 from steerkit.fingerprint import check_fingerprint, responses_or_reason, state_norms, state_of
+from steerkit.given import expect_one_of
 from steerkit.intervention import MeasuredContrast, Site, site_label
 from steerkit.receipt import Receipt
 from steerkit.vector import SteeringVector
@@ -110,13 +111,9 @@ class steer:
         orthogonalize: bool = False,
         policy: Policy = "strict",
     ) -> None:
-        for name, value, allowed in (
-            ("engine", engine, ("hooks", "nnsight")),
-            ("threads", threads, ("current", "all")),
-            ("policy", policy, get_args(Policy)),
-        ):
-            if value not in allowed:
-                raise OptionError(f"{name} is {value!r}", expected=" or ".join(map(repr, allowed)))
+        expect_one_of(get_args(Engine), engine=engine)
+        expect_one_of(("current", "all"), threads=threads)
+        expect_one_of(get_args(Policy), policy=policy)
         if engine == "nnsight" and threads == "all":
             raise OptionError(
                 "engine='nnsight' with threads='all'", expected="one thread: nnsight traces are not thread safe"
@@ -256,8 +253,7 @@ def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:
         ModelMismatchError: See `steer`.
     """
     check = check_model(vector, vlm)
-    sizes = size_problems(vector, vlm.record)
-    if check.status == "fail" and (sizes or policy == "strict"):
+    if check.status == "fail" and (policy == "strict" or size_problems(vector, vlm.record)):
         raise ModelMismatchError(
             check.message,
             expected=f"a vector for {vlm.record.architecture} ({vlm.record.layer_count} layers of "
