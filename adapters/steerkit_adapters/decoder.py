@@ -93,14 +93,8 @@ class DecoderAdapter(ModelAdapter):
         """The tokenizer."""
         from transformers import AutoTokenizer
 
-        try:
+        with shared.loading("tokenizer", source):
             return AutoTokenizer.from_pretrained(source, **options)
-        except (ImportError, OSError, ValueError, KeyError) as error:
-            raise ProcessorError(
-                f"the tokenizer of {source!r} can't be loaded ({error})",
-                expected="a repository or folder with the files of a tokenizer",
-                fix="check the name, or save one there with tokenizer.save_pretrained(folder)",
-            ) from error
 
     def render(self, processor: Any, sample: Sample, image_count: int) -> str:
         """The tokenizer's chat template; without one, as for a base model, the text of a single turn as it is."""

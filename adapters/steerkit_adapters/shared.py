@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from steerkit.adapter import Architecture, Heads, Inputs, VisionTower
@@ -104,6 +105,23 @@ def image_token(config: Any) -> int:
     return int(token)
 
 
+@contextmanager
+def loading(what: str, source: str) -> Iterator[None]:
+    """Name the repository or folder, and what was looked for in it, in the errors of transformers inside.
+
+    Raises:
+        ProcessorError: Nothing of the kind is there, or not all of it.
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise ProcessorError(
+            f"the {what} of {source!r} can't be loaded ({error})",
+            expected=f"a repository or folder with the files of a {what}",
+            fix=f"check the name, or save one there with {what}.save_pretrained(folder)",
+        ) from error
+
+
 def load_processor(source: str, options: Mapping[str, Any], kind: Any = None) -> Any:
     """The processor of a repository or folder; without its video part where torchvision is missing.
 
@@ -117,18 +135,12 @@ def load_processor(source: str, options: Mapping[str, Any], kind: Any = None) ->
     """
     from transformers import AutoProcessor, ProcessorMixin
 
-    try:
+    with loading("processor", source):
         try:
             processor: Any = (kind or AutoProcessor).from_pretrained(source, **options)
         except ImportError:
             # Video processors need torchvision, image processors don't.
             processor = _without_video(source, options)
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        raise ProcessorError(
-            f"the processor of {source!r} can't be loaded ({error})",
-            expected="a repository or folder with the files of a processor",
-            fix="check the name, or save one there with processor.save_pretrained(folder)",
-        ) from error
     # A folder without a config of its own yields whatever part is found first.
     if not isinstance(processor, ProcessorMixin):
         raise ProcessorError(
