@@ -35,7 +35,7 @@ class ITI(SteeringMethod):
     * The probe is a logistic regression with the penalty |w|^2 / 2, as in the code. A share of each label's anchors is
       held out, chosen by `seed`.
     * Accuracies on few anchors tie: among equals, the lower held-out log loss is first.
-    * sigma is that of the anchors. The code measures it elsewhere: at the end of a second question that follows an answer.
+    * sigma is that of the anchors. The code takes it at the end of a second question, behind one with its answer.
     * `direction="probe"` takes the probe's weights for theta, the paper's other choice.
     * The paper steers the last token of the prompt and every generated one, and so do we.
 
