@@ -100,6 +100,19 @@ class TestPush:
         for text in ("A. N. Other", "a/b", "mine: 12 samples", "f" * 40):
             assert text in shown["card"]
 
+    def test_a_name_for_anchors_that_are_not_recorded_is_refused(self, tmp_path: Path) -> None:
+        made = vector(anchors=None).save(tmp_path / "bare.safetensors")
+        refused = run("push", made, "someone/pack", "--dry-run", "--anchor-name", "mine")
+        assert refused.code == 1
+        assert "records no anchors" in refused.err
+
+    def test_a_folder_is_no_file(self, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for args in (("push", ".", "a/b"), ("sign", ".", "--key", "k"), ("pull", "cmrm-llava-demo", "-o", ".")):
+            refused = run(*args)
+            assert refused.code == 1
+            assert "'.' is" in refused.err
+
     def test_an_upload(self, hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         hub.publish("someone/pack", {}, large=False)
@@ -158,6 +171,43 @@ class TestFinding:
         assert run("search", "--hub", "llava").out == "hf://someone/caa-llava\nhf://someone/cmrm-llava\n"
         found = document("search", "--hub", "--method", "cmrm")["packs"]
         assert found == [{"name": "someone/cmrm-llava", "ref": "hf://someone/cmrm-llava"}]
+
+    def test_an_index_that_grows_keeps_its_title(self, file: Path, tmp_path: Path) -> None:
+        other = vector(1).save(tmp_path / "other.safetensors")
+        index = tmp_path / "index.json"
+        assert run("index", file, "-o", index, "--title", "Ours").code == 0
+        done = run("index", other, "-o", index, "--add")
+        assert done.code == 0
+        assert json.loads(index.read_text())["title"] == "Ours"
+        assert "is a path" in done.err
+        assert "is a path" not in run("index", "cmrm-llava-demo", "-o", index, "--add").err
+        assert run("index", other, "-o", index, "--add", "--title", "Theirs").code == 0
+        assert json.loads(index.read_text())["title"] == "Theirs"
+
+    def test_what_the_hub_cannot_look_for_is_refused(self, hub: LoopbackHub) -> None:
+        refused = run("search", "--hub", "--model", "llava", "--metric", "utility")
+        assert refused.code == 1
+        assert "--model and --metric with --hub" in refused.err
+        assert not hub.requests
+        assert "No repository matches." in run("search", "--hub", "nothing").err
+
+    def test_a_reference_in_a_table_is_whole(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        repo_id = "somebody-with-a-name/and-a-pack-with-a-name-that-is-long"
+        hub.publish(repo_id, {"a.safetensors": pack(tmp_path)})
+        assert run("index", f"hf://{repo_id}", "-o", tmp_path / "index.json").code == 0
+        for args in (("list",), ("search", "--index", tmp_path / "index.json")):
+            out = run(*args).out
+            assert "…" not in out
+        run("pull", f"hf://{repo_id}/a.safetensors")
+        run("pull", f"hf://{repo_id}@main")
+        rows = [(row["ref"], row["sha256"]) for row in document("list")["packs"] if row["kind"] == "cache"]
+        assert len(rows) == len(set(rows))
+
+    def test_info_shows_every_figure(self, tmp_path: Path) -> None:
+        metrics = [{"name": "unsafe_rate", "value": value, "condition": str(value)} for value in (0.9, 0.1)]
+        out = run("info", vector(metrics=metrics).save(tmp_path / "v.safetensors")).out
+        assert "0.9 0.9" in out
+        assert "0.1 0.1" in out
 
     def test_list_and_info(self, hub: LoopbackHub, tmp_path: Path) -> None:
         assert document("list")["packs"] == [row for row in document("list")["packs"] if row["kind"] == "bundled"]

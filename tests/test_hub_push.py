@@ -201,9 +201,16 @@ class TestUpload:
         assert sk.load_vector("hf://someone/pack@next").digest() == vector().digest()
         assert not hub.repositories["someone/pack"].commits[hub.repositories["someone/pack"].branches["main"]]
 
-    def test_a_repository_of_weights_is_left_alone(self, hub: LoopbackHub) -> None:
-        commit = hub.publish("someone/model", {"model.safetensors": b"weights"})
-        with pytest.raises(PublishError, match=r"model\.safetensors"):
+    def test_a_private_pack_is_not_put_where_everybody_reads(self, hub: LoopbackHub) -> None:
+        commit = hub.publish("someone/open", {"README.md": b"x"})
+        with pytest.raises(PublishError, match="public"):
+            vector().push_to_hub("someone/open", private=True)
+        assert list(hub.repositories["someone/open"].commits) == [commit]
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "pytorch_model.bin", "checkpoint.pt"])
+    def test_a_repository_of_weights_is_left_alone(self, hub: LoopbackHub, name: str) -> None:
+        commit = hub.publish("someone/model", {name: b"weights"})
+        with pytest.raises(PublishError, match=re.escape(name)):
             vector().push_to_hub("someone/model")
         assert list(hub.repositories["someone/model"].commits) == [commit]
 

@@ -59,6 +59,33 @@ class TestReading:
         assert parse_ref(text) == ref
         assert parse_ref(str(ref)) == ref
 
+    @pytest.mark.parametrize(
+        ("page", "ref"),
+        [
+            ("https://huggingface.co/a/b", "hf://a/b"),
+            ("https://huggingface.co/a/b/", "hf://a/b"),
+            ("https://hf.co/a/b/tree/main", "hf://a/b@main"),
+            ("https://huggingface.co/a/b/blob/v1/c/d.safetensors", "hf://a/b@v1/c/d.safetensors"),
+            ("https://huggingface.co/a/b/blob/x%2Fy/README.md", "hf://a/b@x%2Fy"),
+        ],
+    )
+    def test_a_page_of_the_hub_is_no_pack(self, page: str, ref: str) -> None:
+        with pytest.raises(ReferenceFormatError) as caught:
+            parse_ref(page)
+        assert caught.value.fix == f"write {ref}"
+        parse_ref(ref)
+
+    def test_a_file_of_the_hub_is_one(self) -> None:
+        url = "https://huggingface.co/a/b/resolve/main/c.safetensors"
+        assert parse_ref(url) == Ref("web", url)
+
+    @pytest.mark.parametrize(
+        ("text", "hint"), [("owner/name", "hf://owner/name"), (str(Path("hf://owner/name")), "two slashes")]
+    )
+    def test_what_is_no_path_may_have_been_meant_for_a_repository(self, text: str, hint: str) -> None:
+        with pytest.raises(PackNotFoundError, match=hint):
+            resolve(text)
+
     def test_a_file_url_is_a_path(self) -> None:
         assert parse_ref("file:///a%20b") == Ref("path", "/a b")
 

@@ -32,21 +32,22 @@ def info(
         print_json({**describe(found), "pack": entry.model_dump(mode="json")})
         return
     spans = [f"{each.title}: layers {each.layers[0]} to {each.layers[-1]}" for each in entry.norms]
-    rows: dict[str, Any] = {
-        "name": entry.name,
-        "description": entry.description,
-        "method": entry.method,
-        "model": f"{entry.model.id or '-'} ({entry.model.architecture})",
-        "revision of it": entry.model.revision,
-        "directions": "; ".join(spans) or "measured on each prompt",
-        "strength": f"{entry.strength:g}",
-        "licence": entry.license,
-        "authors": ", ".join(entry.authors),
-        "created": entry.created,
-        **{f"figure {each.name}": f"{each.value:g} {each.condition}".strip() for each in entry.metrics},
-        "file": found.path,
-        "revision": found.revision,
-        "pinned": found.pinned,
-    }
-    for key, value in rows.items():
-        typer.echo(one_line(f"{key:<16}  {value or '-'}"))
+    rows: list[tuple[str, Any]] = [
+        ("name", entry.name),
+        ("description", entry.description),
+        ("method", entry.method),
+        ("model", f"{entry.model.id or '-'} ({entry.model.architecture})"),
+        ("revision of it", entry.model.revision),
+        ("directions", "; ".join(spans) or "measured on each prompt"),
+        ("strength", f"{entry.strength:g}"),
+        ("licence", entry.license),
+        ("authors", ", ".join(entry.authors)),
+        ("created", entry.created),
+        *((f"figure {one_line(each.name):.40}", f"{each.value:g} {each.condition}".strip()) for each in entry.metrics),
+        ("file", found.path),
+        ("revision", found.revision),
+        ("pinned", found.pinned),
+    ]
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        typer.echo(one_line(f"{key:<{width}}  {value or '-'}"))

@@ -16,7 +16,10 @@ def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
 
     store = Store.default()
     rows = [{"ref": name, "kind": "bundled", "file": str(bundled_path(name))} for name in bundled_names()]
-    cached = [record for record in store.records() if store.path(record.sha256).is_file()]
+    there = (record for record in store.records() if store.path(record.sha256).is_file())
+    cached = {
+        (record.ref, record.sha256, record.revision, record.file): record for record in there
+    }  # the latest of each
     documents = [
         *rows,
         *(
@@ -29,7 +32,7 @@ def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
                 "revision": record.revision,
                 "time": record.time,
             }
-            for record in cached
+            for record in cached.values()
         ),
     ]
     if as_json:
@@ -37,7 +40,10 @@ def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
         return
     from rich.table import Table
 
-    table = Table("reference", "where", "sha256", "revision", "resolved")
+    table = Table()
+    table.add_column("reference", overflow="fold")  # cut off, it could not be copied
+    for head in ("where", "sha256", "revision", "resolved"):
+        table.add_column(head, no_wrap=True)
     for each in documents:
         shown = [str(each.get(key) or "-") for key in ("ref", "kind", "sha256", "revision")]
         shown.append(str(each.get("time") or "-")[:10])  # the day: with the hour, references would be broken in two

@@ -39,10 +39,11 @@ def pull(
     from steerkit_vectors_hub.signing.bundle import read_signature
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
-    beside = None if output is None else output.with_name(output.name + SIGNATURE)
-    if output is not None and beside is not None:
-        for each in (output, beside):  # the signature of what was there before would be replaced or removed
-            opt.check_output(each, force=force)
+    beside = None
+    if output is not None:
+        opt.check_output(output, force=force)
+        beside = output.with_name(output.name + SIGNATURE)
+        opt.check_output(beside, force=force)  # the signature of what was there before would be replaced or removed
     found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
     data = found.read()
     parse_metadata(parse_pack(data, name=found.ref).document, name=found.ref)

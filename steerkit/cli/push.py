@@ -9,6 +9,7 @@ import typer
 
 from steerkit.cli import options as opt
 from steerkit.cli.console import clean, one_line, print_json, say
+from steerkit.errors import OptionError
 
 
 def push(
@@ -45,8 +46,8 @@ def push(
     from steerkit.vector import SteeringVector
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
-    signature = file.with_name(file.name + SIGNATURE)
     vector = SteeringVector.load(file)
+    signature = file.with_name(file.name + SIGNATURE)
     changes = _changes(
         vector.metadata,
         {"license": license_, "description": description, "authors": tuple(author) if author else None},
@@ -97,6 +98,12 @@ def _changes(metadata: Any, own: dict[str, Any], model: dict[str, Any], anchors:
     changes = given(own)
     if given(model):
         changes["model"] = {**metadata.model.model_dump(), **given(model)}
-    if given(anchors) and metadata.anchors is not None:
+    if given(anchors):
+        if metadata.anchors is None:
+            raise OptionError(
+                "--anchor-name is given, and the pack records no anchors",
+                expected="a pack that was fitted on some",
+                fix="leave it out, or record them: vector.with_metadata(anchors={name, sha256, size})",
+            )
         changes["anchors"] = {**metadata.anchors.model_dump(), **given(anchors)}
     return changes

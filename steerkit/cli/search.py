@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import console, one_line, print_json
+from steerkit.cli.console import console, one_line, print_json, say
+from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from steerkit_vectors_hub.index import Entry
 
@@ -38,13 +39,7 @@ def search(
     """
     text = " ".join(words or ())
     if hub:
-        from steerkit_vectors_hub.sources.huggingface import published
-
-        refs = [f"hf://{repo_id}" for repo_id in published(text, method)]
-        if as_json:
-            print_json({"packs": [{"name": ref.removeprefix("hf://"), "ref": ref} for ref in refs]})
-        for ref in () if as_json else refs:
-            typer.echo(one_line(ref))
+        _on_the_hub(text, method, {"--index": index, "--model": model, "--metric": metric}, as_json=as_json)
         return
     from steerkit_vectors_hub.index import bundled_index, read_index
     from steerkit_vectors_hub.index import search as find
@@ -52,6 +47,26 @@ def search(
     indexes = [read_index(path) for path in index] if index else [bundled_index()]
     entries = [entry for each in indexes for entry in each.packs]
     show(find(entries, text, model=model, method=method, metric=metric), as_json=as_json)
+
+
+def _on_the_hub(text: str, method: str | None, ignored: Mapping[str, object], *, as_json: bool) -> None:
+    """Repositories of the hub, one a line."""
+    from steerkit_vectors_hub.sources.huggingface import MOST_PUBLISHED, published
+
+    if given := [name for name, value in ignored.items() if value]:
+        raise OptionError(
+            f"{' and '.join(given)} with --hub", expected="WORDS and --method, which are all that the hub can look for"
+        )
+    refs = [f"hf://{repo_id}" for repo_id in published(text, method)]
+    if as_json:
+        print_json({"packs": [{"name": ref.removeprefix("hf://"), "ref": ref} for ref in refs]})
+    else:
+        for ref in refs:
+            typer.echo(one_line(ref))
+        if not refs:
+            say("No repository matches.")
+    if len(refs) == MOST_PUBLISHED:
+        say(f"These are {MOST_PUBLISHED}; there may be more: look for more words.")
 
 
 def show(entries: Iterable[Entry], *, as_json: bool) -> None:
@@ -63,7 +78,9 @@ def show(entries: Iterable[Entry], *, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("name", "model", "method", "licence", "figures", "reference")
+    table = Table()
+    for head in ("name", "model", "method", "licence", "figures", "reference"):
+        table.add_column(head, overflow="fold")  # cut off, a reference could not be copied
     for entry in found:
         figures = ", ".join(f"{each.name} {each.value:g}" for each in entry.metrics[:4])
         cells = (entry.name, entry.model.id or entry.model.architecture, entry.method, entry.license or "-", figures)

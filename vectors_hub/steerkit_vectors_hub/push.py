@@ -22,6 +22,8 @@ from steerkit_vectors_hub.sources.huggingface import api, translated
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack")
+"""Endings of files that are a model or a vector, beside which no pack is put."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +157,17 @@ def push_to_hub(
 
     client = api(token)
     with translated(f"hf://{repo_id}"):
+        if private and client.repo_exists(repo_id) and not client.model_info(repo_id).private:
+            raise PublishError(
+                f"the repository {repo_id} is there already, and public",
+                expected="a private one, or none",
+                fix="make it private on the hub's page, or name another",
+            )
         client.create_repo(repo_id, private=private, exist_ok=True)
         if branch is not None:
             client.create_branch(repo_id, branch=branch, exist_ok=True)
         there = {each.rfilename for each in client.model_info(repo_id, revision=branch).siblings or ()}
-        if others := sorted(name for name in there - {PACK} if name.endswith((".safetensors", ".bin"))):
+        if others := sorted(name for name in there - {PACK} if name.endswith(_WEIGHTS)):
             raise PublishError(
                 f"the repository {repo_id} holds {', '.join(others[:5])}",
                 expected="a repository for this pack alone",

@@ -37,6 +37,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?")
 _BUNDLED = re.compile(r"[a-z0-9][a-z0-9_-]{0,95}")
+_HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+?)/?(?:/(?:tree|blob)/(?P<revision>[^/]+)(?P<file>/.+?)?/?)?")
 _REVISION = re.compile(r"(?:refs/(?:pr|convert)/[^/]+|[^/]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -112,7 +114,7 @@ def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = No
     if scheme is None:
         return Ref("bundled" if _BUNDLED.fullmatch(place) else "path", place, sha256=digest)
     if scheme in ("http", "https"):
-        return Ref("web", checked_url(place), sha256=digest)
+        return Ref("web", _no_page(checked_url(place)), sha256=digest)
     if scheme == "file":
         parts = _parts(place)
         if parts.netloc not in ("", "localhost") or not parts.path or "\0" in unquote(parts.path):
@@ -191,6 +193,19 @@ def checked_url(url: str) -> str:
     if parts.fragment:
         raise ReferenceFormatError(f"{url!r} ends in #{parts.fragment}", expected="#sha256= and 64 digits, or nothing")
     return url
+
+
+def _no_page(url: str) -> str:
+    """A web address, unless it is a page about a repository, as browsers show it, and not a file."""
+    parts = _parts(url)
+    page = _PAGE.fullmatch(parts.path)
+    if page is None or parts.hostname not in _HUBS:
+        return url
+    at = f"@{page['revision']}" if page["revision"] else ""
+    file = page["file"] if (page["file"] or "").endswith(".safetensors") else ""
+    raise ReferenceFormatError(
+        f"{url!r} is a page of the Hugging Face hub", expected="a pack", fix=f"write hf://{page['repo']}{at}{file}"
+    )
 
 
 def _check_encrypted(url: str, parts: SplitResult) -> None:

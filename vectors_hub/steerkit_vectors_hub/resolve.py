@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
 from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.sources import Source, Target, source_of
 from steerkit_vectors_hub.sources.base import FRESH, SIGNATURE, check_size, is_offline, the_only_pack
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]", re.ASCII)
+_CUT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +155,13 @@ def _beside(path: Path) -> Path | None:
 
 def _no_such(parsed: Ref) -> PackNotFoundError:
     if parsed.kind == "path":
+        repository, cut = _REPOSITORY.fullmatch(parsed.place), _CUT.match(parsed.place)
         return PackNotFoundError(
-            f"{parsed.place!r} does not exist", expected="a file, or a folder that holds one pack", fix="check the path"
+            f"{parsed.place!r} does not exist",
+            expected="a file, or a folder that holds one pack",
+            fix="check the path"
+            + (f"; a repository of the Hugging Face hub is hf://{parsed.place}" if repository else "")
+            + ("; a URL has two slashes, and is given as text, since a pathlib.Path loses one" if cut else ""),
         )
     return PackNotFoundError(
         f"no bundled pack and no file is named {parsed.place!r}." + suggestion(parsed.place),

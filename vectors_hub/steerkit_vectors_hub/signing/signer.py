@@ -56,10 +56,10 @@ def sign(
         OfflineError: `keyless` while offline.
     """
     path = Path(path)
+    data = read_file(path)
     target = path.with_name(path.name + SIGNATURE)
     if target.exists() and not overwrite:
         raise OptionError(f"{str(target)!r} exists", expected="a pack without a signature", fix="overwrite it")
-    data = read_file(path)
     raw = sign_bytes(
         data,
         path.name,

@@ -33,6 +33,9 @@ from steerkit_vectors_hub.sources.base import (
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+MOST_PUBLISHED = 200
+"""Repositories that a search of the hub returns at most."""
+
 ENDPOINT = "HF_ENDPOINT"
 """Environment variable: another hub that speaks the same protocol."""
 
@@ -194,7 +197,7 @@ def _refused(what: str, error: Exception, reason: str) -> SteerKitError:
     return DownloadError(f"{what}: {reason}", expected="an answer of the hub", fix="try again later")
 
 
-def published(text: str = "", method: str | None = None, *, limit: int = 200) -> list[str]:
+def published(text: str = "", method: str | None = None, *, limit: int = MOST_PUBLISHED) -> list[str]:
     """The repositories of the hub that are tagged as packs.
 
     Args:
