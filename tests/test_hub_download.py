@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -317,6 +322,45 @@ class TestWeb:
         with pytest.raises(ReferenceFormatError, match="not encrypted"):
             resolve("http://example.org/a.safetensors")
 
+    @pytest.mark.parametrize("status", [400, 401, 405, 451])
+    def test_a_server_that_refuses_to_look_for_a_signature_has_none(
+        self, cache: Path, data: bytes, status: int
+    ) -> None:
+        with _serving(data, status) as url:
+            assert resolve(url).signature is None
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_a_server_that_says_later_may_have_one(self, cache: Path, data: bytes, status: int) -> None:
+        with _serving(data, status) as url, pytest.raises(DownloadError, match=str(status)):
+            resolve(url)
+
+
+@contextmanager
+def _serving(data: bytes, status: int) -> Iterator[str]:
+    """A web server of one pack that answers a status where anything else is asked for."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            there = self.path == "/a.safetensors"
+            self.send_response(200 if there else status)
+            self.send_header("Content-Length", str(len(data) if there else 0))
+            self.end_headers()
+            if there and self.command == "GET":
+                self.wfile.write(data)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Stay silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/a.safetensors"
+    finally:
+        server.shutdown()
+        server.server_close()
+
 
 class TestProcesses:
     def test_ten_processes_transfer_a_pack_once(self, hub: LoopbackHub, tmp_path: Path) -> None:
@@ -345,6 +389,21 @@ class TestProcesses:
         processes = [loading("hf://someone/pack", HF_ENDPOINT=hub.url) for _ in range(4)]
         errors = [process.communicate(timeout=120)[1].splitlines()[-1] for process in processes]
         assert {error.partition(":")[0] for error in errors} == {"steerkit_vectors_hub.errors.DigestMismatchError"}
+
+    @pytest.mark.parametrize("place", ["hub", "web"])
+    def test_a_full_disk_is_told_from_a_bad_network(self, hub: LoopbackHub, tmp_path: Path, place: str) -> None:
+        body = pack(tmp_path, width=4096)
+        hub.publish("someone/pack", {"a.safetensors": body})
+        ref = "hf://someone/pack" if place == "hub" else f"{hub.delivery}/{sha(body)}.safetensors"
+        code = (
+            "import resource, sys\nfrom steerkit_vectors_hub.resolve import resolve\n"
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(body) // 2},) * 2)\nresolve(sys.argv[1])"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, ref], stderr=subprocess.PIPE, text=True)
+        error = process.communicate(timeout=120)[1].splitlines()[-1]
+        assert error.startswith("steerkit_vectors_hub.errors.CacheError: what arrives can't be written")
+        assert "STEERKIT_CACHE" in error
+        assert resolve(ref).read() == body
 
     def test_threads_share_a_transfer(self, hub: LoopbackHub, data: bytes) -> None:
         hub.publish("someone/pack", {"a.safetensors": data})

@@ -1013,6 +1013,31 @@ class TestHub:
         finally:
             system.rm("/packs", recursive=True)
 
+    def test_a_file_system_that_lists_nothing(self, cache: Path, file: Path, lab: KeyPair) -> None:
+        """As an object store without the right to list, it refuses what is not there, instead of missing it."""
+        import fsspec
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        class Shy(MemoryFileSystem):
+            protocol = "shy"
+            store = {}
+            pseudo_dirs = [""]
+
+            @classmethod
+            def _strip_protocol(cls, path: str) -> str:
+                return "/" + path.removeprefix("shy://").strip("/")
+
+            def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+                if "r" in mode and path not in self.store:
+                    raise PermissionError("403")
+                return super()._open(path, mode, **options)
+
+        fsspec.register_implementation("shy", Shy, clobber=True)
+        Shy().pipe("/packs/cmrm.safetensors", file.read_bytes())
+        assert self.origin("shy://packs/cmrm.safetensors", trusting(lab))[0] == ("warn", "unsigned")
+        Shy().pipe("/packs/cmrm.safetensors.sig", sk.sign(file, key=lab.private).read_bytes())
+        assert self.origin("shy://packs/cmrm.safetensors", trusting(lab))[0] == ("pass", "trusted")
+
     def test_this_machine(self, cache: Path, file: Path, lab: KeyPair, monkeypatch: pytest.MonkeyPatch) -> None:
         sk.sign(file, key=lab.private)
         assert self.origin(str(file), trusting(lab))[0] == ("pass", "trusted")

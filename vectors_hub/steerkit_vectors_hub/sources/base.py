@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from steerkit.formats.container import MAX_FILE
-from steerkit_vectors_hub.errors import DownloadError, OfflineError, PackNotFoundError, ReferenceFormatError
+from steerkit_vectors_hub.cache import PLACE
+from steerkit_vectors_hub.errors import (
+    CacheError,
+    DownloadError,
+    OfflineError,
+    PackNotFoundError,
+    ReferenceFormatError,
+)
 from steerkit_vectors_hub.refs import Ref
 
 OFFLINE = ("STEERKIT_OFFLINE", "HF_HUB_OFFLINE")
@@ -72,6 +81,7 @@ class Source(ABC):
 
         Raises:
             DownloadError: The transfer failed or exceeded its bounds.
+            CacheError: There is no space for it.
         """
 
     @abstractmethod
@@ -104,6 +114,36 @@ def require_network(what: str) -> None:
             expected=f"{' and '.join(OFFLINE)} unset",
             fix="leave the offline mode",
         )
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def write_part(file: BinaryIO, chunk: bytes) -> None:
+    """Write what arrived, so that it outlives a kill.
+
+    Raises:
+        CacheError: There is no space, which no other try would mend.
+    """
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:
+        raise no_space(error) from error
+
+
+def is_no_space(error: BaseException) -> bool:
+    """Whether an error is of this machine's disk, and not of the network."""
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
+
+
+def no_space(error: BaseException) -> CacheError:
+    """The error for what can't be written."""
+    return CacheError(
+        f"what arrives can't be written ({error})",
+        expected="space left in the cache",
+        fix=f"set {PLACE} to a folder with more",
+    )
 
 
 def check_size(size: int | None, where: str) -> None:

@@ -18,6 +18,7 @@ from steerkit_vectors_hub.sources.base import (
     check_signature_size,
     check_size,
     the_only_pack,
+    write_part,
 )
 
 _CHUNK = 2**20
@@ -57,7 +58,7 @@ class FilesystemSource(Source):
                 while chunk := remote.read(_CHUNK):
                     count += len(chunk)
                     check_size(count, target.place)
-                    file.write(chunk)
+                    write_part(file, chunk)
         if target.size is not None and count != target.size:
             raise DownloadError(f"{target.place} ended after {count} bytes", expected=f"{target.size}")
         return part
@@ -70,7 +71,7 @@ class FilesystemSource(Source):
                 system, path = _open(url)
                 with system.open(path, "rb") as remote:
                     data = remote.read(MAX_SIGNATURE + 1)
-        except PackNotFoundError:
+        except (PackNotFoundError, AccessError):  # a store that lists nothing answers 403 for what is not there
             return None
         check_signature_size(len(data), url)
         return data

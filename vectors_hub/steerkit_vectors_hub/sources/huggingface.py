@@ -26,6 +26,8 @@ from steerkit_vectors_hub.sources.base import (
     Source,
     Target,
     check_signature_size,
+    is_no_space,
+    no_space,
     require_network,
     the_only_pack,
 )
@@ -152,6 +154,7 @@ def translated(what: str) -> Iterator[None]:
         PackNotFoundError: No such repository, revision or file.
         AccessError: A login or an agreement is missing.
         OfflineError: The client itself was told to stay offline.
+        CacheError: There is no space for what arrives.
         DownloadError: Anything else.
     """
     from huggingface_hub import errors
@@ -175,6 +178,8 @@ def translated(what: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _refused(what, error, str(error).strip().partition("\n")[0]) from error
     except Exception as error:
+        if is_no_space(error):
+            raise no_space(error) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DownloadError(
             f"{what} can't be transferred ({reason})",

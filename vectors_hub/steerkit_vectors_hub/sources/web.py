@@ -11,10 +11,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from steerkit.errors import SteerKitError
 from steerkit.formats.container import MAX_FILE
-from steerkit_vectors_hub.errors import AccessError, DownloadError, PackNotFoundError, ReferenceFormatError
+from steerkit_vectors_hub.errors import (
+    AccessError,
+    CacheError,
+    DownloadError,
+    PackNotFoundError,
+    ReferenceFormatError,
+)
 from steerkit_vectors_hub.refs import Ref, checked_url
-from steerkit_vectors_hub.sources.base import MAX_SIGNATURE, SIGNATURE, Source, Target, check_signature_size, check_size
+from steerkit_vectors_hub.sources.base import (
+    MAX_SIGNATURE,
+    SIGNATURE,
+    Source,
+    Target,
+    check_signature_size,
+    check_size,
+    write_part,
+)
 
 TIMEOUT = 30.0
 """Seconds without a byte before a transfer counts as broken."""
@@ -60,7 +75,7 @@ class WebSource(Source):
                     raise _failed(target.place, error) from error
                 part.unlink()  # it is longer than the file has become
                 failure: Exception = error
-            except DownloadError:
+            except (DownloadError, CacheError):
                 raise
             except (OSError, http.client.HTTPException) as error:
                 failure = error
@@ -75,12 +90,19 @@ class WebSource(Source):
         url = urlunsplit(parts._replace(path=parts.path + SIGNATURE))
         try:
             data = _beginning(url, MAX_SIGNATURE + 1)
-        except (PackNotFoundError, AccessError):  # a store that lists nothing answers 403 for what is not there
-            return None
+        except SteerKitError as error:
+            if isinstance(error.__cause__, urllib.error.HTTPError) and _is_none(error.__cause__.code):
+                return None
+            raise
         if not data.lstrip().startswith(b"{"):  # many servers answer with a page for what is not there
             return None
         check_signature_size(len(data), url)
         return data
+
+
+def _is_none(code: int) -> bool:
+    """Whether a status says that there is no such file; a store that lists nothing answers 403, others 400 or 405."""
+    return 400 <= code < 500 and code not in (408, 425, 429)  # those say: later
 
 
 def fetch(url: str, limit: int) -> bytes:
@@ -127,11 +149,11 @@ def _transfer(url: str, part: Path, tag: Path) -> None:
         check_size(expected, url)
         tag.write_text(_strong(response.headers.get("ETag")) or "")
         count = done if resumed else 0
-        with part.open("ab" if resumed else "wb", buffering=0) as file:  # what arrived outlives a kill
+        with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read1(_CHUNK):
                 count += len(chunk)
                 check_size(count, url)
-                file.write(chunk)
+                write_part(file, chunk)
         if expected is not None and count < expected:
             raise http.client.IncompleteRead(b"", expected - count)
 
