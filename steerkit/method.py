@@ -36,7 +36,7 @@ from steerkit.errors import (
 )
 from steerkit.given import PATH, expect, expect_whole
 from steerkit.intervention import Frozen, Intervention
-from steerkit.metadata import AnchorRecord, MethodRecord, PackMetadata
+from steerkit.metadata import AnchorRecord, Fingerprint, MethodRecord, PackMetadata
 from steerkit.samples import Sample, anchor_digest, as_samples, named
 from steerkit.statistics import Groups, Moments, merge_groups
 from steerkit.vector import Key, SteeringVector
@@ -169,7 +169,7 @@ class SteeringMethod(Frozen, ABC):
         state = Progressed("")
         record: AnchorRecord | None = None
         if plan.measures:
-            state = self._measure(model, anchors, plan, batch_size, checkpoint, progress)
+            state, fingerprint = self._measure(model, anchors, plan, batch_size, checkpoint, progress)
             labels = Counter(anchors[index].label or "" for index in range(len(anchors)))
             record = AnchorRecord(
                 name=anchor_name,
@@ -178,6 +178,8 @@ class SteeringMethod(Frozen, ABC):
                 license=anchor_license,
                 labels={label: count for label, count in sorted(labels.items()) if label},
             )
+        else:
+            fingerprint = model.fingerprint()
         directions, interventions = self.solve(model, state.groups, plan.layers)
         return SteeringVector(
             {key: tensor.float() for key, tensor in directions.items()},
@@ -185,7 +187,7 @@ class SteeringMethod(Frozen, ABC):
                 method=MethodRecord(name=self.name, config=self.model_dump(mode="json"), paper=self.paper),
                 interventions=interventions,
                 model=model.record,
-                fingerprint=model.fingerprint(),
+                fingerprint=fingerprint,
                 anchors=record,
                 versions=_versions(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -200,16 +202,16 @@ class SteeringMethod(Frozen, ABC):
         batch_size: int,
         checkpoint: str | Path | None,
         progress: Callable[[int, int], None] | None,
-    ) -> Progressed:
+    ) -> tuple[Progressed, Fingerprint]:
         total = len(anchors)
         if total == 0:
             raise EmptyAnchorSetError("the anchor set is empty", expected="at least one sample")
         path = None if checkpoint is None else Path(checkpoint)
-        identity = self._identity(model, plan, total)
-        state = load_checkpoint(path, identity) if path is not None else Progressed(identity)
+        identity = "" if path is None else self._identity(model, plan, total)
+        state = Progressed(identity) if path is None else load_checkpoint(path, identity)
         _check_resumed(state, anchors)
         _check_anchors(model, anchors, plan.shown, start=len(state.digests))
-        model.fingerprint()  # kept until it is written: a model that can't give it is found out before the work
+        fingerprint = model.fingerprint()  # a model that can't give it is found out before the work
         batch_size = max(batch_size // plan.together, 1) * plan.together
         written = time.monotonic()
         unsaved = False
@@ -229,7 +231,7 @@ class SteeringMethod(Frozen, ABC):
         finally:
             if path is not None and unsaved:
                 save_checkpoint(path, state)
-        return state
+        return state, fingerprint
 
     def _moments(self, model: SteerableModel, batch: Sequence[Sample], plan: Plan) -> Groups:
         groups: Groups = {}

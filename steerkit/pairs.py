@@ -56,7 +56,9 @@ def pair_components(differences: Moments, count: int = 1) -> Tensor:
 
 
 def _leading_rows(rows: Tensor, count: int) -> Tensor:
-    return torch.linalg.svd(rows, full_matrices=False)[2][:count]
+    # of the small triangle in place of the wide rows: as exact, and several times faster
+    basis, triangle = torch.linalg.qr(rows.T)
+    return torch.linalg.svd(triangle.T, full_matrices=False)[2][:count] @ basis.T
 
 
 def _leading_moment(moment: Tensor, count: int) -> Tensor:
