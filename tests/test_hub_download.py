@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import signal
 import subprocess
@@ -148,6 +149,14 @@ class TestHub:
                 resolve(ref)
             assert str(caught.value).isprintable()
 
+    def test_a_commit_that_is_none_is_not_believed(self, hub: LoopbackHub, data: bytes) -> None:
+        hub.publish("someone/pack", {"a.safetensors": data})
+        (repository,) = hub.repositories.values()
+        repository.commits["../../main\nx"] = repository.commits[repository.branches["main"]]
+        repository.branches["main"] = "../../main\nx"
+        with pytest.raises(DownloadError, match="40 digits"):
+            resolve("hf://someone/pack")
+
     def test_a_broken_hub_is_a_download_error(self, hub: LoopbackHub) -> None:
         hub.faults.status = 500
         with pytest.raises(DownloadError, match="500"):
@@ -218,6 +227,19 @@ class TestDigest:
         assert not list((cache / "blobs").glob("*"))
         hub.faults.damage = False
         assert resolve(f"{hub.delivery}/a.safetensors").read() == data
+
+    @pytest.mark.parametrize("change", [{"revision": 5}, {"sha256": "../x"}, {"signature": "../x"}, {"more": 1}])
+    def test_a_damaged_record_is_written_anew(
+        self, hub: LoopbackHub, cache: Path, data: bytes, change: dict[str, object]
+    ) -> None:
+        hub.publish("someone/pack", {"a.safetensors": data})
+        resolve("hf://someone/pack")
+        for record in (cache / "records").iterdir():
+            record.write_text(json.dumps({**json.loads(record.read_bytes()), **change}))
+        with pytest.raises(OfflineError):
+            resolve("hf://someone/pack", offline=True)
+        assert not resolve("hf://someone/pack").transferred
+        assert resolve("hf://someone/pack", offline=True).read() == data
 
     def test_a_damaged_copy_in_the_cache_is_fetched_again(self, hub: LoopbackHub, data: bytes) -> None:
         hub.publish("someone/pack", {"a.safetensors": data})

@@ -17,7 +17,7 @@ from PIL import Image
 import steerkit as sk
 from steerkit_vectors_hub.card import CURVE, PACK, PLOT
 from steerkit_vectors_hub.charts import COLOR, SECOND, Axis
-from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError, ReferenceFormatError
+from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PublishError, ReferenceFormatError
 from steerkit_vectors_hub.push import Publication, missing_fields
 from steerkit_vectors_hub.sources.huggingface import published
 
@@ -225,6 +225,12 @@ class TestUpload:
         with pytest.raises(AccessError, match="401"):
             vector().push_to_hub("someone/pack", token="hf_wrong")
         assert not hub.repositories
+
+    def test_the_cache_is_no_help_where_the_hub_cannot_be_reached(self, hub: LoopbackHub) -> None:
+        hub.stop()
+        with pytest.raises(DownloadError, match="check the network") as caught:
+            vector().push_to_hub("someone/pack")
+        assert "cache" not in str(caught.value)
 
     def test_nothing_is_published_offline(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("STEERKIT_OFFLINE", "1")

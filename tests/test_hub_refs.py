@@ -75,6 +75,19 @@ class TestReading:
         assert caught.value.fix == f"write {ref}"
         parse_ref(ref)
 
+    @pytest.mark.parametrize(
+        ("url", "fix"),
+        [
+            ("https://h/a b.safetensors?x=%20&y", "https://h/a%20b.safetensors?x=%20&y"),
+            ("https://h/päck.safetensors", "https://h/p%C3%A4ck.safetensors"),
+            ("https://h\N{LATIN SMALL LETTER A WITH DIAERESIS}/a", "xn--"),
+        ],
+    )
+    def test_what_a_url_quotes_is_not_taken_for_a_bad_network(self, url: str, fix: str) -> None:
+        with pytest.raises(ReferenceFormatError) as caught:
+            parse_ref(url)
+        assert fix in str(caught.value.fix)
+
     def test_a_file_of_the_hub_is_one(self) -> None:
         url = "https://huggingface.co/a/b/resolve/main/c.safetensors"
         assert parse_ref(url) == Ref("web", url)

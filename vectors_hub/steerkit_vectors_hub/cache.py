@@ -209,9 +209,9 @@ def _read_record(path: Path) -> Record | None:
     """A record; None where there is none, or it was damaged (it is then written anew)."""
     try:
         record = Record(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    texts = (record.ref, record.sha256, record.file, record.time)
+    texts = (record.ref, record.sha256, record.file, record.time, record.revision or "")
     whole = all(isinstance(text, str) for text in texts) and len(record.sha256) == 64 and type(record.size) is int
     signed = record.signature is None or (isinstance(record.signature, str) and _DIGEST.fullmatch(record.signature))
     return record if whole and signed and record.sha256.isalnum() else None

@@ -14,14 +14,13 @@ from steerkit.vector import SteeringVector
 from steerkit_vectors_hub import norms, strength
 from steerkit_vectors_hub.card import CURVE, PACK, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError
-from steerkit_vectors_hub.refs import Ref, parse_ref
+from steerkit_vectors_hub.refs import Ref, is_commit, parse_ref
 from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.signing.signer import sign_bytes
 from steerkit_vectors_hub.sources.base import SIGNATURE, require_network
 from steerkit_vectors_hub.sources.huggingface import api, translated
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack")
 """Endings of files that are a model or a vector, beside which no pack is put."""
 
@@ -57,7 +56,7 @@ def missing_fields(metadata: PackMetadata) -> dict[str, str]:
         missing["license"] = "the licence of the pack"
     if not _REPOSITORY.fullmatch(metadata.model.id):
         missing["model.id"] = f"owner/name of the base model (it is {metadata.model.id[:80]!r})"
-    if not _COMMIT.fullmatch(metadata.model.revision or ""):
+    if not is_commit(metadata.model.revision or ""):
         missing["model.revision"] = f"the base model's commit (it is {(metadata.model.revision or '')[:80]!r})"
     stores = any(intervention.stored for intervention in metadata.interventions)
     if metadata.anchors is None:

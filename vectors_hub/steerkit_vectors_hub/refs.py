@@ -37,6 +37,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?")
 _BUNDLED = re.compile(r"[a-z0-9][a-z0-9_-]{0,95}")
+_UNQUOTED = ":/?#[]@!$&'()*+,;=%"
 _HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+?)/?(?:/(?:tree|blob)/(?P<revision>[^/]+)(?P<file>/.+?)?/?)?")
 _REVISION = re.compile(r"(?:refs/(?:pr|convert)/[^/]+|[^/]+)")
@@ -64,7 +65,7 @@ class Ref:
     @property
     def is_immutable(self) -> bool:
         """Whether the revision is a commit, whose content never changes."""
-        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+        return self.revision is not None and is_commit(self.revision)
 
     def __str__(self) -> str:
         """The reference as text that `parse_ref` reads again."""
@@ -77,6 +78,11 @@ class Ref:
             return self.place
         revision = f"@{_quoted(self.revision)}" if self.revision else ""
         return f"hf://{self.place}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit by its full name."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = None) -> Ref:
@@ -189,6 +195,13 @@ def checked_url(url: str) -> str:
         raise ReferenceFormatError(f"{url!r} is no web address", expected="https://host/path")
     if parts.username or parts.password:
         raise _password_in(parts)
+    if not url.isascii() or " " in url:
+        named = parts.hostname.isascii()
+        raise ReferenceFormatError(
+            f"{url!r} holds characters that a URL quotes",
+            expected="ASCII without spaces",
+            fix=f"write {quote(url, safe=_UNQUOTED)}" if named else "write the host as its xn-- name",
+        )
     _check_encrypted(url, parts)
     if parts.fragment:
         raise ReferenceFormatError(f"{url!r} ends in #{parts.fragment}", expected="#sha256= and 64 digits, or nothing")

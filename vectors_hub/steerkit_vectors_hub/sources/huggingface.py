@@ -19,7 +19,7 @@ from steerkit_vectors_hub.errors import (
     PackNotFoundError,
     ReferenceFormatError,
 )
-from steerkit_vectors_hub.refs import Ref, checked_url
+from steerkit_vectors_hub.refs import Ref, checked_url, is_commit
 from steerkit_vectors_hub.sources.base import (
     MAX_SIGNATURE,
     SIGNATURE,
@@ -52,7 +52,7 @@ class HuggingFaceSource(Source):
 
     def locate(self, ref: Ref) -> Target:
         """Ask the hub for the commit and the files of a repository."""
-        with translated(ref.unpinned):
+        with translated(ref.unpinned, cached=True):
             info = api().model_info(ref.place, revision=ref.revision, files_metadata=True)
         files = {each.rfilename: each for each in info.siblings or ()}
         name = ref.file or the_only_pack(files, ref.unpinned)
@@ -64,8 +64,8 @@ class HuggingFaceSource(Source):
             )
         if "\\" in name or any(step in ("", ".", "..") for step in name.split("/")):  # the client makes a path of it
             raise DownloadError(f"{ref.unpinned}: the hub names a file {name!r}", expected="a path in the repository")
-        if info.sha is None:
-            raise DownloadError(f"{ref.unpinned}: the hub names no commit", expected="the commit of the revision")
+        if info.sha is None or not is_commit(info.sha):
+            raise DownloadError(f"{ref.unpinned}: the hub names the commit {info.sha!r:.80}", expected="40 digits")
         lfs = files[name].lfs
         size = files[name].size
         return Target(
@@ -95,7 +95,7 @@ class HuggingFaceSource(Source):
 
     def _file(self, target: Target, folder: Path, limit: int) -> Path:
         what = f"hf://{target.place}@{target.revision}/{target.file}"
-        with translated(what):
+        with translated(what, cached=True):
             path = api().hf_hub_download(
                 target.place,
                 target.file,
@@ -147,8 +147,12 @@ def api(token: str | None = None) -> HfApi:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
+def translated(what: str, *, cached: bool = False) -> Iterator[None]:
     """Whatever the client raises, as an error of ours that says what to do.
+
+    Args:
+        what: What is asked for.
+        cached: Whether it is something that the cache may hold.
 
     Raises:
         PackNotFoundError: No such repository, revision or file.
@@ -184,7 +188,7 @@ def translated(what: str) -> Iterator[None]:
         raise DownloadError(
             f"{what} can't be transferred ({reason})",
             expected="an answer of the hub",
-            fix="check the network and try again; offline=True uses what is in the cache",
+            fix="check the network and try again" + ("; offline=True uses what is in the cache" if cached else ""),
         ) from error
 
 
