@@ -348,23 +348,30 @@ class TestWeb:
     def test_a_server_that_refuses_to_look_for_a_signature_has_none(
         self, cache: Path, data: bytes, status: int
     ) -> None:
-        with _serving(data, status) as url:
+        with _serving(data, [status]) as url:
             assert resolve(url).signature is None
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_a_server_that_says_later_may_have_one(self, cache: Path, data: bytes, status: int) -> None:
-        with _serving(data, status) as url, pytest.raises(DownloadError, match=str(status)):
+        with _serving(data, [status]) as url, pytest.raises(DownloadError, match=str(status)):
             resolve(url)
+
+    def test_what_was_known_of_the_same_file_counts_while_a_server_says_later(self, cache: Path, data: bytes) -> None:
+        status = [404]
+        with _serving(data, status) as url:
+            resolve(url)
+            status[0] = 503
+            assert resolve(url).signature is None
 
 
 @contextmanager
-def _serving(data: bytes, status: int) -> Iterator[str]:
-    """A web server of one pack that answers a status where anything else is asked for."""
+def _serving(data: bytes, status: list[int]) -> Iterator[str]:
+    """A web server of one pack that answers a status, which may be changed, where anything else is asked for."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             there = self.path == "/a.safetensors"
-            self.send_response(200 if there else status)
+            self.send_response(200 if there else status[0])
             self.send_header("Content-Length", str(len(data) if there else 0))
             self.end_headers()
             if there and self.command == "GET":

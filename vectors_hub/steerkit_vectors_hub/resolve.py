@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from steerkit.errors import SteerKitError
 from steerkit.formats import parse_pack, read_file
+from steerkit.formats.container import json_object
 from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
 from steerkit_vectors_hub.cache import Record, Store
 from steerkit_vectors_hub.errors import (
     AccessError,
     DigestMismatchError,
+    DownloadError,
     OfflineError,
     PackNotFoundError,
-    SignatureFormatError,
 )
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
-from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.sources import Source, Target, source_of
 from steerkit_vectors_hub.sources.base import FRESH, SIGNATURE, check_size, is_offline, the_only_pack
 
@@ -187,7 +189,7 @@ def _over_the_network(parsed: Ref, store: Store, source: Source) -> Resolved:
                 if target.version is not None:
                     store.remember(versioned, _record(parsed, target, store, found))
     _check_pin(parsed, found)
-    record = replace(_record(parsed, target, store, found), signature=_signature(store, source, target, exact))
+    record = replace(_record(parsed, target, store, found), signature=_signature(store, source, target, exact, found))
     _remember(parsed, store, source, target, record)
     path = store.path(found)
     return _from_store(store, parsed, path, found, record, transferred=transferred)
@@ -222,7 +224,7 @@ def _signed_since(parsed: Ref, store: Store, source: Source, key: str, path: Pat
             return record
         if target.git_sha1 is not None and _git_sha1(read_file(path)) != target.git_sha1:
             return record
-        signature = _signature(store, source, target, source.key(_exactly(parsed, target)))
+        signature = _signature(store, source, target, source.key(_exactly(parsed, target)), record.sha256)
     except SteerKitError:
         return record
     if signature is None or _is_of_another(store.path(signature), record.sha256):
@@ -233,10 +235,12 @@ def _signed_since(parsed: Ref, store: Store, source: Source, key: str, path: Pat
 
 
 def _is_of_another(signature: Path, digest: str) -> bool:
-    """Whether a signature says that it is of another pack; what is no signature says nothing, and is judged later."""
+    """Whether a signature names another pack. One that can't be read names none here; `signing` judges all the rest."""
     try:
-        return parse_signature(read_signature(signature)).sha256 != digest
-    except SignatureFormatError:
+        bundle: Any = json_object(read_file(signature), "the signature")
+        statement: Any = json_object(base64.b64decode(bundle["dsseEnvelope"]["payload"]), "what was signed")
+        return statement["predicate"]["resources"][0]["digest"] != digest
+    except (ValueError, LookupError, TypeError):
         return False
 
 
@@ -266,16 +270,22 @@ def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder:
     return digest
 
 
-def _signature(store: Store, source: Source, target: Target, exact: str) -> str | None:
+def _signature(store: Store, source: Source, target: Target, exact: str, digest: str) -> str | None:
     """Have the signature beside a file in the store; its digest, or None if there is none."""
     if target.signed is False:
         return None
     known = store.record(exact)
+    if known is not None and known.sha256 != digest:
+        known = None  # of what was there before
     if target.signed and known is not None and known.signature is not None and store.find(known.signature) is not None:
         return known.signature  # of this very commit
     with store.work(f"{exact} signature") as folder:
         try:
             data = source.signature(target, folder)
+        except DownloadError:
+            if known is None or target.signed:  # it is there, so nothing else would be true
+                raise
+            return known.signature  # of the very same file
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return None if data is None else store.keep(data)
