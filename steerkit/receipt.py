@@ -31,6 +31,11 @@ class SiteCount:
     _measured: int = 0
 
     @property
+    def tokens(self) -> int:
+        """Steered tokens of prompts and answers."""
+        return self.prompt_tokens + self.generated_tokens
+
+    @property
     def relative_change(self) -> float:
         """See the class."""
         return float(self._change) / self._measured if self._measured else float("nan")
@@ -57,12 +62,12 @@ class Counts:
     @property
     def layers(self) -> list[int]:
         """The decoder blocks that were steered."""
-        return sorted({layer for layer, site in self.sites if not _seen(site)})
+        return sorted({layer for (layer, site), count in self.sites.items() if count.tokens and not _seen(site)})
 
     @property
     def vision_layers(self) -> list[int]:
         """The blocks of the vision tower that were steered."""
-        return sorted({layer for layer, site in self.sites if _seen(site)})
+        return sorted({layer for (layer, site), count in self.sites.items() if count.tokens and _seen(site)})
 
     @property
     def vision_tokens(self) -> int:
@@ -117,7 +122,7 @@ class VectorCount(Counts):
 class Receipt(Counts):
     """Filled in while a steering context is open; read it inside or afterwards.
 
-    A token that several vectors steer at a place is counted there once.
+    A token that several vectors steer at a place is counted there once. One that a gate shuts out is not counted.
 
     Attributes:
         sites: See `Counts`.
@@ -146,7 +151,7 @@ class Receipt(Counts):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was steered."""
+        """Whether no token was reached that an intervention selects, be its gate open or shut."""
         return not self.sites
 
     def name(self, names: Iterable[str]) -> None:
@@ -207,6 +212,8 @@ class Receipt(Counts):
         alone = f"; {self.left_alone} prompts left alone" if self.left_alone else ""
         if self.empty:
             return f"nothing was steered{alone}"
+        if not any(count.tokens for count in self.sites.values()):
+            return f"nothing was steered: no gate was open{alone}"
         seen = f"{len(self.vision_layers)} layers of the vision tower, {self.vision_tokens} image tokens each"
         if not self.layers:
             return f"steered {seen}{alone}"

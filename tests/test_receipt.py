@@ -10,6 +10,7 @@ import torch
 from reference import TEXT_ONLY, WITH_IMAGE, captured, directions, generate, vector
 
 import steerkit as sk
+from steerkit.intervention import Gate, Measure
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,41 @@ def test_the_relative_change_is_that_of_the_steered_tokens(llava: sk.VLM) -> Non
     size = f"{100 * receipt.relative_change[1]:.1f}"
     counts = "steered 1 layers (1-1), 3 prompt and 12 generated tokens each"
     assert str(receipt) == f"{counts}, by up to {size} % of the hidden state"
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_what_a_gate_shuts_out_is_not_counted(llava: sk.VLM, options: Any) -> None:
+    inputs = llava.inputs(WITH_IMAGE)
+    d, tensors = directions(llava)[sk.Key(1)], directions(llava)
+    states = captured(llava.model, "llava", inputs)
+    read = (states[0].double() @ tensors[sk.Key(0)].double()) / tensors[sk.Key(0)].double().norm()
+    threshold = float(read.sort().values[-2:].mean())  # one prompt of three passes
+    measure = Measure(kind="projection", layer=0)
+    gated = sk.Intervention(layers=(1,), gate=Gate(measure=measure, threshold=threshold))
+    steering = vector(llava, tensors, gated)
+    rows = options.get("num_beams", 1)
+    with sk.steer(llava, steering) as receipt:
+        generate(llava.model, inputs, steps=5, **options)
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (rows, 4 * rows)
+    assert receipt.relative_change[1] == pytest.approx(float(d.norm() / states[1][read.argmax()].norm()), rel=1e-5)
+
+    plain = vector(llava, {sk.Key(1): -0.5 * d}, sk.Intervention(layers=(1,)))
+    with sk.steer(llava, [steering, plain]) as receipt:
+        generate(llava.model, inputs, steps=5, **options)
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (3 * rows, 12 * rows)
+    assert [each.prompt_tokens for each in receipt.vectors] == [rows, 3 * rows]
+    assert [each.generated_tokens for each in receipt.vectors] == [4 * rows, 12 * rows]
+    gated_size = float(d.norm() / states[1][read.argmax()].norm())
+    assert receipt.vectors[0].relative_change[1] == pytest.approx(gated_size, rel=1e-5)
+
+
+def test_a_gate_that_stays_shut_is_said_and_is_no_error(llava: sk.VLM) -> None:
+    shut = sk.Intervention(layers=(1, 2), gate=Gate(measure=Measure(kind="projection"), threshold=1e6))
+    with sk.steer(llava, vector(llava, directions(llava), shut)) as receipt:
+        generate(llava.model, llava.inputs(WITH_IMAGE))
+    assert not receipt.empty
+    assert (receipt.layers, receipt.prompt_tokens, receipt.generated_tokens) == ([], 0, 0)
+    assert str(receipt) == "nothing was steered: no gate was open"
 
 
 def test_what_was_not_measured_is_not_reported() -> None:

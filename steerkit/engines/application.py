@@ -62,13 +62,35 @@ MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int], Site], Cont
 class _Done:
     """A group that has been applied: to which tokens, and, where it was measured, how large each step's change was.
 
-    `sizes` is None where nothing was measured, and where the step is alone at its place: its change is the place's.
+    `opened` is for each step which of the tokens its gates let through, None for all. `sizes` is None where nothing was
+    measured, and where the step is alone at its place: its change is the place's.
     """
 
     group: Group
     selection: Selection
+    opened: tuple[Tensor | None, ...]
     sizes: tuple[Tensor, ...] | None
     measured: bool
+
+    @property
+    def changed(self) -> Selection:
+        """The tokens that any step changed."""
+        masks = [each for each in self.opened if each is not None]
+        if len(masks) < len(self.opened):
+            return self.selection
+        return self.selection.among(torch.stack(masks).any(0))
+
+    def changed_by(self, at: int) -> Selection:
+        """The tokens that one step changed."""
+        opened = self.opened[at]
+        return self.selection if opened is None else self.selection.among(opened)
+
+    def size_of(self, at: int, change: Tensor | None) -> Tensor | None:
+        """How large one step's change of the tokens that it changed was."""
+        if self.sizes is None:
+            return change
+        opened = self.opened[at]
+        return self.sizes[at] if opened is None else self.sizes[at][opened]
 
 
 class Application:
@@ -219,8 +241,8 @@ class Application:
             selection = now.select(group.tokens, group.phase, group.prompts, h.device)
             if selection is not None:
                 measured = _is_measured(group, now)
-                h, sizes = self._apply(group, place, h, selection, now, measures=measured and not alone)
-                done.append(_Done(group, selection, sizes, measured))
+                h, opened, sizes = self._apply(group, place, h, selection, now, measures=measured and not alone)
+                done.append(_Done(group, selection, opened, sizes, measured))
         if done:
             self._count(place, before, h, done, now)
         return h
@@ -250,21 +272,27 @@ class Application:
 
     def _apply(
         self, group: Group, place: Place, h: Tensor, selection: Selection, now: Observed, *, measures: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """The steered state and, where wanted, the relative change of each token by each step."""
+    ) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[Tensor, ...] | None]:
+        """The steered state; which tokens each step's gates let through; and, where wanted, each step's changes."""
         before = after = selection.read(h)
+        opened: list[Tensor | None] = []
         sizes: list[Tensor] = []
         for change in group.changes:
             previous = after
             if isinstance(change, Sum):
                 after = previous + self._summed(change, place[1], previous)
+                opened += [None] * len(change.steps)
             else:
-                after = self._changed(change, place, previous, selection, now)
+                after, through = self._changed(change, place, previous, selection, now)
+                opened.append(through)
             if measures:
                 sizes += self._sizes(change, place[1], before, previous, after)
-        return selection.write(h, after), tuple(sizes) if measures else None
+        return selection.write(h, after), tuple(opened), tuple(sizes) if measures else None
 
-    def _changed(self, step: Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
+    def _changed(
+        self, step: Step, place: Place, h: Tensor, selection: Selection, now: Observed
+    ) -> tuple[Tensor, Tensor | None]:
+        """The tokens after one step, and which of them its gates let through; None for all."""
         intervention = step.intervention
         dose: float | Tensor = step.dose
         if isinstance(intervention.strength, LinearStrength):
@@ -274,10 +302,10 @@ class Application:
         changed = self._operate(step, place, h, dose, selection, now)
         if intervention.norm_preserving:
             changed = ops.preserve_norm(changed, h)
-        if intervention.gate is not None:
-            opened = self._opened(step, place, h, selection, now)
-            changed = torch.where(opened[:, None], changed, h)
-        return changed
+        if intervention.gate is None:
+            return changed, None
+        opened = self._opened(step, place, h, selection, now)
+        return torch.where(opened[:, None], changed, h), opened
 
     def _opened(self, step: Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
         """`[n]`: which of the selected tokens the gates let through."""
@@ -510,18 +538,18 @@ class Application:
         return [self._dosed(step, site).norm().to(norm.device) / norm for step in change.steps]
 
     def _count(self, place: Place, before: Tensor, after: Tensor, done: Sequence[_Done], now: Observed) -> None:
-        tokens = [_tokens(each.selection, now) for each in done]
-        selection = done[0].selection if len(done) == 1 else _union([each.selection for each in done], before)
-        prompt, generated = tokens[0] if len(done) == 1 else _tokens(selection, now)
+        selection = done[0].changed if len(done) == 1 else _union([each.changed for each in done], before)
+        prompt, generated = _tokens(selection, now)
         change: Tensor | None = None
         if any(each.measured for each in done):
             with torch.no_grad():
                 wide = selection.read(before).detach().float()
                 moved = selection.read(after).detach().float() - wide
                 change = moved.norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
+        whole = change if len(done) == 1 else None
         shares = [
-            (step.index, prompt, generated, change if each.sizes is None else each.sizes[at])
-            for each, (prompt, generated) in zip(done, tokens, strict=True)
+            (step.index, *_tokens(each.changed_by(at), now), each.size_of(at, whole))
+            for each in done
             for at, step in enumerate(each.group.steps)
         ]
         site = site_label(place.site, place.tower)

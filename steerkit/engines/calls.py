@@ -95,15 +95,12 @@ class Selection:
         """Spread one value per row of the pass over the selected tokens."""
         return values if self.column is not None else values[self.rows]
 
-    def among(self, chosen: Tensor) -> Selection | None:
-        """The tokens of the chosen rows, `[rows]` boolean; None if there are none."""
+    def among(self, chosen: Tensor) -> Selection:
+        """Those of the tokens that are chosen, `[n]` boolean."""
         if self.rows is None or self.columns is None:
             rows = chosen.nonzero()[:, 0]
-            columns = torch.full_like(rows, cast("int", self.column))
-        else:
-            kept = chosen[self.rows]
-            rows, columns = self.rows[kept], self.columns[kept]
-        return Selection(None, rows, columns) if rows.numel() else None
+            return Selection(None, rows, torch.full_like(rows, cast("int", self.column)))
+        return Selection(None, self.rows[chosen], self.columns[chosen])
 
     def count(self, rows: int) -> int:
         """Number of selected tokens."""
@@ -145,8 +142,8 @@ class Pass:
             chosen = self.chosen(prompts)
             selection = self._select(tokens, phase, device) if chosen is not False else None
             if selection is not None and isinstance(chosen, Tensor):
-                selection = selection.among(chosen.to(device))
-            self.selections[key] = selection
+                selection = selection.among(selection.per_row(chosen.to(device)))
+            self.selections[key] = selection if selection is None or selection.count(self.rows) else None
         return self.selections[key]
 
     def chosen(self, prompts: Prompts) -> Tensor | bool:
