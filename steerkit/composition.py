@@ -25,6 +25,7 @@ from steerkit.intervention import (
     Operation,
     Scale,
     StoredDirection,
+    is_finite,
     site_label,
 )
 from steerkit.vector import Key, SteeringVector
@@ -101,8 +102,8 @@ def conflicts(
         OptionError: The threshold is out of range.
         ModelMismatchError: The vectors belong to models of different width.
     """
-    if not -1 <= threshold <= 0:
-        raise OptionError(f"threshold is {threshold!r}", expected="-1 to 0")
+    if not is_finite(threshold) or not -1 <= threshold <= 0:
+        raise OptionError(f"threshold is {threshold!r}", expected="a number from -1 to 0")
     given = as_vectors(vectors)
     _check_width(given)
     strengths = as_strengths(strength, len(given))
@@ -190,9 +191,7 @@ def _without(vector: SteeringVector, index: int, spans: dict[tuple[int, str], li
         return vector
     read = {stored.name for intervention in interventions for stored in intervention.stored}
     kept = {key: tensor for key, tensor in tensors.items() if key.name in read}
-    history = (*vector.metadata.history, f"orthogonalise to the {index} vectors before it")
-    changes = {"history": history, "interventions": tuple(interventions), "tensors_sha256": None}
-    return SteeringVector(kept, vector.metadata.model_copy(update=changes))
+    return vector.derived(kept, f"orthogonalise to the {index} vectors before it", tuple(interventions))
 
 
 def _residual(part: _Part, index: int, span: Sequence[Tensor]) -> Tensor:

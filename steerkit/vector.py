@@ -162,7 +162,7 @@ class SteeringVector:
             for key, t in self.tensors.items()
             if key.tower == "vision" or key.layer in wanted or key.layer in shared
         }
-        return self._derived(tensors, f"select layers {list(wanted)}", interventions)
+        return self.derived(tensors, f"select layers {list(wanted)}", interventions)
 
     def normalized(self) -> SteeringVector:
         """The same vector with every direction scaled to norm 1 (each row of a `[k, hidden]` direction).
@@ -182,7 +182,7 @@ class SteeringVector:
             key: t if key.name in points else (t.float() / t.float().norm(dim=-1, keepdim=True)).to(t.dtype)
             for key, t in self.tensors.items()
         }
-        return self._derived(tensors, "normalise")
+        return self.derived(tensors, "normalise")
 
     def __mul__(self, factor: float) -> SteeringVector:
         """A vector that steers `factor` times as hard: added directions are scaled, other operations get the dose.
@@ -207,7 +207,7 @@ class SteeringVector:
         interventions = tuple(_with_dose(i, factor) if by_dose else i for i, by_dose in pairs)
         tensors = {key: (t.float() * factor).to(t.dtype) if key in scaled else t for key, t in self.tensors.items()}
         strength = _converted(self.metadata.strength, factor) if factor > 0 else None
-        return self._derived(tensors, f"scale by {factor:g}", interventions, strength)
+        return self.derived(tensors, f"scale by {factor:g}", interventions, strength)
 
     __rmul__ = __mul__
 
@@ -245,7 +245,7 @@ class SteeringVector:
         dtype = _TORCH[self.metadata.dtype]
         for key, tensor in other.tensors.items():
             tensors[key] = (tensors[key].float() + tensor.float()).to(dtype) if key in tensors else tensor.to(dtype)
-        return self._derived(tensors, f"add {other.metadata.method.name} {other.digest()[:12]}")
+        return self.derived(tensors, f"add {other.metadata.method.name} {other.digest()[:12]}")
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
         """The difference of two vectors; see `+`."""
@@ -417,13 +417,21 @@ class SteeringVector:
             f"layers={sorted(self.directions) or 'measured'}, hidden={model.hidden_size}, {self.metadata.dtype})"
         )
 
-    def _derived(
+    def derived(
         self,
         tensors: Mapping[Key, Tensor],
         step: str,
         interventions: tuple[Intervention, ...] | None = None,
         strength: StrengthRecord | None = None,
     ) -> SteeringVector:
+        """A vector that was made of this one: what was measured of this one is not claimed of it.
+
+        Args:
+            tensors: Its directions.
+            step: What was done, for its history.
+            interventions: Its interventions; None: the same.
+            strength: Its strength record, where that is known.
+        """
         changes: dict[str, object] = {
             "history": (*self.metadata.history, step),
             "strength": strength or StrengthRecord(),

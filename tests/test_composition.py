@@ -278,8 +278,9 @@ def test_of_a_span_the_nearest_direction_counts(llava: sk.VLM) -> None:
 
 
 def test_conflicts_refuse(llava: sk.VLM, qwen: sk.VLM) -> None:
-    with pytest.raises(OptionError, match=r"threshold is 0\.5"):
-        sk.conflicts([made(llava, 0)], threshold=0.5)
+    for threshold in (0.5, float("nan"), "low"):
+        with pytest.raises(OptionError, match="threshold is"):
+            sk.conflicts([made(llava, 0)], threshold=threshold)  # type: ignore[arg-type]
     wide = at(llava, 1.0).metadata.model.model_copy(update={"hidden_size": 64})
     other = sk.SteeringVector({sk.Key(1): torch.ones(64)}, at(llava, 1.0).metadata.model_copy(update={"model": wide}))
     for compose in (sk.conflicts, sk.orthogonalized):
@@ -292,8 +293,9 @@ def test_conflicts_refuse(llava: sk.VLM, qwen: sk.VLM) -> None:
 
 def test_orthogonalized_is_gram_schmidt_by_layer(llava: sk.VLM) -> None:
     vectors = [made(llava, seed) for seed in range(3)]
-    vectors[1] = vectors[1].select([1, 2])
+    vectors[1] = vectors[1].select([1, 2]).with_metadata(strength={"recommended": 2.0})
     found = sk.orthogonalized(vectors)
+    assert found[1].metadata.strength.recommended == 1.0  # which was measured of the vector as it was
     assert found[0] is vectors[0]
     for layer in range(4):
         basis: list[torch.Tensor] = []

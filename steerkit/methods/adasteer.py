@@ -64,8 +64,8 @@ class AdaSteer(SteeringMethod):
       at p_q = 0, the least squares of (a_r + a_q k) r. k differs from layer to layer, so that something of r is left at
       each unless q and r keep their angle; where q is orthogonal to r everywhere, nothing can be taken back.
       `harmfulness_along="rejection"` puts r in place of k r: nothing is left then, and no single a_q of the paper's
-      form does the same. On the demo models both refuse the same prompts at strength 1; at twice that, the paper's
-      refuses more of the harmless ones.
+      form does the same. On the demo models the two do about the same at strength 1; at twice that, the paper's refuses
+      more of the harmless ones.
     * It steers every token of the prompt; we the last one, from which the answer is generated.
     * It adds at every layer with small coefficients, which accumulate. `increments` adds at each layer what r gained
       there, which sums to r.
