@@ -196,9 +196,11 @@ class TestUpload:
         assert again.revision != done.revision
 
     def test_a_branch_and_a_private_repository(self, hub: LoopbackHub) -> None:
-        vector().push_to_hub("someone/pack", private=True, branch="next")
+        done = vector().push_to_hub("someone/pack", private=True, branch="try/next")
         assert hub.repositories["someone/pack"].private
-        assert sk.load_vector("hf://someone/pack@next").digest() == vector().digest()
+        assert sk.load_vector("hf://someone/pack@try%2Fnext").digest() == vector().digest()
+        (shown,) = re.findall(r'load_vector\("(.*)"\)', done.card)
+        assert sk.load_vector(shown).source == done.ref
         assert not hub.repositories["someone/pack"].commits[hub.repositories["someone/pack"].branches["main"]]
 
     def test_a_private_pack_is_not_put_where_everybody_reads(self, hub: LoopbackHub) -> None:

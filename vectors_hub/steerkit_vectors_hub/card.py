@@ -29,20 +29,20 @@ LICENSES = frozenset(
 _TASK = "image-text-to-text"
 
 
-def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: str, sha256: str) -> str:
+def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: str, ref: str) -> str:
     """The whole README.md.
 
     Args:
         metadata: Of the pack.
         norms: Of its directions.
         repo_id: Where it will be published.
-        sha256: Digest of the pack's file.
+        ref: A reference that leads to it, and to nothing else.
     """
     body = [
         f"# {_line(repo_id.rpartition('/')[2])}",
         _what(metadata),
         "## Use",
-        _use(metadata, repo_id, sha256),
+        _use(metadata, ref),
         "## How it was made",
         _made(metadata),
         "## What was measured",
@@ -108,12 +108,12 @@ def _what(metadata: PackMetadata) -> str:
     return f"{about}{authors}\n\nA steerkit pack for {base}: it changes hidden states while a model runs, no weights."
 
 
-def _use(metadata: PackMetadata, repo_id: str, sha256: str) -> str:
+def _use(metadata: PackMetadata, ref: str) -> str:
     return f"""```python
 import steerkit as sk
 
 vlm = sk.load("{metadata.model.id}", revision="{metadata.model.revision}")
-vector = sk.load_vector("hf://{repo_id}#sha256={sha256}")
+vector = sk.load_vector("{ref}")
 with sk.steer(vlm, vector, strength={metadata.strength.recommended:g}):
     answers = vlm.generate(sk.read_samples("prompts.jsonl"))
 ```"""

@@ -73,13 +73,19 @@ def _says_nothing(text: str) -> bool:
 
 
 def prepare(
-    vector: SteeringVector, repo_id: str, *, signature: Path | None = None, sign_key: Path | None = None
+    vector: SteeringVector,
+    repo_id: str,
+    *,
+    branch: str | None = None,
+    signature: Path | None = None,
+    sign_key: Path | None = None,
 ) -> Publication:
     """Everything that would be uploaded.
 
     Args:
         vector: The vector.
         repo_id: The repository.
+        branch: Where it goes; default: `main`.
         signature: A signature of exactly this pack, to go with it.
         sign_key: A private key to sign it with instead.
 
@@ -103,6 +109,7 @@ def prepare(
         )
     data = vector.to_bytes()
     digest = hashlib.sha256(data).hexdigest()
+    ref = str(Ref("hf", repo_id, branch, None, digest))
     by_layer = norms.norm_series(parse_pack(data))
     by_strength = strength.strength_series(vector.metadata.strength)
     files = {PACK: data}
@@ -110,12 +117,12 @@ def prepare(
         files[PACK + SIGNATURE] = sign_bytes(data, PACK, key=sign_key)
     elif signature is not None:
         files[PACK + SIGNATURE] = _fitting(read_signature(signature), digest, signature)
-    files["README.md"] = model_card(vector.metadata, by_layer, repo_id=repo_id, sha256=digest).encode()
+    files["README.md"] = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref).encode()
     if by_layer:
         files[PLOT] = norms.png(by_layer)
     if by_strength:
         files[CURVE] = strength.png(by_strength, vector.metadata.strength.recommended)
-    return Publication(repo_id, files, digest, None, f"hf://{repo_id}#sha256={digest}")
+    return Publication(repo_id, files, digest, None, ref)
 
 
 def _fitting(raw: bytes, digest: str, path: Path) -> bytes:
@@ -146,6 +153,7 @@ def push_to_hub(
     made = prepare(
         vector,
         repo_id,
+        branch=branch,
         signature=None if signature is None else Path(signature),
         sign_key=None if sign_key is None else Path(sign_key),
     )
