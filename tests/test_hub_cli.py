@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,17 @@ class TestFinding:
         run("pull", f"hf://{repo_id}@main")
         rows = [(row["ref"], row["sha256"]) for row in document("list")["packs"] if row["kind"] == "cache"]
         assert len(rows) == len(set(rows))
+
+    def test_a_search_tells_the_figures_of_the_pack_from_those_without_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        out = run("search", "llava").out
+        without = re.search(r"\bunsteered, 100 prompts: unsafe_rate ([0-9.]+)", out)
+        with_it = re.search(r"\bsteered, 100 prompts: unsafe_rate ([0-9.]+)", out)
+        assert without is not None
+        assert with_it is not None
+        assert float(without[1]) > float(with_it[1])
 
     def test_info_shows_every_figure(self, tmp_path: Path) -> None:
         metrics = [{"name": "unsafe_rate", "value": value, "condition": str(value)} for value in (0.9, 0.1)]

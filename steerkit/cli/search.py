@@ -11,6 +11,9 @@ from steerkit.cli import options as opt
 from steerkit.cli.console import console, one_line, print_json, say
 from steerkit.errors import OptionError
 
+_FIGURES = 8
+"""As many of a pack's are shown."""
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -78,11 +81,22 @@ def show(entries: Iterable[Entry], *, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table()
-    for head in ("name", "model", "method", "licence", "figures", "reference"):
+    table = Table(show_lines=True)
+    for head in ("pack", "figures"):
         table.add_column(head, overflow="fold")  # cut off, a reference could not be copied
     for entry in found:
-        figures = ", ".join(f"{each.name} {each.value:g}" for each in entry.metrics[:4])
-        cells = (entry.name, entry.model.id or entry.model.architecture, entry.method, entry.license or "-", figures)
-        table.add_row(*map(one_line, cells), one_line(entry.ref.partition("#")[0]))
+        model = entry.model.id or entry.model.architecture
+        about = f"{entry.method} for {model}, {entry.license or 'no licence'}"
+        pack = dict.fromkeys((entry.name, entry.ref.partition("#")[0], about))
+        table.add_row(*("\n".join(map(one_line, lines)) for lines in (pack, _figures(entry))))
     console().print(table if found else "No pack matches.")
+
+
+def _figures(entry: Entry) -> list[str]:
+    """A line for each condition: without it, a figure of the model alone would pass for one of the pack."""
+    lines: dict[str, list[str]] = {}
+    for each in entry.metrics[:_FIGURES]:
+        lines.setdefault(each.condition[:100], []).append(f"{each.name} {each.value:g}")
+    left = len(entry.metrics) - _FIGURES
+    shown = [(f"{condition}: " if condition else "") + ", ".join(figures) for condition, figures in lines.items()]
+    return [*shown, *([f"and {left} more"] if left > 0 else [])]
