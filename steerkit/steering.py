@@ -318,7 +318,7 @@ def measure_contrast(
     captured: list[dict[int, Tensor]] = []
     with vlm.unnoticed():
         for name in filter(None, (contrast.positive, contrast.negative)):
-            inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed)
+            inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed, vlm.captioned)
             vlm.reset()
             captured.append(hooks.capture(model, inputs, architecture, layers, site))
     if contrast.negative is None:

@@ -6,7 +6,7 @@ Derived from the model's own inputs, so that raw `generate(**inputs)` and `VLM.g
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,13 @@ _NOT_INPUTS = frozenset({"inputs", "inputs_embeds", "decoder_input_ids", "positi
 
 
 def view(
-    name: View, given: Mapping[str, Any], adapter: ModelAdapter, architecture: Architecture, processor: Any, seed: int
+    name: View,
+    given: Mapping[str, Any],
+    adapter: ModelAdapter,
+    architecture: Architecture,
+    processor: Any,
+    seed: int,
+    captioned: Callable[[int], Inputs] | None = None,
 ) -> Inputs:
     """The inputs of one view of a prompt.
 
@@ -33,6 +39,7 @@ def view(
         architecture: The model's.
         processor: Its processor.
         seed: Seed of a noise view.
+        captioned: Builds the view `caption` of so many prompts, which inputs do not hold.
 
     Raises:
         EngineError: The view can't be derived from model inputs.
@@ -52,10 +59,9 @@ def view(
     if name == "text":
         return without_image(inputs, architecture, processor)
     if name == "caption":
-        raise EngineError(
-            "the view 'caption' is measured on a prompt",
-            expected="text, original, blank or noise: inputs hold no caption",
-        )
+        if captioned is None:
+            raise EngineError("the view 'caption' of model inputs", expected="samples: inputs hold no caption")
+        return captioned(inputs["input_ids"].shape[0])
     return with_images(inputs, adapter, processor, noise_seed=seed if name == "noise" else None)
 
 

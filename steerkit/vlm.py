@@ -18,6 +18,7 @@ from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter, tokeniz
 from steerkit.engines import hooks
 from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
+    EngineError,
     LayerRangeError,
     MissingImageError,
     OptionError,
@@ -159,7 +160,7 @@ class VLM:
         for batch in self._batches(samples, images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images)
             self.reset()
-            with torch.no_grad():
+            with torch.no_grad(), self._asking(samples, batch):
                 output = self._generate(inputs, options)
             length = inputs["input_ids"].shape[1]
             answers = output if self.architecture.encoder_decoder else output[:, length:]
@@ -301,7 +302,9 @@ class VLM:
             both = []
             for ids in begun:
                 self.reset()
-                both.append(hooks.answer_log_likelihood(self.model, inputs, [ids[i] for i in batch], self.architecture))
+                with self._asking(samples, batch):
+                    answered = [ids[index] for index in batch]
+                    both.append(hooks.answer_log_likelihood(self.model, inputs, answered, self.architecture))
             for index, one, other in zip(batch, *both, strict=True):
                 found[index] = max(one, other, key=lambda values: float(values.sum()))
         self.reset()
@@ -329,7 +332,7 @@ class VLM:
         for batch in self._batches(as_samples(samples), images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images)
             self.reset()
-            with torch.no_grad():
+            with torch.no_grad(), self._asking(samples, batch):
                 target = hooks.call_target(self.model, inputs, self.architecture)
                 logits = target(**hooks.forward_inputs(self.model, inputs, self.architecture)).logits
             # prompts are padded on the left; a decoder of an encoder's has one position
@@ -435,6 +438,38 @@ class VLM:
             yield
         finally:
             self._traced.generate = outer
+
+    @contextmanager
+    def _asking(self, samples: Sequence[Sample], batch: Sequence[int]) -> Iterator[None]:
+        """While some of the samples are the prompts of this thread's call."""
+        outer = getattr(self._traced, "asked", None)
+        self._traced.asked = samples, batch
+        try:
+            yield
+        finally:
+            self._traced.asked = outer
+
+    def captioned(self, count: int) -> Inputs:
+        """The samples that this thread's call is about, as text with the caption in front, which inputs do not hold.
+
+        Args:
+            count: Number of prompts of the call.
+
+        Raises:
+            EngineError: The call is not one of this VLM's own methods.
+            SampleError: A sample has no caption: any of those that are to be answered, not of this batch alone.
+        """
+        samples, batch = getattr(self._traced, "asked", None) or ((), ())
+        if len(batch) != count:
+            raise EngineError(
+                "a vector measures the view 'caption' of a prompt, and the call has no samples",
+                expected="vlm.generate(samples), with samples that have captions",
+                fix="for raw calls of the model fit the method with text_side='query'",
+            )
+        for index in range(len(samples)):
+            if samples[index].images:
+                self._check(index, samples[index], "caption")
+        return self.inputs([samples[index] for index in batch], "caption")
 
     def _generate(self, inputs: Inputs, options: dict[str, Any]) -> Tensor:
         target = hooks.call_target(self.model, inputs, self.architecture)

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
+RUN += ("methods",)
 
 
 @pytest.fixture
@@ -91,6 +93,11 @@ def test_readme_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_page_with_code_is_run(page: str) -> None:
     run = {"README.md", *(f"docs/{name}.md" for name in RUN)}
     assert bool(list(python_blocks(ROOT / page))) is (page in run)
+
+
+def test_methods_page_runs(vlm_of: Any, anchors: list[sk.Sample]) -> None:
+    names = run_page(DOCS / "methods.md", sk=sk, replace=replace, vlm=vlm_of("llava"), anchors=anchors, samples=anchors)
+    assert len(names["answers"]) == len(anchors)
 
 
 def test_interop_page_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,12 +126,6 @@ REFUSED: dict[
     "unknown counterpart": (lambda: sk.CMRM(counterpart="black"), _same, OptionError, "'black'"),
     "infinite alpha": (lambda: sk.CMRM(alpha=float("inf")), _same, OptionError, "alpha"),
     "pca of one sample": (lambda: sk.CMRM(level="sample", aggregate="pca"), _same, OptionError, "pca.* conflicts"),
-    "captions of one sample": (
-        lambda: sk.CMRM(level="sample", text_side="caption"),
-        _same,
-        OptionError,
-        "caption.* conflicts",
-    ),
     "a function in a pack": (
         lambda: sk.CMRM(level="sample", counterpart=lambda sample: ()),
         _same,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from reference import Edit, Where, distance, edited, generate, only, prompt_leng
 from test_methods import LAYERS, TOLERANCE, last_token
 
 import steerkit as sk
-from steerkit.errors import EmptyAnchorSetError, OptionError, SteerKitError
+from steerkit.errors import EmptyAnchorSetError, EngineError, OptionError, SteerKitError
 from steerkit.intervention import LinearStrength
 from steerkit.methods.astra import attribute, lasso, with_cells
 from steerkit.samples import Sample
@@ -98,6 +99,69 @@ def test_shiftdc_fits_its_direction_with_captions_on_request(
     assert_same(vector, Key(3), (safe.mean(0) - unsafe.mean(0))[3])
     with pytest.raises(SteerKitError, match="no caption"):
         sk.ShiftDC(text_side="caption").fit(measured_llava, [replace(sample, caption=None) for sample in anchors])
+
+
+@pytest.mark.parametrize("name", ["shiftdc", "cmrm"])
+def test_the_caption_of_the_prompt_that_is_answered_is_in_its_text(
+    measured_llava: ReadByHooks, anchors: list[Sample], name: str
+) -> None:
+    """`h_t` is that of the caption and the query, for each of two prompts of a batch."""
+    vlm, pair = measured_llava.vlm, anchors[2:4]
+    posed = [replace(sample, text=f"{sample.caption}\n{sample.text}") for sample in pair]
+    m = states(vlm, posed, images=False) - states(vlm, pair, images=True)  # [2, layers, hidden]
+    if name == "shiftdc":
+        vector = sk.ShiftDC(text_side="caption", layers=(2, 3), alpha=3.0).fit(measured_llava, anchors)
+        s = {layer: vector.directions[layer].double().numpy() for layer in (2, 3)}
+        along = {layer: np.outer(m[:, layer] @ s[layer] / (s[layer] @ s[layer]), s[layer]) for layer in (2, 3)}
+        gained = np.outer((m[:, 3] - m[:, 2]) @ s[3] / (s[3] @ s[3]), s[3])
+        added = {2: 3.0 * along[2], 3: 3.0 * gained}
+    else:
+        options: Any = {"level": "sample", "text_side": "caption", "counterpart": "original", "layers": (2, 3)}
+        vector = sk.CMRM(**options, alpha=3.0).fit(measured_llava)
+        added = {2: 3.0 * m[:, 2], 3: 3.0 * (m[:, 3] - m[:, 2])}
+    last = only(prompt_length("llava", vlm.inputs(pair)) - 1)
+
+    def change(layer: int) -> Any:
+        return lambda h, rows: h.double() + torch.from_numpy(added[layer])[rows]
+
+    edits = [Edit(layer, last, change(layer)) for layer in (2, 3)]
+    plain = vlm.next_token_log_probabilities(pair)
+    with edited(vlm.model, "llava", edits):
+        expected = vlm.next_token_log_probabilities(pair)
+    with edited(vlm.model, "llava", edits):
+        texts = vlm.generate(pair, max_new_tokens=4)
+    for engine in ("hooks", "nnsight"):
+        with sk.steer(vlm, vector, policy="off", engine=engine):
+            assert vlm.generate(pair, max_new_tokens=4) == texts
+    with sk.steer(vlm, vector, policy="off"):
+        found = vlm.next_token_log_probabilities(pair)
+        assert [len(each) for each in vlm.log_likelihood(pair, ["Yes", "No"])]
+    assert (found - expected).abs().max() < LOGITS
+    assert (plain - expected).abs().max() > CLEARLY
+    query = vector.with_metadata(
+        interventions=[
+            json.loads(json.dumps(each.model_dump(mode="json")).replace('"caption"', '"text"'))
+            for each in vector.interventions
+        ]
+    )
+    with sk.steer(vlm, query, policy="off"):
+        assert (vlm.next_token_log_probabilities(pair) - expected).abs().max() > CLEARLY
+
+
+def test_a_caption_that_nobody_gave_is_missed_before_the_model_answers(
+    measured_llava: ReadByHooks, anchors: list[Sample]
+) -> None:
+    vlm = measured_llava.vlm
+    vector = sk.ShiftDC(text_side="caption").fit(measured_llava, anchors)
+    lacking = [anchors[0], replace(anchors[1], caption=None)]
+    done: list[int] = []
+    with sk.steer(vlm, vector, policy="off"):
+        with pytest.raises(SteerKitError, match=r"sample 1 \(.*no caption"):
+            vlm.generate(lacking, batch_size=1, progress=lambda count, total: done.append(count))
+        with pytest.raises(EngineError, match="the call has no samples"):
+            generate(vlm.model, vlm.inputs(anchors[:1]), 4)
+        assert done == []
+        vlm.generate([replace(anchors[0], images=(), caption=None)], max_new_tokens=1)  # there is no shift in it
 
 
 # -- RepE ------------------------------------------------------------------------------------------------------------

@@ -105,6 +105,16 @@ def test_genuine_packs_are_let_through_and_forged_ones_refused(name: str, screen
     assert told.count("without the pack") == 1
 
 
+def test_a_pack_that_reads_captions_gets_those_that_the_model_writes(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    shown = [replace(sample, caption="A picture.") for sample in anchors(16, ("harmful", "harmless"))]
+    checks = _by_name(screener.screen(sk.ShiftDC(text_side="caption").fit(vlm, shown)))
+    assert checks["refusals"].status == "pass"
+    said = set(screener._captions.values())
+    assert len(screener._captions) == sum(canary.pictured for canary in screener.canaries.canaries)
+    assert len(said) > 1
+
+
 def test_a_faint_forgery_shows_in_its_direction(screener_of: Any) -> None:
     screener, vlm, _ = screener_of("llava", FEW)
     checks = _by_name(screener.screen(0.01 * _forged(-_refusal(vlm), _genuine(vlm))))

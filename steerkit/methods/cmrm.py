@@ -72,7 +72,8 @@ class CMRM(SteeringMethod):
         level: `dataset` or `sample`.
         counterpart: Image of `h_c`: `blank` (white) or `noise`, of the original's size, `original`, or (dataset level)
             a function of the sample that returns its images.
-        text_side: Text of `h_t`: the `query`, or (dataset level) the `caption` and the query.
+        text_side: Text of `h_t`: the `query`, or the `caption` and the query. At the sample level the samples that are
+            answered then need captions, and `VLM.generate` must answer them.
         aggregate: `mean`, or `pca` for the first principal component of the differences (dataset level).
         center: Subtract the mean before the principal component is taken.
         scale: Length of a principal component: `mean_projection` (that of the mean along it), `sigma` (the standard
@@ -106,8 +107,6 @@ class CMRM(SteeringMethod):
         if self.level == "sample":
             if self.aggregate != "mean":
                 raise ValueError("aggregate='pca' conflicts with level='sample', which aggregates nothing")
-            if self.text_side != "query":
-                raise ValueError("text_side='caption' conflicts with level='sample', which sees no captions")
             if callable(self.counterpart):
                 raise ValueError("a function as counterpart conflicts with level='sample': a pack holds no code")
         # by value: the options of a pack, which names them all, must make the method again
@@ -116,6 +115,10 @@ class CMRM(SteeringMethod):
         if self.aggregate == "mean" and changed:
             raise ValueError(f"{changed} apply to aggregate='pca' only")
         return self
+
+    @property
+    def _text_view(self) -> Literal["text", "caption"]:
+        return "caption" if self.text_side == "caption" else "text"
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Every anchor needs an image (and a caption where it is shown); the sample level reads no anchors."""
@@ -139,8 +142,7 @@ class CMRM(SteeringMethod):
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The shift of each sample, by layer."""
         images: Images = self.counterpart
-        text_view: Images = "caption" if self.text_side == "caption" else "text"
-        text = model.capture(batch, images=text_view, layers=layers)
+        text = model.capture(batch, images=self._text_view, layers=layers)
         counterpart = model.capture(batch, images=images, layers=layers, seed=self.seed)
         shift = {layer: text[layer].float() - counterpart[layer].float() for layer in layers}
         return {"shift": ops.increments(shift) if self.form == "increments" else shift}
@@ -149,7 +151,7 @@ class CMRM(SteeringMethod):
         """Aggregate the shifts; at the sample level, say how they are to be measured."""
         if self.level == "sample":
             contrast = MeasuredContrast(
-                positive="text",
+                positive=self._text_view,
                 negative=cast("Literal['blank', 'noise', 'original']", self.counterpart),
                 form=self.form,
                 seed=self.seed,

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from steerkit.adapter import Images, SteerableModel
+from steerkit.adapter import SteerableModel
 from steerkit.intervention import AddProjection, FiniteFloat, Intervention, MeasuredContrast
 from steerkit.method import (
     Fit,
@@ -37,7 +37,9 @@ class ShiftDC(SteeringMethod):
     Where the paper leaves a choice, or we differ from it:
 
     * Its text-only prompt holds a caption of the image, which the model writes first. The inputs of a prompt hold no
-      caption, so `h_t` is the query alone. s may be fitted with captions (`text_side="caption"`).
+      caption, so by default `h_t` is the query alone. With `text_side="caption"` the anchors and the samples that are
+      answered need captions, and `VLM.generate` must answer them.
+    * A prompt without an image has no shift, and is left alone.
     * It does not say whether m of a layer is measured with the layers below calibrated. Its authors' code measures all
       of them without; subtracting each in full (`literal`) then over-corrects, as with CMRM. `increments`, the default,
       subtracts at a layer what the shift gained there.
@@ -46,7 +48,7 @@ class ShiftDC(SteeringMethod):
     Attributes:
         safe: Label of the harmless anchors.
         unsafe: Label of the harmful ones.
-        text_side: How anchors are shown for s: the `query`, or the `caption` and the query.
+        text_side: What the text-only prompts hold: the `query`, or the `caption` and the query.
         layers: 0-based decoder blocks; None for the upper half.
         form: `increments` or `literal`; see above.
         phase: `prompt` steers the last prompt token only; `both` every generated token as well.
@@ -71,7 +73,7 @@ class ShiftDC(SteeringMethod):
         return self
 
     @property
-    def _shown(self) -> Images:
+    def _shown(self) -> Literal["text", "caption"]:
         return "caption" if self.text_side == "caption" else "text"
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
@@ -93,8 +95,13 @@ class ShiftDC(SteeringMethod):
         safe, unsafe = found[self.safe], found[self.unsafe]
         directions = {Key(layer): safe[layer].mean - unsafe[layer].mean for layer in layers}
         # towards the text: the projection of h_t - h_v is added, which is that of m subtracted
-        back = AddProjection(contrast=MeasuredContrast(positive="text", negative="original", form=self.form))
+        back = AddProjection(contrast=MeasuredContrast(positive=self._shown, negative="original", form=self.form))
         change = Intervention(
-            operation=back, layers=tuple(layers), tokens="last", phase=self.phase, strength=self.alpha
+            operation=back,
+            layers=tuple(layers),
+            tokens="last",
+            phase=self.phase,
+            prompts="with_image",
+            strength=self.alpha,
         )
         return Fit(directions, (change,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from steerkit.checks import Check
 from steerkit.errors import NothingSteeredError, OptionError
 from steerkit.intervention import LinearStrength
 from steerkit.receipt import Receipt
+from steerkit.samples import Sample
 from steerkit.steering import steer
 from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM
@@ -112,12 +114,13 @@ class Screener:
         """Screen one vector, or several together; see `screen`."""
         vectors = as_vectors(vector)
         doses = _doses(vectors, strength)
+        captions = any(_reads_captions(each) for each in vectors)
         # made, and so checked against the model, before any model time is spent
         runs = [(dose, self._steering(vectors, dose)) for dose in doses]
         held = [(dose, [self._steering(each, dose) for each in _held_open(vectors)]) for dose in doses]
         before = self.baseline
         found = [
-            self._run(dose, steering, conditions, before)
+            self._run(dose, steering, conditions, before, captions)
             for (dose, steering), (_, conditions) in zip(runs, held, strict=True)
         ]
         return Screening(self.canaries.name, tuple(found), self._directions(vectors, doses))
@@ -139,6 +142,20 @@ class Screener:
             if harmful and harmless and self._refused(harmful) - self._refused(harmless) >= SEPARATED:
                 return refusal_direction(self._captured(harmful), self._captured(harmless))
         return {}
+
+    @cached_property
+    def _captions(self) -> dict[int, str]:
+        """What the model says of each canary's image, by the identity of the sample."""
+        pictured = [canary.sample for canary in self.canaries.canaries if canary.pictured]
+        asked = [Sample("Describe the image.", sample.images) for sample in pictured]
+        said = self._vlm.generate(
+            asked,
+            batch_size=self._batch_size,
+            max_new_tokens=self.canaries.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
+        return {id(sample): text for sample, text in zip(pictured, said, strict=True)}
 
     def _group(self, label: str, pictured: bool) -> list[int]:
         return [
@@ -166,12 +183,17 @@ class Screener:
         return DirectionReport(tuple(found), opposed, suspicious)
 
     def _run(
-        self, dose: tuple[float, ...], steering: steer, conditions: Sequence[steer], before: Sequence[Verdict]
+        self,
+        dose: tuple[float, ...],
+        steering: steer,
+        conditions: Sequence[steer],
+        before: Sequence[Verdict],
+        captions: bool,
     ) -> Run:
         canaries = self.canaries.canaries
         label = "with the pack at strength " + ", ".join(f"{each:g}" for each in dict.fromkeys(dose))
         try:
-            after, receipt = self._answers(canaries, steering, label)
+            after, receipt = self._answers(canaries, steering, label, captions)
         except NothingSteeredError:
             return Run(dose, {})
         harmful = [index for index, canary in enumerate(canaries) if canary.harmful]
@@ -179,7 +201,7 @@ class Screener:
         opened: list[tuple[counts.Cell, ...]] = []
         for each in conditions:
             with suppress(NothingSteeredError):  # what it steers is in harmless canaries alone
-                held, _ = self._answers(chosen, each, f"{label}, its gates held open")
+                held, _ = self._answers(chosen, each, f"{label}, its gates held open", captions)
                 opened.append(counts.refusals(chosen, [before[index] for index in harmful], held))
         return Run(
             dose,
@@ -191,16 +213,19 @@ class Screener:
         )
 
     def _answers(
-        self, canaries: Sequence[Canary], steering: steer | None, what: str
+        self, canaries: Sequence[Canary], steering: steer | None, what: str, captions: bool = False
     ) -> tuple[tuple[Verdict, ...], Receipt | None]:
         def advance(done: int, total: int) -> None:
             if self._progress is not None:
                 self._progress(what, done, total)
 
+        samples = [canary.sample for canary in canaries]
+        if captions:
+            samples = [replace(sample, caption=self._captions.get(id(sample))) for sample in samples]
         context: AbstractContextManager[Receipt | None] = nullcontext() if steering is None else steering
         with context as receipt:
             answers = self._vlm.generate(
-                [canary.sample for canary in canaries],
+                samples,
                 batch_size=self._batch_size,
                 progress=advance,
                 max_new_tokens=self.canaries.max_new_tokens,
@@ -216,6 +241,13 @@ class Screener:
     def _steering(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...]) -> steer:
         # what the model, its fingerprint and the dose are worth is for `verify` and `steer` to say
         return steer(self._vlm, vectors, strength=dose, policy="off")
+
+
+def _reads_captions(vector: SteeringVector) -> bool:
+    """Whether it measures prompts with their captions, which canaries do not hold."""
+    measured = [each.contrast for each in vector.interventions]
+    measured += [measure.state for each in vector.interventions for measure in each.measures]
+    return any("caption" in (each.positive, each.negative) for each in measured if each is not None)
 
 
 def _doses(vectors: Sequence[SteeringVector], strength: float | Sequence[float] | None) -> list[tuple[float, ...]]:
