@@ -69,10 +69,10 @@ def enforce(checks: Iterable[Check], policy: Policy, error: type[SteerKitError],
     failed = [check for check in checks if check.status == "fail"]
     if failed and policy == "strict":
         raise error(
-            "; ".join(f"{check.name}: {check.message}" for check in failed),
+            "; ".join(one_line(f"{check.name}: {check.message}") for check in failed),
             fix=" ".join(dict.fromkeys(check.fix.rstrip(".") + "." for check in failed if check.fix)) or None,
         )
     for check in checks:
         if check.status in ("fail", "warn"):
             text = f"{check.name}: {check.message}" + (f" Fix: {check.fix}" if check.fix else "")
-            warnings.warn(text, TrustWarning, stacklevel=stacklevel + 1)
+            warnings.warn(one_line(text), TrustWarning, stacklevel=stacklevel + 1)

@@ -383,7 +383,7 @@ class SteeringVector:
         signature: str | Path | None = None,
         sign_key: str | Path | None = None,
     ) -> Publication:
-        """Publish the vector on the Hugging Face hub: the pack, a model card and a plot, in one commit.
+        """Publish the vector on the Hugging Face hub: the pack, a model card and its plots, in one commit.
 
         Args:
             repo_id: `owner/name`; it is created if need be.

@@ -94,7 +94,11 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.faults = Faults()
         self._servers = [self._server(_HubHandler), self._server(_DeliveryHandler)]
-        self.url, self.delivery = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        # by two names: older clients take two ports of one name for one host
+        hosts = ("127.0.0.1", "localhost")
+        self.url, self.delivery = (
+            f"http://{host}:{server.server_port}" for host, server in zip(hosts, self._servers, strict=True)
+        )
 
     def publish(
         self, repo_id: str, files: dict[str, bytes], branch: str = "main", removed: Sequence[str] = (), **options: Any
@@ -305,7 +309,14 @@ class _HubHandler(_Handler):
             siblings.append(entry)
         self.answer(
             200,
-            {"_id": repo_id, "id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings, "private": False},
+            {
+                "_id": repo_id,
+                "id": repo_id,
+                "modelId": repo_id,
+                "sha": commit,
+                "siblings": siblings,
+                "private": repository.private,
+            },
         )
 
     def _tree(self, repo_id: str, revision: str, folder: str) -> None:

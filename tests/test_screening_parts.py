@@ -287,9 +287,7 @@ def test_lost_refusals_fail_in_any_kind(cells: tuple[Cell, ...], status: str) ->
         ((_cell("harmless", False, 0, open_=2), _cell("harmless", True, 0, open_=6)), "skip", "skip"),
     ],
 )
-def test_lost_usefulness_fails_where_much_is_lost(
-    cells: tuple[Cell, ...], refusing: str, spoiling: str
-) -> None:
+def test_lost_usefulness_fails_where_much_is_lost(cells: tuple[Cell, ...], refusing: str, spoiling: str) -> None:
     """A fifth newly refused, or half spoiled, and beyond chance."""
     assert _status("over_refusal", over_refusals=cells) == refusing
     assert _status("output", output=cells) == spoiling
