@@ -459,7 +459,8 @@ class VLM:
             EngineError: The call is not one of this VLM's own methods.
             SampleError: A sample has no caption: any of those that are to be answered, not of this batch alone.
         """
-        samples, batch = getattr(self._traced, "asked", None) or ((), ())
+        nothing: tuple[Sequence[Sample], Sequence[int]] = ((), ())
+        samples, batch = getattr(self._traced, "asked", None) or nothing
         if len(batch) != count:
             raise EngineError(
                 "a vector measures the view 'caption' of a prompt, and the call has no samples",
