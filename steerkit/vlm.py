@@ -459,14 +459,14 @@ class VLM:
             EngineError: The call is not one of this VLM's own methods.
             SampleError: A sample has no caption: any of those that are to be answered, not of this batch alone.
         """
-        nothing: tuple[Sequence[Sample], Sequence[int]] = ((), ())
-        samples, batch = getattr(self._traced, "asked", None) or nothing
-        if len(batch) != count:
+        asked: tuple[Sequence[Sample], Sequence[int]] | None = getattr(self._traced, "asked", None)
+        if asked is None or len(asked[1]) != count:
             raise EngineError(
                 "a vector measures the view 'caption' of a prompt, and the call has no samples",
                 expected="vlm.generate(samples), with samples that have captions",
                 fix="for raw calls of the model fit the method with text_side='query'",
             )
+        samples, batch = asked
         for index in range(len(samples)):
             if samples[index].images:
                 self._check(index, samples[index], "caption")
