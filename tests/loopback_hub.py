@@ -1,8 +1,9 @@
 """A hub on the loopback interface that speaks the protocol of the Hugging Face hub, as its own client uses it.
 
 Repositories with commits and branches; files that are plain or large (LFS: their digest is announced, and the download
-leads to another host, as to a content delivery network); private and gated repositories; creating, uploading and
-searching. Faults can be switched on: a cut connection, a damaged body, a slow one.
+leads to another host, as to a content delivery network; by the protocol xet, if a repository offers it); private and
+gated repositories; creating, uploading and searching. Faults can be switched on: a cut connection, a damaged body, a
+slow one.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
 
+CHUNK = 2**16
+"""Bytes of a file in one chunk of xet."""
+
 
 @dataclass
 class Repository:
-    """The commits of one repository, and who may read it."""
+    """The commits of one repository, and who may read it.
+
+    Attributes:
+        xet: Whether large files are offered by the protocol xet, which clients prefer that know it.
+    """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     large: bool = True
+    xet: bool = False
     private: bool = False
     gated: bool = False
     tags: list[str] = field(default_factory=list)
@@ -70,7 +79,7 @@ class Faults:
         cuts: How many more bodies end halfway.
         damage: Whether one bit of every body is flipped.
         pause: Seconds to wait in the middle of every body.
-        excess: Bytes that follow every body of a large file.
+        excess: Bytes that follow every body of a large file, or are announced late, where it is offered by xet.
         versions: Whether the delivery network says which version a file is; many web servers do not.
         page: What the delivery network answers for a path that it does not know, instead of 404.
         status: Answer every request for metadata with this instead.
@@ -220,6 +229,12 @@ class _DeliveryHandler(_Handler):
     def do_GET(self) -> None:
         path, _ = self.note()
         name = path.strip("/")
+        if path.startswith("/v1/reconstructions/"):
+            self._reconstruction(path.rpartition("/")[2])
+            return
+        if name.startswith("xorb/"):
+            self.send_file(_xorb(self.hub.objects[name.removeprefix("xorb/")]), {})
+            return
         data = self.hub.objects.get(name if name.endswith(".sig") else name.partition(".")[0])
         faults = self.hub.faults
         if data is None and faults.page:
@@ -237,6 +252,20 @@ class _DeliveryHandler(_Handler):
         self.hub.objects[path.strip("/")] = self.body()
         self.answer(200)
 
+    def _reconstruction(self, digest: str) -> None:
+        """How xet puts a file together: here, from all chunks of one object. Its own digests are not imitated."""
+        data = self.hub.objects[digest]
+        chunks, size = {"start": 0, "end": -(-len(data) // CHUNK)}, len(_xorb(data))
+        url = {"url": f"{self.hub.delivery}/xorb/{digest}", "url_range": {"start": 0, "end": size - 1}}
+        self.answer(
+            200,
+            {
+                "offset_into_first_range": 0,
+                "terms": [{"hash": digest, "unpacked_length": len(data), "range": chunks}],
+                "fetch_info": {digest: [{"range": chunks, **url}]},
+            },
+        )
+
 
 class _HubHandler(_Handler):
     """The API and the files of repositories."""
@@ -251,6 +280,10 @@ class _HubHandler(_Handler):
             repo_id, _, rest = path.removeprefix("/api/models/").partition("/tree/")
             revision, _, folder = rest.partition("/")
             self._tree(repo_id, unquote(revision), unquote(folder))
+        elif "/xet-read-token/" in path:
+            until = str(int(time.time()) + 3600)
+            names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
+            self.answer(200, None, dict(zip(names, (self.hub.delivery, "xet", until), strict=True)))
         elif path.startswith("/api/models/"):
             repo_id, _, revision = path.removeprefix("/api/models/").partition("/revision/")
             self._info(repo_id, unquote(revision) or "main")
@@ -346,6 +379,10 @@ class _HubHandler(_Handler):
         elif repository.is_large(name):
             digest = hashlib.sha256(data).hexdigest()
             headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+            if repository.xet:
+                headers["X-Linked-Size"] = str(len(data) + len(self.hub.faults.excess))
+                headers["X-Xet-Hash"] = digest
+                headers["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/models/{repo_id}/xet-read-token/{commit}"
             self.answer(302, None, {**headers, "Location": f"{self.hub.delivery}/{digest}"})
         else:
             self.send_file(data, {"X-Repo-Commit": commit, "ETag": f'"{_git_digest(data)}"'})
@@ -412,3 +449,10 @@ class _HubHandler(_Handler):
 
 def _git_digest(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _xorb(data: bytes) -> bytes:
+    """The form in which xet transfers chunks: each behind a header with its version, its size and how it is packed."""
+    parts = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
+    sizes = [len(part).to_bytes(3, "little") for part in parts]
+    return b"".join(b"\0" + size + b"\0" + size + part for size, part in zip(sizes, parts, strict=True))

@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_support import cache, hub, loading, pack, vector
+from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 from loopback_hub import TOKEN, LoopbackHub
 
 import steerkit as sk
@@ -33,6 +35,7 @@ from steerkit_vectors_hub.errors import (
 )
 from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.sources import base
+from steerkit_vectors_hub.sources.huggingface import bounded
 
 __all__ = ["cache", "hub"]  # fixtures
 
@@ -177,6 +180,56 @@ class TestHub:
         with pytest.raises(DownloadError, match="longer than announced"):
             resolve("hf://someone/pack")
         assert not any(path.is_file() for path in (cache / "work").rglob("*.incomplete"))
+
+
+class TestXet:
+    """Transfers by the client that huggingface_hub prefers, in a process of its own: it never ends its threads."""
+
+    @pytest.fixture
+    def load(self, hub: LoopbackHub, data: bytes, tmp_path: Path) -> Callable[[], tuple[str, str]]:
+        hub.publish("someone/pack", {"a.safetensors": data}, xet=True)
+
+        def load() -> tuple[str, str]:
+            variables = {"HF_HUB_DISABLE_XET": "0", "HF_XET_CACHE": str(tmp_path / "xet")}
+            with loading("hf://someone/pack", **variables) as process:
+                return process.communicate()
+
+        return load
+
+    def test_a_pack_is_transferred(self, hub: LoopbackHub, data: bytes, load: Callable[[], tuple[str, str]]) -> None:
+        said, complaints = load()
+        assert said.split()[-2:] == [sha(data), "True"], complaints
+        assert hub.asked("GET", "/xorb/")
+        assert not complaints  # what a callback raises is printed, and ends nothing
+
+    def test_damage_is_noticed(self, hub: LoopbackHub, load: Callable[[], tuple[str, str]]) -> None:
+        hub.faults.damage = True
+        assert "DigestMismatchError" in load()[1]
+        assert hub.asked("GET", "/xorb/")
+
+    def test_a_size_that_grows_is_refused(self, hub: LoopbackHub, load: Callable[[], tuple[str, str]]) -> None:
+        hub.faults.excess = b"x"
+        assert "longer than announced" in load()[1]
+        assert not hub.asked("GET", "/reconstructions/")
+
+    def test_bytes_of_the_file_count_and_those_of_the_network_do_not(self) -> None:
+        def report(processed: int, transferred: int) -> SimpleNamespace:
+            return SimpleNamespace(
+                total_bytes=processed,
+                total_bytes_completed=processed,
+                total_bytes_completion_rate=1.0,
+                total_transfer_bytes_completed=transferred,
+                total_transfer_bytes_completion_rate=1.0,
+            )
+
+        options = {"reconstruction_desc": "a", "name": "huggingface_hub.xet_get", "log_level": 0}
+        with XetDownloadProgressReporter(total=100, tqdm_class=bounded("a", 100), **options) as progress:
+            progress.update_progress(report(50, 1000))
+            progress.update_progress(report(100, 2000))
+            with pytest.raises(DownloadError, match="longer than announced"):
+                progress.update_progress(report(101, 2000))
+        with pytest.raises(DownloadError, match="longer than announced"):
+            XetDownloadProgressReporter(total=101, tqdm_class=bounded("a", 100), **options)
 
 
 class TestDigest:

@@ -89,7 +89,7 @@ class HuggingFaceSource(Source):
         """The file of the same commit with the ending of a signature behind its name."""
         if not target.signed:
             return None
-        path = self._file(replace(target, file=target.file + SIGNATURE), folder, MAX_SIGNATURE)
+        path = self._file(replace(target, file=target.file + SIGNATURE, size=None), folder, MAX_SIGNATURE)
         check_signature_size(path.stat().st_size, f"hf://{target.place}/{target.file}{SIGNATURE}")
         return path.read_bytes()
 
@@ -102,13 +102,21 @@ class HuggingFaceSource(Source):
                 revision=target.revision,
                 local_dir=folder,
                 cache_dir=folder / "unused",
-                tqdm_class=_bounded(what, limit),
+                tqdm_class=bounded(what, limit),
             )
-        return Path(path)
+        path = Path(path)
+        size = path.stat().st_size
+        if size > limit or target.size not in (None, size):
+            raise DownloadError(f"{what} arrived with {size} bytes", expected=str(target.size or f"at most {limit}"))
+        return path
 
 
-def _bounded(what: str, limit: int) -> type[Any]:
-    """A progress bar that ends a transfer which goes on beyond its bound."""
+def bounded(what: str, limit: int) -> type[Any]:
+    """A progress bar that ends a transfer which goes on beyond its bound.
+
+    Transfers by xet leave it to `__init__`: their client swallows what `update` raises, but needs the size before it
+    begins, and never writes more than that.
+    """
     from huggingface_hub.utils import tqdm
 
     class Bounded(tqdm):
@@ -116,12 +124,31 @@ def _bounded(what: str, limit: int) -> type[Any]:
 
         arrived = 0.0
 
+        def __init__(self, *args: Any, **options: Any) -> None:
+            """Refuse what is announced as too long before it is transferred."""
+            super().__init__(*args, **options)
+            if (self.total or 0) > limit:
+                self.close()
+                raise self._too_long()
+
         def update(self, n: float | None = 1) -> bool | None:
             """Count more bytes; fewer, where the client starts again."""
             self.arrived += n or 0
             if self.arrived > limit:
-                raise DownloadError(f"{what} is longer than announced", expected=f"at most {limit} bytes")
+                raise self._too_long()
             return super().update(n)
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Don't count bytes of the network, which xet tells apart: with its headers, they exceed those of the file.
+
+            Without this method, the client would count them with a second bar of this class.
+            """
+
+        def set_transfer_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+            """Don't show their speed."""
+
+        def _too_long(self) -> DownloadError:
+            return DownloadError(f"{what} is longer than announced", expected=f"at most {limit} bytes")
 
     return Bounded
 
