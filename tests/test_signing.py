@@ -106,6 +106,21 @@ class TestKey:
         assert judged(file, TrustFile(require_signature=True)) == ("fail", "stranger")
         assert judged(file, trusting(lab)) == ("fail", "stranger")
 
+    def test_a_stranger_is_not_said_to_have_signed(self, file: Path, lab: KeyPair) -> None:
+        made = sk.sign(file, key=lab.private)
+
+        def garbage(document: dict[str, Any]) -> None:
+            document["dsseEnvelope"]["signatures"][0]["sig"] = b64encode(b"garbage").decode()
+            document["verificationMaterial"]["publicKey"]["hint"] = "ab" * 32
+
+        edited(made, garbage)
+        check = check_signature(file, signature=made, trust=TrustFile())
+        assert answer(check) == ("warn", "stranger")
+        assert check.message == (
+            "signed by nobody in the trust file: it names key abababababababab as its signer; "
+            "not verified, since the trust file has no such key"
+        )
+
     def test_a_stranger_who_claims_to_be_the_signer(self, file: Path, lab: KeyPair, tmp_path: Path) -> None:
         made = sk.sign(file, key=key_pair(tmp_path, "other").private)
         hint = hashlib.sha256(lab.public.read_bytes()).hexdigest()
@@ -251,7 +266,12 @@ class TestCertificate:
         assert judged(file, certifying(root, fingerprint=leaf.fingerprint.upper())) == ("pass", "trusted")
         assert judged(file, certifying(root, fingerprint="0" * 64)) == ("fail", "stranger")
         assert judged(file, certifying(root, "CN=others,O=Example")) == ("fail", "stranger")
-        assert judged(file, TrustFile()) == ("warn", "stranger")
+        check = check_signature(file, signature=beside(file), trust=TrustFile())
+        assert answer(check) == ("warn", "stranger")
+        assert check.message == (
+            f"signed by nobody in the trust file: it was made with certificate {leaf.fingerprint[:16]} "
+            "in the name of CN=packs,O=Example, for whom nobody there vouches"
+        )
         file.write_bytes(file.read_bytes()[:-1] + b"\x01")
         assert judged(file, certifying(root)) == ("fail", "tampered")
 
@@ -277,6 +297,11 @@ class TestCertificate:
         made = self.signed(file, leaf)
         edited(made, lambda document: resign(document, key_pair(tmp_path, "other").key))
         assert judged(file, certifying(root)) == ("fail", "tampered")
+        for trust in (
+            TrustFile(),
+            certifying(root, "CN=others"),
+        ):  # nobody vouches for it, and it is false all the same
+            assert judged(file, trust) == ("fail", "tampered")
         with pytest.raises(SigningError, match="does not match"):
             sk.sign(file, key=tmp_path / "other.key", certificate=leaf.path, overwrite=True)
 
@@ -307,6 +332,7 @@ class TestCertificate:
             private_key=leaf.pair.private, signing_certificate=leaf.path, certificate_chain=[root.path]
         ).sign(file, beside(file))
         assert judged(file, certifying(root)) == ("fail", "malformed")
+        assert judged(file, TrustFile()) == ("fail", "malformed")
 
     def test_no_damaged_certificate_passes_or_raises(self, file: Path, root: Certified, tmp_path: Path) -> None:
         middle = certified(tmp_path, "middle", root, ca=True)
@@ -391,6 +417,7 @@ class TestKeyless:
         made = self.signed(file, lab, instance)
         edited(made, lambda document: resign(document, key_pair(tmp_path, "other").key))
         assert judged(file, self.trusting(config)) == ("fail", "tampered")
+        assert judged(file, TrustFile()) == ("fail", "tampered")
 
     @pytest.mark.parametrize("part", ["inclusionPromise", "inclusionProof"])
     def test_a_log_that_does_not_hold_it(
@@ -516,6 +543,16 @@ class TestFile:
         monkeypatch.setitem(sys.modules, "model_signing.signing", None)
         with pytest.raises(SigningError, match="model-signing"):
             sk.sign(file, key=lab.private, overwrite=True)
+
+    def test_without_the_library_a_certificate_is_only_named(
+        self, file: Path, root: Certified, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        leaf = certified(tmp_path, "packs", root)
+        made = sk.sign(file, key=leaf.pair.private, certificate=leaf.path)
+        monkeypatch.setitem(sys.modules, "model_signing.verifying", None)
+        check = check_signature(file, signature=made, trust=TrustFile())
+        assert answer(check) == ("warn", "stranger")
+        assert f"names certificate {leaf.fingerprint[:16]} as its signer; not verified, since" in check.message
 
 
 class TestSigning:

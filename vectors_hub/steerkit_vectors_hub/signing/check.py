@@ -116,14 +116,14 @@ def check_signature(
         revocations = revocations if revocations is not None else read_revocations(trust)
         certificate = _certificate(signed) if trust.signers or revocations.keys else None
         if (entry := revocations.key_of(signed)) is not None:
-            return _check("fail", "revoked", f"the key that signed it was revoked: {entry.reason}", _DONT, signed)
+            return _check("fail", "revoked", f"the key that it names as its signer was revoked: {entry.reason}", _DONT, signed)
         results = [_judged(data, signed, each, ref) for each in trust.signers if _may_be(each, signed, certificate)]
+        passed = [each for each in results if each.status == "pass"]
+        return (passed or results or [_stranger(data, signed, trust)])[0]
     except SignatureFormatError as error:
         return _check("fail", "malformed", f"this is not a signature of one pack: {error.problem}", str(error.fix))
     except SigningError as error:
         return _check("fail", "unchecked", error.problem, str(error.fix))
-    passed = [each for each in results if each.status == "pass"]
-    return (passed or results or [_stranger(signed, trust, _who(signed, certificate))])[0]
 
 
 def check_revocation(
@@ -156,7 +156,7 @@ def check_revocation(
     entry: RevokedPack | RevokedKey | None = known.packs.get(digest)
     what = f"the pack with sha256 {digest}"
     if entry is None and known.keys and signature is not None:
-        entry, what = _revoked_key(known, signature), "the key that signed it"
+        entry, what = _revoked_key(known, signature), "the key that its signature names"
     if entry is not None:
         when = f" on {entry.date.date().isoformat()}" if entry.date else ""
         return _revocation("fail", "revoked", f"{what} was revoked{when}: {entry.reason}", _DONT)
@@ -253,21 +253,35 @@ def _in_scope(patterns: tuple[str, ...], ref: str | None) -> bool:
     return ".." not in unquote(place).split("/") and any(fnmatchcase(place, pattern) for pattern in patterns)
 
 
-def _stranger(signed: SignatureFile, trust: TrustFile, who: str) -> Check:
+def _stranger(data: bytes, signed: SignatureFile, trust: TrustFile) -> Check:
+    """What a signature is worth that says it is by nobody in the trust file: who made it is only what it says."""
+    try:
+        who, verdict = _who(signed), library.verify_by_itself(data, signed)
+    except SigningError as error:
+        who, verdict = _short(signed), library.Verdict("unchecked", error.problem)
+    if verdict.answer == "tampered":
+        sentence, fix = _SAID["tampered"]
+        return _check("fail", "tampered", sentence.format(who=who, why=verdict.reason), fix, signed)
     return _check(
         "fail" if trust.signers or trust.require_signature else "warn",
         "stranger",
-        f"signed by {who}, of whom the trust file says nothing",
+        "signed by nobody in the trust file: it "
+        + (
+            f"was made with {who}, for whom nobody there vouches"
+            if verdict.answer == "trusted"
+            else f"names {who} as its signer; not verified, since {verdict.reason}"
+        ),
         "if you know them, add them to the trust file; compare the fingerprint over a channel that you trust",
         signed,
     )
 
 
-def _who(signed: SignatureFile, certificate: Certificate | None) -> str:
+def _who(signed: SignatureFile) -> str:
+    certificate = _certificate(signed)
     if certificate is None:
         return _short(signed)
     names = [certificate.subject.rfc4514_string(), *_accounts(certificate)]
-    return f"{' '.join(name[:200] for name in names if name)} ({_short(signed)})"
+    return f"{_short(signed)} in the name of {' '.join(name[:200] for name in names if name) or 'nobody'}"
 
 
 def _short(signed: SignatureFile) -> str:

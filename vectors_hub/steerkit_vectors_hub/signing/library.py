@@ -7,14 +7,15 @@ now, because nothing in a signature by key or certificate proves when it was mad
 
 from __future__ import annotations
 
+import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from steerkit_vectors_hub.signing.bundle import SignatureFile
-from steerkit_vectors_hub.signing.keys import imported
+from steerkit_vectors_hub.signing.keys import exported, imported, key_fingerprint, signing_certificate
 from steerkit_vectors_hub.signing.trust import CertificateRule, KeylessRule, Signer
 
 Answer = Literal["trusted", "tampered", "stranger", "expired", "not_yet_valid", "unchecked", "out_of_scope"]
@@ -62,6 +63,23 @@ def verify(data: bytes, signature: SignatureFile, signer: Signer) -> Verdict:
     if verdict.answer == "trusted" and signer.certificate is not None:
         return _current(signature.certificates, signer.certificate)
     return verdict
+
+
+def verify_by_itself(data: bytes, signature: SignatureFile) -> Verdict:
+    """Whether the key of the certificate that a signature carries made it. Who issued that certificate is not asked.
+
+    The library is told that it is a signature by key.
+
+    Raises:
+        SigningError: The library is not installed.
+        ValueError: The certificate may not sign.
+    """
+    if not signature.certificates:
+        return Verdict("unchecked", "the trust file has no such key")
+    key = exported(signing_certificate(signature.certificates[0]).public_key())
+    document = json.loads(signature.raw)
+    document["verificationMaterial"] = {"publicKey": {"hint": key_fingerprint(key)}, "tlogEntries": []}
+    return verify(data, replace(signature, raw=json.dumps(document).encode()), Signer(name="itself", key=key))
 
 
 def _use_keyless(config: Any, rule: KeylessRule) -> str:
