@@ -116,7 +116,9 @@ def check_signature(
         revocations = revocations if revocations is not None else read_revocations(trust)
         certificate = _certificate(signed) if trust.signers or revocations.keys else None
         if (entry := revocations.key_of(signed)) is not None:
-            return _check("fail", "revoked", f"the key that it names as its signer was revoked: {entry.reason}", _DONT, signed)
+            return _check(
+                "fail", "revoked", f"the key that it names as its signer was revoked: {entry.reason}", _DONT, signed
+            )
         results = [_judged(data, signed, each, ref) for each in trust.signers if _may_be(each, signed, certificate)]
         passed = [each for each in results if each.status == "pass"]
         return (passed or results or [_stranger(data, signed, trust)])[0]
