@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import steerkit as sk
 from steerkit.cli import app
 from steerkit_vectors_hub import interop
+from steerkit_vectors_hub.bundled import bundled_path
 
 MODEL = ("--architecture", "Any", "--model-type", "any", "--layer-count", 6)
 
@@ -133,6 +134,27 @@ def test_refusals_for_packs(pack: Path, control: Path, tmp_path: Path) -> None:
     assert "layer 0" in run("convert", tmp_path / "zero.safetensors", tmp_path / "w.gguf").err
 
 
+def test_a_pack_is_converted_by_reference(tmp_path: Path) -> None:
+    bundled = sk.load_vector("cmrm-llava-demo")
+    pin = str(bundled.source).partition("#")[2]
+    for ref in ("cmrm-llava-demo", f"cmrm-llava-demo#{pin}", Path(bundled_path("cmrm-llava-demo") or "").as_uri()):
+        done = run("convert", ref, tmp_path / "w.gguf", "--to", "repeng", "--layers", "3", "--lossy", "--force")
+        assert done.code == 0, done.err
+        facts = interop.ModelFacts("Any", "any", 8)
+        found = interop.read(tmp_path / "w.gguf", "repeng", model=facts).directions[3]
+        assert torch.equal(found, bundled.directions[3])
+    done = run("convert", f"cmrm-llava-demo#sha256={'0' * 64}", tmp_path / "x.gguf")
+    assert done.code == 1
+    assert "sha256" in done.err
+
+
+@pytest.mark.parametrize("args", [(), MODEL, ("--from", "repeng"), ("--from", "pack"), ("--to", "pack")])
+def test_what_does_not_exist_is_said_not_to_exist(tmp_path: Path, args: Any) -> None:
+    done = run("convert", tmp_path / "nothing.gguf", tmp_path / "out.safetensors", *args)
+    assert done.code == 1
+    assert "nothing.gguf' does not exist" in done.err
+
+
 def test_what_is_lost_is_said(pack: Path, tmp_path: Path) -> None:
     vector = sk.SteeringVector.load(pack)
     last = vector.with_metadata(interventions=[{"tokens": "last"}])
@@ -195,6 +217,15 @@ def test_rows_of_a_direction_are_compared_together(pack: Path, tmp_path: Path) -
     row = json.loads(run("diff", other, other, "--json").out)["directions"][0]
     assert row["cosine"] == pytest.approx(1)
     assert json.loads(run("diff", pack, other, "--json").out)["directions"][0]["cosine"] is None
+
+
+def test_packs_are_compared_by_reference(pack: Path) -> None:
+    document = json.loads(run("diff", "cmrm-llava-demo", bundled_path("cmrm-llava-demo"), "--json").out)
+    assert document["same"]
+    assert document["a"] == "cmrm-llava-demo"
+    assert not json.loads(run("diff", "cmrm-llava-demo", pack.as_uri(), "--json").out)["same"]
+    assert "no bundled pack" in run("diff", pack, "cmrm-lava-demo").err
+    assert "not in the cache" in run("diff", pack, "hf://owner/name", "--offline").err
 
 
 def test_diff_takes_packs_only(control: Path, pack: Path) -> None:

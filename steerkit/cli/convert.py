@@ -26,7 +26,12 @@ def _print_formats(wanted: bool) -> None:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A file or folder of another library, or a pack.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="A file or folder of another library, or a pack: its file, a bundled name, hf://, https://...",
+            show_default=False,
+        ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.", show_default=False)],
     *,
@@ -89,20 +94,23 @@ def convert(
 
     from steerkit_vectors_hub import interop
 
-    if from_ == PACK or (from_ is None and interop.is_pack(source)):
+    file = Path(source)
+    if from_ not in (None, PACK) and not file.exists():
+        raise OptionError(f"{source!r} does not exist", expected=f"a file or folder of the format {from_}")
+    if from_ == PACK or (from_ is None and (interop.is_pack(file) or not file.exists())):
+        from steerkit_vectors_hub.load import load_vector
+
+        vector = load_vector(source)  # before the options are judged: of what is nowhere, that is what to say
         if to == PACK:
             raise OptionError("IN and OUT are both packs", expected="another format", fix="name it: --to FORMAT")
         for name, value in given.items():
             if value is not None:
                 raise OptionError(f"{name} is given for a pack", expected="nothing that the pack says itself")
-        from steerkit.vector import SteeringVector
-
-        vector = SteeringVector.load(source)
         vector = vector if chosen is None else vector.select(chosen)
     else:
         facts = _facts(model_config, architecture, model_type, layer_count, model_id, revision)
         choice = interop.Choice(layers=chosen, site=_site(site), direction=direction, reference=reference)
-        vector = interop.read(source, from_, model=facts, choice=choice)
+        vector = interop.read(file, from_, model=facts, choice=choice)
     _write(vector if license_ is None else vector.with_metadata(license=license_), output, to, lossy=lossy)
 
 

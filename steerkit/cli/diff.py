@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steerkit.cli.console import clean, console, one_line, print_json
-from steerkit.cli.options import AsJson, Debug
+from steerkit.cli.options import AsJson, Debug, Offline
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,8 +20,9 @@ WIDTH = 300
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A pack.", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another pack.", show_default=False)],
+    first: Annotated[str, typer.Argument(metavar="A", help="A pack: what `steerkit info` takes.", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another pack.", show_default=False)],
+    offline: Offline = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -31,16 +31,18 @@ def diff(
     Cosine and norms of their directions by layer, their interventions and every other field of their documents. Exit
     code 0, whether they differ or not.
     """
-    from steerkit.formats import read_pack
+    from steerkit.formats import parse_pack
     from steerkit.metadata import parse_metadata
     from steerkit_vectors_hub.compare import compare
+    from steerkit_vectors_hub.resolve import resolve
 
-    packs = [read_pack(file) for file in (first, second)]
-    for file, pack in zip((first, second), packs, strict=True):
-        pack.document.update(parse_metadata(pack.document, name=str(file)).model_dump(mode="json"))
+    files = [resolve(ref, offline=True if offline else None) for ref in (first, second)]
+    packs = [parse_pack(file.read(), name=file.ref) for file in files]
+    for file, pack in zip(files, packs, strict=True):
+        pack.document.update(parse_metadata(pack.document, name=file.ref).model_dump(mode="json"))
     found = compare(*packs)
     if as_json:
-        print_json({"a": str(first), "b": str(second), "same": found.same, **_plain(asdict(found))})
+        print_json({"a": first, "b": second, "same": found.same, **_plain(asdict(found))})
         return
     _show(found)
 
