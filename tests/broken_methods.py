@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import random
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from steerkit.adapter import SteerableModel
@@ -154,7 +157,30 @@ class Mutable(Sound):
     model_config = {"frozen": False}
 
 
+class Listing(Sound):
+    """Counts its batches in a list of its class."""
+
+    seen: ClassVar[list[int]] = []
+
+    def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
+        self.seen.append(len(batch))
+        return super().observe(model, batch, layers)
+
+
+class _Memory:
+    total: ClassVar[dict[str, list[torch.Tensor]]] = {"sum": [torch.zeros(())]}
+
+
+class Inheriting(Sound, _Memory):
+    """Sums up what it saw in a tensor that lies deep in a base of its class."""
+
+    def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
+        self.total["sum"][0] += len(batch)
+        return super().observe(model, batch, layers)
+
+
 _seen: dict[int, Fit] = {}
+_last = torch.zeros(48)
 
 
 class Caching(Sound):
@@ -162,6 +188,47 @@ class Caching(Sound):
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         return _seen.setdefault(id(self), super().solve(model, found, layers))
+
+
+class Smoothing(Sound):
+    """Writes what it found into a tensor of its module."""
+
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        fitted = super().solve(model, found, layers)
+        _last.copy_(fitted.directions[Key(1)])
+        return fitted
+
+
+class Leaving(Sound):
+    """Makes a global of what it found."""
+
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        global _found
+        _found = super().solve(model, found, layers)
+        return _found
+
+
+@functools.cache
+def _answers(asker: int) -> list[Fit]:
+    return []
+
+
+class Hiding(Sound):
+    """Answers from where nobody looks, by the object that asks."""
+
+    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
+        _answers(id(self)).append(super().solve(model, found, layers))
+        return _answers(id(self))[0]
+
+
+class Reseeding(Sound):
+    """Seeds everything, to be reproducible."""
+
+    def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        return super().observe(model, batch, layers)
 
 
 class Deaf(Sound):
@@ -303,8 +370,14 @@ BROKEN: list[tuple[type[SteeringMethod], str, str]] = [
     (Remembering, "holds_no_fitted_state", "a fit changed ['Remembering.kept']"),
     (Stashing, "holds_no_fitted_state", "left ['self.fitted'] behind"),
     (Mutable, "holds_no_fitted_state", "can be changed"),
-    (Caching, "holds_no_fitted_state", "fitted before fits something else"),
+    (Listing, "holds_no_fitted_state", "a fit changed ['Listing.seen']"),
+    (Inheriting, "holds_no_fitted_state", "a fit changed ['_Memory.total']"),
+    (Caching, "holds_no_fitted_state", "a fit changed ['broken_methods._seen']"),
+    (Smoothing, "holds_no_fitted_state", "a fit changed ['broken_methods._last']"),
+    (Leaving, "holds_no_fitted_state", "left ['broken_methods._found'] behind"),
+    (Hiding, "holds_no_fitted_state", "fitted before fits something else"),
     (Random, "same_seed_same_vector", "another global seed: the directions at"),
+    (Reseeding, "same_seed_same_vector", "the global random state of ['numpy', 'random', 'torch']"),
     (Centring, "batch_size_does_not_matter", "batches of 1: the directions at"),
     (Ordered, "parts_merge", "merged the other way round: the directions at"),
     (Counting, "interrupted_fit_goes_on", "a fit that was interrupted: the directions at"),

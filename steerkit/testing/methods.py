@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import SkipTest
 
@@ -34,6 +37,8 @@ from steerkit.vlm import VLM
 NO_CHANGE = 1e-4
 """Logits that differ by less are the same: rounding. Those of the tiny models lie between -10 and 10."""
 
+_INTERNAL = re.compile(r"__.*__|_abc_.*")
+"""Names of what Python and pydantic keep on classes and modules."""
 
 _PURE = "let observe and solve be functions of what they are given"
 
@@ -128,7 +133,7 @@ def unknown_options_are_refused(case: MethodCase) -> None:
 
 
 def holds_no_fitted_state(case: MethodCase) -> None:
-    """A method is frozen and remembers nothing of a fit: neither on itself, nor on its class, nor in its module."""
+    """A method is frozen and remembers nothing of a fit: not on itself, nor on its classes, nor in their modules."""
     if not case.kind.model_config.get("frozen"):
         raise ContractError("its options can be changed", fix="leave model_config as SteeringMethod has it")
     method = case.method()
@@ -167,20 +172,27 @@ def other_anchors_other_vector(case: MethodCase) -> None:
 
 
 def same_seed_same_vector(case: MethodCase) -> None:
-    """Two fits with the same options on the same anchors give the same vector, whatever the global random state."""
+    """Two fits alike give the same vector whatever the global random state is, and leave that state as it was."""
     found: list[SteeringVector] = []
+    changed: set[str] = set()
     state = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
-        for seed in (1, 2):
+        for seed in (1, 2):  # two, because a fit that seeds with the one leaves the state of it as it was
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
+            before = _random_states()
             found.append(case.fit())
+            changed |= {name for name, value in _random_states().items() if value != before[name]}
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
         torch.random.set_rng_state(state[2])
     assert_same(found[1], found[0], "another global seed")
+    if changed:
+        raise ContractError(
+            f"a fit changes the global random state of {sorted(changed)}", fix="draw from a generator of your own"
+        )
 
 
 def batch_size_does_not_matter(case: MethodCase) -> None:
@@ -386,12 +398,39 @@ def _steered(case: MethodCase, vector: SteeringVector, **options: Any) -> list[t
         raise ContractError("it steers nothing: no token of a prompt or of an answer is selected") from error
 
 
+def _random_states() -> dict[str, object]:
+    """The global random state of each library, by its name."""
+    states = {"random": random.getstate(), "numpy": np.random.get_state(), "torch": torch.random.get_rng_state()}
+    return {name: _content(state) for name, state in states.items()}
+
+
 def _held(method: SteeringMethod) -> dict[str, object]:
-    """What an object and its class hold, by name, so that a changed value is seen."""
-    own = {**vars(method), **(method.__pydantic_private__ or {})}
-    shared = {name: value for name, value in vars(type(method)).items() if not name.startswith(("__", "_abc_"))}
-    held: dict[str, object] = {f"self.{name}": repr(value) for name, value in own.items()}
-    return held | {f"{type(method).__name__}.{name}": id(value) for name, value in shared.items()}
+    """What an object, its classes and their modules hold, by name, so that a changed value is seen."""
+    held = {f"self.{name}": value for name, value in (vars(method) | (method.__pydantic_private__ or {})).items()}
+    for kind in type(method).__mro__:
+        if kind in SteeringMethod.__mro__:
+            continue
+        module = sys.modules.get(kind.__module__)  # None of one that was run and not imported
+        for place, names in ((kind.__name__, vars(kind)), (kind.__module__, vars(module) if module else {})):
+            held |= {f"{place}.{name}": value for name, value in names.items() if not _INTERNAL.fullmatch(name)}
+    # a module that is imported when it is first needed is no state
+    return {name: _content(value) for name, value in held.items() if not isinstance(value, ModuleType)}
+
+
+def _content(value: Any, within: frozenset[int] = frozenset()) -> object:
+    """What a value holds, numbers included, in a form that does not change with it."""
+    if id(value) in within:
+        return "itself"
+    within |= {id(value)}
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        return value.dtype, _content(value.detach().cpu().reshape(-1).view(torch.uint8).numpy()), value.shape
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.dtype, value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return {key: _content(each, within) for key, each in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [_content(each, within) for each in value]
+    return repr(value)
 
 
 def _parts(model: BaseModel) -> list[BaseModel]:
