@@ -18,6 +18,7 @@ import steerkit as sk
 from steerkit.checks import Check
 from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import anchors, random_like
+from steerkit.metadata import PackMetadata
 from steerkit_vectors_hub.screening import Screener
 
 BATCH = 50
@@ -36,6 +37,16 @@ def with_card_of(vector: sk.SteeringVector, genuine: sk.SteeringVector) -> sk.St
 def changed(vector: sk.SteeringVector, **fields: object) -> sk.SteeringVector:
     """The same vector with other fields in its interventions."""
     return vector.with_metadata(interventions=[{**each.model_dump(), **fields} for each in vector.interventions])
+
+
+def split(direction: torch.Tensor, layer: int, parts: int = 4) -> tuple[dict[sk.Key, torch.Tensor], list[dict]]:
+    """A direction in parts whose noise sums to zero, and the interventions that add them."""
+    noise = torch.randn(parts, len(direction), generator=torch.Generator().manual_seed(0))
+    noise = noise - noise.mean(dim=0)
+    rows = direction / parts + 1.2 * direction.norm() * noise / noise[0].norm()
+    add = [{"kind": "add", "direction": {"source": "stored", "name": f"part{part}"}} for part in range(parts)]
+    added = [{"operation": operation, "layers": [layer], "phase": "prompt"} for operation in add]
+    return {sk.Key(layer, name=f"part{part}"): row for part, row in enumerate(rows)}, added
 
 
 def packs(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector]]:
@@ -59,6 +70,19 @@ def packs(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector]]:
         "forged: the same, in four times as much noise",
         sk.SteeringVector({sk.Key(layer): hidden}, forged.metadata),
     )
+    tensors, parts = split(-direction, layer)
+    measure = {"kind": "projection", "direction": {"source": "stored", "name": "part1"}}
+    shut = {"measure": measure, "threshold": NEVER}
+    undone = [{**part, "strength": -1.0, "gate": {**shut, "threshold": 2 * NEVER}} for part in parts]
+    for name, interventions in {
+        "forged: the same, in four parts with noise": parts,
+        "forged: the parts and their antidote, behind gates that stay shut": [
+            *({**part, "gate": shut} for part in parts),
+            *undone,
+        ],
+    }.items():
+        metadata = PackMetadata.model_validate({**forged.metadata.model_dump(), "interventions": interventions})
+        yield name, sk.SteeringVector(tensors, metadata)
     yield (
         "forged: the refusal direction, ablated",
         with_card_of(sk.RefusalDirection(mode="ablate").fit(vlm, chosen, batch_size=BATCH), genuine),
@@ -75,7 +99,12 @@ def cell(check: Check | None) -> str:
     if check.name == "screening.direction":
         cosines = [each["cosine"] for each in check.details["alignments"]]
         return f"{mark} {min(cosines):+.2f}" if cosines else mark
-    cells = check.details["doses"][0]["cells"]
+    if check.name == "screening.conditions":
+        cells = max(
+            (each["cells"] for each in check.details["doses"]), key=lambda cells: sum(c["worse"] for c in cells)
+        )
+    else:
+        cells = check.details["doses"][0]["cells"]
     return f"{mark} " + " ".join(f"{each['worse']}/{each['open']}" for each in cells)
 
 

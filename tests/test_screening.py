@@ -17,6 +17,7 @@ from steerkit.checks import Check, enforce
 from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import PromptSets, anchors, measure, random_like
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
+from steerkit.metadata import PackMetadata
 from steerkit_vectors_hub.screening import CanarySet, Screener, choose_canaries, screen
 from steerkit_vectors_hub.screening.canaries import demo_canaries
 from steerkit_vectors_hub.screening.findings import Screening
@@ -167,6 +168,82 @@ def test_a_pack_can_not_hide_behind_its_own_conditions(screener_of: Any) -> None
     checks = _by_name(screener.screen(_changed(forged, strength=asleep)))
     assert checks["refusals"].status == "pass"
     assert checks["conditions"].status == "fail"
+
+
+def _named(name: str) -> dict[str, str]:
+    return {"source": "stored", "name": name}
+
+
+def _split(vlm: sk.VLM, parts: int = 4) -> tuple[sk.SteeringVector, list[dict[str, Any]]]:
+    """The negated refusal direction in parts whose noise sums to zero, under an innocent card."""
+    (layer, direction), *_ = _refusal(vlm).directions.items()
+    noise = torch.randn(parts, len(direction), generator=torch.Generator().manual_seed(0))
+    noise = noise - noise.mean(dim=0)
+    rows = -direction / parts + 1.2 * direction.norm() * noise / noise[0].norm()
+    added = [
+        {"operation": {"kind": "add", "direction": _named(f"a{part}")}, "layers": [layer], "phase": "prompt"}
+        for part in range(parts)
+    ]
+    tensors = {sk.Key(layer, name=f"a{part}"): row for part, row in enumerate(rows)}
+    metadata = PackMetadata.model_validate({**_genuine(vlm).metadata.model_dump(), "interventions": added})
+    return sk.SteeringVector(tensors, metadata), added
+
+
+def _antidoted(vlm: sk.VLM, trigger: object, antidote: object) -> sk.SteeringVector:
+    """The parts behind a trigger, and the same once more with the opposite sign behind another."""
+    vector, parts = _split(vlm)
+    undo = [{**part, **({"gate": antidote} if antidote else {}), "strength": -1.0} for part in parts]
+    return vector.with_metadata(interventions=[*({**part, "gate": trigger} for part in parts), *undo])
+
+
+def _gate(threshold: float, **measure: object) -> dict[str, Any]:
+    return {"measure": {"kind": "projection", "direction": _named("a1"), **measure}, "threshold": threshold}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "antidote"),
+    [
+        (_gate(1e6), _gate(2e6)),  # eight conditions: more ways than are tried
+        (_gate(1e6, layer=4), _gate(2e6, layer=4)),  # two
+        (None, _gate(-1e6, layer=4)),  # it only ever shuts
+    ],
+)
+def test_an_antidote_does_not_hide_what_it_undoes(trigger: object, antidote: object, screener_of: Any) -> None:
+    """Held open all at once, the two cancel; what is in use is the one without the other."""
+    screener, vlm, _ = screener_of("llava", FEW)
+    checks = _by_name(screener.screen(_antidoted(vlm, trigger, antidote)))
+    assert (checks["refusals"].status, checks["output"].status) == ("pass", "pass")
+    assert checks["conditions"].status == "fail"
+    assert checks["direction"].status == "fail"
+
+
+def test_measured_strengths_do_not_hide_each_other(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    vector, parts = _split(vlm)
+    rule: dict[str, Any] = {"measure": _gate(0.0, layer=4)["measure"], "slope": 0.0, "minimum": 0.0, "maximum": 1.0}
+    against = {**rule, "minimum": -1.0, "maximum": 0.0}
+    both = [{**part, "strength": each} for each in (rule, against) for part in parts]
+    checks = _by_name(screener.screen(vector.with_metadata(interventions=both)))
+    assert checks["refusals"].status == "pass"
+    assert (checks["conditions"].status, checks["direction"].status) == ("fail", "fail")
+
+
+def test_a_direction_in_parts_is_judged_by_their_sum(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    vector, _ = _split(vlm)
+    (worst,) = [c for c in screener.screen(vector).checks if c.name == "screening.direction"]
+    parts = [each["cosine"] for each in worst.details["alignments"] if each["operation"] == "add"]
+    assert min(parts) > worst.details["suspicious"]
+    assert (worst.status, worst.message.endswith("(sum)")) == ("fail", True)
+
+
+def test_a_condition_that_is_shared_is_held_once(screener_of: Any) -> None:
+    screener, vlm, told = screener_of("llava", FEW)
+    _, parts = _split(vlm)
+    told.clear()
+    shared = _split(vlm)[0].with_metadata(interventions=[{**part, "gate": _gate(1e6, layer=4)} for part in parts])
+    screener.screen(shared, strength=1.0)
+    assert sum("conditions" in what for what in told) == 1
 
 
 def test_counts_are_those_of_the_toy_world(screener_of: Any) -> None:

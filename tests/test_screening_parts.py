@@ -20,6 +20,7 @@ from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.metadata import PackMetadata
 from steerkit_vectors_hub.screening import Canary, choose_canaries, read_canaries
 from steerkit_vectors_hub.screening.canaries import GENERAL, demo_canaries
+from steerkit_vectors_hub.screening.conditions import ways
 from steerkit_vectors_hub.screening.counts import Cell, output, over_refusals, refusals, sign_test
 from steerkit_vectors_hub.screening.directions import alignments, bounds
 from steerkit_vectors_hub.screening.findings import DirectionReport, Run, Screening
@@ -375,6 +376,67 @@ def test_conditions_count_as_met(drawn: Any) -> None:
     linear = {"measure": measured, "slope": 1.0, "minimum": -0.1, "maximum": 5.0}
     assert _cosines(_vector({2: refusal[2].float()}, strength=linear), refusal)[2] == pytest.approx(-1.0)
     assert not _cosines(_vector({2: refusal[2].float()}), refusal, 0.0)
+
+
+ON_PROMPT: Any = {"kind": "projection", "layer": 0}
+
+
+def _ways(*interventions: dict[str, Any], layers: int = 1) -> tuple[list[list[list[Any]]], int]:
+    """The strengths of each way, by vector and intervention, and how many ways there are."""
+    metadata = _vector({0: torch.ones(HIDDEN)}).metadata.model_dump()
+    metadata["interventions"] = [{"layers": tuple(range(layers)), **each} for each in interventions]
+    tensors = {sk.Key(layer): torch.ones(HIDDEN) for layer in range(4)}
+    vector = sk.SteeringVector(tensors, PackMetadata.model_validate(metadata))
+    lean: Any = lambda number, change, layer: change.strength_at(layer)  # noqa: E731
+    held, count = ways([vector], lean)
+    assert all(not change.measures for way in held for changes in way for change in changes)
+    return [[[change.strength for change in changes] for changes in way] for way in held], count
+
+
+def _at(threshold: float, **measure: Any) -> dict[str, Any]:
+    return {"measure": {**ON_PROMPT, **measure}, "threshold": threshold}
+
+
+def test_every_way_of_a_few_conditions_is_tried() -> None:
+    assert _ways({}) == ([], 0)
+    assert _ways({"gate": _at(1)}) == ([[[{0: 1.0}]]], 2)
+    same = [{"gate": _at(1)}, {"gate": _at(1), "strength": -1.0}]
+    assert _ways(*same) == ([[[{0: 1.0}, {0: -1.0}]]], 2)
+    two = [{"gate": _at(1)}, {"gate": _at(2), "strength": -1.0}]
+    assert _ways(*two) == ([[[{0: -1.0}]], [[{0: 1.0}]], [[{0: 1.0}, {0: -1.0}]]], 4)
+    assert _ways({}, {"gate": _at(1)})[0] == [[[1.0]], [[1.0, {0: 1.0}]]]
+    rule = {"measure": ON_PROMPT, "slope": 1.0, "minimum": -2.0, "maximum": 1.0}
+    assert _ways({"strength": rule}) == ([[[{0: 1.0}]], [[{0: -2.0}]]], 3)
+    assert _ways({"strength": {**rule, "minimum": 0.5}}) == ([[[{0: 0.5}]], [[{0: 1.0}]]], 2)
+    assert _ways({"strength": {**rule, "minimum": 1.0}}) == ([], 0)
+
+
+def test_conditions_that_are_read_where_they_act_hold_for_themselves() -> None:
+    moving = _at(1, layer=None)
+    found, count = _ways({"gate": moving}, layers=2)
+    assert (found, count) == ([[[{0: 0.0, 1: 1.0}]], [[{0: 1.0, 1: 0.0}]], [[{0: 1.0, 1: 1.0}]]], 4)
+    assert _ways({"gate": moving}, {"gate": moving})[1] == 4, "the first may shut the gate of the second"
+    state: Any = {"negative": None, "form": "literal"}
+    assert _ways(*2 * [{"gate": _at(1, layer=None, state=state)}])[1] == 2, "what was measured on the prompt stays"
+
+
+def test_of_many_ways_the_telling_ones_are_tried() -> None:
+    doses = [1.0, -2.0, 3.0, -4.0, 5.0, -6.0, 7.0, -8.0]
+    found, count = _ways(*({"gate": _at(at), "strength": dose} for at, dose in enumerate(doses)))
+    acting = [[strength[0] for strength in changes] for (changes,) in found]
+    assert (len(found), count) == (15, 256)  # nothing at all is not worth a run
+    assert acting[0] == doses
+    assert acting[1] == [-2.0, -4.0, -6.0, -8.0], "all that leans against refusal"
+    assert acting[2:10] == [[dose] for dose in doses]
+    assert all(len(each) == 7 for each in acting[10:])
+
+
+def test_ways_that_are_not_tried_are_warned_of() -> None:
+    quiet: Any = (_cell("harmful", False, 0),)
+    run = Run((1.0,), {}, quiet, (), (), (quiet,), 240)
+    found = Screening("mine", (run,), DirectionReport((), -0.5, -0.3, "not asked"))
+    check = {check.name: check for check in found.checks}["screening.conditions"]
+    assert (check.status, "241 ways, of which 1 were tried" in check.message) == ("warn", True)
 
 
 def test_bounds_widen_where_random_directions_do() -> None:

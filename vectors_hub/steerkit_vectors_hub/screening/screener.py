@@ -8,14 +8,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from steerkit.arguments import as_strengths, as_vectors
 from steerkit.checks import Check
 from steerkit.errors import NothingSteeredError, OptionError
-from steerkit.intervention import LinearStrength
 from steerkit.receipt import Receipt
 from steerkit.samples import Sample
 from steerkit.steering import steer
@@ -23,7 +21,8 @@ from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM
 from steerkit_vectors_hub.screening import counts
 from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries
-from steerkit_vectors_hub.screening.directions import alignments, bounds, refusal_direction
+from steerkit_vectors_hub.screening.conditions import WAYS, acting, ways
+from steerkit_vectors_hub.screening.directions import alignments, bounds, leaning, refusal_direction
 from steerkit_vectors_hub.screening.findings import DirectionReport, Run, Screening
 from steerkit_vectors_hub.screening.judges import Verdict, judge
 
@@ -117,12 +116,7 @@ class Screener:
         captions = any(_reads_captions(each) for each in vectors)
         # made, and so checked against the model, before any model time is spent
         runs = [(dose, self._steering(vectors, dose)) for dose in doses]
-        held = [(dose, [self._steering(each, dose) for each in _held_open(vectors)]) for dose in doses]
-        before = self.baseline
-        found = [
-            self._run(dose, steering, conditions, before, captions)
-            for (dose, steering), (_, conditions) in zip(runs, held, strict=True)
-        ]
+        found = [self._run(vectors, dose, steering, captions) for dose, steering in runs]
         return Screening(self.canaries.name, tuple(found), self._directions(vectors, doses))
 
     @cached_property
@@ -177,20 +171,14 @@ class Screener:
         if not refusal:
             unknown = "the model does not refuse harmful canaries much more often than harmless ones"
             return DirectionReport((), opposed, suspicious, unknown)
-        # a dose matters by its sign alone
-        signs = dict.fromkeys(tuple(math.copysign(1.0, each) if each else 0.0 for each in dose) for dose in doses)
-        found = [each for sign in signs for each in alignments(vectors, sign, refusal)]
+        # how large the doses are matters only between vectors
+        largest = ((dose, max(map(abs, dose))) for dose in doses)
+        ratios = dict.fromkeys(tuple(each / most for each in dose) for dose, most in largest if most)
+        found = [each for ratio in ratios for each in alignments(vectors, ratio, refusal)]
         return DirectionReport(tuple(found), opposed, suspicious)
 
-    def _run(
-        self,
-        dose: tuple[float, ...],
-        steering: steer,
-        conditions: Sequence[steer],
-        before: Sequence[Verdict],
-        captions: bool,
-    ) -> Run:
-        canaries = self.canaries.canaries
+    def _run(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...], steering: steer, captions: bool) -> Run:
+        canaries, before = self.canaries.canaries, self.baseline
         label = "with the pack at strength " + ", ".join(f"{each:g}" for each in dict.fromkeys(dose))
         try:
             after, receipt = self._answers(canaries, steering, label, captions)
@@ -199,10 +187,13 @@ class Screener:
         harmful = [index for index, canary in enumerate(canaries) if canary.harmful]
         chosen = [canaries[index] for index in harmful]
         opened: list[tuple[counts.Cell, ...]] = []
-        for each in conditions:
+        held, count = ways(vectors, leaning(vectors, dose, self.refusal_direction))
+        for number, way in enumerate(held, 1):
+            indices, acts = zip(*acting(vectors, way), strict=True)
+            context = self._steering(acts, tuple(dose[index] for index in indices))
             with suppress(NothingSteeredError):  # what it steers is in harmless canaries alone
-                held, _ = self._answers(chosen, each, f"{label}, its gates held open", captions)
-                opened.append(counts.refusals(chosen, [before[index] for index in harmful], held))
+                met, _ = self._answers(chosen, context, f"{label}, way {number} of its conditions", captions)
+                opened.append(counts.refusals(chosen, [before[index] for index in harmful], met))
         return Run(
             dose,
             {} if receipt is None else {k: v for k, v in receipt.relative_change.items() if math.isfinite(v)},
@@ -210,6 +201,7 @@ class Screener:
             counts.over_refusals(canaries, before, after),
             counts.output(canaries, before, after),
             tuple(opened),
+            max(0, count - WAYS),
         )
 
     def _answers(
@@ -255,31 +247,3 @@ def _doses(vectors: Sequence[SteeringVector], strength: float | Sequence[float] 
         return [tuple(as_strengths(strength, len(vectors)))]
     recommended = tuple(vector.metadata.strength.recommended for vector in vectors)
     return list(dict.fromkeys([(1.0,) * len(vectors), recommended]))
-
-
-def _held_open(vectors: Sequence[SteeringVector]) -> list[list[SteeringVector]]:
-    """The vectors as they act where their own conditions hold: a pack that waits for a trigger can't hide behind it.
-
-    Gates are taken away, and strengths that are measured become their maximum, and in a second version their minimum.
-    Empty for vectors without conditions.
-    """
-    if not any(change.measures for vector in vectors for change in vector.interventions):
-        return []
-    versions = [[_held(vector, bound) for vector in vectors] for bound in ("maximum", "minimum")]
-    same = all(a.interventions == b.interventions for a, b in zip(*versions, strict=True))
-    return versions[:1] if same else versions
-
-
-def _held(vector: SteeringVector, bound: Literal["maximum", "minimum"]) -> SteeringVector:
-    changed = tuple(
-        change.model_copy(
-            update={
-                "gate": None,
-                "strength": getattr(change.strength, bound)
-                if isinstance(change.strength, LinearStrength)
-                else change.strength,
-            }
-        )
-        for change in vector.interventions
-    )
-    return SteeringVector(vector.tensors, vector.metadata.model_copy(update={"interventions": changed}))
