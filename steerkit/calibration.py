@@ -9,9 +9,10 @@ from typing import Literal, TypeAlias, get_args
 from torch import Tensor
 
 from steerkit.arguments import as_vectors
+from steerkit.checks import Policy
 from steerkit.errors import OptionError
-from steerkit.evaluation import Case, Suite, Verdict, answers, check_measurable, steered
-from steerkit.given import expect, expect_one_of
+from steerkit.evaluation import Case, Suite, Verdict, answers, check_measurable, check_vectors, steered
+from steerkit.given import expect, expect_one_of, expect_whole
 from steerkit.intervention import LinearStrength, is_finite
 from steerkit.metadata import StrengthPoint, StrengthRecord
 from steerkit.samples import Sample
@@ -81,6 +82,7 @@ def calibrate(
     tolerance: float = 0.05,
     batch_size: int = 16,
     progress: Progress | None = None,
+    policy: Policy = "strict",
 ) -> Calibration:
     """Choose the strength: the least unsafe one within the budget, and of those that are equally safe the smallest.
 
@@ -101,6 +103,7 @@ def calibrate(
         tolerance: How finely.
         batch_size: Prompts per call of the model.
         progress: Called before each measurement.
+        policy: As for `steer`, for class and sizes and fingerprint; the doses are tried whatever they are.
 
     Raises:
         OptionError: An argument is impossible, the budget is exceeded without steering, or the vector can't
@@ -111,7 +114,10 @@ def calibrate(
     _check_vector(vector)
     expect(Budget, "a Budget", "sk.Budget('kl', 0.05)", budget=budget)
     expect(Callable | None, "a function of what is next", progress=progress)
-    _check_range(maximum, tolerance)
+    _check_range(maximum, tolerance, batch_size)
+    if per_layer is not None:
+        Budget("kl", per_layer)
+    check_vectors(vlm, [vector], policy)
     run, layers, rule = 0, (), ""
     if per_layer is not None:
         harmless = [case.sample for case in suite.harmless]
@@ -158,6 +164,7 @@ def equal_kl(
     tolerance: float = 0.01,
     batch_size: int = 16,
     progress: Progress | None = None,
+    policy: Policy = "strict",
 ) -> list[SteeringVector]:
     """The same vectors, each recommending the strength at which all of them move the model equally far.
 
@@ -172,15 +179,18 @@ def equal_kl(
         tolerance: How finely.
         batch_size: Prompts per forward pass.
         progress: Called before each vector.
+        policy: As for `calibrate`.
 
     Raises:
         OptionError: A vector does not reach the dose at the maximum, or an argument is impossible.
+        SteerKitError: As `steer` does.
     """
     check_vlm(vlm)
     vectors = as_vectors(vectors)
     expect(Callable | None, "a function of what is next", progress=progress)
-    _check_range(maximum, tolerance)
+    _check_range(maximum, tolerance, batch_size)
     dose = Budget("kl", kl).limit
+    check_vectors(vlm, vectors, policy)
     before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
     found = []
     for vector in vectors:
@@ -214,6 +224,7 @@ def per_layer(
     maximum: float = 16.0,
     tolerance: float = 0.01,
     batch_size: int = 16,
+    policy: Policy = "strict",
 ) -> SteeringVector:
     """The same vector with a strength for each layer, so that each by itself moves the model equally far.
 
@@ -229,10 +240,17 @@ def per_layer(
         maximum: The largest strength to consider.
         tolerance: How finely.
         batch_size: Prompts per forward pass.
+        policy: As for `calibrate`.
 
     Raises:
         OptionError: The vector has several interventions, or a measured strength, or an argument is impossible.
+        SteerKitError: As `steer` does.
     """
+    check_vlm(vlm)
+    _check_vector(vector)
+    _check_range(maximum, tolerance, batch_size)
+    Budget("kl", kl)
+    check_vectors(vlm, [vector], policy)
     return _by_layer(vlm, vector, samples, kl, maximum=maximum, tolerance=tolerance, batch_size=batch_size)[0]
 
 
@@ -248,9 +266,6 @@ def _by_layer(
     progress: Progress | None = None,
 ) -> tuple[SteeringVector, int]:
     """What `per_layer` returns, and the number of prompts that the model was run on."""
-    check_vlm(vlm)
-    _check_vector(vector)
-    _check_range(maximum, tolerance)
     dose = Budget("kl", kl).limit
     if len(vector.interventions) != 1 or isinstance(vector.interventions[0].strength, LinearStrength):
         raise OptionError(
@@ -431,7 +446,8 @@ def _say(progress: Progress | None, what: str) -> None:
         progress(what)
 
 
-def _check_range(maximum: float, tolerance: float) -> None:
+def _check_range(maximum: float, tolerance: float, batch_size: int) -> None:
+    expect_whole(batch_size=batch_size)
     if not (is_finite(maximum) and is_finite(tolerance) and 0 < tolerance < maximum):
         raise OptionError(
             f"maximum {maximum!r:.80}, tolerance {tolerance!r:.80}",

@@ -12,8 +12,17 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerkit.errors import OptionError
-from steerkit.evaluation import Estimate, Outcome, Suite, check_measurable, evaluate, seconds_per_token
+from steerkit.checks import Policy
+from steerkit.errors import OptionError, SteerKitError
+from steerkit.evaluation import (
+    Estimate,
+    Outcome,
+    Suite,
+    check_measurable,
+    check_vectors,
+    evaluate,
+    seconds_per_token,
+)
 from steerkit.given import expect, expect_each, expect_whole
 from steerkit.intervention import is_finite
 from steerkit.method import SteeringMethod
@@ -186,10 +195,12 @@ def compare(
     sweep: Sequence[float] = (),
     batch_size: int = 16,
     progress: Progress | None = None,
+    policy: Policy = "strict",
 ) -> Comparison:
     """Fit several methods on one model, let it answer a suite under each, and judge.
 
-    Every method is configured and checked against model and anchors before the first is fitted.
+    Every method is configured and checked against model and anchors, and every vector against the model, before the
+    first method is fitted.
 
     Args:
         vlm: The model.
@@ -199,10 +210,12 @@ def compare(
         sweep: Strengths for the picture of the trade-off; none by default. Each costs as much as a row of the table.
         batch_size: Prompts per call of the model.
         progress: Called before each step.
+        policy: As for `steer`, for vectors that are fitted already; their dose is not judged.
 
     Raises:
         OptionError: There is nothing to compare, or an argument is of another type.
-        SteerKitError: A method does not fit model or anchors, or as `fit` and `steer` do.
+        SteerKitError: A method does not fit model or anchors, a vector does not fit the model, or as `fit` and `steer`
+            do.
     """
     check_measurable(vlm, suite)
     expect(Mapping, "{name: method, (method, anchors) or vector}", methods=methods)
@@ -224,6 +237,13 @@ def compare(
             expect(SteeringMethod, "a method, (method, anchors) or a vector", **{f"methods[{name!r}]": method})
             method.plan(vlm, as_samples(chosen))
             fits[name] = method, chosen
+    for name, entry in methods.items():
+        if isinstance(entry, SteeringVector):
+            try:
+                check_vectors(vlm, [entry], policy)
+            except SteerKitError as error:  # which of several it is, its message does not say
+                problem = f"{name!r}: {error.problem}"
+                raise type(error)(problem, expected=error.expected, fix=error.fix) from error
     extra = [strength for strength in dict.fromkeys(map(float, sweep)) if strength not in (0.0, 1.0)]
     total = 1 + len(methods) * (1 + len(extra)) + len(fits)
     done = 0
@@ -249,12 +269,12 @@ def compare(
             assert isinstance(entry, SteeringVector)
             vector = entry
         step(name)
-        outcome = evaluate(vlm, suite, vector, batch_size=batch_size)
+        outcome = evaluate(vlm, suite, vector, batch_size=batch_size, policy="off")
         rows.append(_row(name, outcome, seconds_per_token(vlm, suite, vector), taken, count))
         found = {1.0: outcome} if sweep else {}
         for strength in extra:
             step(f"{name}, strength {strength:g}")
-            found[strength] = evaluate(vlm, suite, vector, strength=strength, batch_size=batch_size)
+            found[strength] = evaluate(vlm, suite, vector, strength=strength, batch_size=batch_size, policy="off")
         points += [
             Point(name, strength, one.unsafe.value, one.over_refusal.value, one.utility.value)
             for strength, one in sorted(found.items())

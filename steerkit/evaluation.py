@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from steerkit.errors import EmptyAnchorSetError
+from steerkit.checks import Policy, enforce
+from steerkit.errors import EmptyAnchorSetError, ModelMismatchError
 from steerkit.given import expect, expect_each, expect_whole
 from steerkit.samples import Sample
-from steerkit.steering import steer
+from steerkit.steering import check_applied, steer
 from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM, check_vlm
 
@@ -215,6 +216,7 @@ def evaluate(
     strength: float = 1.0,
     batch_size: int = 16,
     progress: Progress | None = None,
+    policy: Policy = "strict",
 ) -> Outcome:
     """Let a model answer a suite, steered or not, and judge the answers.
 
@@ -225,6 +227,7 @@ def evaluate(
         strength: As for `steer`.
         batch_size: Prompts per call of the model.
         progress: Called after each set.
+        policy: As for `steer`; the dose is not judged.
 
     Raises:
         OptionError: An argument is of another type.
@@ -232,6 +235,8 @@ def evaluate(
     """
     check_measurable(vlm, suite)
     expect(Callable | None, "a function of (done, total)", progress=progress)
+    expect_whole(batch_size=batch_size)
+    check_vectors(vlm, [] if vector is None else [vector], policy)
     told: list[list[str]] = []
     done = 0
     for cases in (suite.harmful, suite.harmless, suite.utility):
@@ -261,6 +266,21 @@ def check_measurable(vlm: object, suite: object) -> None:
     expect(Suite, "a Suite: prompts and a judge", "sk.Suite(name, harmful, harmless, utility, judge)", suite=suite)
 
 
+def check_vectors(vlm: VLM, vectors: Sequence[SteeringVector], policy: Policy) -> None:
+    """Refuse vectors that `steer` refuses on this model, once, before `steered` runs them many times.
+
+    The dose is not judged: a sweep goes beyond a sensible one on purpose.
+
+    Raises:
+        SteerKitError: As `steer` does.
+    """
+    checks = []
+    for vector in vectors:
+        steer(vlm, vector, policy=policy)  # class, sizes, and whether the interventions can be applied at all
+        checks += [check for check in check_applied([vector], [1.0], vlm) if check.name != "dose"]
+    enforce(checks, policy, ModelMismatchError, stacklevel=3)
+
+
 def seconds_per_token(
     vlm: VLM, suite: Suite, vector: SteeringVector | None, *, tokens: int = 16, runs: int = 5
 ) -> Estimate:
@@ -281,7 +301,7 @@ def seconds_per_token(
 
 
 def steered(vlm: VLM, vector: SteeringVector | None, strength: float) -> AbstractContextManager[object]:
-    """`steer`, or nothing at all without a vector."""
+    """`steer` without its checks, which are those of `check_vectors`; or nothing at all without a vector."""
     return nullcontext() if vector is None else steer(vlm, vector, strength=strength, policy="off")
 
 

@@ -7,10 +7,11 @@ import io
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from typer.testing import CliRunner
 import steerkit as sk
 from steerkit import calibration
 from steerkit.calibration import Calibration
+from steerkit.checks import Policy, TrustWarning
 from steerkit.cli import app
 from steerkit.demo import model_path, world
 from steerkit.demo.evaluation import anchors, samples, suite
-from steerkit.errors import EmptyAnchorSetError, OptionError
+from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, OptionError
 from steerkit.evaluation import Outcome, Suite, bootstrap, rate
 from steerkit.vlm import VLM
 
@@ -121,6 +123,62 @@ def test_likelihoods_do_not_depend_on_the_batch(family: str, vlm_of: Any, anchor
         vlm.log_likelihood(anchors[:3], texts[:1])
 
 
+# -- whose vector it is ----------------------------------------------------------------------------------------------
+
+
+MEASURING: dict[str, Callable[..., Any]] = {
+    "evaluate": lambda vlm, vector, few, **policy: sk.evaluate(vlm, few, vector, **policy),
+    "compare": lambda vlm, vector, few, **policy: sk.compare(vlm, {"mine": vector}, few, **policy),
+    "calibrate": lambda vlm, vector, few, **policy: sk.calibrate(
+        vlm, vector, few, BUDGET, per_layer=0.1, maximum=1.0, tolerance=0.5, **policy
+    ),
+    "equal_kl": lambda vlm, vector, few, **policy: sk.equal_kl(
+        vlm, [vector], [case.sample for case in few.harmless], 0.01, tolerance=0.5, **policy
+    ),
+    "per_layer": lambda vlm, vector, few, **policy: sk.per_layer(
+        vlm, vector, [case.sample for case in few.harmless], 0.01, tolerance=0.5, **policy
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def stranger() -> VLM:
+    """A model of the demo's class and sizes, but not of its weights."""
+    vlm = sk.load(model_path("llava"), dtype="float32")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in vlm.model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.1)
+    return vlm
+
+
+@pytest.mark.parametrize("name", MEASURING)
+@pytest.mark.parametrize("doubt", ["class", "fingerprint"])
+def test_a_vector_of_another_model_is_refused_before_it_answers(
+    demo: VLM, stranger: VLM, cmrm: sk.SteeringVector, name: str, doubt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, vector, vlm = suite("dev", 2), cmrm.select([3]), stranger
+    if doubt == "class":
+        record = demo.record.model_copy(update={"architecture": "OtherForConditionalGeneration"})
+        vector, vlm = vector.with_metadata(model=record.model_dump()), demo
+    with monkeypatch.context() as patched:
+        for method in ("generate", "next_token_log_probabilities"):
+            patched.setattr(VLM, method, lambda *_, **__: pytest.fail("the model answered"))
+        with pytest.raises(ModelMismatchError, match="Other" if doubt == "class" else "another model of this shape"):
+            MEASURING[name](vlm, vector, few)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MEASURING[name](vlm, vector, few, policy="off")
+    with pytest.warns(TrustWarning) as told:
+        MEASURING[name](vlm, vector, few, policy="warn")
+    assert len(told) == 1, "once, and not for every strength"
+    assert told[0].filename == __file__
+    wrong: Any = "lax"
+    with pytest.raises(OptionError, match="'lax'"):
+        MEASURING[name](vlm, vector, few, policy=wrong)
+
+
 # -- compare ---------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +216,16 @@ def test_compare_checks_every_method_before_the_first_is_fitted(demo: VLM, few: 
         sk.compare(demo, {"a": sk.CMRM(), "b": sk.CAA()}, few, anchors(2), progress=lambda *_: pytest.fail("it ran"))
     with pytest.raises(OptionError, match="at least one"):
         sk.compare(demo, {}, few)
+    small = sk.CMRM().fit(demo, anchors(2))
+    record = demo.record.model_copy(update={"hidden_size": 8})
+    wrong = sk.SteeringVector(
+        {key: tensor[:8] for key, tensor in small.tensors.items()},
+        small.metadata.model_copy(update={"model": record}),
+    )
+    methods = {"a": sk.CMRM(), "b": wrong}
+    for policy in get_args(Policy):
+        with pytest.raises(ModelMismatchError, match="'b': .*hidden size 8"):
+            sk.compare(demo, methods, few, anchors(2), policy=policy, progress=lambda *_: pytest.fail("it ran"))
 
 
 # -- calibrate -------------------------------------------------------------------------------------------------------
@@ -471,6 +539,26 @@ def test_calibrate_command_writes_packs_of_equal_kl(tmp_path: Path, cmrm: sk.Ste
         assert message in refused.output
     several = CliRunner().invoke(app, ["calibrate", "llava", *packs, "-o", str(tmp_path / "c.safetensors")])
     assert "2 packs are calibrated" in several.output
+
+
+def test_the_commands_refuse_a_pack_of_another_model(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
+    pack, out = str(cmrm.save(tmp_path / "llava.safetensors")), tmp_path / "out.safetensors"
+    few = ["--count", "2", "--maximum", "1", "--tolerance", "0.5"]
+    for arguments in (
+        ["calibrate", "qwen2_5_vl", pack, "-o", str(out), *few],
+        ["calibrate", "qwen2_5_vl", pack, "-o", str(tmp_path / "folder"), "--equal-kl", "0.01", *few],
+        ["compare", "qwen2_5_vl", "--method", "cmrm", "--vector", pack, "--count", "2"],
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 1, result.output
+        assert "architecture LlavaForConditionalGeneration" in result.output
+        assert not out.exists()
+        assert not (tmp_path / "folder").exists()
+        unknown = CliRunner().invoke(app, [*arguments, "--policy", "lax"])
+        assert "--policy is 'lax'" in unknown.output
+    waived = CliRunner().invoke(app, ["calibrate", "qwen2_5_vl", pack, "-o", str(out), *few, "--policy", "off"])
+    assert waived.exit_code == 0, waived.output
+    assert out.exists()
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def calibrate(
     ] = None,
     refusal: Refusals = None,
     max_new_tokens: MaxNewTokens = None,
+    policy: opt.PolicyOption = "strict",
     batch_size: opt.BatchSize = 16,
     dtype: opt.Dtype = None,
     device_map: opt.DeviceMap = None,
@@ -97,6 +98,7 @@ def calibrate(
     for target in targets:
         opt.check_output(target, force=force)
     kind, limit = _budget(budget or BUDGET)
+    options: Any = {"batch_size": batch_size, "progress": say, "policy": opt.policy(policy)}
     import_libraries()
     import steerkit as sk
     from steerkit.calibration import Budget
@@ -105,8 +107,7 @@ def calibrate(
     vectors = [sk.SteeringVector.load(pack) for pack in packs]
     vlm, suite = _prepared(model, prompts, count, refusal, max_new_tokens, (dtype, device_map, revision))
     given = {"maximum": maximum, "tolerance": tolerance}
-    options: Any = {key: value for key, value in given.items() if value is not None}
-    options |= {"batch_size": batch_size, "progress": say}
+    options |= {key: value for key, value in given.items() if value is not None}
     if equal_kl is not None:
         harmless = [case.sample for case in suite.harmless]
         _write_equal(sk.equal_kl(vlm, vectors, harmless, equal_kl, **options), targets, equal_kl, as_json=as_json)

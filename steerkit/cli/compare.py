@@ -66,6 +66,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for compare.json, compare.csv and compare.png.")
     ] = None,
+    policy: opt.PolicyOption = "strict",
     batch_size: opt.BatchSize = 16,
     dtype: opt.Dtype = None,
     device_map: opt.DeviceMap = None,
@@ -80,7 +81,7 @@ def compare(
     """
     from steerkit.cli.loading import import_libraries
 
-    strengths = _numbers(sweep)
+    strengths, allowed = _numbers(sweep), opt.policy(policy)
     own = {"ANCHORS": anchors, "--prompts": prompts, "--set": set_, "--refusal": refusal}
     own |= {"--max-new-tokens": max_new_tokens, "--dtype": dtype, "--device-map": device_map, "--revision": revision}
     check_arguments(model, own, count)
@@ -103,6 +104,7 @@ def compare(
             sweep=strengths,
             batch_size=batch_size,
             progress=lambda what, done, total: report(done, total),
+            policy=allowed,
         )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
