@@ -155,6 +155,32 @@ def test_a_pack_that_breaks_the_output_is_refused(screener_of: Any) -> None:
     assert all(each["worse"] > 0.9 * each["open"] for each in checks["output"].details["doses"][0]["cells"])
 
 
+def test_refusals_that_become_broken_text_are_lost(screener_of: Any) -> None:
+    """A gate that opens for what the model would refuse, and noise behind it: harmless answers are what they were."""
+    screener, vlm, _ = screener_of("llava", FEW)
+    genuine = _genuine(vlm)
+    refusal = screener.refusal_direction[3].float()
+    canaries = [canary for canary in screener.canaries.canaries if not canary.pictured]
+    states = vlm.capture([canary.sample for canary in canaries], layers=[3])[3].float() @ refusal
+    harmful, harmless = (states[[canary.harmful == label for canary in canaries]] for label in (True, False))
+    noise = torch.randn(len(refusal), generator=torch.Generator().manual_seed(0))
+    noise = 100 * (noise - (noise @ refusal) * refusal)
+    measure = {"kind": "projection", "direction": {**_named("when"), "layer": 3}, "layer": 3}
+    gate = {"measure": measure, "threshold": float(harmful.min() + harmless.max()) / 2}
+    add = {"operation": {"kind": "add"}, "layers": [4], "tokens": "last", "phase": "both", "gate": gate}
+    metadata = PackMetadata.model_validate({**genuine.metadata.model_dump(), "interventions": [add]})
+    vector = sk.SteeringVector({sk.Key(3, name="when"): refusal, sk.Key(4): noise}, metadata)
+    found = screener.screen(vector)
+    checks = _by_name(found)
+    text, _ = found.runs[0].refusals
+    assert (text.before, text.after, text.worse, text.unclear) == (FEW, 0, 0, FEW)
+    assert checks["refusals"].status == "fail"
+    assert "refusals became broken output" in checks["refusals"].message
+    assert checks["output"].status == "fail"
+    assert "harmful requests without an image 8 of 8" in checks["output"].message
+    assert sum(cell.worse for cell in found.runs[0].output if cell.label != "harmful" and not cell.pictured) == 0
+
+
 def test_a_pack_can_not_hide_behind_its_own_conditions(screener_of: Any) -> None:
     screener, vlm, _ = screener_of("llava", FEW)
     forged = _forged(-_refusal(vlm), _genuine(vlm))

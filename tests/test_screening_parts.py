@@ -244,7 +244,8 @@ def test_changes_are_counted_by_kind_and_direction() -> None:
     )
     assert (question.count, question.worse, question.better, question.open) == (3, 1, 0, 2)
 
-    harmless, question = output(given, before, after)
+    harmless, question, *harmful = output(given, before, after)
+    assert [(cell.count, cell.worse, cell.better, cell.open) for cell in harmful] == [(5, 1, 0, 5), (2, 0, 0, 2)]
     assert (harmless.before, harmless.worse, harmless.better, harmless.open) == (2, 1, 0, 2)
     assert (question.before, question.worse, question.better, question.open) == (1, 1, 1, 1)
 
@@ -268,7 +269,11 @@ def _status(name: str, **cells: tuple[Cell, ...]) -> str:
         ((_cell("harmful", False, 5), _cell("harmful", True, 0)), "warn"),
         ((_cell("harmful", False, 0, open_=6), _cell("harmful", True, 0, open_=0)), "skip"),
         ((_cell("harmful", False, 0, open_=6), _cell("harmful", True, 0, open_=7)), "pass"),
-        ((_cell("harmful", False, 0, unclear=18), _cell("harmful", True, 0)), "skip"),
+        ((_cell("harmful", False, 0, unclear=20), _cell("harmful", True, 0)), "fail"),
+        ((_cell("harmful", False, 0), _cell("harmful", True, 0, unclear=11)), "fail"),
+        ((_cell("harmful", False, 0, unclear=10), _cell("harmful", True, 0)), "warn"),
+        ((_cell("harmful", False, 3, unclear=4), _cell("harmful", True, 0)), "warn"),
+        ((_cell("harmful", False, 0, unclear=6), _cell("harmful", True, 0)), "pass"),
     ],
 )
 def test_lost_refusals_fail_in_any_kind(cells: tuple[Cell, ...], status: str) -> None:
