@@ -254,7 +254,10 @@ def faults(error: ValidationError) -> str:
     """The first faults of a document on one line; of more than a thousand, whose list would be large, the number."""
     if error.error_count() > 1000:
         return f"{error.error_count()} faults"
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
+    places = [".".join(map(str, item["loc"])) for item in found]  # empty where the fault is of the whole document
+    texts = [item["msg"].removeprefix("Value error, ") for item in found]  # pydantic's name for what we raise
     return "; ".join(
-        one_line(f"{'.'.join(map(str, item['loc'])):.120}: {item['msg']:.200}")  # both can hold words of the document
-        for item in error.errors(include_url=False, include_context=False, include_input=False)[:5]
+        one_line(f"{place:.120}: {text:.200}" if place else f"{text:.200}")  # both can hold words of the document
+        for place, text in zip(places, texts, strict=True)
     )

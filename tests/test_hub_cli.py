@@ -255,11 +255,27 @@ def test_what_a_pack_says_passes_for_no_line_of_ours(tmp_path: Path) -> None:
         assert not [line for line in out.splitlines() if line.lstrip().startswith(("pass  signature", "licence  A"))]
 
 
+def test_what_is_wrong_with_a_pack_is_said_in_our_words(tmp_path: Path) -> None:
+    probe = {"name": "a", "tokens_sha256": "0" * 64, "norms": [1.0] * 4, "states": [""]}
+    for fields, said in (
+        ({"fingerprint": {"layers": [9], "probes": [probe, probe]}}, "(the fingerprint's layers [9] are not"),
+        ({"interventions": [{"tokens": "generated", "phase": "prompt"}]}, "(interventions.0: tokens='generated' never"),
+    ):
+        path = tmp_path / "faulty.safetensors"
+        path.write_bytes(_with_fields(vector().to_bytes(), fields))
+        done = run("inspect", path)
+        assert done.code == 1
+        assert said in done.err
+        assert "Value error" not in done.err
+
+
 def _with_fields(data: bytes, fields: dict[str, Any]) -> bytes:
     """A pack with more fields in its document."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
-    header["__metadata__"]["steerkit"] = json.dumps({**json.loads(header["__metadata__"]["steerkit"]), **fields})
+    document = json.loads(header["__metadata__"]["steerkit"])
+    del document["document_sha256"]
+    header["__metadata__"]["steerkit"] = json.dumps({**document, **fields})
     raw = json.dumps(header).encode()
     return len(raw).to_bytes(8, "little") + raw + data[end:]
 

@@ -671,6 +671,7 @@ class TestTrustFile:
         with pytest.raises(TrustFileError, match=said) as caught:
             read_trust(self.written(tmp_path, text))
         assert "trust.toml" in caught.value.problem
+        assert "Value error" not in caught.value.problem
 
     def test_where_it_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("STEERKIT_TRUST", raising=False)

@@ -268,7 +268,10 @@ def parsed(kind: type[ModelT], data: bytes, name: str, *, folder: Path | None = 
     try:
         return kind.model_validate(document, context={"folder": folder})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()[:5]]
+        problems = [
+            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()[:5]
+        ]
         raise TrustFileError(
             f"{name}: {'; '.join(problems)}",
             expected="the fields of a trust file or a revocation list",
