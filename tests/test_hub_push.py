@@ -193,6 +193,8 @@ class TestUpload:
         again = vector(1).push_to_hub("someone/pack", message="Better")
         assert sk.load_vector("hf://someone/pack").digest() == vector(1).digest()
         assert sk.load_vector(done.ref).digest() == vector().digest()
+        (shown,) = re.findall(r'load_vector\("(.*)"\)', done.card)  # by whoever copied it from the card that was then
+        assert sk.load_vector(shown).source == again.ref
         assert again.revision != done.revision
 
     def test_a_branch_and_a_private_repository(self, hub: LoopbackHub) -> None:

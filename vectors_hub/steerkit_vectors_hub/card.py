@@ -29,20 +29,21 @@ LICENSES = frozenset(
 _TASK = "image-text-to-text"
 
 
-def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: str, ref: str) -> str:
+def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: str, ref: str, sha256: str) -> str:
     """The whole README.md.
 
     Args:
         metadata: Of the pack.
         norms: Of its directions.
         repo_id: Where it will be published.
-        ref: A reference that leads to it, and to nothing else.
+        ref: A reference to its newest version: the commit, which would pin this one, is not known before it is made.
+        sha256: Digest of the pack.
     """
     body = [
         f"# {_line(repo_id.rpartition('/')[2])}",
         _what(metadata),
         "## Use",
-        _use(metadata, ref),
+        _use(metadata, ref, sha256),
         "## How it was made",
         _made(metadata),
         "## What was measured",
@@ -108,7 +109,7 @@ def _what(metadata: PackMetadata) -> str:
     return f"{about}{authors}\n\nA steerkit pack for {base}: it changes hidden states while a model runs, no weights."
 
 
-def _use(metadata: PackMetadata, ref: str) -> str:
+def _use(metadata: PackMetadata, ref: str, sha256: str) -> str:
     return f"""```python
 import steerkit as sk
 
@@ -116,7 +117,12 @@ vlm = sk.load("{metadata.model.id}", revision="{metadata.model.revision}")
 vector = sk.load_vector("{ref}")
 with sk.steer(vlm, vector, strength={metadata.strength.recommended:g}):
     answers = vlm.generate(sk.read_samples("prompts.jsonl"))
-```"""
+print(vector.source)  # with commit and digest
+```
+
+That loads the newest version. What it prints leads to exactly the one that was loaded, for ever: put it in the place of
+`{ref}` once you have tried it. The sha256 of the version that this card belongs to is
+`{sha256}`."""
 
 
 def _made(metadata: PackMetadata) -> str:

@@ -109,7 +109,7 @@ def prepare(
         )
     data = vector.to_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    ref = str(Ref("hf", repo_id, branch, None, digest))
+    ref = Ref("hf", repo_id, branch, None, digest)
     by_layer = norms.norm_series(parse_pack(data))
     by_strength = strength.strength_series(vector.metadata.strength)
     files = {PACK: data}
@@ -117,12 +117,13 @@ def prepare(
         files[PACK + SIGNATURE] = sign_bytes(data, PACK, key=sign_key)
     elif signature is not None:
         files[PACK + SIGNATURE] = _fitting(read_signature(signature), digest, signature)
-    files["README.md"] = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref).encode()
+    card = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref.unpinned, sha256=digest)
+    files["README.md"] = card.encode()
     if by_layer:
         files[PLOT] = norms.png(by_layer)
     if by_strength:
         files[CURVE] = strength.png(by_strength, vector.metadata.strength.recommended)
-    return Publication(repo_id, files, digest, None, ref)
+    return Publication(repo_id, files, digest, None, str(ref))
 
 
 def _fitting(raw: bytes, digest: str, path: Path) -> bytes:
