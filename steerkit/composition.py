@@ -23,6 +23,8 @@ from steerkit.intervention import (
     LinearStrength,
     MeasuredContrast,
     Operation,
+    Phase,
+    Prompts,
     Scale,
     StoredDirection,
     is_finite,
@@ -32,7 +34,7 @@ from steerkit.vector import Key, SteeringVector
 
 _PROMPT_ONLY = frozenset({"image", "text", "system", "after_image"})
 _DISJOINT = frozenset({"image", "text", "system"})
-_OPPOSITE = frozenset({"with_image", "without_image"})
+_OF_AN_IMAGE = frozenset({"image", "after_image"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +129,14 @@ def conflicts(
 
 
 def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
-    """The vectors, with what each adds made orthogonal to what those before it work on at the same place.
+    """The vectors, with what each adds made orthogonal to what those before it work on at the same place and tokens.
 
     Gram-Schmidt in the order given: the first vector keeps its directions, and a direction that a later one adds loses
     the part that lies in the span of the earlier ones: of what they add, ablate, scale or clamp, or along which they
-    add a measured contrast. So no addition undoes or repeats what came before it; it and an ablation, a scaling or a
-    clamp before it can change places. What is ablated, scaled, clamped or read in a measure stays as it is, and so does
-    that along which a contrast is added, because less of it would be another quantity, not less of the same: put such
-    a vector first.
+    add a measured contrast, on tokens that both may steer. So no addition undoes or repeats what came before it; it and
+    an ablation, a scaling or a clamp before it can change places. What is ablated, scaled, clamped or read in a measure
+    stays as it is, and so does that along which a contrast is added, because less of it would be another quantity, not
+    less of the same: put such a vector first.
 
     Args:
         vectors: The vectors, the most important first.
@@ -148,7 +150,7 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
     """
     given = as_vectors(vectors)
     _check_width(given)
-    spans: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
+    before: list[_Part] = []
     made: list[SteeringVector] = []
     for index, vector in enumerate(given):
         if any(isinstance(intervention.operation.direction, MeasuredContrast) for intervention in vector.interventions):
@@ -157,15 +159,13 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
                 expected="vectors whose directions are stored",
                 fix="leave it out, and apply it in a block of its own",
             )
-        made.append(_without(vector, index, spans))
-        for part in _parts(made[-1], 1.0):
-            if part.signs:  # a dose of 0 works on nothing
-                spans[part.layer, part.label].append(torch.atleast_2d(part.direction).float())
+        made.append(_without(vector, index, before))
+        before += [part for part in _parts(made[-1], 1.0) if part.signs]  # a dose of 0 works on nothing
     return made
 
 
-def _without(vector: SteeringVector, index: int, spans: dict[tuple[int, str], list[Tensor]]) -> SteeringVector:
-    """The vector without the part of what it adds that lies in the spans."""
+def _without(vector: SteeringVector, index: int, before: Sequence[_Part]) -> SteeringVector:
+    """The vector without the part of what it adds that lies in the span of what it meets."""
     interventions = list(vector.interventions)
     tensors = dict(vector.tensors)
     changed = False
@@ -173,13 +173,20 @@ def _without(vector: SteeringVector, index: int, spans: dict[tuple[int, str], li
         adds = [
             part for part in _parts(vector, 1.0) if part.number == number and isinstance(intervention.operation, Add)
         ]
-        if not any(spans.get((part.layer, part.label)) for part in adds):
+        spans = [
+            [
+                torch.atleast_2d(each.direction).float()
+                for each in before
+                if (each.layer, each.label) == (part.layer, part.label) and _meet(each.intervention, intervention)
+            ]
+            for part in adds
+        ]
+        if not any(spans):
             continue
         changed = True
         name = f"orthogonal{number}"
-        for part in adds:
-            key = Key(part.layer, intervention.site, name, intervention.tower)
-            tensors[key] = _residual(part, index, spans.get((part.layer, part.label), []))
+        for part, span in zip(adds, spans, strict=True):
+            tensors[Key(part.layer, intervention.site, name, intervention.tower)] = _residual(part, index, span)
         direction = StoredDirection(name=name)
         interventions[number] = intervention.model_copy(
             update={
@@ -239,12 +246,23 @@ def _removes(operation: Operation, sign: float) -> bool:
 
 def _meet(one: Intervention, other: Intervention) -> bool:
     """Whether there can be a token that both steer."""
-    if {one.phase, other.phase} == {"prompt", "generation"} or {one.prompts, other.prompts} == _OPPOSITE:
+    phases, prompts = ({*pair} for pair in zip(_reach(one), _reach(other), strict=True))
+    if phases == {"prompt", "generation"} or prompts == {"with_image", "without_image"}:
         return False
     tokens = {one.tokens, other.tokens}
-    if len(tokens) == 2 and tokens <= _DISJOINT:
-        return False
-    return not ("generated" in tokens and tokens & _PROMPT_ONLY)
+    return len(tokens) == 1 or not tokens <= _DISJOINT
+
+
+def _reach(intervention: Intervention) -> tuple[Phase, Prompts]:
+    """In which phase, and in which prompts, there are tokens for it at all."""
+    phase, prompts, tokens = intervention.phase, intervention.prompts, intervention.tokens
+    if tokens in _PROMPT_ONLY:
+        phase = "prompt"
+    if tokens == "generated":
+        phase = "generation"
+    if tokens in _OF_AN_IMAGE:
+        prompts = "with_image"
+    return phase, prompts
 
 
 def _cosine(one: _Part, other: _Part) -> tuple[Literal["opposing", "removed"], float] | None:

@@ -198,7 +198,7 @@ def test_the_worst_conflict_comes_first(llava: sk.VLM) -> None:
     assert [(each.first, each.second) for each in found] == [(0, 2), (0, 1)]
 
 
-@pytest.mark.parametrize(
+MEETINGS = pytest.mark.parametrize(
     ("one", "other", "meet"),
     [
         ({"phase": "prompt"}, {"phase": "generation"}, False),
@@ -207,14 +207,23 @@ def test_the_worst_conflict_comes_first(llava: sk.VLM) -> None:
         ({"phase": "prompt", "tokens": "image"}, {"tokens": "all"}, True),
         ({"phase": "prompt", "tokens": "image"}, {"tokens": "generated"}, False),
         ({"tokens": "last"}, {"tokens": "generated"}, True),
+        ({"phase": "prompt"}, {"tokens": "generated"}, False),
+        ({"tokens": "text"}, {"phase": "generation"}, False),
+        ({"prompts": "with_image"}, {"prompts": "without_image"}, False),
+        ({"prompts": "with_image"}, {}, True),
+        ({"tokens": "image"}, {"prompts": "without_image", "tokens": "all"}, False),
         ({"site": "mlp_out"}, {}, False),
     ],
 )
+
+
+@MEETINGS
 def test_vectors_that_never_meet_do_not_conflict(llava: sk.VLM, one: Any, other: Any, meet: bool) -> None:
     opposite = [directions(llava, site=one.get("site", "resid_post")), {}]
     opposite[1] = {sk.Key(k.layer, other.get("site", "resid_post")): -t for k, t in opposite[0].items()}
     pair = [vector(llava, t, sk.Intervention(**i)) for t, i in zip(opposite, (one, other), strict=True)]
     assert bool(sk.conflicts(pair)) == meet
+    assert bool(sk.conflicts(pair[::-1])) == meet
 
 
 def test_an_ablation_conflicts_with_what_adds_its_direction(llava: sk.VLM) -> None:
@@ -373,6 +382,30 @@ def test_an_addition_is_kept_clear_of_what_a_contrast_is_added_along(llava: sk.V
     assert (span @ added.directions[1]).abs().max() > 0.1
     assert torch.equal(clear.directions[2], added.directions[2]), "elsewhere nothing is lost"
     assert sk.orthogonalized([added, measured])[1] is measured, "it reads what it read"
+
+
+@MEETINGS
+def test_vectors_that_never_meet_keep_their_directions(llava: sk.VLM, one: Any, other: Any, meet: bool) -> None:
+    pair = [
+        vector(llava, directions(llava, site=given.get("site", "resid_post"), seed=seed), sk.Intervention(**given))
+        for seed, given in enumerate((one, other))
+    ]
+    assert (sk.orthogonalized(pair)[1] is pair[1]) != meet
+
+
+def test_of_several_vectors_an_addition_loses_what_it_meets(llava: sk.VLM) -> None:
+    """Also where only one of the additions of a vector meets what came before."""
+    for_images = at(llava, 1.0, prompts="with_image")
+    for_texts = at(llava, 0.0, 1.0, prompts="without_image")
+    each = [sk.Intervention(prompts=prompts) for prompts in ("with_image", "without_image")]
+    both = vector(llava, at(llava, 1.0, 1.0, 1.0).tensors, *each)
+    *kept, found = sk.orthogonalized([for_images, for_texts, both])
+    assert kept == [for_images, for_texts]
+    left = [found.tensors[sk.Key(1, name=i.operation.direction.name)][:3].tolist() for i in found.interventions]
+    assert left == [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
+    _, alone = sk.orthogonalized([for_images, both])
+    assert alone.interventions[1] == both.interventions[1]
+    assert torch.equal(alone.tensors[sk.Key(1)], both.tensors[sk.Key(1)])
 
 
 @pytest.mark.parametrize(
