@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,26 @@ def test_the_texts_component_replaces_the_blurred_one(
         assert moved == 0.0 if shut else moved > 0.01
     assert {True, False} == set(gates), "the gate is open for some and shut for others"
     same_answers(vlm, vector, anchors[:2])
+
+
+@pytest.mark.parametrize("engine", ["hooks", "nnsight"])
+def test_a_prompt_without_an_image_is_left_alone(
+    measured_llava: ReadByHooks, anchors: list[sk.Sample], engine: Any
+) -> None:
+    """Be its gate open or shut: there is no image whose component the text's could replace."""
+    vlm = measured_llava.vlm
+    vector = sk.VLMGuard(rank=2, alpha=1.5, threshold="middle").fit(measured_llava, anchors)
+    inputs = vlm.inputs([replace(sample, images=()) for sample in anchors])
+    with torch.no_grad():
+        plain = vlm.model(**inputs).logits
+        with sk.steer(vlm, vector, engine=engine, policy="off") as receipt:
+            if engine == "hooks":
+                found = vlm.model(**inputs).logits
+            else:
+                with receipt.nnsight.trace(**inputs):
+                    found = receipt.nnsight.output.logits.save()
+    assert (found - plain).abs().max() < 2e-5  # nnsight rounds differently, steered or not
+    assert (receipt.empty, receipt.left_alone) == (True, len(anchors))
 
 
 def test_one_pass_measures_all_layers(measured_llava: ReadByHooks, anchors: list[sk.Sample]) -> None:

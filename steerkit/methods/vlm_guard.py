@@ -46,11 +46,12 @@ class VLMGuard(SteeringMethod):
       means of the two labels in each layer. The paper's 0 is `zero`, the default.
     * h' removes the component whether the gate opens or not, as the formula has it. `gate_all` leaves a prompt whose
       gate stays shut as it is.
+    * A prompt without an image is left alone: h is h(q) there, and no image has blurred what h' removes.
     * Harmful and harmless prompts are not paired by anything but their number: by default A holds the differences of
       all with all, from their moments. `neighbours` takes anchors 2i and 2i + 1 as pair i.
     * No code is public. We steer the last token of the prompt at every block; `phase="both"` also the generated ones.
 
-    It measures each prompt once more, without its image, and needs the processor for that.
+    It measures each prompt with an image once more, without its image, and needs the processor for that.
 
     Attributes:
         harmful: Label of the harmful prompts.
@@ -131,12 +132,14 @@ class VLMGuard(SteeringMethod):
                 operation=Ablate(direction=span),
                 layers=layers,
                 phase=self.phase,
+                prompts="with_image",
                 gate=gate if self.gate_all else None,
             ),
             Intervention(
                 operation=AddProjection(contrast=TEXT_STATE, direction=span),
                 layers=layers,
                 phase=self.phase,
+                prompts="with_image",
                 gate=gate,
                 strength=self.alpha,
             ),
