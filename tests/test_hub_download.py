@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,9 +34,10 @@ from steerkit_vectors_hub.errors import (
     PackNotFoundError,
     ReferenceFormatError,
 )
+from steerkit_vectors_hub.refs import parse_ref
 from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.sources import base
-from steerkit_vectors_hub.sources.huggingface import bounded
+from steerkit_vectors_hub.sources.huggingface import HuggingFaceSource, bounded
 
 __all__ = ["cache", "hub"]  # fixtures
 
@@ -180,6 +182,17 @@ class TestHub:
         with pytest.raises(DownloadError, match="longer than announced"):
             resolve("hf://someone/pack")
         assert not any(path.is_file() for path in (cache / "work").rglob("*.incomplete"))
+
+    @pytest.mark.parametrize("large", [True, False])
+    def test_a_file_shorter_than_announced_is_not_taken(
+        self, hub: LoopbackHub, data: bytes, tmp_path: Path, large: bool
+    ) -> None:
+        hub.publish("someone/pack", {"a.safetensors": data}, large=large)
+        source = HuggingFaceSource()
+        target = source.locate(parse_ref("hf://someone/pack"))
+        (tmp_path / "work").mkdir()
+        with pytest.raises(DownloadError, match=f"arrived with {len(data)} bytes"):
+            source.download(replace(target, size=len(data) + 1), tmp_path / "work")
 
 
 class TestXet:
