@@ -109,11 +109,13 @@ class VectorCount(Counts):
 
     Attributes:
         name: The vector's method.
+        left_alone: Prompts that it is not for, because of whether they hold an image.
         share: Its part, 0 to 1, of the sum of all vectors' relative changes where they are measured: at the steered
             prompt tokens, or at the first generated one where no prompt token is steered. NaN if none was measured.
     """
 
     name: str = ""
+    left_alone: int = 0
     share: float = math.nan
 
 
@@ -128,13 +130,15 @@ class Receipt(Counts):
         sites: See `Counts`.
         nnsight: With `engine="nnsight"`, the steered nnsight model: open traces on it. Otherwise None.
         checks: What was checked about the vectors and the model before anything was steered.
-        left_alone: Prompts that an intervention did not steer because of whether they hold an image.
+        left_alone: Prompts that no vector is for, because of whether they hold an image.
+        spared: Whether a call was seen of which a vector is not for all prompts.
         shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
     """
 
     nnsight: Any = None
     left_alone: int = 0
     shipped: bool = False
+    spared: bool = field(default=False, repr=False)
     checks: tuple[Check, ...] = ()
     _vectors: list[VectorCount] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -189,10 +193,13 @@ class Receipt(Counts):
                 count = _at(self._vectors[index].sites, layer, site)
                 count._add(seen[index][0] - before[0], seen[index][1] - before[1], size)
 
-    def leave_alone(self, prompts: int) -> None:
-        """Count prompts that an intervention is not for."""
+    def leave_alone(self, prompts: int, of_vectors: Sequence[int]) -> None:
+        """Count prompts that no vector is for, and those that each of them is not for."""
         with self._lock:
             self.left_alone += prompts
+            self.spared = True
+            for each, count in zip(self._vectors, of_vectors, strict=True):
+                each.left_alone += count
 
     def counts_of(self, layer: int, site: str, vectors: Iterable[int]) -> tuple[SiteCount, ...]:
         """The counts that `add` would change for these vectors, by their index."""

@@ -15,7 +15,7 @@ from steerkit.adapter import tokenizer_of
 from steerkit.arguments import as_strengths, as_vectors
 from steerkit.checks import Check, Policy, enforce
 from steerkit.composition import orthogonalized
-from steerkit.dose import check_dose, judgeable, stored_norms
+from steerkit.dose import check_dose, needs_norms, stored_norms
 from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
@@ -193,7 +193,7 @@ class steer:
         """Restore the model; complain if nothing was steered."""
         stack, receipt = self._open.pop()
         stack.close()
-        if kind is None and receipt.empty and not receipt.shipped and not receipt.left_alone:
+        if kind is None and receipt.empty and not receipt.shipped and not receipt.spared:
             raise NothingSteeredError(
                 f"{self._vlm.record.architecture} was not steered once",
                 expected="a call of this very model inside the block, with tokens that the interventions select",
@@ -243,7 +243,7 @@ def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float],
 
 def _measured(vectors: Sequence[SteeringVector]) -> bool:
     """Whether the model's responses say anything about the vectors."""
-    return judgeable(vectors) or any(vector.metadata.fingerprint is not None for vector in vectors)
+    return needs_norms(vectors) or any(vector.metadata.fingerprint is not None for vector in vectors)
 
 
 def check_match(vector: SteeringVector, vlm: VLM, policy: Policy) -> None:

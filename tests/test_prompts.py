@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
 from reference import (
     CACHE,
@@ -165,10 +167,119 @@ def test_a_cache_that_was_filled_elsewhere_says_nothing_of_images(llava: sk.VLM)
         CACHE: cache_of(output),
     }
     with (
-        pytest.raises(EngineError, match="continues from a KV cache that was filled where nobody asked"),
+        pytest.raises(EngineError, match="a KV cache of which that is not known"),
         sk.steer(llava, only_with_image(llava), policy="off"),
     ):
         llava.model(**more)
+
+
+CHANGES: dict[str, Any] = {
+    "reordered": lambda cache: cache.reorder_cache(torch.tensor([1, 0, 2])),
+    "rows picked": lambda cache: cache.batch_select_indices(torch.tensor([0, 2])),
+    "rows repeated": lambda cache: cache.batch_repeat_interleave(2),
+    "cut": lambda cache: cache.crop(-1),
+    "copied": copy.deepcopy,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_cache_that_was_changed_says_nothing_of_images(llava: sk.VLM, change: str) -> None:
+    inputs, model = mixed(llava), cast("Any", llava.model)
+    with sk.steer(llava, only_with_image(llava), policy="off"):
+        cache = cache_of(model(**inputs, use_cache=True))
+        cache = CHANGES[change](cache) or cache
+        rows = cache.layers[0].keys.shape[0]
+        with pytest.raises(EngineError, match="a KV cache of which that is not known"):
+            model(input_ids=torch.full((rows, 1), 70), **{CACHE: cache})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("given", ["an empty cache", "the cache of generate"])
+def test_a_cache_that_a_call_fills_is_known(llava: sk.VLM, given: str) -> None:
+    inputs, model = mixed(llava), cast("Any", llava.model)
+    held = torch.tensor(PICTURED)
+    found = {}
+    for prompts in ("all", "with_image"):
+        made = vector(llava, directions(llava), Intervention(prompts=prompts, tokens="generated"))
+        with sk.steer(llava, made, policy="off"):
+            if given == "an empty cache":
+                cache = transformers.DynamicCache(config=model.config.get_text_config())
+                model(**inputs, use_cache=True, **{CACHE: cache})
+            else:
+                # one new token: the cache holds the prompt alone
+                cache = cache_of(model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True))
+            mask = torch.cat([inputs["attention_mask"], torch.ones(3, 1, dtype=torch.long)], dim=1)
+            more = {"input_ids": torch.full((3, 1), 70), "attention_mask": mask}
+            found[prompts] = model(**more, **{CACHE: cache}).logits[:, -1]
+    assert torch.equal(found["with_image"][held], found["all"][held])
+    assert bool((found["with_image"][~held] != found["all"][~held]).any())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", [{"phase": "prompt"}, {"phase": "both"}, {"tokens": "all"}, {"tokens": "generated"}])
+@pytest.mark.parametrize("prompts", ["all", "with_image"])
+def test_a_second_turn_is_steered_alike_with_all_ids_and_with_its_own(
+    llava: sk.VLM, prompts: Any, where: dict[str, Any]
+) -> None:
+    """`generate` takes the ids of a conversation, or those behind its KV cache alone, with the mask of all."""
+    inputs, model = llava.inputs(WITH_IMAGE[:2]), cast("Any", llava.model)
+    made = vector(llava, directions(llava), Intervention(prompts=prompts, **where))
+    turn = torch.tensor([[70, 71, 72, 73]] * 2)
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
+
+    def second(whole: bool) -> tuple[Any, Any]:
+        ids = torch.cat([inputs["input_ids"], turn], dim=1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(turn)], dim=1)
+        asked = {"input_ids": ids if whole else turn, "attention_mask": mask}
+        with sk.steer(llava, made, policy="off") as receipt:
+            cache = cache_of(model(**inputs, use_cache=True))
+            output = model.generate(**asked, **{CACHE: cache}, **options)
+        return torch.stack(output.logits), (receipt.prompt_tokens, receipt.generated_tokens)
+
+    logits, counts = second(whole=False)
+    expected, expected_counts = second(whole=True)
+    assert torch.equal(logits, expected)
+    assert counts == expected_counts
+    assert sum(counts) > 0
+
+
+def test_guidance_is_refused_before_it_generates(llava: sk.VLM) -> None:
+    made = vector(llava, directions(llava))
+    for options in ({"guidance_scale": 1.5}, {"generation_config": transformers.GenerationConfig(guidance_scale=2.0)}):
+        with (
+            pytest.raises(EngineError, match="guidance_scale"),
+            sk.steer(llava, made, policy="off"),
+        ):
+            cast("Any", llava.model).generate(**llava.inputs(TEXT_ONLY), max_new_tokens=2, **options)
+
+
+def test_what_is_left_alone_is_counted_by_prompt_and_by_vector(llava: sk.VLM) -> None:
+    inputs = mixed(llava)
+    tensors = directions(llava)
+    pictures, texts = (vector(llava, tensors, Intervention(prompts=p)) for p in ("with_image", "without_image"))
+    with sk.steer(llava, [pictures, texts], policy="off") as receipt:
+        generate(llava.model, inputs)
+    assert receipt.left_alone == 0
+    assert [each.left_alone for each in receipt.vectors] == [1, 2]
+    assert "left alone" not in str(receipt)
+    with sk.steer(llava, [pictures, vector(llava, tensors)], policy="off") as receipt:
+        generate(llava.model, inputs)
+    assert (receipt.left_alone, [each.left_alone for each in receipt.vectors]) == (0, [1, 0])
+
+
+@pytest.mark.parametrize("prompts", ["all", "with_image"])
+def test_the_vision_tower_has_nothing_to_do_with_prompts_without_an_image(llava: sk.VLM, prompts: Any) -> None:
+    record = llava.record
+    assert record.vision_hidden_size is not None
+    tensors = {sk.Key(0, "resid_post", "", "vision"): torch.ones(record.vision_hidden_size)}
+    made = vector(llava, tensors, Intervention(tower="vision", tokens="all", prompts=prompts))
+    with sk.steer(llava, made, policy="off") as receipt:
+        llava.generate(TEXT_ONLY, max_new_tokens=2)
+    assert receipt.left_alone == len(TEXT_ONLY)
+    with sk.steer(llava, made, policy="off") as receipt:
+        llava.generate(WITH_IMAGE, max_new_tokens=2)
+    assert (receipt.left_alone, receipt.vision_layers) == (0, [0])
 
 
 @torch.no_grad()

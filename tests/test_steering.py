@@ -268,7 +268,7 @@ def test_one_steer_object_serves_several_threads(llava: sk.VLM, plain: sk.Steeri
 
 
 def test_a_contrast_can_not_follow_a_cache_without_its_prompt(llava: sk.VLM, inputs: Any) -> None:
-    sample_level = sk.CMRM(level="sample", counterpart="blank", phase="both").fit(llava)
+    sample_level = sk.CMRM(level="sample", counterpart="blank", phase="both", prompts="all").fit(llava)
     with torch.no_grad():
         cache = cache_of(llava.model(**inputs, use_cache=True))
         with pytest.raises(EngineError, match="continues from a KV cache"), sk.steer(llava, sample_level):

@@ -134,7 +134,12 @@ class Application:
                 raise OptionError(f"the strength is {strength!r}", expected="a finite number")
             for intervention in vector.interventions:
                 self._compile(index, vector, intervention, float(strength), architecture)
-        self._for_images_only = all(each.prompts == "with_image" for vector in vectors for each in vector.interventions)
+        # the vision tower runs for prompts with an image alone
+        self._prompts: list[list[Prompts]] = [
+            ["with_image" if each.tower == "vision" else each.prompts for each in vector.interventions]
+            for vector in vectors
+        ]
+        self._asks = any(each.prompts != "all" for vector in vectors for each in vector.interventions)
         self._groups = {place: grouped(steps) for place, steps in self._steps.items()}
         self._decoding = {
             place: quick
@@ -209,9 +214,8 @@ class Application:
 
     def begin(self, prompt: Prompt, tracker: CallTracker) -> None:
         """Measure, without steering, what has to be measured on this prompt."""
-        if prompt.continues or not self.contrasts:
-            return
-        if self._for_images_only and tracker.pictured(prompt) is False:
+        left_alone = self._note_left_alone(prompt, tracker)
+        if prompt.continues or left_alone:
             return
         for contrast, layers, site in self.contrasts:
             key = (contrast, layers, site)
@@ -223,7 +227,7 @@ class Application:
         if now.decodes and (quick := self._decoding.get(place)) is not None:
             if quick.change is None:
                 return h
-            chosen = True if quick.prompts == "all" else self._chosen(quick.prompts, cast("Pass", now))
+            chosen = quick.prompts == "all" or cast("Pass", now).chosen(quick.prompts)
             if chosen is False:
                 return h
             if chosen is True and (not quick.answers_only or now.start > now.prompt_length):
@@ -236,8 +240,6 @@ class Application:
         groups = self._groups.get(place, ())
         alone = len(groups) == 1 and len(groups[0].steps) == 1
         for group in groups:
-            if group.prompts != "all" and isinstance(now, Pass) and self._chosen(group.prompts, now) is False:
-                continue
             selection = now.select(group.tokens, group.phase, group.prompts, h.device)
             if selection is not None:
                 measured = _is_measured(group, now)
@@ -247,16 +249,24 @@ class Application:
             self._count(place, before, h, done, now)
         return h
 
-    def _chosen(self, prompts: Prompts, now: Pass) -> Tensor | bool:
-        """Which rows are steered; those that are not are counted once in each call."""
-        chosen, key = now.chosen(prompts), (id(self), "left alone", prompts)
-        if key not in now.prompt.memo and (now.reads_prompt or now.prompt.generating):
-            ids = now.prompt.input_ids
-            count = now.rows if ids is None else ids.shape[0]
-            steered = float(chosen.float().mean()) if isinstance(chosen, Tensor) else float(chosen)
-            self.receipt.leave_alone(round((1.0 - steered) * count))
-            now.prompt.memo[key] = True
-        return chosen
+    def _note_left_alone(self, prompt: Prompt, tracker: CallTracker) -> bool:
+        """Count the prompts that nothing is for; whether there are no others.
+
+        Raises:
+            EngineError: The call does not say whether its prompts hold an image, and that decides.
+        """
+        ids = prompt.input_ids
+        if all("all" in each for each in self._prompts) or (ids is None and not self._asks):
+            return False
+        held = tracker.pictured(prompt)
+        count = 1 if ids is None else ids.shape[0]
+        pictured = torch.full((count,), held) if isinstance(held, bool) else held
+        alone = [_left_alone(each, pictured) for each in self._prompts]
+        nobody = torch.stack(alone).all(0)
+        of_vectors = [0 if prompt.continues else int(each.sum()) for each in alone]
+        if bool(torch.stack(alone).any()):
+            self.receipt.leave_alone(0 if prompt.continues else int(nobody.sum()), of_vectors)
+        return bool(nobody.all())
 
     def _decode(self, place: Place, quick: Decoding, change: Sum, h: Tensor, now: Observed) -> Tensor:
         """The same for tokens of answers, one in each row."""
@@ -554,6 +564,16 @@ class Application:
         ]
         site = site_label(place.site, place.tower)
         self.receipt.add(place.layer, site, prompt=prompt, generated=generated, change=change, shares=shares)
+
+
+def _left_alone(wanted: Sequence[Prompts], pictured: Tensor) -> Tensor:
+    """`[batch]`: the prompts that none of the interventions of a vector is for."""
+    if "all" in wanted:
+        return torch.zeros_like(pictured)
+    alone = torch.ones_like(pictured)
+    for prompts in wanted:
+        alone = alone & (~pictured if prompts == "with_image" else pictured)
+    return alone
 
 
 def _group(

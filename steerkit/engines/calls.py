@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -37,6 +37,7 @@ class Prompt:
         length: Number of prompt positions, padding included; None until the decoder has seen it.
         generating: Whether the call is `generate`.
         entry: The module whose forward pass is the call, where it is not `generate`.
+        past: Positions that a KV cache of the caller's held when the call began, and that its ids do not repeat.
         memo: What engines remember of this prompt, by key.
         reached: The position after the last one that the decoder has seen.
     """
@@ -45,6 +46,7 @@ class Prompt:
     length: int | None
     generating: bool
     entry: nn.Module | None = None
+    past: int = 0
     memo: dict[Any, Any] = field(default_factory=dict)
     reached: int = 0
 
@@ -55,9 +57,8 @@ class Prompt:
 
     @property
     def continues(self) -> bool:
-        """Whether the call is a forward pass that continues from a filled KV cache."""
-        cache = kv_cache(self.inputs)
-        return not self.generating and cache is not None and int(cache.get_seq_length()) > 0
+        """Whether the call goes on from a filled KV cache without the ids of what is in it."""
+        return self.past > 0
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -182,9 +183,38 @@ class Pass:
         return first - self.start if inside and bool((last == first).all()) else None
 
 
-_PICTURED: weakref.WeakKeyDictionary[Any, Tensor | bool] = weakref.WeakKeyDictionary()
-"""Of KV caches that forward passes have filled, one by one, and return to be filled further: whose prompts hold images.
-"""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pictured:
+    """Which prompts in a KV cache hold an image, as long as it is left as it was."""
+
+    held: Tensor | bool
+    length: int
+    marks: Tensor | None
+
+    @classmethod
+    def of(cls, cache: Any, held: Tensor | bool) -> _Pictured:
+        return cls(held, int(cache.get_seq_length()), None if isinstance(held, bool) else _marks(cache))
+
+    def holds(self, cache: Any) -> bool:
+        """Whether nobody has filled, reordered or picked rows of the cache since."""
+        if self.length != int(cache.get_seq_length()):
+            return False
+        if isinstance(self.held, bool):
+            return True
+        now = _marks(cache)
+        return now is not None and self.marks is not None and torch.equal(now, self.marks)
+
+
+_PICTURED: weakref.WeakKeyDictionary[Any, _Pictured] = weakref.WeakKeyDictionary()
+"""What is known of KV caches that calls inside a block have filled and given back."""
+
+
+def _marks(cache: Any) -> Tensor | None:
+    """`[rows, heads, size]`: something in which the rows of a cache differ; None if it has nothing of the kind."""
+    keys = next((k for layer in reversed(cache.layers) if isinstance(k := getattr(layer, "keys", None), Tensor)), None)
+    if keys is None or keys.dim() != 4 or not keys.shape[2]:
+        return None
+    return keys[:, :, min(int(cache.get_seq_length()), keys.shape[2]) - 1].detach().cpu()
 
 
 class _PerThread(threading.local):
@@ -194,6 +224,8 @@ class _PerThread(threading.local):
         self.unobserved = 0
         self.entered: dict[str, Any] | None = None
         """Arguments of the model's forward pass that is running, until its decoder has been seen to run."""
+        self.entered_at = 0
+        """How much its KV cache held then, where a graph will run: inside, the cache may have grown already."""
 
 
 class CallTracker:
@@ -274,7 +306,7 @@ class CallTracker:
                     fix="model.forward = torch.compile(model.forward) inside the block, not model.compile() or "
                     "torch.compile(model)",
                 )
-            thread.current = self._pass(thread.entered)
+            thread.current = self._pass(thread.entered, thread.entered_at)
             thread.entered = None
         now = thread.current
         if (place, id(user)) in now.visited:
@@ -323,15 +355,18 @@ class CallTracker:
             )
         held = torch.isin(ids, torch.tensor(sorted(self.architecture.image_token_ids), device=ids.device)).any(1).cpu()
         if prompt.continues:
-            before = _PICTURED.get(kv_cache(prompt.inputs))
-            if before is None:
+            cache = kv_cache(prompt.inputs)
+            before = _PICTURED.get(cache)
+            if before is None or not before.holds(cache):
                 raise EngineError(
-                    "an intervention is for prompts by whether they hold an image, and a forward pass continues from a "
-                    "KV cache that was filled where nobody asked",
-                    expected="generate(), or a KV cache that was filled by a forward pass inside the same block",
-                    fix="read the prompt inside the block, or set prompts='all' in the intervention",
+                    "an intervention is for prompts by whether they hold an image, and a call goes on from a KV cache "
+                    "of which that is not known",
+                    expected="the ids of the whole conversation, or a KV cache that a call inside a block with such an "
+                    "intervention has filled, and nobody has changed or copied since",
+                    fix="pass all ids to generate, which leaves out what the cache holds; or set prompts='all' in the "
+                    "intervention",
                 )
-            held = held | before
+            held = held | before.held
         return bool(held[0]) if bool((held == held[0]).all()) else held
 
     def roles(self, prompt: Prompt, length: int, device: torch.device, tokens: Tokens) -> Tensor:
@@ -423,15 +458,22 @@ class CallTracker:
                 given.setdefault("input_ids" if not args[0].is_floating_point() else "pixel_values", args[0])
             if isinstance(given.get("inputs"), Tensor):
                 given.setdefault("input_ids", given["inputs"])
-            _infer_mask(given, cast("Any", entry).generation_config)
-            with self._prompt(Prompt(given, self._prompt_length(given), generating=True)):
-                return inner(*args, **kwargs)
+            config = cast("Any", entry).generation_config
+            _check_one_sequence(given, config)
+            _infer_mask(given, config)
+            past = _past(given) if _is_part(given) else 0
+            length = self._prompt_length(given)
+            prompt = Prompt(given, None if length is None else past + length, generating=True, past=past)
+            with self._prompt(prompt):
+                output = inner(*args, **kwargs)
+            self._note_pictured(prompt, output)
+            return output
 
         return generate
 
     def _steered_graph(self, model: nn.Module, entry: nn.Module, signature: inspect.Signature) -> Callable[..., Any]:
         """What transformers asks for the compiled forward pass of a decoding step."""
-        begin = self._begin_forward(signature, outermost=entry is model)
+        begin = self._begin_forward(signature, outermost=entry is model, graph=True)
 
         def get_compiled_call(compile_config: Any) -> Callable[..., Any]:
             config = compile_config or cast("Any", entry)._default_compile_config()
@@ -472,7 +514,9 @@ class CallTracker:
 
     # -- what the hooks do -------------------------------------------------------------------------------------------
 
-    def _begin_forward(self, signature: inspect.Signature, *, outermost: bool) -> Callable[..., None]:
+    def _begin_forward(
+        self, signature: inspect.Signature, *, outermost: bool, graph: bool = False
+    ) -> Callable[..., None]:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
                 return
@@ -485,9 +529,11 @@ class CallTracker:
                 thread.prompts.clear()
             thread.current = None
             thread.entered = given = _bound(signature, module, args, kwargs)
+            if graph or compiled.is_compiled(module):
+                thread.entered_at = _past(given)
             if thread.prompts:
                 return
-            prompt = Prompt(given, None, generating=False, entry=module)
+            prompt = Prompt(given, None, generating=False, entry=module, past=_past(given))
             thread.prompts.append(prompt)
             for listener in tuple(self._listeners):
                 listener(prompt)
@@ -522,14 +568,13 @@ class CallTracker:
 
         return begin
 
-    def _pass(self, given: Mapping[str, Any]) -> Pass:
+    def _pass(self, given: Mapping[str, Any], start: int | None = None) -> Pass:
         prompts = self.thread.prompts
         tokens = given.get("inputs_embeds")
         if tokens is None:
             tokens = given["input_ids"]
         rows, length = int(tokens.shape[0]), int(tokens.shape[1])
-        cache = kv_cache(given)
-        start = 0 if cache is None else int(cache.get_seq_length())
+        start = _past(given) if start is None else start
         prompt = prompts[-1] if prompts else Prompt(given, None, generating=False)
         if prompt.length is not None:
             prompt_length = prompt.length
@@ -546,9 +591,18 @@ class CallTracker:
         if torch.compiler.is_compiling() or self.thread.unobserved:
             return
         now, self.thread.current = self.thread.current, None
+        if now is not None and not now.prompt.generating:
+            self._note_pictured(now.prompt, output)
+
+    def _note_pictured(self, prompt: Prompt, output: Any) -> None:
+        """Remember for a KV cache that a call gives back what somebody asked of its prompts."""
         cache = kv_cache(output) if isinstance(output, Mapping) else None
-        if now is not None and cache is not None and not now.prompt.generating and "pictured" in now.prompt.memo:
-            _PICTURED[cache] = now.prompt.memo["pictured"]
+        if cache is None or "pictured" not in prompt.memo:
+            return
+        found = _Pictured.of(cache, prompt.memo["pictured"])
+        if found.marks is not None and isinstance(found.held, Tensor):  # beams and several answers repeat each row
+            found = replace(found, held=found.held.repeat_interleave(len(found.marks) // len(found.held)))
+        _PICTURED[cache] = found
 
 
 def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:
@@ -569,6 +623,34 @@ def kv_cache(given: Mapping[str, Any]) -> Any:
     """The KV cache among a module's arguments: `cache` since transformers 5.24, `past_key_values` before."""
     cache = given.get("cache")
     return given.get("past_key_values") if cache is None else cache
+
+
+def _past(given: Mapping[str, Any]) -> int:
+    """How much the KV cache among a module's arguments holds."""
+    cache = kv_cache(given)
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _is_part(given: Mapping[str, Any]) -> bool:
+    """Whether the ids given to `generate` are those behind a KV cache alone; the mask is always of the whole."""
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    return isinstance(ids, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > ids.shape[1]
+
+
+def _check_one_sequence(given: Mapping[str, Any], config: Any) -> None:
+    """Refuse guidance without a classifier, which reads a second sequence between the passes over the first.
+
+    Raises:
+        EngineError: It is asked for.
+    """
+    config = given.get("generation_config") or config
+    scale = given.get("guidance_scale", getattr(config, "guidance_scale", None))
+    if scale is not None and scale != 1:
+        raise EngineError(
+            f"generate with guidance_scale={scale!r} while the model is steered: its two sequences can't be told apart",
+            expected="one sequence for each prompt",
+            fix="leave guidance_scale out, or steer without it",
+        )
 
 
 def _infer_mask(given: dict[str, Any], config: Any) -> None:
