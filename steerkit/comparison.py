@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,14 @@ from steerkit.evaluation import (
 from steerkit.given import expect, expect_each, expect_whole
 from steerkit.intervention import is_finite
 from steerkit.method import SteeringMethod
+from steerkit.plain import one_line
 from steerkit.samples import Sample, as_samples
 from steerkit.vector import SteeringVector
 from steerkit.vlm import VLM
 
 if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 Progress = Callable[[str, int, int], None]
@@ -58,6 +62,7 @@ class Row:
         seconds_per_token: See `evaluation.seconds_per_token`.
         fit_seconds: What fitting took, in one run; None where nothing was fitted.
         anchors: On how many samples.
+        error: What failed, where something did; figures that were not measured are NaN.
     """
 
     name: str
@@ -69,6 +74,7 @@ class Row:
     seconds_per_token: Estimate
     fit_seconds: float | None
     anchors: int
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,19 +107,21 @@ class Comparison:
     sweep: tuple[Point, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return json.loads(json.dumps(asdict(self)))
+        """Everything, as plain values; None for what is NaN, for which JSON has no word."""
+        return json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
 
     def as_csv(self) -> str:
         """The table: a row per method; a column each for value, low and high of a figure."""
         out = io.StringIO()
         heads = [f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")]
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["name", *heads, "fit_seconds", "anchors"])
+        writer.writerow(["name", *heads, "fit_seconds", "anchors", "error"])
         for row in self.rows:
             figures = [getattr(row, name) for name in FIGURES]
             values = [value for each in figures for value in (each.value, each.low, each.high)]
-            writer.writerow([row.name, *values, "" if row.fit_seconds is None else row.fit_seconds, row.anchors])
+            values = ["" if math.isnan(value) else value for value in values]
+            fit = "" if row.fit_seconds is None else row.fit_seconds
+            writer.writerow([row.name, *values, fit, row.anchors, row.error or ""])
         return out.getvalue()
 
     def table(self) -> Table:
@@ -130,10 +138,12 @@ class Comparison:
             shares = (row.unsafe, row.over_refusal, row.garbled, row.utility)
             cells = [*(_shown(each, 100, 0) for each in shares), _shown(row.fluency, 1, 2)]
             table.add_row(row.name, *cells, _shown(row.seconds_per_token, 1000, 1), fit)
-        table.caption = (
+        notes = [
             "with intervals of 95 %; fluency: mean negative log-likelihood of the answers under the unsteered model; "
             "fit: one run"
-        )
+        ]
+        notes += [f"{row.name} failed: {one_line(row.error)}" for row in self.rows if row.error]
+        table.caption = "\n".join(notes)
         return table
 
     def draw(self, path: str | Path) -> Path:
@@ -142,15 +152,7 @@ class Comparison:
         Raises:
             OptionError: matplotlib is not installed, or nothing was swept.
         """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise OptionError(
-                "the picture needs matplotlib, which is not installed",
-                expected="matplotlib",
-                fix="pip install 'steerkit-vlm[plot]'",
-            ) from error
+        FigureCanvasAgg, Figure = plotting()
         if not self.sweep:
             raise OptionError("nothing was swept", expected="strengths to draw", fix="compare(..., sweep=(0.5, 1, 2))")
         figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
@@ -186,6 +188,24 @@ class Comparison:
         return path
 
 
+def plotting() -> tuple[type[FigureCanvasAgg], type[Figure]]:
+    """What draws a picture; ask for it before a run whose picture is wanted.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError(
+            "the picture needs matplotlib, which is not installed",
+            expected="matplotlib",
+            fix="pip install 'steerkit-vlm[plot]'",
+        ) from error
+    return FigureCanvasAgg, Figure
+
+
 def compare(
     vlm: VLM,
     methods: Mapping[str, Entry],
@@ -196,11 +216,13 @@ def compare(
     batch_size: int = 16,
     progress: Progress | None = None,
     policy: Policy = "strict",
+    on_row: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Fit several methods on one model, let it answer a suite under each, and judge.
 
     Every method is configured and checked against model and anchors, and every vector against the model, before the
-    first method is fitted.
+    first method is fitted. One that fails later, or whose answers the judge fails on, becomes a row that says so, and
+    the others go on; where the model fails without steering, there is nothing to compare with, and the error is raised.
 
     Args:
         vlm: The model.
@@ -211,6 +233,7 @@ def compare(
         batch_size: Prompts per call of the model.
         progress: Called before each step.
         policy: As for `steer`, for vectors that are fitted already; their dose is not judged.
+        on_row: Called after each row with everything up to it, which would be lost if the run were stopped.
 
     Raises:
         OptionError: There is nothing to compare, or an argument is of another type.
@@ -224,6 +247,7 @@ def compare(
         raise OptionError(f"sweep is {sweep!r:.80}", expected="finite strengths")
     expect_whole(batch_size=batch_size)
     expect(Callable | None, "a function of (what is next, done, total)", progress=progress)
+    expect(Callable | None, "a function of the comparison so far", on_row=on_row)
     if not methods or UNSTEERED in methods:
         raise OptionError(
             f"methods are {list(methods)}",
@@ -246,60 +270,79 @@ def compare(
                 raise type(error)(problem, expected=error.expected, fix=error.fix) from error
     extra = [strength for strength in dict.fromkeys(map(float, sweep)) if strength not in (0.0, 1.0)]
     total = 1 + len(methods) * (1 + len(extra)) + len(fits)
-    done = 0
+    done, telling = 0, False
 
     def step(what: str) -> None:
-        nonlocal done
+        nonlocal done, telling
         if progress is not None:
+            telling = True
             progress(what, done, total)
+            telling = False
         done += 1
 
+    sizes = f"{len(suite.harmful)} harmful, {len(suite.harmless)} harmless, {len(suite.utility)} questions"
+    head = repr(vlm), f"{suite.name} ({sizes})", suite.judge.name
+
+    def so_far() -> Comparison:
+        found = Comparison(*head, tuple(rows), tuple(points))
+        if on_row is not None:
+            on_row(found)
+        return found
+
     step("unsteered")
-    rows = [_row(UNSTEERED, evaluate(vlm, suite, batch_size=batch_size), seconds_per_token(vlm, suite, None), None, 0)]
+    outcome = evaluate(vlm, suite, batch_size=batch_size)
+    rows = [_measured(_unmeasured(UNSTEERED), outcome, seconds_per_token(vlm, suite, None))]
     points: list[Point] = []
+    found = so_far()
     for name, entry in methods.items():
-        taken, count = None, 0
-        if name in fits:
-            step(f"fitting {name}")
-            method, chosen = fits[name]
-            start = time.perf_counter()
-            vector = method.fit(vlm, chosen, batch_size=batch_size)
-            taken, count = time.perf_counter() - start, len(chosen)
-        else:
-            assert isinstance(entry, SteeringVector)
-            vector = entry
-        step(name)
-        outcome = evaluate(vlm, suite, vector, batch_size=batch_size, policy="off")
-        rows.append(_row(name, outcome, seconds_per_token(vlm, suite, vector), taken, count))
-        found = {1.0: outcome} if sweep else {}
-        for strength in extra:
-            step(f"{name}, strength {strength:g}")
-            found[strength] = evaluate(vlm, suite, vector, strength=strength, batch_size=batch_size, policy="off")
+        row, due = _unmeasured(name), done + (name in fits) + 1 + len(extra)
+        tried: dict[float, Outcome] = {}
+        try:
+            if name in fits:
+                step(f"fitting {name}")
+                method, chosen = fits[name]
+                start = time.perf_counter()
+                vector = method.fit(vlm, chosen, batch_size=batch_size)
+                row = replace(row, fit_seconds=time.perf_counter() - start, anchors=len(chosen))
+            else:
+                assert isinstance(entry, SteeringVector)
+                vector = entry
+            step(name)
+            outcome = evaluate(vlm, suite, vector, batch_size=batch_size, policy="off")
+            row = _measured(row, outcome, seconds_per_token(vlm, suite, vector))
+            if sweep:
+                tried[1.0] = outcome
+            for strength in extra:
+                step(f"{name}, strength {strength:g}")
+                tried[strength] = evaluate(vlm, suite, vector, strength=strength, batch_size=batch_size, policy="off")
+        except Exception as error:  # whatever a judge of somebody's own may raise
+            if telling:
+                raise  # the caller's own function: it may want to stop the run
+            row, done = replace(row, error=f"{type(error).__name__}: {error}"), due
         points += [
             Point(name, strength, one.unsafe.value, one.over_refusal.value, one.utility.value)
-            for strength, one in sorted(found.items())
+            for strength, one in sorted(tried.items())
         ]
+        rows.append(row)
+        found = so_far()
     if progress is not None:
         progress("done", total, total)
-    sizes = f"{len(suite.harmful)} harmful, {len(suite.harmless)} harmless, {len(suite.utility)} questions"
-    return Comparison(repr(vlm), f"{suite.name} ({sizes})", suite.judge.name, tuple(rows), tuple(points))
+    return found
 
 
-def _row(name: str, outcome: Outcome, cost: Estimate, taken: float | None, count: int) -> Row:
-    return Row(
-        name=name,
-        unsafe=outcome.unsafe,
-        over_refusal=outcome.over_refusal,
-        garbled=outcome.garbled,
-        utility=outcome.utility,
-        fluency=outcome.fluency,
-        seconds_per_token=cost,
-        fit_seconds=taken,
-        anchors=count,
-    )
+def _unmeasured(name: str) -> Row:
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    return Row(name, *[nothing] * len(FIGURES), fit_seconds=None, anchors=0)
+
+
+def _measured(row: Row, outcome: Outcome, cost: Estimate) -> Row:
+    shares = {name: getattr(outcome, name) for name in ("unsafe", "over_refusal", "garbled", "utility", "fluency")}
+    return replace(row, **shares, seconds_per_token=cost)
 
 
 def _shown(estimate: Estimate, factor: float, digits: int) -> str:
+    if math.isnan(estimate.value):
+        return "-"
     value, low, high = (f"{factor * each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
     return f"{value} ({low}-{high})"
 

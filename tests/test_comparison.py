@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,18 +17,22 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit import calibration
+from steerkit import calibration, comparison
 from steerkit.calibration import Calibration
 from steerkit.checks import Policy, TrustWarning
 from steerkit.cli import app
+from steerkit.comparison import Comparison
 from steerkit.demo import model_path, world
 from steerkit.demo.evaluation import anchors, samples, suite
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, OptionError
 from steerkit.evaluation import Outcome, Suite, bootstrap, rate
+from steerkit.method import Plan
 from steerkit.vlm import VLM
 
 BUDGET = sk.Budget("kl", 0.5)
@@ -226,6 +231,107 @@ def test_compare_checks_every_method_before_the_first_is_fitted(demo: VLM, few: 
     for policy in get_args(Policy):
         with pytest.raises(ModelMismatchError, match="'b': .*hidden size 8"):
             sk.compare(demo, methods, few, anchors(2), policy=policy, progress=lambda *_: pytest.fail("it ran"))
+
+
+@dataclass(frozen=True)
+class Unsure:
+    """The toy world's judge, until it has judged so many answers."""
+
+    real: Any
+    verdicts: list[int]
+    name: str = "unsure"
+
+    def verdict(self, case: sk.Case, answer: str) -> Any:
+        self.verdicts[0] -= 1
+        if self.verdicts[0] < 0:
+            raise ConnectionError("the judge's line\nis busy")
+        return self.real.verdict(case, answer)
+
+    def right(self, case: sk.Case, answer: str) -> bool:
+        return self.real.right(case, answer)
+
+
+class Unfit(sk.SteeringMethod):
+    """Plans, and then can't be fitted."""
+
+    name = "unfit"
+    paper = ""
+
+    def plan(self, model: Any, anchors: Any) -> Plan:
+        return Plan([0])
+
+    def observe(self, model: Any, batch: Any, layers: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    def solve(self, model: Any, found: Any, layers: Any) -> Any:
+        raise NotImplementedError
+
+
+def unsure(of: int) -> Suite:
+    """Two prompts of each kind, and a judge that gives out after so many verdicts; four are a condition."""
+    few = suite("dev", 2)
+    return replace(few, judge=Unsure(few.judge, [of]))
+
+
+def test_an_entry_that_fails_becomes_a_row_and_the_others_go_on(demo: VLM, cmrm: sk.SteeringVector) -> None:
+    told: list[tuple[str, int, int]] = []
+    grown: list[int] = []
+    found = sk.compare(
+        demo,
+        {"bad": Unfit(), "good": cmrm, "late": cmrm, "none": cmrm},
+        unsure(18),  # unsteered, good at both strengths, late at one and a half
+        anchors(2),
+        sweep=(1.0, 2.0),
+        progress=lambda *s: told.append(s),
+        on_row=lambda now: grown.append(len(now.rows)),
+    )
+    rows = {row.name: row for row in found.rows}
+    assert grown == [1, 2, 3, 4, 5]
+    assert {name: row.error for name, row in rows.items()} == {
+        "unsteered": None,
+        "bad": "RuntimeError: out of memory",
+        "good": None,
+        "late": "ConnectionError: the judge's line\nis busy",
+        "none": "ConnectionError: the judge's line\nis busy",
+    }
+    assert math.isnan(rows["bad"].unsafe.value)
+    assert rows["late"].unsafe == rows["good"].unsafe, "what was measured before stays"
+    assert [(p.name, p.strength) for p in found.sweep] == [("good", 1.0), ("good", 2.0), ("late", 1.0)]
+    assert [total for *_, total in told] == [10] * len(told)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1] == ("done", 10, 10)
+    document = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert document["rows"][1]["unsafe"] == {"value": None, "low": None, "high": None}
+    assert document["rows"][1]["error"] == "RuntimeError: out of memory"
+    assert document["rows"][2]["unsafe"]["value"] == rows["good"].unsafe.value
+    table = list(csv.DictReader(io.StringIO(found.as_csv())))
+    assert (table[1]["unsafe"], table[1]["error"]) == ("", "RuntimeError: out of memory")
+    assert (float(table[2]["unsafe"]), table[2]["error"]) == (rows["good"].unsafe.value, "")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(found.table())
+    shown = console.export_text()
+    assert "bad failed: RuntimeError: out of memory" in shown
+    assert "late failed: ConnectionError: the judge's line is busy" in shown
+    assert "nan" not in shown
+
+
+def test_what_the_caller_stops_is_no_failed_row(demo: VLM, cmrm: sk.SteeringVector) -> None:
+    with pytest.raises(ConnectionError, match="busy"):
+        sk.compare(demo, {"a": cmrm}, unsure(3))
+
+    def stop(kind: type[BaseException], name: str) -> Any:
+        def progress(what: str, done: int, total: int) -> None:
+            if what == name:
+                raise kind("stop")
+
+        return progress
+
+    finished: list[Comparison] = []
+    for kind in (KeyboardInterrupt, TimeoutError):
+        finished.clear()
+        with pytest.raises(kind, match="stop"):
+            sk.compare(demo, {"a": cmrm, "b": cmrm}, unsure(99), progress=stop(kind, "b"), on_row=finished.append)
+        assert [row.name for row in finished[-1].rows] == ["unsteered", "a"]
 
 
 # -- calibrate -------------------------------------------------------------------------------------------------------
@@ -495,6 +601,76 @@ def test_compare_command_shows_the_sweep(tmp_path: Path, cmrm: sk.SteeringVector
         [f"{point['strength']:g}", *(f"{100 * point[name]:.0f}" for name in shares)] for point in points
     ]
     assert [row[0] for row in rows] == ["caa", "", "", "one", "", "", "other", "", ""]
+
+
+def test_compare_command_keeps_what_is_finished(
+    tmp_path: Path, cmrm: sk.SteeringVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = [str(cmrm.save(tmp_path / f"{name}.safetensors")) for name in ("one", "two", "three")]
+    out = tmp_path / "out"
+    arguments = ["compare", "llava", "--method", "cmrm", "--count", "2", "-o", str(out)]
+    arguments += [text for pack in packs for text in ("--vector", pack)]
+    real, calls = comparison.evaluate, [0]
+
+    def evaluate(*given: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise RuntimeError("out of memory")
+        if calls[0] == 5:
+            raise KeyboardInterrupt
+        return real(*given, **options)
+
+    monkeypatch.setattr(comparison, "evaluate", evaluate)
+    stopped = CliRunner().invoke(app, arguments)
+    assert stopped.exit_code == 130
+    for row in ("unsteered", "cmrm", "one failed: RuntimeError: out of memory", "two"):
+        assert row in stopped.stdout
+    assert "three" not in stopped.stdout
+    rows = json.loads((out / "compare.json").read_text(), parse_constant=pytest.fail)["rows"]
+    assert [row["name"] for row in rows] == ["unsteered", "cmrm", "one", "two"]
+    assert len((out / "compare.csv").read_text().splitlines()) == 5
+    calls[0] = 0
+    failed = CliRunner().invoke(app, [*arguments[:-2], "--json"])
+    assert failed.exit_code == 1
+    assert [row["error"] for row in json.loads(failed.stdout)["rows"]] == [
+        None,
+        None,
+        "RuntimeError: out of memory",
+        None,
+    ]
+    assert "failed: one" in failed.stderr
+
+
+def test_compare_command_checks_its_output_before_the_run(
+    tmp_path: Path, cmrm: sk.SteeringVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "evaluate", lambda *_, **__: pytest.fail("it ran"))
+    arguments = ["compare", "llava", "--vector", str(cmrm.save(tmp_path / "one.safetensors")), "--method", "cmrm"]
+    arguments += ["--sweep", "2", "-o"]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full" / "compare.csv").mkdir(parents=True)
+    for folder, message in (("file", "can't be written to"), ("file/deeper", "can't be"), ("full", "is a folder")):
+        refused = CliRunner().invoke(app, [*arguments, str(tmp_path / folder)])
+        assert refused.exit_code == 1
+        assert message in refused.output
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    refused = CliRunner().invoke(app, [*arguments, str(tmp_path / "new")])
+    assert refused.exit_code == 1
+    assert "pip install 'steerkit-vlm[plot]'" in refused.output
+
+
+def test_compare_command_prints_the_table_before_it_draws(
+    tmp_path: Path, cmrm: sk.SteeringVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["compare", "llava", "--vector", str(cmrm.save(tmp_path / "one.safetensors")), "--method", "cmrm"]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    result = CliRunner().invoke(app, [*arguments, "--count", "1", "--sweep", "2", "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, OSError)
+    assert "by strength" in result.stdout
 
 
 def test_calibrate_command_writes_a_pack(tmp_path: Path, cmrm: sk.SteeringVector) -> None:

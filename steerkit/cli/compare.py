@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, console, print_json
+from steerkit.cli.console import clean, console, print_json, say
 from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from steerkit.comparison import Point
+    from steerkit.comparison import Comparison, Point
     from steerkit.evaluation import Suite
     from steerkit.samples import Sample
     from steerkit.vlm import VLM
@@ -85,33 +85,56 @@ def compare(
     own = {"ANCHORS": anchors, "--prompts": prompts, "--set": set_, "--refusal": refusal}
     own |= {"--max-new-tokens": max_new_tokens, "--dtype": dtype, "--device-map": device_map, "--revision": revision}
     check_arguments(model, own, count)
+    if output is not None:
+        for name in ("compare.json", "compare.csv", "compare.png"):
+            opt.check_output(output / name, force=True)
     import_libraries()
     import steerkit as sk
     from steerkit.cli.progress import progress
+    from steerkit.comparison import plotting
     from steerkit.vector import SteeringVector
 
+    if output is not None and strengths:
+        plotting()
     stems = [path.stem for path in vector or ()]
     packs = {path.stem: SteeringVector.load(path) for path in vector or ()}
     vlm, suite, chosen, methods = prepared(
         model, anchors, prompts, method, stems, set_, count, refusal, max_new_tokens, (dtype, device_map, revision)
     )
-    with progress("Comparing", total=1) as report:
-        found = sk.compare(
-            vlm,
-            {**methods, **packs},
-            suite,
-            chosen,
-            sweep=strengths,
-            batch_size=batch_size,
-            progress=lambda what, done, total: report(done, total),
-            policy=allowed,
-        )
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "compare.json").write_text(json.dumps(found.as_json(), indent=2))
-        (output / "compare.csv").write_text(found.as_csv())
-        if strengths:
-            found.draw(output / "compare.png")
+    finished: list[Comparison] = []
+
+    def keep(found: Comparison) -> None:
+        finished[:] = [found]
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "compare.json").write_text(json.dumps(found.as_json(), indent=2, allow_nan=False))
+            (output / "compare.csv").write_text(found.as_csv(), encoding="utf-8")
+
+    try:
+        with progress("Comparing", total=1) as report:
+            sk.compare(
+                vlm,
+                {**methods, **packs},
+                suite,
+                chosen,
+                sweep=strengths,
+                batch_size=batch_size,
+                progress=lambda what, done, total: report(done, total),
+                policy=allowed,
+                on_row=keep,
+            )
+    finally:  # a run that is stopped, or whose files can't be written, has still measured what it has
+        for found in finished:
+            _show(found, as_json=as_json)
+    (found,) = finished
+    if output is not None and found.sweep:
+        found.draw(output / "compare.png")
+    if failed := [row.name for row in found.rows if row.error]:
+        say(f"failed: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+def _show(found: Comparison, *, as_json: bool) -> None:
     if as_json:
         print_json(found.as_json())
         return
