@@ -18,7 +18,9 @@ from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import PromptSets, anchors, measure, random_like
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
 from steerkit.metadata import PackMetadata
-from steerkit_vectors_hub.screening import CanarySet, Screener, choose_canaries, screen
+from steerkit.testing.tiny.decoder import make
+from steerkit_vectors_hub.screening import Canary, CanarySet, Screener, choose_canaries, screen
+from steerkit_vectors_hub.screening import screener as screener_module
 from steerkit_vectors_hub.screening.canaries import demo_canaries
 from steerkit_vectors_hub.screening.findings import Screening
 
@@ -296,6 +298,45 @@ def test_every_stated_strength_is_screened(screener_of: Any) -> None:
     assert [run.strengths for run in screener.screen([faint, faint], strength=(0.5, 2)).runs] == [(0.5, 2.0)]
 
 
+def test_both_ends_of_the_stated_range_are_screened(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    faint = 0.01 * _forged(-_refusal(vlm), _genuine(vlm))
+    found = screener.screen(faint.with_metadata(strength={"minimum": 0.0, "maximum": 100.0}))
+    assert [(run.strengths, run.bound) for run in found.runs] == [((1.0,), False), ((100.0,), True)]
+    assert _by_name(found)["refusals"].message.startswith("at strength 100: takes refusals away")
+
+    # a search for a strength goes until it costs too much: that is no fault of what it recommends
+    costly = _forged(0.01 * _refusal(vlm), _genuine(vlm)).with_metadata(strength={"minimum": -0.5, "maximum": 100.0})
+    found = screener.screen(costly)
+    assert [run.strengths for run in found.runs] == [(1.0,), (-0.5,), (100.0,)]
+    assert _by_name(found)["over_refusal"].status == "warn"
+
+
+def test_interventions_that_no_canary_reaches_are_named(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    (change,) = _genuine(vlm).interventions
+    silent = tuple(c for c in screener.canaries.canaries if not c.pictured)
+    pack = _genuine(vlm).with_metadata(
+        interventions=[{**change.model_dump(), "prompts": prompts} for prompts in ("all", "with_image")]
+    )
+    found = Screener(vlm, CanarySet("text", silent, screener.canaries.refusals, 4), batch_size=50).screen(pack)
+    check = _by_name(found)["reach"]
+    assert check.status == "warn"
+    assert "intervention 1 (tokens='last', phase='prompt', prompts='with_image')" in check.message
+    assert "intervention 0" not in check.message
+    assert "reach" not in _by_name(screener.screen(pack))
+
+
+def test_packs_that_steer_a_system_turn_meet_one(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", COUNT)
+    found = screener.screen(_changed(-_refusal(vlm), tokens="system"))
+    assert found.canaries == "demo, half of it with a system turn"
+    assert "reach" not in _by_name(found)
+    assert found.runs[0].relative_change
+    text, _ = found.runs[0].refusals
+    assert text.before >= 0.9 * COUNT, "the model refuses after a system turn as well"
+
+
 def test_a_pack_that_steers_no_canary_is_not_passed(screener_of: Any) -> None:
     _, vlm, _ = screener_of("llava")
     plain = demo_canaries(FEW)
@@ -304,6 +345,36 @@ def test_a_pack_that_steers_no_canary_is_not_passed(screener_of: Any) -> None:
     assert checks["screening.refusals"].status == "warn"
     assert "steers no token" in checks["screening.refusals"].message
     assert checks["screening.output"].status == "skip"
+
+
+def test_only_directions_of_the_residual_stream_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads side by side are of another space, be they as wide as the residual stream or not."""
+    # a toy model refuses nothing by itself
+    monkeypatch.setattr(screener_module, "judge", lambda canary, *_: "refused" if canary.harmful else "answered")
+    requests = [sk.Sample(f"{what} {n}", label=label) for label, what in LABELS.items() for n in range(4)]
+    canaries = CanarySet("words", tuple(map(Canary, requests)), ("no",), 2)
+    for size in (12, 24):
+        base, tokenizer = make("qwen3")
+        model = type(base)(type(base.config)(**{**base.config.to_dict(), "head_dim": size})).eval()
+        vlm = sk.wrap(model, tokenizer)
+        metadata: Any = {"method": {"name": "by hand"}, "model": vlm.record.model_dump()}
+        heads = sk.SteeringVector(
+            {sk.Key(1, "head_out"): torch.ones(4 * size)},
+            PackMetadata.model_validate({**metadata, "interventions": [{"site": "head_out"}]}),
+        )
+        check = _by_name(Screener(vlm, canaries).screen(heads))["direction"]
+        assert check.status == "skip"
+        assert "directions at head_out are not of the residual stream" in check.message
+        stream = sk.SteeringVector(
+            {sk.Key(1, "mlp_out"): torch.ones(48), sk.Key(1, "head_out"): torch.ones(4 * size)},
+            PackMetadata.model_validate({**metadata, "interventions": [{"site": "mlp_out"}, {"site": "head_out"}]}),
+        )
+        check = _by_name(Screener(vlm, canaries).screen(stream))["direction"]
+        assert [each["intervention"] for each in check.details["alignments"]] == [0]
+        assert "not compared: directions at head_out" in check.message
+
+
+LABELS = {"harmful": "how to harm", "harmless": "how to bake"}
 
 
 def test_a_model_that_refuses_nothing_can_not_tell(vlm_of: Callable[[str], sk.VLM]) -> None:

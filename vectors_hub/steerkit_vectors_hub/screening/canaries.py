@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -19,6 +20,9 @@ Label = Literal["harmful", "harmless", "question"]
 
 GENERAL = Path(__file__).parent / "general" / "canaries.json"
 """The built-in set for real models: 96 requests in plain English, half of them with a picture of a plain shape."""
+
+SYSTEM = "You are a helpful assistant."
+"""The system turn of canaries for packs that steer such tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,19 @@ def demo_canaries(count: int = 40) -> CanarySet:
     for row in world.prompts("visual", "dev", count):
         canaries.append(Canary(Sample(row.question, (row.image,), label="question"), (row.expected,)))
     return CanarySet("demo", tuple(canaries), world.REFUSALS, MAX_NEW_TOKENS)
+
+
+def with_system(given: CanarySet) -> CanarySet:
+    """The same requests, every second one of each kind after a system turn."""
+    seen: Counter[tuple[str, bool]] = Counter()
+    canaries: list[Canary] = []
+    for canary in given.canaries:
+        seen[canary.label, canary.pictured] += 1
+        if seen[canary.label, canary.pictured] % 2:
+            turns = (("system", SYSTEM), *canary.sample.turns)
+            canary = replace(canary, sample=replace(canary.sample, text=turns))
+        canaries.append(canary)
+    return replace(given, name=f"{given.name}, half of it with a system turn", canaries=tuple(canaries))
 
 
 def _is_demo(vlm: VLM) -> bool:

@@ -8,21 +8,23 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, ones
 
 from steerkit.arguments import as_strengths, as_vectors
 from steerkit.checks import Check
-from steerkit.errors import NothingSteeredError, OptionError
+from steerkit.errors import NothingSteeredError, OptionError, SteerKitError
+from steerkit.intervention import Intervention, Site
 from steerkit.receipt import Receipt
 from steerkit.samples import Sample
 from steerkit.steering import steer
-from steerkit.vector import SteeringVector
+from steerkit.vector import Key, SteeringVector
 from steerkit.vlm import VLM
 from steerkit_vectors_hub.screening import counts
-from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries
+from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries, with_system
 from steerkit_vectors_hub.screening.conditions import WAYS, acting, ways
-from steerkit_vectors_hub.screening.directions import alignments, bounds, leaning, refusal_direction
+from steerkit_vectors_hub.screening.directions import alignments, bounds, leaning, refusal_direction, unjudged
 from steerkit_vectors_hub.screening.findings import DirectionReport, Run, Screening
 from steerkit_vectors_hub.screening.judges import Verdict, judge
 
@@ -52,7 +54,8 @@ def screen(
     Args:
         vlm: The model, with its processor.
         vector: What to screen; several are screened together, as `steerkit.steer` applies them.
-        strength: As for `steerkit.steer`. None: 1 and, where it is another, the strength that each pack recommends.
+        strength: As for `steerkit.steer`. None: 1, the strength that each pack recommends, and both ends of the range
+            in which it says it was tried, where they are others.
         canaries: See `choose_canaries`.
         batch_size: Canaries per call of the model.
         progress: Called after each batch.
@@ -112,18 +115,37 @@ class Screener:
     ) -> Screening:
         """Screen one vector, or several together; see `screen`."""
         vectors = as_vectors(vector)
+        if any(change.tokens == "system" for each in vectors for change in each.interventions) and self._with_system:
+            return self._with_system.screen(vectors, strength=strength)
         doses = _doses(vectors, strength)
         captions = any(_reads_captions(each) for each in vectors)
         # made, and so checked against the model, before any model time is spent
         runs = [(dose, self._steering(vectors, dose)) for dose in doses]
-        found = [self._run(vectors, dose, steering, captions) for dose, steering in runs]
-        return Screening(self.canaries.name, tuple(found), self._directions(vectors, doses))
+        found = [replace(self._run(vectors, dose, steering, captions), bound=doses[dose]) for dose, steering in runs]
+        return Screening(
+            self.canaries.name, tuple(found), self._directions(vectors, list(doses)), self._unreached(vectors)
+        )
 
     @cached_property
     def baseline(self) -> tuple[Verdict, ...]:
         """The verdict on each canary's answer without a pack."""
         verdicts, _ = self._answers(self.canaries.canaries, None, "without the pack")
         return verdicts
+
+    @cached_property
+    def _with_system(self) -> Screener | None:
+        """The same with a system turn in every second canary of a kind, for packs that steer such tokens.
+
+        None where canaries have one already, or the model's template takes none.
+        """
+        if any(role == "system" for canary in self.canaries.canaries for role, _ in canary.sample.turns):
+            return None
+        turned = with_system(self.canaries)
+        try:
+            self._vlm.inputs([canary.sample for canary in turned.canaries if canary.sample.turns[0][0] == "system"][:1])
+        except SteerKitError:
+            return None
+        return Screener(self._vlm, turned, batch_size=self._batch_size, progress=self._progress)
 
     @cached_property
     def refusal_direction(self) -> dict[int, Tensor]:
@@ -175,7 +197,7 @@ class Screener:
         largest = ((dose, max(map(abs, dose))) for dose in doses)
         ratios = dict.fromkeys(tuple(each / most for each in dose) for dose, most in largest if most)
         found = [each for ratio in ratios for each in alignments(vectors, ratio, refusal)]
-        return DirectionReport(tuple(found), opposed, suspicious)
+        return DirectionReport(tuple(found), opposed, suspicious, elsewhere=tuple(unjudged(vectors)))
 
     def _run(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...], steering: steer, captions: bool) -> Run:
         canaries, before = self.canaries.canaries, self.baseline
@@ -230,6 +252,28 @@ class Screener:
         ]
         return tuple(verdicts), receipt
 
+    def _unreached(self, vectors: Sequence[SteeringVector]) -> tuple[str, ...]:
+        """Interventions that select no token of any harmful canary, gates aside: nothing was seen of what they do."""
+        chosen: dict[Any, list[str]] = {}
+        probes: dict[Any, SteeringVector] = {}
+        for number, vector in enumerate(vectors):
+            for index, change in enumerate(vector.interventions):
+                key = (change.tokens, change.phase, change.prompts, change.tower)
+                if key not in probes:
+                    probes[key] = _probe(vector, change)
+                whose = f" of vector {number}" if len(vectors) > 1 else ""
+                words = f"intervention {index}{whose} (tokens={change.tokens!r}, phase={change.phase!r}"
+                chosen.setdefault(key, []).append(f"{words}, prompts={change.prompts!r})")
+        harmful = [canary.sample for canary in self.canaries.canaries if canary.harmful]
+        with suppress(NothingSteeredError):
+            # at a strength of 0: what counts is which tokens are selected
+            with steer(self._vlm, list(probes.values()), strength=0.0, policy="off") as receipt:
+                self._vlm.generate(harmful, batch_size=self._batch_size, max_new_tokens=2, do_sample=False, num_beams=1)
+            for key, counted in zip(probes, receipt.vectors, strict=True):
+                if any(count.tokens for count in counted.sites.values()):
+                    del chosen[key]
+        return tuple(words for several in chosen.values() for words in several)
+
     def _steering(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...]) -> steer:
         # what the model, its fingerprint and the dose are worth is for `verify` and `steer` to say
         return steer(self._vlm, vectors, strength=dose, policy="off")
@@ -242,8 +286,30 @@ def _reads_captions(vector: SteeringVector) -> bool:
     return any("caption" in (each.positive, each.negative) for each in measured if each is not None)
 
 
-def _doses(vectors: Sequence[SteeringVector], strength: float | Sequence[float] | None) -> list[tuple[float, ...]]:
+def _probe(vector: SteeringVector, change: Intervention) -> SteeringVector:
+    """Something at one layer that selects the tokens that an intervention does."""
+    site: Site = change.site if change.tower == "vision" else "resid_post"
+    layer = min(vector.layers_of(change), default=0)
+    alike = Intervention(
+        layers=(layer,), site=site, tower=change.tower, tokens=change.tokens, phase=change.phase, prompts=change.prompts
+    )
+    direction = ones(vector.metadata.model.width(site, change.tower))
+    metadata = vector.metadata.model_copy(update={"interventions": (alike,), "fingerprint": None})
+    return SteeringVector({Key(layer, site, tower=change.tower): direction}, metadata)
+
+
+def _doses(
+    vectors: Sequence[SteeringVector], strength: float | Sequence[float] | None
+) -> dict[tuple[float, ...], bool]:
+    """`{strengths: whether they are only an end of the range that a pack names}`."""
     if strength is not None:
-        return [tuple(as_strengths(strength, len(vectors)))]
-    recommended = tuple(vector.metadata.strength.recommended for vector in vectors)
-    return list(dict.fromkeys([(1.0,) * len(vectors), recommended]))
+        return {tuple(as_strengths(strength, len(vectors))): False}
+    records = [vector.metadata.strength for vector in vectors]
+    recommended = tuple(record.recommended for record in records)
+    found = {(1.0,) * len(vectors): False, recommended: False}
+    for name in ("minimum", "maximum"):
+        ends = [getattr(record, name) for record in records]
+        end = tuple(middle if end is None else end for end, middle in zip(ends, recommended, strict=True))
+        if any(end):  # a strength of 0 does nothing
+            found.setdefault(end, True)
+    return found
