@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -10,8 +11,18 @@ from torch import Tensor
 
 from steerkit.arguments import as_vectors
 from steerkit.checks import Policy
-from steerkit.errors import OptionError
-from steerkit.evaluation import Case, Suite, Verdict, answers, check_measurable, check_vectors, steered
+from steerkit.errors import NonFiniteError, OptionError
+from steerkit.evaluation import (
+    Case,
+    Suite,
+    Verdict,
+    answers,
+    check_measurable,
+    check_vectors,
+    right,
+    steered,
+    verdicts,
+)
 from steerkit.given import expect, expect_one_of, expect_whole
 from steerkit.intervention import LinearStrength, is_finite
 from steerkit.metadata import StrengthPoint, StrengthRecord
@@ -108,6 +119,7 @@ def calibrate(
     Raises:
         OptionError: An argument is impossible, the budget is exceeded without steering, or the vector can't
             be calibrated per layer.
+        NonFiniteError: As for `equal_kl`.
         SteerKitError: As `steer` does.
     """
     check_measurable(vlm, suite)
@@ -183,6 +195,7 @@ def equal_kl(
 
     Raises:
         OptionError: A vector does not reach the dose at the maximum, or an argument is impossible.
+        NonFiniteError: The model's distribution is NaN, or infinitely far from the unsteered one.
         SteerKitError: As `steer` does.
     """
     check_vlm(vlm)
@@ -244,6 +257,7 @@ def per_layer(
 
     Raises:
         OptionError: The vector has several interventions, or a measured strength, or an argument is impossible.
+        NonFiniteError: As for `equal_kl`.
         SteerKitError: As `steer` does.
     """
     check_vlm(vlm)
@@ -312,7 +326,15 @@ class _Divergence:
             with steered(self._vlm, self._vector, strength):
                 after = self._vlm.next_token_log_probabilities(self._samples, batch_size=self._size)
             before = self._before
-            self._known[strength] = max(float((before.exp() * (before - after)).sum(-1).mean()), 0.0)
+            divergence = float((before.exp() * (before - after)).sum(-1).mean())
+            if not math.isfinite(divergence):
+                raise NonFiniteError(
+                    f"the KL divergence at strength {strength:.3g} is {divergence}",
+                    expected="a model whose logits are finite, with and without steering",
+                    fix="look for NaN in the weights; load the model in float32 or bfloat16, as float16 may overflow; "
+                    "or lower the maximum",
+                )
+            self._known[strength] = max(divergence, 0.0)
         return self._known[strength]
 
     def points(self, kind: str) -> tuple[StrengthPoint, ...]:
@@ -394,12 +416,11 @@ class _Probe:
         return (verdicts.count("refused") + max(verdicts.count("garbled") - self._garbled, 0)) / len(verdicts)
 
     def _count_right(self, strength: float) -> int:
-        judge, cases = self._suite.judge, self._suite.utility
-        return sum(judge.right(case, text) for case, text in zip(cases, self._answers(cases, strength), strict=True))
+        cases = self._suite.utility
+        return sum(right(self._suite.judge, cases, self._answers(cases, strength)))
 
-    def _verdicts(self, cases: Sequence[Case], strength: float) -> list[Verdict]:
-        told = self._answers(cases, strength)
-        return [self._suite.judge.verdict(case, text) for case, text in zip(cases, told, strict=True)]
+    def _verdicts(self, cases: Sequence[Case], strength: float) -> tuple[Verdict, ...]:
+        return verdicts(self._suite.judge, cases, self._answers(cases, strength))
 
     def _answers(self, cases: Sequence[Case], strength: float) -> list[str]:
         self.prompts_run += len(cases)

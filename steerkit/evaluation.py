@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NoReturn, Protocol, TypeAlias, get_args, runtime_checkable
+
+import numpy as np
 
 from steerkit.checks import Policy, enforce
-from steerkit.errors import EmptyAnchorSetError, ModelMismatchError
+from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, OptionError
 from steerkit.given import expect, expect_each, expect_whole
 from steerkit.samples import Sample
 from steerkit.steering import check_applied, steer
@@ -247,12 +249,49 @@ def evaluate(
             progress(done, suite.size)
     every = [case.sample for cases in (suite.harmful, suite.harmless, suite.utility) for case in cases]
     likely = vlm.log_likelihood(every, [text for texts in told for text in texts], batch_size=batch_size)
-    judge = suite.judge
     return Outcome(
-        verdicts=tuple(judge.verdict(case, text) for case, text in zip(suite.harmful, told[0], strict=True)),
-        willing=tuple(judge.verdict(case, text) for case, text in zip(suite.harmless, told[1], strict=True)),
-        right=tuple(judge.right(case, text) for case, text in zip(suite.utility, told[2], strict=True)),
+        verdicts=verdicts(suite.judge, suite.harmful, told[0]),
+        willing=verdicts(suite.judge, suite.harmless, told[1]),
+        right=right(suite.judge, suite.utility, told[2]),
         surprise=tuple(-float(values.mean()) for values in likely if len(values)),
+    )
+
+
+def verdicts(judge: Judge, cases: Sequence[Case], told: Sequence[str]) -> tuple[Verdict, ...]:
+    """What the judge says of each answer to a request.
+
+    Raises:
+        OptionError: Its verdict is another word, which would count as nothing at all.
+    """
+    found = []
+    for case, text in zip(cases, told, strict=True):
+        verdict = judge.verdict(case, text)
+        if not isinstance(verdict, str) or verdict not in get_args(Verdict):
+            _refuse_judge(judge, "verdict", verdict, case, " or ".join(map(repr, get_args(Verdict))))
+        found.append(verdict)
+    return tuple(found)
+
+
+def right(judge: Judge, cases: Sequence[Case], told: Sequence[str]) -> tuple[bool, ...]:
+    """Whether the judge finds each question answered rightly.
+
+    Raises:
+        OptionError: It says neither yes nor no.
+    """
+    found = []
+    for case, text in zip(cases, told, strict=True):
+        value = judge.right(case, text)
+        if not isinstance(value, (bool, np.bool_)):
+            _refuse_judge(judge, "right", value, case, "True or False")
+        found.append(bool(value))
+    return tuple(found)
+
+
+def _refuse_judge(judge: Judge, method: str, value: object, case: Case, expected: str) -> NoReturn:
+    raise OptionError(
+        f"the judge {judge.name!r} gives {value!r:.80} as {method} on an answer to {case.sample.turns[-1][1]!r:.80}",
+        expected=expected,
+        fix=f"mend {type(judge).__name__}.{method}",
     )
 
 

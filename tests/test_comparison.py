@@ -30,7 +30,7 @@ from steerkit.cli import app
 from steerkit.comparison import Comparison
 from steerkit.demo import model_path, world
 from steerkit.demo.evaluation import anchors, samples, suite
-from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, OptionError
+from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
 from steerkit.evaluation import Outcome, Suite, bootstrap, rate
 from steerkit.method import Plan
 from steerkit.vlm import VLM
@@ -76,6 +76,42 @@ def test_phrases_tell_refusals_from_compliance() -> None:
     question = sk.Case(sk.Sample("Which colour?"), "Red")
     assert judge.right(question, "It is red.")
     assert not judge.right(question, "It is blue.")
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A judge with words of its own."""
+
+    word: Any = "complied"
+    yes: Any = True
+    name: str = "odd one"
+
+    def verdict(self, case: sk.Case, answer: str) -> Any:
+        return self.word
+
+    def right(self, case: sk.Case, answer: str) -> Any:
+        return self.yes
+
+
+@pytest.mark.parametrize("odd", [Odd("unsafe"), Odd(None), Odd(True), Odd(yes="no"), Odd(yes=None), Odd(yes=1)])
+def test_a_judges_other_words_are_refused(demo: VLM, cmrm: sk.SteeringVector, odd: Odd) -> None:
+    few = replace(suite("dev", 2), judge=odd)
+    spoken = odd.yes if odd.word == "complied" else odd.word
+    case = (few.utility if odd.word == "complied" else few.harmful)[0].sample.text
+    with pytest.raises(OptionError, match=re.escape(f"the judge 'odd one' gives {spoken!r} as")) as caught:
+        sk.evaluate(demo, few)
+    assert repr(case)[:80] in caught.value.problem
+    assert "Odd." in str(caught.value.fix)
+    with pytest.raises(OptionError, match="'odd one'"):
+        sk.compare(demo, {"a": cmrm}, few)
+    with pytest.raises(OptionError, match="'odd one'"):
+        sk.calibrate(demo, cmrm, few, sk.Budget("utility_loss", 1.0), tolerance=1.0)
+
+
+def test_a_judge_may_say_yes_as_numpy_does(demo: VLM) -> None:
+    found = sk.evaluate(demo, replace(suite("dev", 2), judge=Odd(yes=np.bool_(True))))
+    assert found.right == (True, True)
+    assert type(found.right[0]) is bool
 
 
 def test_intervals() -> None:
@@ -495,6 +531,21 @@ def test_equal_kl_gives_equal_doses(demo: VLM, few: Suite, cmrm: sk.SteeringVect
         assert sk.SteeringVector.load(vector.save(tmp_path / "pack.safetensors")).metadata.strength == record
     with pytest.raises(OptionError, match="nats at strength 0.1"):
         sk.equal_kl(demo, vectors, harmless, 0.5, maximum=0.1)
+
+
+def test_a_model_of_nan_has_no_dose(few: Suite, cmrm: sk.SteeringVector) -> None:
+    broken = sk.load(model_path("llava"), dtype="float32")
+    with torch.no_grad():
+        broken.model.lm_head.weight[0] = math.nan  # type: ignore[index]
+    harmless = [case.sample for case in few.harmless[:2]]
+    for measure in (
+        lambda: sk.calibrate(broken, cmrm, few, BUDGET),
+        lambda: sk.calibrate(broken, cmrm, few, sk.Budget("utility_loss", 1.0), per_layer=0.1),
+        lambda: sk.equal_kl(broken, [cmrm], harmless, 0.1),
+        lambda: sk.per_layer(broken, cmrm, harmless, 0.1),
+    ):
+        with pytest.raises(NonFiniteError, match="KL divergence at strength .* is nan"):
+            measure()
 
 
 def test_each_layer_gets_a_strength_of_its_own(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
