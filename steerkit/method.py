@@ -93,7 +93,8 @@ class SteeringMethod(Frozen, ABC):
             super().__init__(**options)
         except ValidationError as error:
             found = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'options'}={item['input']!r:.60}: {item['msg'].removeprefix('Value error, ')}"
+                f"{'.'.join(map(str, item['loc'])) or 'options'}={item['input']!r:.60}: "
+                + item["msg"].removeprefix("Value error, ")
                 for item in error.errors(include_url=False)
             )
             raise OptionError(
