@@ -2,7 +2,8 @@
 
 A dose is relative: the length of what is added at a layer divided by the norm of the model's own hidden state there.
 What is added at the output of several blocks adds up along the residual stream, so at each layer the sum up to there
-counts as well. That is a bound of the first order: the blocks in between may undo a part of it.
+counts as well. That is a bound of the first order: the blocks in between may undo a part of it. Additions cancel only
+where they always act together; otherwise the worst combination counts, since a prompt or a token may meet but one.
 """
 
 from __future__ import annotations
@@ -10,13 +11,29 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from steerkit.checks import Check
-from steerkit.intervention import Ablate, Add, Clamp, Intervention, LinearStrength, Scale, StoredDirection
+from steerkit.intervention import (
+    Ablate,
+    Add,
+    AddProjection,
+    Clamp,
+    Intervention,
+    LinearStrength,
+    MeasuredContrast,
+    Prompts,
+    Scale,
+    StoredDirection,
+    site_label,
+)
 from steerkit.metadata import Fingerprint
 from steerkit.vector import SteeringVector
 
@@ -26,6 +43,13 @@ HIGH = 1.0
 BREAKING = 10.0
 """Relative dose above which nothing of the model's own state is left. Measured: docs/trust.md."""
 
+SLACK = 4.0
+"""How far below its bound what is measured on a prompt may stay: a shift of a demo model is 0.48 times the hidden state
+at the least, and can be 2. So the limits for bounds are so many times as high."""
+
+ABSURD = 100.0
+"""Strength that no direction calls for, where the norm of what it is added to is not known; ITI's paper has 15."""
+
 OUTLYING = 10.0
 """How many times the median of a vector's layers one layer's dose may be. Measured: docs/trust.md."""
 
@@ -34,6 +58,48 @@ FEW = 4
 
 Norms = Mapping[int, float]
 """`{layer: norm}` of the model's hidden states at the last prompt token."""
+
+Where: TypeAlias = int | str
+"""A layer; with its site in brackets where that is not the residual stream of the language model."""
+
+_ORDER = {"attn_out": 0, "mlp_out": 1, "resid_post": 2, "head_out": 3}
+
+_COMBINED = 5
+"""Groups of additions up to which every combination is tried; of more, the lengths are added up: that is never less."""
+
+_PICTURED: tuple[Prompts, Prompts] = ("with_image", "without_image")
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What one intervention does at one layer.
+
+    Attributes:
+        vector: Which vector's it is.
+        where: The layer.
+        intervention: The intervention.
+        kind: `share`: the state changes by so much; `within`: it loses no more than that, however often that is done;
+            `measured`: what only the prompt decides, by its bound; `unknown`: its size is not known.
+        size: Relative to the norm of the state; of what is unknown, the strength.
+        added: `[n, hidden]`: the direction that is added to the residual stream, at the bounds of the strength.
+        together: The same for parts that act on the same tokens whenever either does, equally strongly; None: no other
+            part does.
+    """
+
+    vector: int
+    where: Where
+    intervention: Intervention
+    kind: Literal["share", "within", "measured", "unknown"]
+    size: float
+    added: Tensor | None = None
+    together: Hashable = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it is a share of the residual stream itself, so that what later layers do comes on top."""
+        plain = self.intervention.site == "resid_post" and not self.intervention.norm_preserving
+        kept = not isinstance(self.intervention.operation, Clamp)  # clamped again, a coordinate stays where it is
+        return self.kind == "share" and self.added is None and isinstance(self.where, int) and plain and kept
 
 
 def norms_of(fingerprint: Fingerprint) -> dict[int, float]:
@@ -51,13 +117,13 @@ def stored_norms(vectors: Sequence[SteeringVector]) -> dict[int, float] | None:
     return {layer: min(norms[layer] for norms in known) for layer in known[0]} if known else None
 
 
-def judgeable(vectors: Sequence[SteeringVector]) -> bool:
-    """Whether the size of anything that the vectors do is known before the model runs, given its norms."""
+def needs_norms(vectors: Sequence[SteeringVector]) -> bool:
+    """Whether the model's norms say anything about the size of what the vectors do."""
     return any(
-        True
+        isinstance(intervention.operation, Clamp) or _is_plain(intervention)
         for vector in vectors
         for intervention in vector.interventions
-        for _ in _sizes(vector, intervention, 1.0, dict.fromkeys(range(vector.layer_count), 1.0))
+        if _in_stream(intervention)
     )
 
 
@@ -73,120 +139,233 @@ def check_dose(
         reason: Why they are not known.
         fix: What to do about that.
     """
-    if not judgeable(vectors):
-        return Check("dose", "skip", "the size of what is done is not known before the prompt, or not by place")
-    # without norms, what is a share of the state still has a size, and whatever else is added counts as nothing
-    known = dict.fromkeys(range(vectors[0].layer_count), math.inf) if norms is None else norms
-    doses = relative_doses(vectors, strengths, known)
-    layer, largest = max(doses.items(), key=lambda item: item[1])
+    parts = _parts(vectors, strengths, norms)
+    doses, bounds = _doses(parts, norms), _bounds(parts)
     details = {"by_layer": {str(each): round(dose, 4) for each, dose in doses.items()}}
-    high = [each for each, dose in doses.items() if dose > HIGH]
-    if not high and norms is None:
-        return Check("dose", "skip", f"the norms of the model's hidden states are not known: {reason}", fix)
-    if not high:
-        text = f"the change is at most {largest:.2g} times the hidden state's norm, at layer {layer}"
-        if lone := outliers(vectors, strengths, known):
-            named = "; ".join(
-                f"{dose:.2g} at layer {each}, the median is {usual:.2g}" for each, dose, usual in lone[:5]
-            )
+    if bounds:
+        details["bound_by_layer"] = {str(each): round(bound, 4) for each, bound in bounds.items()}
+    for found, scale, what in (
+        (doses, 1.0, "the change is larger than the hidden state itself"),
+        (bounds, SLACK, "what is measured on the prompt is added too strongly: at most"),
+    ):
+        if high := sorted((each for each in found if found[each] > scale * HIGH), key=lambda each: -found[each]):
+            named = ", ".join(f"{found[each]:.3g} at layer {each}" for each in high[:5])
+            more = f" and {len(high) - 5} layers more" if len(high) > 5 else ""
             return Check(
                 "dose",
-                "warn",
-                f"{text}; a layer stands out among a vector's layers: {named}",
-                "look at the norms (steerkit inspect): a direction may have been scaled or put in another's place",
+                "fail" if found[high[0]] > scale * BREAKING else "warn",
+                f"{what}{':' if found is doses else ''} {named}{more}, relative to its norm",
+                "use a lower strength, or a vector with shorter directions: this much breaks the model more than it "
+                "steers it",
                 details,
             )
-        return Check("dose", "pass", text, details=details)
-    named = ", ".join(f"{doses[each]:.3g} at layer {each}" for each in sorted(high, key=lambda each: -doses[each])[:5])
-    more = f" and {len(high) - 5} layers more" if len(high) > 5 else ""
-    return Check(
-        "dose",
-        "fail" if largest > BREAKING else "warn",
-        f"the change is larger than the hidden state itself: {named}{more}, relative to its norm",
-        "use a lower strength, or a vector with shorter directions: this much breaks the model more than it steers it",
-        details,
-    )
+    # where the residual stream is steered, its norms are missing; elsewhere nobody has them
+    unknown = [part for part in parts if part.kind == "unknown" and isinstance(part.where, str)]
+    places = " and ".join(sorted({site_label(each.intervention.site, each.intervention.tower) for each in unknown}))
+    strongest = max((part.size for part in unknown), default=0.0)
+    if strongest > ABSURD:
+        return Check(
+            "dose",
+            "warn",
+            f"the strength at {places} is {strongest:.3g}, and how large the states are there is not known",
+            "measure what the vector does to the model's answers, or use a lower strength",
+            details,
+        )
+    if norms is None and needs_norms(vectors):
+        return Check("dose", "skip", f"the norms of the model's hidden states are not known: {reason}", fix)
+    said = [
+        f"{what} is at most {max(found.values()):.2g} times the hidden state's norm, at layer "
+        f"{max(found, key=lambda each: found[each])}"
+        for what, found in (("the change", doses), ("what is measured on the prompt", bounds))
+        if found
+    ]
+    if not said:
+        text = f"how large the states at {places} are is not known; the strength is at most {strongest:.3g}"
+        return Check("dose", "skip", text, details=details)
+    text = "; ".join([*said, f"not judged is what is added at {places}"] if unknown else said)
+    if lone := outliers(vectors, strengths, norms):
+        named = "; ".join(f"{dose:.2g} at layer {each}, the median is {usual:.2g}" for each, dose, usual in lone[:5])
+        return Check(
+            "dose",
+            "warn",
+            f"{text}; a layer stands out among a vector's layers: {named}",
+            "look at the norms (steerkit inspect): a direction may have been scaled or put in another's place",
+            details,
+        )
+    return Check("dose", "pass", text, details=details)
 
 
 def outliers(
-    vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms
-) -> list[tuple[int, float, float]]:
-    """`(layer, dose, median)` of layers whose own dose is out of proportion to the vector's other layers."""
-    found: list[tuple[int, float, float]] = []
-    for vector, strength in zip(vectors, strengths, strict=True):
-        for intervention in vector.interventions:
-            own = {layer: size for layer, _, size in _sizes(vector, intervention, strength, norms)}
-            usual = statistics.median(own.values()) if len(own) >= FEW else 0.0
-            found += [(layer, size, usual) for layer, size in own.items() if usual and size > OUTLYING * usual]
+    vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms | None
+) -> list[tuple[Where, float, float]]:
+    """`(layer, dose, median)` of layers whose own dose is out of proportion to the vector's other layers.
+
+    What a vector does of one kind is taken together, however many interventions it is written in.
+    """
+    pools: dict[tuple[int, str, str], dict[Where, float]] = defaultdict(lambda: defaultdict(float))
+    for part in _parts(vectors, strengths, norms):
+        if part.kind != "unknown" and part.size:
+            tower = "" if isinstance(part.where, int) else site_label(part.intervention.site, part.intervention.tower)
+            kind = "measured" if part.kind == "measured" else part.intervention.operation.kind
+            pools[part.vector, kind, tower][part.where] += part.size
+    found: list[tuple[Where, float, float]] = []
+    for pool in pools.values():
+        usual = statistics.median(pool.values()) if len(pool) >= FEW else math.inf
+        found += [(where, size, usual) for where, size in pool.items() if size > OUTLYING * usual]
     return sorted(found, key=lambda each: -each[1] / each[2])
 
 
-def relative_doses(vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms) -> dict[int, float]:
+def relative_doses(
+    vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms | None
+) -> dict[Where, float]:
     """`{layer: dose}` of everything whose size is known before the model runs; gates count as open."""
-    additions: dict[int, Tensor] = {}
-    doses: dict[int, float] = {}
-    for vector, strength in zip(vectors, strengths, strict=True):
-        for intervention in vector.interventions:
-            for layer, added, size in _sizes(vector, intervention, strength, norms):
-                if added is not None:
-                    additions[layer] = additions.get(layer, torch.zeros_like(added)) + added
-                    size = _ratio(additions[layer], norms[layer])
-                doses[layer] = max(doses.get(layer, 0.0), size)
-    total: Tensor | None = None
-    for layer in sorted(additions):
-        total = additions[layer] if total is None else total + additions[layer]
-        doses[layer] = max(doses[layer], _ratio(total, norms[layer]))
-    return dict(sorted(doses.items()))
+    return _doses(_parts(vectors, strengths, norms), norms)
 
 
-def _sizes(
-    vector: SteeringVector, intervention: Intervention, strength: float, norms: Norms
-) -> Iterator[tuple[int, Tensor | None, float]]:
-    """`(layer, what is added, relative size)` wherever the size is known before the model runs."""
-    if intervention.tower != "language" or intervention.site == "head_out":
-        return  # not in the space of the hidden states whose norms are known
-    for layer in vector.layers_of(intervention):
-        found = _dose(vector, intervention, layer, strength, norms[layer])
-        if isinstance(found, Tensor):
-            yield layer, found, _ratio(found, norms[layer])
-        elif found is not None:
-            yield layer, None, _bounded(found)
+def _doses(parts: Sequence[_Part], norms: Norms | None) -> dict[Where, float]:
+    found: dict[Where, float] = {}
+    for pictured in _PICTURED:
+        for where, dose in _along(parts, norms or {}, pictured):
+            found[where] = max(found.get(where, 0.0), dose)
+    return found
 
 
-def _dose(
-    vector: SteeringVector, intervention: Intervention, layer: int, strength: float, norm: float
-) -> Tensor | float | None:
-    """What is added, or the largest relative size of the change; None where only the prompt decides it."""
+def _along(parts: Sequence[_Part], norms: Norms, pictured: Prompts) -> Iterator[tuple[Where, float]]:
+    """`(layer, dose)` in the order of the forward pass, of prompts with an image or without."""
+    total: dict[Hashable, Tensor] = {}
+    lasting = 0.0  # not relative
+    known = [part for part in parts if part.kind in ("share", "within")]
+    met = [part for part in known if part.intervention.prompts in ("all", pictured)]
+    for where, at_layer in groupby(met, key=lambda part: part.where):
+        norm = norms.get(where, 1.0) if isinstance(where, int) else 1.0
+        own: dict[Hashable, Tensor] = {}
+        apart = passing = within = 0.0
+        for _, at_place in groupby(at_layer, key=lambda part: part.intervention.site):
+            added = interrupted = False
+            for part in at_place:
+                yield where, part.size
+                if part.added is None:
+                    # what is removed or bounded in between can't be undone by adding the opposite later
+                    interrupted = added
+                added = added or part.added is not None
+                if part.kind == "within":
+                    within = max(within, part.size)
+                elif part.added is not None and part.together is not None and not interrupted:
+                    for sums in (own, total):
+                        before = sums.get(part.together)
+                        sums[part.together] = part.added if before is None else before + part.added
+                else:
+                    apart += part.size
+                    lasts = part.added is not None or part.lasting
+                    passing += 0.0 if lasts else part.size
+                    lasting += part.size * norm if lasts else 0.0
+            yield where, max(within, _bounded(_worst(own) / norm + apart))
+            yield where, _bounded((_worst(total) + lasting) / norm + passing)
+
+
+def _worst(sums: Mapping[Hashable, Tensor]) -> float:
+    """The largest length of what is added, whichever of these groups act on a token, and at which of their bounds."""
+    if len(sums) == 1 or len(sums) > _COMBINED:
+        return sum(float(group.norm(dim=-1).max()) for group in sums.values())
+    worst = torch.zeros(1, 1, dtype=torch.float64)
+    for group in sums.values():
+        choices = torch.cat([torch.zeros_like(group[:1]), group])
+        worst = (worst[:, None] + choices).flatten(0, 1)
+    return float(worst.norm(dim=-1).max())
+
+
+def _bounds(parts: Sequence[_Part]) -> dict[Where, float]:
+    """`{layer: bound}` of what is measured on the prompt, each layer for itself."""
+    found: dict[Where, float] = {}
+    for pictured in _PICTURED:
+        measured = [part for part in parts if part.kind == "measured"]
+        met = [part for part in measured if part.intervention.prompts in ("all", pictured)]
+        for where, here in groupby(met, key=lambda part: part.where):
+            found[where] = max(found.get(where, 0.0), _bounded(sum(part.size for part in here)))
+    return found
+
+
+def _parts(vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms | None) -> list[_Part]:
+    """What is done, in the order of the forward pass."""
+    found = [
+        _part(index, vector, intervention, layer, strength, norms)
+        for index, (vector, strength) in enumerate(zip(vectors, strengths, strict=True))
+        for intervention in vector.interventions
+        for layer in vector.layers_of(intervention)
+    ]
+    return [part for _, part in sorted(found, key=lambda each: each[0])]
+
+
+def _part(
+    index: int, vector: SteeringVector, intervention: Intervention, layer: int, strength: float, norms: Norms | None
+) -> tuple[tuple[str, int, int], _Part]:
+    """What an intervention does at a layer, and where that is in the forward pass."""
+    operation, site = intervention.operation, intervention.site
+    inside = _in_stream(intervention)
+    label = "" if inside else site_label(site, intervention.tower)
+    where: Where = layer if inside else f"{layer} ({label})"
+    norm = norms[layer] if inside and norms is not None else None
+    factors = [strength * factor for factor in _range(intervention, layer)]
+    largest = max(factors, key=abs)
+    added: Tensor | None = None
+    kind: Literal["share", "within", "measured", "unknown"] = "share"
+    size = abs(largest)
+    if isinstance(operation, AddProjection) or isinstance(operation.direction, MeasuredContrast):
+        contrast = intervention.contrast
+        kind, size = "measured", size * (1.0 if contrast is None or contrast.negative is None else 2.0)
+    elif isinstance(operation, (Ablate, Scale)):  # the part along the directions is at most the whole
+        change = -1.0 if isinstance(operation, Ablate) else operation.factor - 1.0
+        size *= abs(change)
+        kind = "within" if all(-2.0 <= factor * change <= 0.0 for factor in factors) else "share"
+    elif isinstance(operation, Clamp):
+        if norm is None:
+            kind = "unknown"
+        else:
+            away = _away(operation, norm)
+            size *= max(0.0, away, min(1.0, 1.0 + away))
+            kind = "within" if away <= 0.0 and all(0.0 <= factor <= 1.0 for factor in factors) else "share"
+    elif not operation.relative:
+        direction = vector.direction(operation.direction, layer, site, intervention.tower)
+        if norm is None or direction is None or direction.dim() != 1:
+            kind = "unknown"
+        else:
+            added = torch.stack([factor * direction.detach().double().cpu() for factor in factors])
+            size = float(added.norm(dim=-1).max()) / norm
+    part = _Part(index, where, intervention, kind, _bounded(size), added, _together(index, intervention))
+    return (label, layer, _ORDER[site]), part
+
+
+def _together(index: int, intervention: Intervention) -> Hashable:
+    """The same for interventions that act on the same tokens of a prompt whenever either does, equally strongly."""
+    if any(measure.layer is None for measure in intervention.measures):
+        return None  # measured anew on what the one before has changed
+    if intervention.norm_preserving:
+        return id(intervention)  # what another adds is rescaled in between
+    if not intervention.measures:
+        return intervention.tokens, intervention.phase
+    strength = intervention.strength if isinstance(intervention.strength, LinearStrength) else None
+    return index, intervention.site, intervention.tokens, intervention.phase, intervention.gate, strength
+
+
+def _in_stream(intervention: Intervention) -> bool:
+    """Whether what is added gets into the hidden states whose norms are known."""
+    return intervention.tower == "language" and intervention.site != "head_out"
+
+
+def _is_plain(intervention: Intervention) -> bool:
     operation = intervention.operation
-    factor = abs(strength) * _largest(intervention, layer)
-    if isinstance(operation, Add) and isinstance(operation.direction, StoredDirection):
-        direction = vector.direction(operation.direction, layer, intervention.site)
-        if operation.relative:
-            return factor
-        if direction is not None and direction.dim() == 1:
-            return strength * _signed(intervention, layer) * direction.detach().double()
-    if isinstance(operation, Ablate):  # the part along the directions is at most the whole
-        return factor
-    if isinstance(operation, Scale):
-        return factor * abs(operation.factor - 1.0)
-    if isinstance(operation, Clamp):
-        return factor * _clamped(operation, norm)
-    return None
+    return isinstance(operation, Add) and isinstance(operation.direction, StoredDirection) and not operation.relative
 
 
-def _clamped(operation: Clamp, norm: float) -> float:
-    """What a clamp adds to a state without a part along the direction, or the most that it takes from one that has it.
+def _away(operation: Clamp, norm: float) -> float:
+    """How far from zero a clamp holds a coordinate, relative to the norm; negative where zero is within the bounds.
 
-    A coordinate is at most the norm, so bounds that lie beyond it leave any state as it is.
+    A state without a part along the direction gets that, and one that has it loses at most the whole: a coordinate is
+    at most the norm, so bounds that lie beyond it leave any state as it is.
     """
     lowest = -math.inf if operation.minimum is None else operation.minimum
     highest = math.inf if operation.maximum is None else operation.maximum
-    away = max(lowest, -highest) / norm  # from zero; negative where zero is within the bounds
-    return max(0.0, away, min(1.0, 1.0 + away))
-
-
-def _ratio(added: Tensor, norm: float) -> float:
-    return _bounded(float(added.norm()) / norm)
+    return max(lowest, -highest) / norm
 
 
 def _bounded(dose: float) -> float:
@@ -194,12 +373,9 @@ def _bounded(dose: float) -> float:
     return dose if math.isfinite(dose) else sys.float_info.max
 
 
-def _signed(intervention: Intervention, layer: int) -> float:
+def _range(intervention: Intervention, layer: int) -> tuple[float, ...]:
+    """The bounds of the strength at a layer."""
     strength = intervention.strength
     if isinstance(strength, LinearStrength):
-        return max(strength.minimum, strength.maximum, key=abs)
-    return intervention.strength_at(layer)
-
-
-def _largest(intervention: Intervention, layer: int) -> float:
-    return abs(_signed(intervention, layer))
+        return strength.minimum, strength.maximum
+    return (intervention.strength_at(layer),)

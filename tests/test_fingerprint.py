@@ -21,7 +21,19 @@ from steerkit.checks import TrustWarning
 from steerkit.dose import check_dose, norms_of, relative_doses
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
 from steerkit.fingerprint import RELATED, SAME, check_fingerprint, compare, probes, responses, responses_or_reason
-from steerkit.intervention import Ablate, Add, Clamp, Intervention, LinearStrength, Measure, MeasuredContrast, Scale
+from steerkit.intervention import (
+    Ablate,
+    Add,
+    AddProjection,
+    Clamp,
+    Gate,
+    Intervention,
+    LinearStrength,
+    Measure,
+    MeasuredContrast,
+    Scale,
+    site_label,
+)
 from steerkit.metadata import Fingerprint, MethodRecord, PackMetadata
 from steerkit.vector import Key
 
@@ -397,6 +409,168 @@ def test_doses_of_other_operations(llava: sk.VLM) -> None:
     assert doses(llava, Intervention(operation=Add(direction=MeasuredContrast()))) == {}
 
 
+FIXED = Measure(kind="projection", layer=1)
+"""Read once on the prompt."""
+
+ANEW = Measure(kind="projection")
+"""Read at each steered token and layer."""
+
+
+def opposed(llava: sk.VLM, first: dict[str, Any], second: dict[str, Any], count: int = 8) -> float:
+    """The dose of so many pairs of opposite additions at layer 1, of 0.5 each, that differ in what is given."""
+    vector = vector_of(llava, None, 10.0 / 48**0.5)
+    pair = [{"layers": (1,), "strength": sign, **changed} for sign, changed in ((1.0, first), (-1.0, second))]
+    return relative_doses([vector.with_metadata(interventions=pair * count)], [1.0], NORMS)[1]
+
+
+def line(slope: float, measure: Measure = FIXED) -> dict[str, Any]:
+    return {"strength": LinearStrength(measure=measure, slope=slope, minimum=-1.0, maximum=1.0)}
+
+
+def gated(measure: Measure, above: bool = True) -> dict[str, Any]:
+    return {"gate": Gate(measure=measure, threshold=0.0, above=above)}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"prompts": "with_image"}, {"prompts": "without_image"}),
+        ({"prompts": "with_image"}, {}),
+        ({"phase": "prompt"}, {"phase": "generation"}),
+        ({"tokens": "image"}, {"tokens": "text"}),
+        ({"tokens": "last"}, {"tokens": "all"}),
+        (gated(FIXED), gated(FIXED, above=False)),
+        (gated(FIXED), {}),
+        (gated(ANEW), gated(ANEW)),  # the first may close the gate of the second
+        (line(1.0), line(-1.0)),
+        (line(1.0, ANEW), line(1.0, ANEW)),
+        ({"norm_preserving": True}, {"norm_preserving": True}),
+    ],
+)
+def test_additions_that_need_not_meet_do_not_cancel(
+    llava: sk.VLM, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """Eight pairs that look like nothing in sum, and move some tokens by four times the hidden state."""
+    assert opposed(llava, first, second) >= 4.0 - 1e-6
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [{}, {"prompts": "with_image", "tokens": "image", "phase": "prompt"}, gated(FIXED), gated(FIXED, above=False)],
+)
+def test_additions_that_always_meet_cancel(llava: sk.VLM, shared: dict[str, Any]) -> None:
+    assert opposed(llava, shared, shared) == pytest.approx(0.5)
+
+
+def test_the_worst_combination_counts_and_no_worse(llava: sk.VLM) -> None:
+    """Of prompts with an image and without, each meets its own; what two strengths undo of each other is none's sum."""
+    assert opposed(llava, {"prompts": "with_image"}, {"prompts": "without_image"}, 1) == pytest.approx(0.5)
+    assert opposed(llava, {}, {"prompts": "with_image", "strength": -0.5}, 2) == pytest.approx(1.0)
+    rules = [
+        {"strength": LinearStrength(measure=FIXED, slope=1.0, minimum=min(0.0, far), maximum=max(0.0, far))}
+        for far in (1.0, -1.0)
+    ]
+    assert opposed(llava, *rules, 1) == pytest.approx(0.5)
+    many = vector_of(llava, None, 10.0 / 48**0.5).with_metadata(
+        interventions=[
+            {"layers": (1,), **gated(FIXED.model_copy(update={"layer": layer}), above)}
+            for layer in (0, 1)
+            for above in (True, False)
+        ]
+        * 2
+        + [{"layers": (1,), "tokens": tokens} for tokens in ("image", "text", "system")]
+    )
+    assert relative_doses([many], [1.0], NORMS)[1] == pytest.approx(5.5)
+
+
+def test_what_is_removed_in_between_is_not_given_back(llava: sk.VLM) -> None:
+    """`+d`, the part along d removed, `-d`: what is left is `-d`, though the sum is nothing."""
+    vector = vector_of(llava, None, 10.0 / 48**0.5)
+    change, back = {"layers": (1,)}, {"layers": (1,), "strength": -1.0}
+    removed = {"layers": (1,), "operation": {"kind": "ablate"}, "strength": 0.1}
+    for interventions, dose in (
+        ([change, removed, back], 1.0),
+        ([change, removed, back, change, removed, back], 2.0),
+        ([removed, change, back], 0.5),
+        ([change, back, removed], 0.5),
+    ):
+        steering = vector.with_metadata(interventions=interventions)
+        assert relative_doses([steering], [1.0], NORMS)[1] == pytest.approx(dose)
+
+
+def test_shares_of_the_state_add_up(llava: sk.VLM) -> None:
+    """Each is below the limit; together they are not. What only takes away is never more than the whole."""
+    vector = vector_of(llava, None, 1.0)
+    for operation, layers, count, dose in (
+        (Add(relative=True), (1,), 3, 2.7),
+        (Scale(factor=2.0), (1,), 3, 2.7),
+        (Add(relative=True), (1, 2), 1, 1.8),
+        (Scale(factor=2.0), (1, 2, 3), 1, 0.9 + 0.45 + 0.45),
+        (Ablate(), (1, 2, 3), 3, 0.9),
+        (Scale(factor=0.0), (1, 2, 3), 3, 0.9),
+    ):
+        repeated = [Intervention(operation=operation, layers=layers, strength=0.9)] * count
+        found = relative_doses([vector.with_metadata(interventions=repeated)], [1.0], NORMS)
+        assert found[max(layers)] == pytest.approx(dose), (operation, layers)
+
+
+def test_what_is_measured_on_the_prompt_is_judged_by_its_bound(llava: sk.VLM) -> None:
+    contrast = MeasuredContrast(positive="text", negative="blank")
+    state = MeasuredContrast(positive="text", negative=None, form="literal")
+    bounded = LinearStrength(measure=FIXED, slope=1.0, minimum=-30.0, maximum=1.0)
+    plain = vector_of(llava, None)
+    cases: list[tuple[Any, Any, float, float, str]] = [
+        (Add(direction=contrast), 1.0, 1.0, 2.0, "pass"),
+        (Add(direction=contrast), 3.0, 1.0, 6.0, "warn"),
+        (Add(direction=contrast), 1.0, -1e6, 2e6, "fail"),
+        (Add(direction=contrast), bounded, 1.0, 60.0, "fail"),
+        (Add(direction=state), 1.0, 4.0, 4.0, "pass"),
+        (AddProjection(contrast=contrast), 1.0, 1.5, 3.0, "pass"),
+        (AddProjection(contrast=contrast), 1e6, 1.0, 2e6, "fail"),
+    ]
+    for operation, strength, given, bound, status in cases:
+        intervention = Intervention(operation=operation, layers=(2,), strength=strength)
+        tensors = plain.tensors if isinstance(operation, AddProjection) else {}
+        if strength is bounded:
+            tensors = {Key(1): plain.tensors[Key(1)]}
+        metadata = plain.metadata.model_copy(update={"interventions": (intervention,)})
+        for norms in (NORMS, None):  # they don't matter
+            check = check_dose([sk.SteeringVector(tensors, metadata)], [given], norms)
+            assert (check.status, check.details["bound_by_layer"]) == (status, {"2": bound}), (operation, strength)
+    copies = plain.metadata.model_copy(
+        update={"interventions": (Intervention(operation=Add(direction=contrast), layers=(2,)),) * 3}
+    )
+    assert check_dose([sk.SteeringVector({}, copies)], [1.0], NORMS).details["bound_by_layer"] == {"2": 6.0}
+
+
+def test_where_the_norms_are_not_known_shares_and_absurd_strengths_are_judged(llava: sk.VLM) -> None:
+    record = llava.record
+    cases: list[tuple[Any, str, Any, float, str]] = [
+        ("head_out", "language", Add(), 15.0, "skip"),
+        ("head_out", "language", Add(), 1000.0, "warn"),
+        ("head_out", "language", Ablate(), 1.0, "pass"),
+        ("head_out", "language", Scale(factor=0.0), 30.0, "fail"),
+        ("mlp_out", "vision", Add(relative=True), 0.5, "pass"),
+        ("mlp_out", "vision", Add(relative=True), 1000.0, "fail"),
+        ("mlp_out", "vision", Add(), -1000.0, "warn"),
+    ]
+    for site, tower, operation, strength, status in cases:
+        key = Key(1, site, tower=tower)
+        vector = sk.SteeringVector(
+            {key: torch.ones(record.width(site, tower))},
+            vector_of(llava, None).metadata.model_copy(
+                update={
+                    "interventions": (
+                        Intervention(operation=operation, site=site, tower=tower, tokens="all", phase="prompt"),
+                    )
+                }
+            ),
+        )
+        check = check_dose([vector], [strength], NORMS)
+        assert check.status == status, (site, operation, strength, check)
+        assert site_label(site, tower) in check.message
+
+
 @pytest.mark.parametrize(
     ("minimum", "maximum", "dose"),
     [
@@ -439,6 +613,11 @@ def test_a_layer_out_of_proportion_to_the_others_is_named(llava: sk.VLM) -> None
         assert check.status == status
         assert ("stands out" in check.message) is (status == "warn")
     assert "0.075 at layer 2, the median is 0.0037" in check.message
+    # nor does it help to write each layer as an intervention of its own, or to add steps that do nothing
+    apart = odd.with_metadata(
+        interventions=[{"layers": (layer,)} for layer in range(4)] + [{"layers": (0, 1), "strength": 0.0}] * 9
+    )
+    assert "0.075 at layer 2, the median is 0.0037" in check_dose([apart], [1.0], NORMS).message
     # where three layers are steered, none can be called the odd one out
     assert check_dose([odd.select([1, 2, 3])], [1.0], NORMS).status == "pass"
 
