@@ -96,10 +96,13 @@ class _Part:
 
     @property
     def lasting(self) -> bool:
-        """Whether it is a share of the residual stream itself, so that what later layers do comes on top."""
+        """Whether it is added to the residual stream, so that what later layers do comes on top.
+
+        What is scaled or clamped is a coordinate, which is seldom the whole state: summed up, that says little.
+        """
         plain = self.intervention.site == "resid_post" and not self.intervention.norm_preserving
-        kept = not isinstance(self.intervention.operation, Clamp)  # clamped again, a coordinate stays where it is
-        return self.kind == "share" and self.added is None and isinstance(self.where, int) and plain and kept
+        relative = isinstance(self.intervention.operation, Add) and isinstance(self.where, int) and plain
+        return self.added is not None or (self.kind == "share" and relative)
 
 
 def norms_of(fingerprint: Fingerprint) -> dict[int, float]:
@@ -256,9 +259,8 @@ def _along(parts: Sequence[_Part], norms: Norms, pictured: Prompts) -> Iterator[
                         sums[part.together] = part.added if before is None else before + part.added
                 else:
                     apart += part.size
-                    lasts = part.added is not None or part.lasting
-                    passing += 0.0 if lasts else part.size
-                    lasting += part.size * norm if lasts else 0.0
+                    passing += 0.0 if part.lasting else part.size
+                    lasting += part.size * norm if part.lasting else 0.0
             yield where, max(within, _bounded(_worst(own) / norm + apart))
             yield where, _bounded((_worst(total) + lasting) / norm + passing)
 

@@ -505,7 +505,8 @@ def test_shares_of_the_state_add_up(llava: sk.VLM) -> None:
         (Add(relative=True), (1,), 3, 2.7),
         (Scale(factor=2.0), (1,), 3, 2.7),
         (Add(relative=True), (1, 2), 1, 1.8),
-        (Scale(factor=2.0), (1, 2, 3), 1, 0.9 + 0.45 + 0.45),
+        (Add(relative=True), (1, 2, 3), 1, 0.9 + 0.45 + 0.45),
+        (Scale(factor=2.0), (1, 2, 3), 1, 0.9),
         (Ablate(), (1, 2, 3), 3, 0.9),
         (Scale(factor=0.0), (1, 2, 3), 3, 0.9),
     ):
