@@ -198,6 +198,13 @@ def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Pat
     assert "fail  dose" in out
     assert "fix: use a lower strength" in out
     assert run(path, "--policy", "lax")[0] == 1
+    # before a model is loaded: there is none of this name
+    for given, read in (("nan", "nan"), ("1e400", "inf"), ("-inf", "-inf")):
+        result = CliRunner().invoke(app, ["verify", path, f"--strength={given}", "--model", "no/model", "--json"])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"--strength is {read}\n  expected: a finite number" in result.stderr
+        with pytest.raises(OptionError, match=f"the strength is {read}"):
+            sk.verify(path, strength=float(given))
     assert run(path + "#sha256=" + "0" * 64)[0] == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from steerkit.cli import options as opt
 from steerkit.cli.console import one_line, print_json
 from steerkit.cli.progress import progress
+from steerkit.errors import OptionError
 
 
 def verify(
@@ -48,6 +50,8 @@ def verify(
     from steerkit.cli.loading import import_libraries, load_model, load_options
 
     allowed = opt.policy(policy)
+    if strength is not None and not math.isfinite(strength):
+        raise OptionError(f"--strength is {strength}", expected="a finite number")
     loading = load_options(dtype, device_map, model_revision)
     import_libraries()
     from steerkit_vectors_hub.signing.trust import read_trust

@@ -10,6 +10,7 @@ from typing import Any
 from steerkit.checks import Check, Policy
 from steerkit.dose import check_dose, stored_norms
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
+from steerkit.intervention import is_finite
 from steerkit.plain import one_line
 from steerkit.steering import check_applied, size_problems
 from steerkit.vector import SteeringVector
@@ -94,7 +95,7 @@ def verify(
         The report. A file that is damaged, forged or no pack, or not the pinned one, is a failed check in it.
 
     Raises:
-        OptionError: There is no such policy.
+        OptionError: There is no such policy, or the strength is no finite number.
         TrustFileError: The trust file or a revocation list in it is malformed.
         SteerKitError: The pack can't be found or transferred, or the canaries can't be prompts of this model.
 
@@ -104,6 +105,8 @@ def verify(
     """
     if policy not in ("strict", "warn", "off"):
         raise OptionError(f"policy is {policy!r}", expected="strict, warn or off")
+    if strength is not None and not is_finite(strength):
+        raise OptionError(f"the strength is {strength!r}", expected="a finite number")
     try:
         found = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
         data = found.read()
