@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from steerkit.adapter import Inputs
 from steerkit.checks import Check
 from steerkit.engines import hooks
-from steerkit.errors import NonFiniteError, OptionError, SteerKitError
+from steerkit.errors import NonFiniteError, OptionError, ProcessorError, SteerKitError
 from steerkit.metadata import Fingerprint, ProbeRecord
 from steerkit.samples import Sample
 
@@ -46,6 +46,9 @@ LAYERS = 4
 
 _SWITCHES = ("_active_adapter", "_disable_adapters", "scaling", "merged_adapters")
 """What PEFT keeps in a layer of which adapters run, and how strongly."""
+
+_OF_MODEL = 3
+"""So many entries of a model's state are of the model itself; the others are of its processor."""
 
 _PIXELS = 128
 _SIZE = (336, 448)
@@ -144,7 +147,15 @@ def fingerprint(vlm: VLM, layers: Sequence[int] | None = None) -> Fingerprint:
 
 
 def responses_or_reason(vlm: VLM) -> Responses | SteerKitError:
-    """The responses, or the error that says why there are none."""
+    """The responses, or the error that says why there are none.
+
+    A model without its processor can't be measured; but perhaps it was with one, and has not changed since.
+    """
+    if vlm.processor is None:
+        with _lock:
+            known = _known.get(vlm.model)
+            if known is not None and known[0][:_OF_MODEL] == state_of(vlm)[:_OF_MODEL]:
+                return known[1]
     try:
         return responses(vlm)
     except SteerKitError as error:
@@ -159,11 +170,14 @@ def check_fingerprint(theirs: Fingerprint | None, ours: Responses | SteerKitErro
         ours: What the model makes of the probes, or why it makes nothing of them.
 
     Returns:
-        `pass`: the same model; `warn`: a relative; `fail`: another model, chat template or image processor; `skip`: it
-        can't be compared, and why.
+        `pass`: the same model; `warn`: a relative, or a model that was given without its processor; `fail`: another
+        model, chat template or image processor; `skip`: it can't be compared, and why.
     """
     if theirs is None:
         return Check("fingerprint", "skip", "the vector carries none, so only class and sizes are known to fit")
+    if isinstance(ours, ProcessorError):  # the user can mend it, and would not know
+        text = "whether this is the model that the vector was made on can't be told without its processor"
+        return Check("fingerprint", "warn", text, "steer sk.wrap(model, processor), or what sk.load returns")
     if isinstance(ours, SteerKitError):
         return Check("fingerprint", "skip", f"that of the model can't be taken: {ours.problem}", ours.fix or "")
     if problem := _input_problem(theirs, ours):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -174,7 +175,8 @@ class steer:
         state = state_of(self._vlm) if self._vlm.processor is not None and self._measured else None
         if self._checked is None or self._checked[0] != state:
             checks = check_applied(self._vectors, self._strengths, self._vlm)
-            enforce(checks, self._policy, ModelMismatchError, stacklevel=3)
+            said = checks if self._policy == "off" else _unsaid(checks, self._vectors, self._vlm)
+            enforce(said, self._policy, ModelMismatchError, stacklevel=3)
             self._checked = (state, checks)
         return self._checked[1]
 
@@ -239,6 +241,22 @@ def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float],
     else:
         dose = check_dose(vectors, strengths, state_norms(ours) if ours else None)
     return (*checks, dose)
+
+
+_said: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
+"""Of which fingerprints it was said that they can't be compared with a model that was given without its processor."""
+
+
+def _unsaid(checks: Sequence[Check], vectors: Sequence[SteeringVector], vlm: VLM) -> list[Check]:
+    """The checks without that warning where it was given before: steering a raw model is a fair thing to do."""
+    blind = [check for check in checks if (check.name, check.status) == ("fingerprint", "warn") and not check.details]
+    if not blind:
+        return list(checks)
+    said = _said.setdefault(vlm.model, set())
+    carried = {hash(vector.metadata.fingerprint) for vector in vectors}
+    repeated = carried <= said
+    said |= carried
+    return [check for check in checks if not (repeated and check in blind)]
 
 
 def _measured(vectors: Sequence[SteeringVector]) -> bool:

@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from pydantic import ValidationError
 
 import steerkit as sk
-from steerkit.checks import TrustWarning
+from steerkit.checks import Check, Policy, TrustWarning
 from steerkit.dose import check_dose, norms_of, relative_doses
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
 from steerkit.fingerprint import RELATED, SAME, check_fingerprint, compare, probes, responses, responses_or_reason
@@ -287,25 +288,65 @@ def test_a_model_that_changes_after_the_first_block_is_noticed_by_the_second(own
         pass
 
 
-def test_without_fingerprint_or_processor_it_is_skipped_in_silence(own: sk.VLM) -> None:
+def test_without_a_fingerprint_it_is_skipped_in_silence(own: sk.VLM) -> None:
     inputs = own.inputs([sk.Sample("What is this?")])
-    record = own.fingerprint()
-    passes = counted(own)
-    cases = (
-        (own, None, "carries none", "pass"),
-        (own.model, record, "processor", "pass"),  # by the norms in the pack
-        (own.model, None, "carries none", "skip"),
-    )
-    for model, fingerprint, reason, dose in cases:
-        passes.clear()
-        with sk.steer(model, vector_of(own, fingerprint)) as receipt, torch.no_grad():
+    for model, dose in ((own, "pass"), (own.model, "skip")):
+        with sk.steer(model, vector_of(own, None)) as receipt, torch.no_grad():
             own.model(**inputs)
         found = {check.name: check for check in receipt.checks}
         assert (found["fingerprint"].status, found["dose"].status) == ("skip", dose)
-        assert reason in found["fingerprint"].message
-        assert len(passes) == 1
+        assert "carries none" in found["fingerprint"].message
+        _forgotten(own)
     assert "needs the model's processor" in found["dose"].message
     assert isinstance(responses_or_reason(sk.wrap(own.model)), ProcessorError)
+
+
+def test_of_a_raw_model_it_is_said_once_that_it_may_be_another(own: sk.VLM) -> None:
+    inputs = own.inputs([sk.Sample("What is this?")])
+    vector = vector_of(own, own.fingerprint())
+    torch.manual_seed(1)
+    tiny.scatter(own.model)
+    other = vector_of(own, own.fingerprint())
+    _forgotten(own)
+    passes = counted(own)
+
+    def steered(policy: Policy, *vectors: sk.SteeringVector) -> tuple[Check, list[str]]:
+        passes.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with sk.steer(own.model, vectors, policy=policy) as receipt, torch.no_grad():
+                own.model(**inputs)
+        assert len(passes) == 1
+        assert receipt.checks[-1].status == "pass", "the dose is judged by the norms in the pack"
+        return receipt.checks[1], [str(each.message) for each in caught if each.category is TrustWarning]
+
+    assert steered("off", vector)[1] == []
+    check, said = steered("strict", vector)
+    assert check.status == "warn"
+    assert len(said) == 1
+    assert "can't be told without its processor" in said[0]
+    assert "sk.wrap(model, processor)" in said[0]
+    check, said = steered("strict", 0.5 * vector)
+    assert (check.status, said) == ("warn", [])
+    assert len(steered("warn", vector, other)[1]) == 2
+
+
+def test_a_raw_model_that_was_measured_with_its_processor_is_known(own: sk.VLM) -> None:
+    """As where a vector was fitted on it a moment ago."""
+    inputs = own.inputs([sk.Sample("What is this?")])
+    vector = vector_of(own, own.fingerprint())
+    passes = counted(own)
+    with sk.steer(own.model, vector) as receipt, torch.no_grad():
+        own.model(**inputs)
+    assert [check.status for check in receipt.checks] == ["pass"] * 3
+    assert len(passes) == 1
+    torch.manual_seed(1)
+    tiny.scatter(own.model)
+    with pytest.warns(TrustWarning, match="without its processor"), sk.steer(own.model, vector), torch.no_grad():
+        own.model(**inputs)
+    own.fingerprint()
+    with pytest.raises(ModelMismatchError, match="another model of this shape"), sk.steer(own.model, vector):
+        pass
 
 
 def test_a_dose_is_judged_without_a_fingerprint_and_measured_once(own: sk.VLM) -> None:
@@ -330,6 +371,7 @@ def test_a_dose_is_judged_without_a_fingerprint_and_measured_once(own: sk.VLM) -
 
 def test_the_dose_for_a_raw_model_is_judged_by_the_pack_and_by_shares(own: sk.VLM) -> None:
     known, unknown = vector_of(own, own.fingerprint()), vector_of(own, None)
+    _forgotten(own)
     with pytest.raises(ModelMismatchError, match="dose"), sk.steer(own.model, [known, unknown], strength=1e5):
         pass
     share = unknown.with_metadata(interventions=[Intervention(operation=Ablate())])

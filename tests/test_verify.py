@@ -160,6 +160,8 @@ def test_load_vector_refuses_a_dose_that_breaks_the_model_as_the_policy_says(tmp
     assert lines(sk.verify(bare))["dose"] == "skip"
     report = sk.verify(bare, model=qwen, screening=False)
     assert (lines(report)["dose"], report.ok) == ("fail", False), "the model is there to be measured"
+    report = sk.verify(bare, model=qwen, screening=False, strength=1e-6)
+    assert (lines(report)["fingerprint"], report.ok) == ("warn", True), "whether it is the right model is not known"
 
 
 def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Path, qwen: sk.VLM, folder: Path) -> None:

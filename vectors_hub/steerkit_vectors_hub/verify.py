@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,11 @@ def _unsound(error: SteerKitError) -> Check:
 
 def _model_checks(vector: SteeringVector, model: VLM, strength: float | None) -> Sequence[Check]:
     """What `steer` checks; of a model of another shape, nothing but that can be said."""
-    return check_applied([vector], [_strength(vector, strength)], model)
+    checks = check_applied([vector], [_strength(vector, strength)], model)
+    if vector.metadata.fingerprint is not None:
+        return checks
+    # steering by it is nobody's fault; but whoever asks should hear that the answer is not known
+    return [replace(check, status="warn") if check.name == "fingerprint" else check for check in checks]
 
 
 def _strength(vector: SteeringVector, given: float | None) -> float:
