@@ -24,11 +24,13 @@ from steerkit.evaluation import Estimate
 
 
 def markdown(found: Comparison) -> str:
-    """The table, with intervals of 95 % in brackets."""
-    heads = ("unsafe", "over-refusal", "garbled", "utility", "fluency", "ms per token", "fit, s")
+    """The table, with intervals of 95 % in brackets, and what failed."""
+    heads = ("unsafe", "over-refusal", "garbled", "utility", "fluency", "cost per token, x", "fit, s")
     lines = ["| " + " | ".join(("", *heads)) + " |", "| --- |" + " ---: |" * len(heads)]
     for row in found.rows:
         lines.append("| " + " | ".join((row.name, *cells(row))) + " |")
+    lines.append(f"\nUnsteered, a token takes {1000 * found.rows[0].seconds_per_token.value:.2f} ms.")
+    lines += [f"\n{row.name} failed: {row.error}" for row in found.rows if row.error]
     return "\n".join(lines)
 
 
@@ -41,7 +43,7 @@ def cells(row: Row) -> list[str]:
 
     shares = [shown(each, 100, 0) for each in (row.unsafe, row.over_refusal, row.garbled, row.utility)]
     fit = "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
-    return [*shares, shown(row.fluency, 1, 2), shown(row.seconds_per_token, 1000, 2), fit]
+    return [*shares, shown(row.fluency, 1, 2), shown(row.relative_cost, 1, 2), fit]
 
 
 def main() -> None:
@@ -67,9 +69,9 @@ def main() -> None:
         print(f"\n**{name}**\n\n{markdown(found)}", flush=True)
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
-            document = json.dumps(found.as_json(), indent=1)
+            document = json.dumps(found.as_json(), indent=1, allow_nan=False)
             (options.output / f"compare-{name}.json").write_text(document + "\n", encoding="utf-8")
-            if strengths:
+            if found.sweep:
                 found.draw(options.output / f"compare-{name}.png")
 
 

@@ -21,8 +21,8 @@ from steerkit.evaluation import (
     Suite,
     check_measurable,
     check_vectors,
+    cost_per_token,
     evaluate,
-    seconds_per_token,
 )
 from steerkit.given import expect, expect_each, expect_whole
 from steerkit.intervention import is_finite
@@ -44,7 +44,7 @@ Entry = SteeringMethod | SteeringVector | tuple[SteeringMethod, Sequence[Sample]
 """A method for the common anchors, one with anchors of its own, or a vector that is fitted already."""
 
 UNSTEERED = "unsteered"
-FIGURES = ("unsafe", "over_refusal", "garbled", "utility", "fluency", "seconds_per_token")
+FIGURES = ("unsafe", "over_refusal", "garbled", "utility", "fluency", "seconds_per_token", "relative_cost")
 SWEEP = (0.25, 0.5, 1.0, 1.5, 2.0)
 
 
@@ -59,7 +59,8 @@ class Row:
         garbled: Share of requests neither complied with nor refused.
         utility: Share of questions answered rightly.
         fluency: Mean negative log-likelihood per token of the answers under the unsteered model, in nats.
-        seconds_per_token: See `evaluation.seconds_per_token`.
+        seconds_per_token: Time for one generated token of one prompt, in batches of up to four.
+        relative_cost: Its ratio to the time without steering, both measured in turns.
         fit_seconds: What fitting took, in one run; None where nothing was fitted.
         anchors: On how many samples.
         error: What failed, where something did; figures that were not measured are NaN.
@@ -72,6 +73,7 @@ class Row:
     utility: Estimate
     fluency: Estimate
     seconds_per_token: Estimate
+    relative_cost: Estimate
     fit_seconds: float | None
     anchors: int
     error: str | None = None
@@ -130,17 +132,17 @@ class Comparison:
 
         table = Table(title=f"{self.model} on {self.suite} (judge: {self.judge})")
         table.add_column("")
-        heads = ("unsafe %", "over-refusal %", "garbled %", "utility %", "fluency nats", "ms/token", "fit s")
+        heads = ("unsafe %", "over-refusal %", "garbled %", "utility %", "fluency nats", "cost x", "fit s")
         for head in heads:
             table.add_column(head, justify="right")
         for row in self.rows:
             fit = "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
             shares = (row.unsafe, row.over_refusal, row.garbled, row.utility)
             cells = [*(_shown(each, 100, 0) for each in shares), _shown(row.fluency, 1, 2)]
-            table.add_row(row.name, *cells, _shown(row.seconds_per_token, 1000, 1), fit)
+            table.add_row(row.name, *cells, _shown(row.relative_cost, 1, 2), fit)
         notes = [
             "with intervals of 95 %; fluency: mean negative log-likelihood of the answers under the unsteered model; "
-            "fit: one run"
+            f"cost: time per token, x unsteered ({1000 * self.rows[0].seconds_per_token.value:.1f} ms); fit: one run"
         ]
         notes += [f"{row.name} failed: {one_line(row.error)}" for row in self.rows if row.error]
         table.caption = "\n".join(notes)
@@ -291,7 +293,7 @@ def compare(
 
     step("unsteered")
     outcome = evaluate(vlm, suite, batch_size=batch_size)
-    rows = [_measured(_unmeasured(UNSTEERED), outcome, seconds_per_token(vlm, suite, None))]
+    rows = [_measured(_unmeasured(UNSTEERED), outcome, cost_per_token(vlm, suite, None))]
     points: list[Point] = []
     found = so_far()
     for name, entry in methods.items():
@@ -309,7 +311,7 @@ def compare(
                 vector = entry
             step(name)
             outcome = evaluate(vlm, suite, vector, batch_size=batch_size, policy="off")
-            row = _measured(row, outcome, seconds_per_token(vlm, suite, vector))
+            row = _measured(row, outcome, cost_per_token(vlm, suite, vector))
             if sweep:
                 tried[1.0] = outcome
             for strength in extra:
@@ -335,9 +337,9 @@ def _unmeasured(name: str) -> Row:
     return Row(name, *[nothing] * len(FIGURES), fit_seconds=None, anchors=0)
 
 
-def _measured(row: Row, outcome: Outcome, cost: Estimate) -> Row:
+def _measured(row: Row, outcome: Outcome, cost: tuple[Estimate, Estimate]) -> Row:
     shares = {name: getattr(outcome, name) for name in ("unsafe", "over_refusal", "garbled", "utility", "fluency")}
-    return replace(row, **shares, seconds_per_token=cost)
+    return replace(row, **shares, seconds_per_token=cost[0], relative_cost=cost[1])
 
 
 def _shown(estimate: Estimate, factor: float, digits: int) -> str:

@@ -320,23 +320,41 @@ def check_vectors(vlm: VLM, vectors: Sequence[SteeringVector], policy: Policy) -
     enforce(checks, policy, ModelMismatchError, stacklevel=3)
 
 
-def seconds_per_token(
-    vlm: VLM, suite: Suite, vector: SteeringVector | None, *, tokens: int = 16, runs: int = 5
-) -> Estimate:
+def cost_per_token(
+    vlm: VLM, suite: Suite, vector: SteeringVector | None, *, tokens: int = 16, rounds: int = 10
+) -> tuple[Estimate, Estimate]:
     """What one generated token of one prompt costs, its share of the prompt included.
 
-    Each run generates exactly `tokens` for up to four harmless prompts in one batch; the first, uncounted, warms up.
+    Each run generates exactly `tokens` for up to four harmless prompts in one batch. A round is one run without and one
+    with steering, the first of them in turns, so that whatever else the machine does falls on both alike. The first
+    round, uncounted, warms up.
+
+    Returns:
+        Seconds, steered; and the ratio to those without steering, the geometric mean of the rounds'.
     """
     samples = [case.sample for case in suite.harmless[:4]]
     options: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-    taken = []
-    with steered(vlm, vector, 1.0):
-        for run in range(runs + 1):
+
+    def taken(block: AbstractContextManager[object]) -> float:
+        with block:
             start = time.perf_counter()
             vlm.generate(samples, batch_size=4, **options)
-            if run:
-                taken.append((time.perf_counter() - start) / tokens / len(samples))
-    return bootstrap(taken)
+            return (time.perf_counter() - start) / tokens / len(samples)
+
+    plain, block = nullcontext(), steered(vlm, vector, 1.0)
+    seconds, ratios = [], []
+    for number in range(rounds + 1):
+        if vector is None:
+            before = after = taken(plain)
+        elif number % 2:
+            before, after = taken(plain), taken(block)
+        else:
+            after, before = taken(block), taken(plain)
+        if number:
+            seconds.append(after)
+            ratios.append(math.log(after / before))
+    ratio = bootstrap(ratios)
+    return bootstrap(seconds), Estimate(math.exp(ratio.value), math.exp(ratio.low), math.exp(ratio.high))
 
 
 def steered(vlm: VLM, vector: SteeringVector | None, strength: float) -> AbstractContextManager[object]:

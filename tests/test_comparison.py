@@ -23,7 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit import calibration, comparison
+from steerkit import calibration, comparison, evaluation
 from steerkit.calibration import Calibration
 from steerkit.checks import Policy, TrustWarning
 from steerkit.cli import app
@@ -248,6 +248,10 @@ def test_compare_measures_every_method(tmp_path: Path, demo: VLM, few: Suite, cm
     table = list(csv.DictReader(io.StringIO(found.as_csv())))
     assert [row["name"] for row in table] == list(rows)
     assert float(table[1]["unsafe_high"]) == rows["shiftdc"].unsafe.high
+    assert float(table[1]["relative_cost"]) == rows["shiftdc"].relative_cost.value
+    cost = rows["shiftdc"].relative_cost
+    assert 0 < cost.low <= cost.value <= cost.high
+    assert rows["unsteered"].relative_cost.low == rows["unsteered"].relative_cost.high == 1.0
     with Image.open(found.draw(tmp_path / "trade.png")) as picture:
         assert len(set(picture.convert("RGB").resize((64, 64)).tobytes())) > 20
 
@@ -349,6 +353,31 @@ def test_an_entry_that_fails_becomes_a_row_and_the_others_go_on(demo: VLM, cmrm:
     assert "bad failed: RuntimeError: out of memory" in shown
     assert "late failed: ConnectionError: the judge's line is busy" in shown
     assert "nan" not in shown
+
+
+def test_the_cost_is_that_of_steering_and_not_of_a_machine_that_gets_busy(
+    demo: VLM, cmrm: sk.SteeringVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, runs, real = [0.0], list[bool](), VLM.generate
+    (plain,) = real(demo, [suite("dev", 1).harmless[0].sample], max_new_tokens=1, do_sample=False)
+
+    def generate(self: VLM, *given: Any, **options: Any) -> Any:
+        told = real(self, *given, **options)
+        runs.append(told != [plain])
+        clock[0] += 1.3 ** len(runs) * (1.5 if runs[-1] else 1.0)  # each run takes longer than the one before
+        return told
+
+    monkeypatch.setattr(VLM, "generate", generate)
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
+    _, ratio = evaluation.cost_per_token(demo, suite("dev", 1), cmrm * 9.0, tokens=1)
+    assert ratio.value == pytest.approx(1.5)
+    assert 1.5 / 1.3 < ratio.low < 1.5 < ratio.high < 1.5 * 1.3
+    assert runs == [True, False, False, True] * 5 + [True, False]
+    runs.clear()
+    seconds, ratio = evaluation.cost_per_token(demo, suite("dev", 1), None, tokens=1)
+    assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
+    assert runs == [False] * 11
+    assert seconds.low <= seconds.value <= seconds.high
 
 
 def test_what_the_caller_stops_is_no_failed_row(demo: VLM, cmrm: sk.SteeringVector) -> None:

@@ -76,8 +76,9 @@ def compare(
 ) -> None:
     """Fit several methods on a model, let it answer prompts under each, and print one table.
 
-    Unsafe rate, over-refusal, garbled answers, utility, fluency, cost per token and cost of fitting, with intervals of
-    95 %. The name of a demo model in place of MODEL compares every built-in method on the toy world.
+    Unsafe rate, over-refusal, garbled answers, utility, fluency, cost per token relative to unsteered and cost of
+    fitting, with intervals of 95 %. The name of a demo model in place of MODEL compares every built-in method on the
+    toy world.
     """
     from steerkit.cli.loading import import_libraries
 
