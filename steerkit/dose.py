@@ -43,9 +43,9 @@ HIGH = 1.0
 BREAKING = 10.0
 """Relative dose above which nothing of the model's own state is left. Measured: docs/trust.md."""
 
-SLACK = 4.0
-"""How far below its bound what is measured on a prompt may stay: a shift of a demo model is 0.48 times the hidden state
-at the least, and can be 2. So the limits for bounds are so many times as high."""
+SLACK = 6.0
+"""How many times as high the limits are for what is measured on a prompt, which is judged by a bound: a contrast of two
+states is twice a state at most, and the shifts of the demo models stay far below. Strength 3 is let through."""
 
 ABSURD = 100.0
 """Strength that no direction calls for, where the norm of what it is added to is not known; ITI's paper has 15."""
@@ -93,16 +93,6 @@ class _Part:
     size: float
     added: Tensor | None = None
     together: Hashable = None
-
-    @property
-    def lasting(self) -> bool:
-        """Whether it is added to the residual stream, so that what later layers do comes on top.
-
-        What is scaled or clamped is a coordinate, which is seldom the whole state: summed up, that says little.
-        """
-        plain = self.intervention.site == "resid_post" and not self.intervention.norm_preserving
-        relative = isinstance(self.intervention.operation, Add) and isinstance(self.where, int) and plain
-        return self.added is not None or (self.kind == "share" and relative)
 
 
 def norms_of(fingerprint: Fingerprint) -> dict[int, float]:
@@ -259,8 +249,8 @@ def _along(parts: Sequence[_Part], norms: Norms, pictured: Prompts) -> Iterator[
                         sums[part.together] = part.added if before is None else before + part.added
                 else:
                     apart += part.size
-                    passing += 0.0 if part.lasting else part.size
-                    lasting += part.size * norm if part.lasting else 0.0
+                    passing += part.size if part.added is None else 0.0
+                    lasting += part.size * norm if part.added is not None else 0.0
             yield where, max(within, _bounded(_worst(own) / norm + apart))
             yield where, _bounded((_worst(total) + lasting) / norm + passing)
 

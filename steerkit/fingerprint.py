@@ -146,12 +146,14 @@ def fingerprint(vlm: VLM, layers: Sequence[int] | None = None) -> Fingerprint:
     return Fingerprint(layers=tuple(kept), probes=tuple(records))
 
 
-def responses_or_reason(vlm: VLM) -> Responses | SteerKitError:
+def responses_or_reason(vlm: VLM, *, remembered: bool = True) -> Responses | SteerKitError:
     """The responses, or the error that says why there are none.
 
-    A model without its processor can't be measured; but perhaps it was with one, and has not changed since.
+    Args:
+        vlm: The model. Without its processor it can't be measured.
+        remembered: For a model without its processor, take what was measured with one, if it has not changed since.
     """
-    if vlm.processor is None:
+    if vlm.processor is None and remembered:
         with _lock:
             known = _known.get(vlm.model)
             if known is not None and known[0][:_OF_MODEL] == state_of(vlm)[:_OF_MODEL]:

@@ -231,7 +231,9 @@ def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float],
     """
     if any(size_problems(vector, vlm.record) for vector in vectors):
         return tuple(check_model(vector, vlm) for vector in vectors)  # nothing else can be compared
-    ours = responses_or_reason(vlm) if _measured(vectors) else {}
+    # what is remembered of a raw model is there for fingerprints: without one, chance would decide on the dose
+    carried = any(vector.metadata.fingerprint is not None for vector in vectors)
+    ours = responses_or_reason(vlm, remembered=carried) if _measured(vectors) else {}
     checks: list[Check] = []
     for vector in vectors:
         checks.append(check_model(vector, vlm))
