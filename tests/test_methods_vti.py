@@ -167,7 +167,7 @@ def test_other_towers_are_fitted_and_steered(
 ) -> None:
     vlm = vlm_of(family_name)
     vector = sk.VTI(parts="vision", alpha_image=30.0, **OPTIONS).fit(vlm, demos[:4])
-    with sk.steer(vlm, vector) as receipt:
+    with sk.steer(vlm, vector, policy="off") as receipt:
         steered = vlm.generate(demos[:1], max_new_tokens=6, min_new_tokens=6)
     assert receipt.vision_layers == list(range(vlm.architecture.count("vision")))
     assert steered != vlm.generate(demos[:1], max_new_tokens=6, min_new_tokens=6)
