@@ -19,12 +19,14 @@ class PhotoDesk:
 
     def __init__(self, model: str, pack: str, revision: str | None = None) -> None:
         self.pipe = pipeline("image-text-to-text", model=model, revision=revision)
+        # with the processor, so that the model's fingerprint can be compared with the pack's
+        self.vlm = sk.wrap(self.pipe.model, self.pipe.processor)
         self.vector = sk.load_vector(pack)
         self.strength = self.vector.metadata.strength.recommended
 
     def answer(self, question: str, photo: Image.Image) -> str:
         """The answer to a question about a photo."""
-        with sk.steer(self.pipe.model, self.vector, strength=self.strength):
+        with sk.steer(self.vlm, self.vector, strength=self.strength):
             return self.unsteered(question, photo)
 
     def unsteered(self, question: str, photo: Image.Image) -> str:
