@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steerkit.adapter import Architecture
 from steerkit.engines import compiled
+from steerkit.engines.caches import kv_cache, past_length, recall, remember
 from steerkit.errors import EngineError
 from steerkit.intervention import Phase, Prompts, Tokens
 from steerkit.positions import TokenRole, last_positions, select, steers_answers
@@ -183,40 +184,6 @@ class Pass:
         return first - self.start if inside and bool((last == first).all()) else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pictured:
-    """Which prompts in a KV cache hold an image, as long as it is left as it was."""
-
-    held: Tensor | bool
-    length: int
-    marks: Tensor | None
-
-    @classmethod
-    def of(cls, cache: Any, held: Tensor | bool) -> _Pictured:
-        return cls(held, int(cache.get_seq_length()), None if isinstance(held, bool) else _marks(cache))
-
-    def holds(self, cache: Any) -> bool:
-        """Whether nobody has filled, reordered or picked rows of the cache since."""
-        if self.length != int(cache.get_seq_length()):
-            return False
-        if isinstance(self.held, bool):
-            return True
-        now = _marks(cache)
-        return now is not None and self.marks is not None and torch.equal(now, self.marks)
-
-
-_PICTURED: weakref.WeakKeyDictionary[Any, _Pictured] = weakref.WeakKeyDictionary()
-"""What is known of KV caches that calls inside a block have filled and given back."""
-
-
-def _marks(cache: Any) -> Tensor | None:
-    """`[rows, heads, size]`: something in which the rows of a cache differ; None if it has nothing of the kind."""
-    keys = next((k for layer in reversed(cache.layers) if isinstance(k := getattr(layer, "keys", None), Tensor)), None)
-    if keys is None or keys.dim() != 4 or not keys.shape[2]:
-        return None
-    return keys[:, :, min(int(cache.get_seq_length()), keys.shape[2]) - 1].detach().cpu()
-
-
 class _PerThread(threading.local):
     def __init__(self) -> None:
         self.prompts: list[Prompt] = []
@@ -355,9 +322,8 @@ class CallTracker:
             )
         held = torch.isin(ids, torch.tensor(sorted(self.architecture.image_token_ids), device=ids.device)).any(1).cpu()
         if prompt.continues:
-            cache = kv_cache(prompt.inputs)
-            before = _PICTURED.get(cache)
-            if before is None or not before.holds(cache):
+            before = recall(kv_cache(prompt.inputs))
+            if before is None:
                 raise EngineError(
                     "an intervention is for prompts by whether they hold an image, and a call goes on from a KV cache "
                     "of which that is not known",
@@ -366,7 +332,7 @@ class CallTracker:
                     fix="pass all ids to generate, which leaves out what the cache holds; or set prompts='all' in the "
                     "intervention",
                 )
-            held = held | before.held
+            held = held | before
         return bool(held[0]) if bool((held == held[0]).all()) else held
 
     def roles(self, prompt: Prompt, length: int, device: torch.device, tokens: Tokens) -> Tensor:
@@ -461,7 +427,7 @@ class CallTracker:
             config = cast("Any", entry).generation_config
             _check_one_sequence(given, config)
             _infer_mask(given, config)
-            past = _past(given) if _is_part(given) else 0
+            past = past_length(given) if _is_part(given) else 0
             length = self._prompt_length(given)
             prompt = Prompt(given, None if length is None else past + length, generating=True, past=past)
             with self._prompt(prompt):
@@ -530,10 +496,10 @@ class CallTracker:
             thread.current = None
             thread.entered = given = _bound(signature, module, args, kwargs)
             if graph or compiled.is_compiled(module):
-                thread.entered_at = _past(given)
+                thread.entered_at = past_length(given)
             if thread.prompts:
                 return
-            prompt = Prompt(given, None, generating=False, entry=module, past=_past(given))
+            prompt = Prompt(given, None, generating=False, entry=module, past=past_length(given))
             thread.prompts.append(prompt)
             for listener in tuple(self._listeners):
                 listener(prompt)
@@ -574,7 +540,7 @@ class CallTracker:
         if tokens is None:
             tokens = given["input_ids"]
         rows, length = int(tokens.shape[0]), int(tokens.shape[1])
-        start = _past(given) if start is None else start
+        start = past_length(given) if start is None else start
         prompt = prompts[-1] if prompts else Prompt(given, None, generating=False)
         if prompt.length is not None:
             prompt_length = prompt.length
@@ -597,12 +563,8 @@ class CallTracker:
     def _note_pictured(self, prompt: Prompt, output: Any) -> None:
         """Remember for a KV cache that a call gives back what somebody asked of its prompts."""
         cache = kv_cache(output) if isinstance(output, Mapping) else None
-        if cache is None or "pictured" not in prompt.memo:
-            return
-        found = _Pictured.of(cache, prompt.memo["pictured"])
-        if found.marks is not None and isinstance(found.held, Tensor):  # beams and several answers repeat each row
-            found = replace(found, held=found.held.repeat_interleave(len(found.marks) // len(found.held)))
-        _PICTURED[cache] = found
+        if cache is not None and "pictured" in prompt.memo:
+            remember(cache, prompt.memo["pictured"])
 
 
 def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:
@@ -617,18 +579,6 @@ def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[]
             vars(entry)[name] = own
 
     return undo
-
-
-def kv_cache(given: Mapping[str, Any]) -> Any:
-    """The KV cache among a module's arguments: `cache` since transformers 5.24, `past_key_values` before."""
-    cache = given.get("cache")
-    return given.get("past_key_values") if cache is None else cache
-
-
-def _past(given: Mapping[str, Any]) -> int:
-    """How much the KV cache among a module's arguments holds."""
-    cache = kv_cache(given)
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _is_part(given: Mapping[str, Any]) -> bool:
