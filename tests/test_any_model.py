@@ -365,6 +365,20 @@ def test_a_static_cache_is_compiled_once_and_steered(family: str) -> None:
         assert distance(found, generate(model, inputs, steps=7)) < 2e-5
 
 
+@pytest.mark.usefixtures("fresh_graphs")
+def test_what_steers_answers_alone_is_measured_in_a_graph_too() -> None:
+    """At their first token; inside the graph the cache has grown by it already."""
+    vlm = sk.wrap(*tiny.build("llava"))
+    made = vector(vlm, directions(vlm), sk.Intervention(phase="generation"))
+    changes = []
+    for options in ({}, static("eager")):
+        with sk.steer(vlm, made) as receipt:
+            generate(vlm.model, vlm.inputs(WITH_IMAGE), **options)
+        assert (receipt.prompt_tokens, receipt.generated_tokens) == (0, 12)
+        changes.append(receipt.relative_change)
+    assert changes[1] == pytest.approx(changes[0], rel=1e-3)
+
+
 @FITTED
 @pytest.mark.usefixtures("fresh_graphs")
 def test_fitted_methods_steer_a_static_cache(method: Any) -> None:
