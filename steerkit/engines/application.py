@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -72,18 +73,20 @@ class _Done:
     sizes: tuple[Tensor, ...] | None
     measured: bool
 
-    @property
+    @cached_property
+    def by_step(self) -> tuple[Selection, ...]:
+        """The tokens that each step changed."""
+        return tuple(self.selection if each is None else self.selection.among(each) for each in self.opened)
+
+    @cached_property
     def changed(self) -> Selection:
         """The tokens that any step changed."""
+        if len(self.opened) == 1:
+            return self.by_step[0]
         masks = [each for each in self.opened if each is not None]
         if len(masks) < len(self.opened):
             return self.selection
         return self.selection.among(torch.stack(masks).any(0))
-
-    def changed_by(self, at: int) -> Selection:
-        """The tokens that one step changed."""
-        opened = self.opened[at]
-        return self.selection if opened is None else self.selection.among(opened)
 
     def size_of(self, at: int, change: Tensor | None) -> Tensor | None:
         """How large one step's change of the tokens that it changed was."""
@@ -549,7 +552,14 @@ class Application:
 
     def _count(self, place: Place, before: Tensor, after: Tensor, done: Sequence[_Done], now: Observed) -> None:
         selection = done[0].changed if len(done) == 1 else _union([each.changed for each in done], before)
-        prompt, generated = _tokens(selection, now)
+        counted: dict[int, tuple[int, int]] = {}
+
+        def tokens(chosen: Selection) -> tuple[int, int]:
+            if id(chosen) not in counted:  # steps without gates share a selection, and counting waits for the device
+                counted[id(chosen)] = _tokens(chosen, now)
+            return counted[id(chosen)]
+
+        prompt, generated = tokens(selection)
         change: Tensor | None = None
         if any(each.measured for each in done):
             with torch.no_grad():
@@ -558,7 +568,7 @@ class Application:
                 change = moved.norm(dim=-1) / wide.norm(dim=-1).clamp_min(1e-12)
         whole = change if len(done) == 1 else None
         shares = [
-            (step.index, *_tokens(each.changed_by(at), now), each.size_of(at, whole))
+            (step.index, *tokens(each.by_step[at]), each.size_of(at, whole))
             for each in done
             for at, step in enumerate(each.group.steps)
         ]
