@@ -20,7 +20,6 @@ from steerkit.intervention import (
     Add,
     Clamp,
     Intervention,
-    LinearStrength,
     MeasuredContrast,
     Operation,
     Phase,
@@ -232,8 +231,7 @@ def _parts(vector: SteeringVector, strength: float) -> Iterator[_Part]:
 
 def _signs(strength: float, intervention: Intervention, layer: int) -> tuple[float, ...]:
     """The signs that the dose at a layer may have: of a measured one, those of both ends. None for a dose of 0."""
-    rule, operation = intervention.strength, intervention.operation
-    ends = (rule.minimum, rule.maximum) if isinstance(rule, LinearStrength) else (intervention.strength_at(layer),)
+    operation, ends = intervention.operation, intervention.strength_bounds(layer)
     # to scale by f is to ablate 1 - f
     factor = strength * (1.0 - operation.factor) if isinstance(operation, Scale) else strength
     return tuple({math.copysign(1.0, factor * end) for end in ends if factor * end})

@@ -116,7 +116,7 @@ def needs_norms(vectors: Sequence[SteeringVector]) -> bool:
         isinstance(intervention.operation, Clamp) or _is_plain(intervention)
         for vector in vectors
         for intervention in vector.interventions
-        if _in_stream(intervention)
+        if intervention.in_stream
     )
 
 
@@ -293,11 +293,11 @@ def _part(
 ) -> tuple[tuple[str, int, int], _Part]:
     """What an intervention does at a layer, and where that is in the forward pass."""
     operation, site = intervention.operation, intervention.site
-    inside = _in_stream(intervention)
+    inside = intervention.in_stream
     label = "" if inside else site_label(site, intervention.tower)
     where: Where = layer if inside else f"{layer} ({label})"
     norm = norms[layer] if inside and norms is not None else None
-    factors = [strength * factor for factor in _range(intervention, layer)]
+    factors = [strength * factor for factor in intervention.strength_bounds(layer)]
     largest = max(factors, key=abs)
     added: Tensor | None = None
     kind: Literal["share", "within", "measured", "unknown"] = "share"
@@ -339,11 +339,6 @@ def _together(index: int, intervention: Intervention) -> Hashable:
     return index, intervention.site, intervention.tokens, intervention.phase, intervention.gate, strength
 
 
-def _in_stream(intervention: Intervention) -> bool:
-    """Whether what is added gets into the hidden states whose norms are known."""
-    return intervention.tower == "language" and intervention.site != "head_out"
-
-
 def _is_plain(intervention: Intervention) -> bool:
     operation = intervention.operation
     return isinstance(operation, Add) and isinstance(operation.direction, StoredDirection) and not operation.relative
@@ -363,11 +358,3 @@ def _away(operation: Clamp, norm: float) -> float:
 def _bounded(dose: float) -> float:
     """A dose that overflowed, as the largest number that there is: JSON has no infinity, and NaN exceeds no limit."""
     return dose if math.isfinite(dose) else sys.float_info.max
-
-
-def _range(intervention: Intervention, layer: int) -> tuple[float, ...]:
-    """The bounds of the strength at a layer."""
-    strength = intervention.strength
-    if isinstance(strength, LinearStrength):
-        return strength.minimum, strength.maximum
-    return (intervention.strength_at(layer),)

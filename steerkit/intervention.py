@@ -277,6 +277,17 @@ class Intervention(Frozen):
             return self.strength.get(layer, 0.0)
         return 1.0 if isinstance(self.strength, LinearStrength) else float(self.strength)
 
+    def strength_bounds(self, layer: int) -> tuple[float, ...]:
+        """The ends of a measured strength; the strength at a layer, where it is fixed."""
+        if isinstance(self.strength, LinearStrength):
+            return self.strength.minimum, self.strength.maximum
+        return (self.strength_at(layer),)
+
+    @property
+    def in_stream(self) -> bool:
+        """Whether what it changes is of the decoder's residual stream or is added to it: not heads, not the tower."""
+        return self.tower == "language" and self.site != "head_out"
+
     @property
     def gates(self) -> tuple[Gate, ...]:
         """The gates, none for no condition."""

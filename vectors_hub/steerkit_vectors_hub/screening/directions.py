@@ -41,9 +41,6 @@ SUSPICIOUS = -0.3
 SPREADS = 4.0
 """Both bounds are at least so many standard deviations, `1 / sqrt(hidden)`, of the cosine of a random direction."""
 
-_STREAM = ("resid_post", "mlp_out", "attn_out")
-"""Sites whose states are of the residual stream, or are added to it; a refusal direction means nothing elsewhere."""
-
 _CANCELLED = 1e-6
 """Share of its parts' norms below which a sum is what rounding left of nothing."""
 
@@ -140,7 +137,7 @@ def leaning(vectors: Sequence[SteeringVector], doses: Sequence[float], refusal: 
 
     def lean(vector: int, change: Intervention, layer: int) -> float:
         operation = change.operation
-        if layer not in refusal or not _in_stream(change) or not isinstance(operation.direction, StoredDirection):
+        if layer not in refusal or not change.in_stream or not isinstance(operation.direction, StoredDirection):
             return 0.0
         tensor = vectors[vector].direction(operation.direction, layer, change.site)
         if tensor is None or isinstance(operation, AddProjection):
@@ -160,13 +157,9 @@ def unjudged(vectors: Sequence[SteeringVector]) -> list[str]:
             site_label(change.site, change.tower)
             for vector in vectors
             for change in vector.interventions
-            if isinstance(change.operation.direction, StoredDirection) and not _in_stream(change)
+            if isinstance(change.operation.direction, StoredDirection) and not change.in_stream
         }
     )
-
-
-def _in_stream(change: Intervention) -> bool:
-    return change.tower == "language" and change.site in _STREAM
 
 
 def _sums(
@@ -198,7 +191,7 @@ def _together(
             if not isinstance(operation, Add) or not isinstance(operation.direction, StoredDirection):
                 continue
             meant = change.tokens in reached[0] and change.phase in reached[1] and change.prompts in ("all", prompts)
-            if meant and _in_stream(change) and operation.relative == relative:
+            if meant and change.in_stream and operation.relative == relative:
                 members += 1
                 for layer in vectors[number].layers_of(change):
                     dose = doses[number] * change.strength_at(layer)
@@ -227,7 +220,7 @@ def _by_layer(
     vector: SteeringVector, change: Intervention, dose: float, refusal: Mapping[int, Tensor]
 ) -> dict[int, float]:
     direction = change.operation.direction
-    if not _in_stream(change) or not isinstance(direction, StoredDirection):
+    if not change.in_stream or not isinstance(direction, StoredDirection):
         return {}
     doses = [dose]
     if isinstance(change.strength, LinearStrength):
