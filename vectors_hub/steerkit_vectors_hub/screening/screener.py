@@ -164,14 +164,21 @@ class Screener:
         """What the model says of each canary's image, by the identity of the sample."""
         pictured = [canary.sample for canary in self.canaries.canaries if canary.pictured]
         asked = [Sample("Describe the image.", sample.images) for sample in pictured]
-        said = self._vlm.generate(
-            asked,
+        said = self._generate(asked, self.canaries.max_new_tokens)
+        return {id(sample): text for sample, text in zip(pictured, said, strict=True)}
+
+    def _generate(
+        self, samples: Sequence[Sample], tokens: int, progress: Callable[[int, int], None] | None = None
+    ) -> list[str]:
+        """Greedy answers."""
+        return self._vlm.generate(
+            samples,
             batch_size=self._batch_size,
-            max_new_tokens=self.canaries.max_new_tokens,
+            progress=progress,
+            max_new_tokens=tokens,
             do_sample=False,
             num_beams=1,
         )
-        return {id(sample): text for sample, text in zip(pictured, said, strict=True)}
 
     def _group(self, label: str, pictured: bool) -> list[int]:
         return [
@@ -238,14 +245,7 @@ class Screener:
             samples = [replace(sample, caption=self._captions.get(id(sample))) for sample in samples]
         context: AbstractContextManager[Receipt | None] = nullcontext() if steering is None else steering
         with context as receipt:
-            answers = self._vlm.generate(
-                samples,
-                batch_size=self._batch_size,
-                progress=advance,
-                max_new_tokens=self.canaries.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-            )
+            answers = self._generate(samples, self.canaries.max_new_tokens, advance)
         refusals = self.canaries.refusals
         verdicts: list[Verdict] = [
             judge(canary, answer, refusals) for canary, answer in zip(canaries, answers, strict=True)
@@ -268,7 +268,7 @@ class Screener:
         with suppress(NothingSteeredError):
             # at a strength of 0: what counts is which tokens are selected
             with steer(self._vlm, list(probes.values()), strength=0.0, policy="off") as receipt:
-                self._vlm.generate(harmful, batch_size=self._batch_size, max_new_tokens=2, do_sample=False, num_beams=1)
+                self._generate(harmful, 2)
             for key, counted in zip(probes, receipt.vectors, strict=True):
                 if any(count.tokens for count in counted.sites.values()):
                     del chosen[key]
