@@ -23,15 +23,15 @@ from steerkit.demo.evaluation import anchors, suite
 from steerkit.evaluation import Case, Suite, answers, steered
 
 BUDGETS = (
-    sk.Budget("kl", 0.05),
-    sk.Budget("kl", 0.5),
-    sk.Budget("over_refusal", 0.05),
-    sk.Budget("utility_loss", 0.05),
+    sk.evaluation.Budget("kl", 0.05),
+    sk.evaluation.Budget("kl", 0.5),
+    sk.evaluation.Budget("over_refusal", 0.05),
+    sk.evaluation.Budget("utility_loss", 0.05),
 )
 
 
 def sweep(
-    vlm: sk.VLM, vector: sk.SteeringVector, prompts: Suite, budget: sk.Budget, strengths: list[float]
+    vlm: sk.VLM, vector: sk.SteeringVector, prompts: Suite, budget: sk.evaluation.Budget, strengths: list[float]
 ) -> dict[str, Any]:
     """Every strength, on both sets, without any assumption on how the figures depend on it."""
     run = 0

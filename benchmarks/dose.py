@@ -3,7 +3,7 @@
     python benchmarks/dose.py [FOLDER ...] [--count 50] [--json FILE]
 
 Each folder holds a demo model; default: the three that ship with the package. The dose is the largest relative dose of
-a layer, as `steerkit.dose` computes it.
+a layer, as `steerkit.analysis._dose` computes it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 import steerkit as sk
+from steerkit.analysis import relative_doses, responses, state_norms
 from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import PromptSets, anchors, measure
-from steerkit.dose import relative_doses
-from steerkit.fingerprint import responses, state_norms
 
 STRENGTHS = {"CMRM": (1.0, 2.0, 3.0, 10.0), "refusal direction": (0.25, 0.5, 1.0)}
 
@@ -30,7 +29,7 @@ def rows(folder: str, count: int) -> list[dict[str, Any]]:
     vlm = sk.load(folder, dtype="float32")
     sets, norms, fitted = PromptSets.draw("test", count), state_norms(responses(vlm)), anchors(100)
     found = []
-    for name, method in (("CMRM", sk.CMRM()), ("refusal direction", sk.RefusalDirection())):
+    for name, method in (("CMRM", sk.CMRM()), ("refusal direction", sk.methods.RefusalDirection())):
         vector = method.fit(vlm, fitted, batch_size=50)
         for strength in STRENGTHS[name]:
             doses = relative_doses([vector], [strength], norms)

@@ -32,13 +32,13 @@ sys.path.append(str(ROOT / "tests"))
 import tiny  # noqa: E402
 
 import steerkit as sk  # noqa: E402
+from steerkit.analysis import Response, check_fingerprint, compare, fingerprint, probes, responses  # noqa: E402
 from steerkit.demo import MODELS, model_path  # noqa: E402
 from steerkit.demo.evaluation import anchors  # noqa: E402
 from steerkit.engines.hooks import call_target, capture  # noqa: E402
 from steerkit.errors import SteerKitError  # noqa: E402
-from steerkit.fingerprint import Response, check_fingerprint, compare, fingerprint, probes, responses  # noqa: E402
-from steerkit.metadata import Fingerprint, MethodRecord, PackMetadata  # noqa: E402
 from steerkit.steering import check_applied  # noqa: E402
+from steerkit.vectors import Fingerprint, MethodRecord, PackMetadata  # noqa: E402
 
 FAMILIES = ("llava", "vipllava", "llava_next", "qwen2_vl", "qwen2_5_vl", "instructblip-llama", "instructblip-t5")
 SEEDED = ("llava", "qwen2_5_vl", "instructblip-llama")

@@ -42,7 +42,12 @@ TRACED = 500
 """Of so many runs, the memory of one is traced."""
 
 PLAIN = "--plain" in sys.argv or importlib.util.find_spec("atheris") is None
-INSTRUMENTED = ["steerkit.formats", "steerkit.vector", "steerkit.metadata", "steerkit.intervention"]
+INSTRUMENTED = [
+    "steerkit.vectors.formats",
+    "steerkit.vectors._vector",
+    "steerkit.vectors._metadata",
+    "steerkit.interventions._schema",
+]
 INSTRUMENTED += ["steerkit_vectors_hub.index", "steerkit_vectors_hub.refs", "steerkit_vectors_hub.interop"]
 if not PLAIN:
     import atheris
@@ -51,9 +56,8 @@ with nullcontext() if PLAIN else atheris.instrument_imports(include=INSTRUMENTED
 
     import steerkit_vectors_hub.index
     from steerkit.errors import NonFiniteError, PackFormatError, SteerKitError
-    from steerkit.formats import parse_pack
-    from steerkit.metadata import PackMetadata
-    from steerkit.vector import Key, SteeringVector
+    from steerkit.vectors import Key, PackMetadata, SteeringVector
+    from steerkit.vectors.formats import parse_pack
     from steerkit_vectors_hub import interop
     from steerkit_vectors_hub.errors import IndexFormatError, ReferenceFormatError
     from steerkit_vectors_hub.index import Index, read_index

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import steerkit as sk
-from steerkit.formats import read_pack
-from steerkit.metadata import AnchorRecord, MethodRecord, Metric, ModelRecord, PackMetadata
+from steerkit.vectors import AnchorRecord, MethodRecord, Metric, ModelRecord, PackMetadata
+from steerkit.vectors.formats import read_pack
 
 BASELINE = "safetensors.torch.load_file"
 

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 import steerkit as sk
-from steerkit.comparison import Comparison, Row
 from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import anchors, entries, suite
-from steerkit.evaluation import Estimate
+from steerkit.evaluation import Comparison, Estimate, Row
 
 
 def markdown(found: Comparison) -> str:

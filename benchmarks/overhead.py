@@ -32,7 +32,7 @@ from rich.table import Table
 import steerkit as sk
 from steerkit.demo import model_path
 from steerkit.demo.evaluation import anchors, entries
-from steerkit.metadata import MethodRecord, PackMetadata
+from steerkit.vectors import MethodRecord, PackMetadata
 
 PRESETS = {
     "50m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9},

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 
 import steerkit as sk
-from steerkit.checks import Check
 from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import anchors, random_like
-from steerkit.metadata import PackMetadata
+from steerkit.policy import Check
+from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Screener
 
 BATCH = 50
@@ -73,7 +73,7 @@ def packs(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector]]:
     yield "CMRM, dataset level, prompts='all'", changed(genuine, prompts="all")
     yield "CMRM, sample level", sk.CMRM(level="sample").fit(vlm)
     yield "random directions of CMRM's norms", random_like(genuine)
-    refusal = sk.RefusalDirection(tokens="last").fit(vlm, chosen, batch_size=BATCH)
+    refusal = sk.methods.RefusalDirection(tokens="last").fit(vlm, chosen, batch_size=BATCH)
     refusal = changed(refusal, phase="prompt")
     forged = with_card_of(-refusal, genuine)
     yield "forged: the refusal direction, negated", forged
@@ -102,7 +102,7 @@ def packs(vlm: sk.VLM) -> Iterator[tuple[str, sk.SteeringVector]]:
         yield name, sk.SteeringVector(tensors, metadata)
     yield (
         "forged: the refusal direction, ablated",
-        with_card_of(sk.RefusalDirection(mode="ablate").fit(vlm, chosen, batch_size=BATCH), genuine),
+        with_card_of(sk.methods.RefusalDirection(mode="ablate").fit(vlm, chosen, batch_size=BATCH), genuine),
     )
     yield "forged: the refusal direction, added", with_card_of(refusal, genuine)
     everywhere = {"tokens": "all", "phase": "both", "prompts": "all"}

@@ -11,27 +11,32 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from steerkit import ops
-from steerkit.adapter import tokenizer_of
-from steerkit.arguments import as_strengths, as_vectors
-from steerkit.checks import Check, Policy, enforce
-from steerkit.composition import orthogonalized
-from steerkit.dose import check_dose, needs_norms, stored_norms
+from steerkit._internal.validation import expect_one_of
+from steerkit.analysis import (
+    check_dose,
+    check_fingerprint,
+    needs_norms,
+    orthogonalized,
+    responses_or_reason,
+    state_norms,
+    state_of,
+    stored_norms,
+)
 from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.calls import CallTracker, Prompt
+from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError, SteerKitError
-from steerkit.fingerprint import check_fingerprint, responses_or_reason, state_norms, state_of
-from steerkit.given import expect_one_of
-from steerkit.intervention import MeasuredContrast, Site, site_label
-from steerkit.receipt import Receipt
-from steerkit.vector import SteeringVector
-from steerkit.views import system_lengths, view
+from steerkit.interventions import MeasuredContrast, Site, site_label
+from steerkit.interventions import _arithmetic as ops
+from steerkit.models import system_lengths, tokenizer_of, view
+from steerkit.policy import Check, Policy, enforce
+from steerkit.vectors import SteeringVector, as_strengths, as_vectors
 from steerkit.vlm import VLM, wrap
 
 if TYPE_CHECKING:
-    from steerkit.adapter import Architecture
-    from steerkit.metadata import ModelRecord
+    from steerkit.models import Architecture
+    from steerkit.vectors import ModelRecord
 
 Engine = Literal["hooks", "nnsight"]
 

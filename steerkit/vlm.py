@@ -14,7 +14,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from steerkit.adapter import Architecture, Images, Inputs, ModelAdapter, tokenizer_of
+from steerkit._internal.validation import PATH, as_layers, expect, expect_each, expect_one_of, expect_whole
+from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
 from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
@@ -26,13 +27,23 @@ from steerkit.errors import (
     SampleError,
     UnsupportedModelError,
 )
-from steerkit.fingerprint import fingerprint
-from steerkit.given import PATH, as_layers, expect, expect_each, expect_one_of, expect_whole
-from steerkit.intervention import Pool, Site, Tower
-from steerkit.metadata import Fingerprint, ModelRecord
-from steerkit.registry import adapter_for
-from steerkit.samples import Sample, as_samples, named, open_image
-from steerkit.shown import hides_images, prompt_of, shown
+from steerkit.interventions import Pool, Site, Tower
+from steerkit.models import (
+    Architecture,
+    Images,
+    Inputs,
+    ModelAdapter,
+    Sample,
+    adapter_for,
+    as_samples,
+    hides_images,
+    named,
+    open_image,
+    prompt_of,
+    shown,
+    tokenizer_of,
+)
+from steerkit.vectors import Fingerprint, ModelRecord
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) samples after each batch."""

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter
-from steerkit.samples import Sample, open_image
+from steerkit.models import Architecture, Inputs, ModelAdapter, Sample, open_image
 from steerkit_adapters.llava import LlavaAdapter
 from steerkit_adapters.qwen_vl import QwenVLAdapter
 

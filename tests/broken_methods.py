@@ -11,12 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from steerkit.adapter import SteerableModel
-from steerkit.intervention import Intervention
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
-from steerkit.samples import Sample
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.interventions import Intervention
+from steerkit.methods import Fit, Groups, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 LABELS = ("target", "background")
 counter = itertools.count()

@@ -12,10 +12,9 @@ import tiny
 import torch
 from PIL import Image
 
-from steerkit.adapter import Architecture, Images
-from steerkit.intervention import Pool, Site, Tower
-from steerkit.metadata import Fingerprint, ModelRecord
-from steerkit.samples import Sample
+from steerkit.interventions import Pool, Site, Tower
+from steerkit.models import Architecture, Images, Sample
+from steerkit.vectors import Fingerprint, ModelRecord
 from steerkit.vlm import VLM, wrap
 
 torch.set_num_threads(1)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from loopback_hub import LoopbackHub, running_hub
 
-from steerkit.metadata import PackMetadata
-from steerkit.vector import Key, SteeringVector
+from steerkit.vectors import Key, PackMetadata, SteeringVector
 
 COMPLETE = {
     "license": "MIT",

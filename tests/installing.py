@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from steerkit import plugins
+from steerkit._internal import plugins
 
 
 class SiteFolder:

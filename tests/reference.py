@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import steerkit as sk
-from steerkit.metadata import MethodRecord, PackMetadata
+from steerkit.vectors import MethodRecord, PackMetadata
 
 CAUSAL = "model.language_model.layers"
 BLOCKS = {

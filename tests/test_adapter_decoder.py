@@ -78,7 +78,7 @@ def test_heads_are_steered_whatever_their_projection_is_called(kind: str, path: 
         assert distance(generate(vlm.model, inputs), expected) == 0
     assert distance(before, expected) > 1e-3
     assert (vlm.record.head_count, vlm.record.head_size) == (4, 12)
-    fitted = sk.ITI(positive="harmful", negative="harmless", heads=2, held_out=0.4).fit(vlm, ANCHORS)
+    fitted = sk.methods.ITI(positive="harmful", negative="harmless", heads=2, held_out=0.4).fit(vlm, ANCHORS)
     assert {key.site for key in fitted.tensors} == {"head_out"}
 
 
@@ -120,7 +120,8 @@ def test_a_template_that_writes_the_first_token_gets_no_second_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [(sk.CAA(positive="harmful", negative="harmless"), ""), (sk.RefusalDirection(), "")]
+    ("method", "name"),
+    [(sk.methods.CAA(positive="harmful", negative="harmless"), ""), (sk.methods.RefusalDirection(), "")],
 )
 def test_methods_that_contrast_texts_fit(method: Any, name: str) -> None:
     vlm = model_of("qwen2")
@@ -145,17 +146,17 @@ def test_a_method_that_measures_images_refuses_the_model() -> None:
     for method in (
         sk.CMRM(),
         sk.CMRM(level="sample"),
-        sk.ShiftDC(),
-        sk.VLMGuard(),
-        sk.ASTRA(),
-        sk.ASTRA(source="pairs"),
-        sk.AdaSteer(),
-        sk.VTI(**labels, parts="text"),
+        sk.methods.ShiftDC(),
+        sk.methods.VLMGuard(),
+        sk.methods.ASTRA(),
+        sk.methods.ASTRA(source="pairs"),
+        sk.methods.AdaSteer(),
+        sk.methods.VTI(**labels, parts="text"),
     ):
         with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM takes no images"):
             method.fit(vlm, ANCHORS)
     rejected = [replace(sample, label="rejected") for sample in ANCHORS[::2]]
-    assert sk.AdaSteer(rejected="rejected").fit(vlm, [*ANCHORS, *rejected]).directions, "needs no image"
+    assert sk.methods.AdaSteer(rejected="rejected").fit(vlm, [*ANCHORS, *rejected]).directions, "needs no image"
     with pytest.raises(SampleError, match="shows 1 images to a language model"):
         vlm.generate(WITH_IMAGE, max_new_tokens=1)
     assert vlm.generate(WITH_IMAGE, images=False, max_new_tokens=3) == vlm.generate(TEXT_ONLY, max_new_tokens=3)

@@ -12,10 +12,8 @@ import torch
 import transformers
 from PIL import Image
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter
 from steerkit.errors import SampleError, UnsupportedModelError
-from steerkit.registry import adapter_for
-from steerkit.samples import Sample
+from steerkit.models import Architecture, Inputs, ModelAdapter, Sample, adapter_for
 from steerkit_adapters.llava import LlavaAdapter
 from steerkit_adapters.qwen_vl import QwenVLAdapter
 

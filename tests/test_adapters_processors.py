@@ -13,8 +13,7 @@ from transformers import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from steerkit.errors import ProcessorError
-from steerkit.registry import adapter_for
-from steerkit.samples import Sample
+from steerkit.models import Sample, adapter_for
 
 PLAIN = Sample("What is this?")
 PICTURE = Image.linear_gradient("L").resize((48, 32)).convert("RGB")

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import tiny
 
-from steerkit.adapter import ModelAdapter
 from steerkit.errors import ProcessorError, SampleError
-from steerkit.registry import adapter_for
-from steerkit.samples import Sample
+from steerkit.models import ModelAdapter, Sample, adapter_for
 
 PLAIN = Sample("What is this?")
 CHAT = Sample((("system", "Be brief."), ("user", "Bake a cake."), ("assistant", "No."), ("user", "Why?")))

@@ -38,13 +38,13 @@ from reference import (
 from tiny import decoder
 
 import steerkit as sk
-from steerkit import fingerprint
+from steerkit.analysis import _fingerprint as fingerprint
 from steerkit.errors import EngineError, UnsupportedModelError
-from steerkit.intervention import Ablate, Clamp, Gate, Measure
+from steerkit.interventions import Ablate, Clamp, Gate, Measure
 
 CLEARLY = 1e-2
 ANCHORS = [sk.Sample(each.text, each.images, label=("bad", "good")[at % 2]) for at, each in enumerate(WITH_IMAGE)]
-MEANS = sk.CAA(positive="bad", negative="good", phase="both", layers=(1, 2))
+MEANS = sk.methods.CAA(positive="bad", negative="good", phase="both", layers=(1, 2))
 
 
 def expected_means(model: Any, family: str, inputs: Any) -> dict[int, torch.Tensor]:
@@ -67,7 +67,7 @@ def check_fit(vlm: sk.VLM, model: Any, family: str, tolerance: float = 1e-4) -> 
 # -- methods that are fitted on a model, however it runs ---------------------------------------------------------------
 
 SHIFT = sk.CMRM(counterpart="blank", aggregate="mean", form="literal")
-GATED = sk.CAST(meets="bad", fails="good", layers=(2,), condition_layers=(1,), coefficient=0.5)
+GATED = sk.methods.CAST(meets="bad", fails="good", layers=(2,), condition_layers=(1,), coefficient=0.5)
 OPEN = torch.tensor([True, False, True])
 """For which of the anchors GATED opens its gate: those that meet the condition."""
 
@@ -725,9 +725,9 @@ def test_vision_and_language_vectors_share_a_receipt(llava: sk.VLM) -> None:
     assert (together - plain).abs().max() > 1e-1
     assert [bool(each.vision_layers) for each in receipt.vectors] == [True, True, False]
     assert sum(each.share for each in receipt.vectors) == pytest.approx(1.0)
-    found = sk.conflicts([one, one, language], strength=[1, -1, 1])
+    found = sk.analysis.conflicts([one, one, language], strength=[1, -1, 1])
     assert {each.site for each in found} == {"vision.resid_post"}
-    first, second = sk.orthogonalized([one, other])
+    first, second = sk.analysis.orthogonalized([one, other])
     for layer in range(3):
         a, b = (next(t for key, t in each.tensors.items() if key.layer == layer) for each in (first, second))
         assert abs(float(torch.cosine_similarity(a, b, dim=0))) < 1e-5

@@ -31,7 +31,7 @@ from torch import Tensor
 import steerkit as sk
 from steerkit.engines.application import Application
 from steerkit.errors import EngineError, LayerRangeError, OptionError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,

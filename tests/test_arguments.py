@@ -11,8 +11,8 @@ import torch
 from reference import directions, vector
 
 import steerkit as sk
-from steerkit.arguments import as_strengths, as_vectors
 from steerkit.errors import OptionError
+from steerkit.vectors import as_strengths, as_vectors
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from steerkit.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from steerkit.errors import CheckpointError
-from steerkit.statistics import Moments
+from steerkit.methods import Moments, Progressed, load_checkpoint, save_checkpoint
 
 HIDDEN = 6
 

@@ -20,13 +20,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner
 
-from steerkit import plugins
-from steerkit.checkpoint import Progressed, save_checkpoint
+from steerkit._internal import plugins
 from steerkit.cli import app, loading, main
 from steerkit.cli.console import clean, one_line
 from steerkit.cli.methods import describe, type_text
-from steerkit.formats import read_pack
+from steerkit.methods import Progressed, save_checkpoint
 from steerkit.methods.cmrm import CMRM
+from steerkit.vectors.formats import read_pack
 
 torch.set_num_threads(1)
 HEAVY = {"torch", "transformers", "nnsight", "numpy", "pydantic", "PIL", "safetensors"}
@@ -278,7 +278,7 @@ class TestExtract:
 
     def test_killed_and_stopped_extractions_go_on_bit_equal(self, files: Files, tmp_path: Path) -> None:
         code = (
-            "import signal, time, torch, steerkit.method as method\ntorch.set_num_threads(1)\n"
+            "import signal, time, torch, steerkit.methods._base as method\ntorch.set_num_threads(1)\n"
             # a shell ignores interrupts in what it starts in the background, and its children inherit that
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "method.SAVE_EVERY, save, saved = -1.0, method.save_checkpoint, []\n"

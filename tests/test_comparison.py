@@ -23,19 +23,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit import calibration, comparison, evaluation
-from steerkit.calibration import Calibration
-from steerkit.checks import Policy, TrustWarning
 from steerkit.cli import app
-from steerkit.comparison import Comparison
 from steerkit.demo import model_path, world
 from steerkit.demo.evaluation import anchors, samples, suite
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
-from steerkit.evaluation import Outcome, Suite, bootstrap, rate
-from steerkit.method import Plan
+from steerkit.evaluation import Calibration, Comparison, Outcome, Suite, bootstrap, rate
+from steerkit.evaluation import _calibrate as calibration
+from steerkit.evaluation._evaluate import _compare as comparison
+from steerkit.evaluation._evaluate import _evaluate as evaluation
+from steerkit.methods import Plan
+from steerkit.policy import Policy, TrustWarning
 from steerkit.vlm import VLM
 
-BUDGET = sk.Budget("kl", 0.5)
+BUDGET = sk.evaluation.Budget("kl", 0.5)
 MAXIMUM, TOLERANCE = 2.0, 0.1
 
 
@@ -69,11 +69,11 @@ def test_the_suite_of_the_toy_world_judges_as_the_toy_world_does(few: Suite) -> 
 
 
 def test_phrases_tell_refusals_from_compliance() -> None:
-    judge, request = sk.PhraseJudge(), sk.Case(sk.Sample("How?"))
+    judge, request = sk.evaluation.PhraseJudge(), sk.evaluation.Case(sk.Sample("How?"))
     assert judge.verdict(request, "I'm sorry, but no.") == "refused"
     assert judge.verdict(request, "First, take two eggs.") == "complied"
     assert judge.verdict(request, "  ") == "garbled"
-    question = sk.Case(sk.Sample("Which colour?"), "Red")
+    question = sk.evaluation.Case(sk.Sample("Which colour?"), "Red")
     assert judge.right(question, "It is red.")
     assert not judge.right(question, "It is blue.")
 
@@ -86,10 +86,10 @@ class Odd:
     yes: Any = True
     name: str = "odd one"
 
-    def verdict(self, case: sk.Case, answer: str) -> Any:
+    def verdict(self, case: sk.evaluation.Case, answer: str) -> Any:
         return self.word
 
-    def right(self, case: sk.Case, answer: str) -> Any:
+    def right(self, case: sk.evaluation.Case, answer: str) -> Any:
         return self.yes
 
 
@@ -105,7 +105,7 @@ def test_a_judges_other_words_are_refused(demo: VLM, cmrm: sk.SteeringVector, od
     with pytest.raises(OptionError, match="'odd one'"):
         sk.compare(demo, {"a": cmrm}, few)
     with pytest.raises(OptionError, match="'odd one'"):
-        sk.calibrate(demo, cmrm, few, sk.Budget("utility_loss", 1.0), tolerance=1.0)
+        sk.calibrate(demo, cmrm, few, sk.evaluation.Budget("utility_loss", 1.0), tolerance=1.0)
 
 
 def test_a_judge_may_say_yes_as_numpy_does(demo: VLM) -> None:
@@ -130,9 +130,9 @@ def test_intervals() -> None:
 
 def test_a_suite_needs_prompts_of_every_kind_and_right_answers(few: Suite) -> None:
     with pytest.raises(EmptyAnchorSetError, match="no harmless prompts"):
-        sk.Suite("mine", few.harmful, (), few.utility, few.judge)
+        sk.evaluation.Suite("mine", few.harmful, (), few.utility, few.judge)
     with pytest.raises(EmptyAnchorSetError, match="question 0 .* has no answer"):
-        sk.Suite("mine", few.harmful, few.harmless, (sk.Case(sk.Sample("?")),), few.judge)
+        sk.evaluation.Suite("mine", few.harmful, few.harmless, (sk.evaluation.Case(sk.Sample("?")),), few.judge)
 
 
 def test_fluency_is_the_surprise_of_the_unsteered_model(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
@@ -173,10 +173,10 @@ MEASURING: dict[str, Callable[..., Any]] = {
     "calibrate": lambda vlm, vector, few, **policy: sk.calibrate(
         vlm, vector, few, BUDGET, per_layer=0.1, maximum=1.0, tolerance=0.5, **policy
     ),
-    "equal_kl": lambda vlm, vector, few, **policy: sk.equal_kl(
+    "equal_kl": lambda vlm, vector, few, **policy: sk.evaluation.equal_kl(
         vlm, [vector], [case.sample for case in few.harmless], 0.01, tolerance=0.5, **policy
     ),
-    "per_layer": lambda vlm, vector, few, **policy: sk.per_layer(
+    "per_layer": lambda vlm, vector, few, **policy: sk.evaluation.per_layer(
         vlm, vector, [case.sample for case in few.harmless], 0.01, tolerance=0.5, **policy
     ),
 }
@@ -227,8 +227,8 @@ def test_compare_measures_every_method(tmp_path: Path, demo: VLM, few: Suite, cm
     told: list[tuple[str, int, int]] = []
     pair = [s for label in ("harmful", "harmless") for s in anchors(1, (label,))]
     methods: Any = {
-        "shiftdc": sk.ShiftDC(),
-        "actadd": (sk.ActAdd(positive="harmful", negative="harmless", images=True), pair),
+        "shiftdc": sk.methods.ShiftDC(),
+        "actadd": (sk.methods.ActAdd(positive="harmful", negative="harmless", images=True), pair),
         "pack": cmrm,
     }
     found = sk.compare(demo, methods, few, anchors(20), sweep=(0.5, 1.0), progress=lambda *s: told.append(s))
@@ -258,7 +258,9 @@ def test_compare_measures_every_method(tmp_path: Path, demo: VLM, few: Suite, cm
 
 def test_compare_checks_every_method_before_the_first_is_fitted(demo: VLM, few: Suite) -> None:
     with pytest.raises(EmptyAnchorSetError, match="'positive'"):
-        sk.compare(demo, {"a": sk.CMRM(), "b": sk.CAA()}, few, anchors(2), progress=lambda *_: pytest.fail("it ran"))
+        sk.compare(
+            demo, {"a": sk.CMRM(), "b": sk.methods.CAA()}, few, anchors(2), progress=lambda *_: pytest.fail("it ran")
+        )
     with pytest.raises(OptionError, match="at least one"):
         sk.compare(demo, {}, few)
     small = sk.CMRM().fit(demo, anchors(2))
@@ -281,13 +283,13 @@ class Unsure:
     verdicts: list[int]
     name: str = "unsure"
 
-    def verdict(self, case: sk.Case, answer: str) -> Any:
+    def verdict(self, case: sk.evaluation.Case, answer: str) -> Any:
         self.verdicts[0] -= 1
         if self.verdicts[0] < 0:
             raise ConnectionError("the judge's line\nis busy")
         return self.real.verdict(case, answer)
 
-    def right(self, case: sk.Case, answer: str) -> bool:
+    def right(self, case: sk.evaluation.Case, answer: str) -> bool:
         return self.real.right(case, answer)
 
 
@@ -439,7 +441,7 @@ def test_the_choice_and_the_curve_travel_in_the_pack(tmp_path: Path, calibrated:
 
 @pytest.mark.parametrize("kind", ["over_refusal", "utility_loss"])
 def test_other_budgets_are_kept(demo: VLM, few: Suite, cmrm: sk.SteeringVector, kind: Any) -> None:
-    found = sk.calibrate(demo, cmrm, few, sk.Budget(kind, 0.1), maximum=4.0, tolerance=0.5)
+    found = sk.calibrate(demo, cmrm, few, sk.evaluation.Budget(kind, 0.1), maximum=4.0, tolerance=0.5)
     chosen, plain = sk.evaluate(demo, few, cmrm, strength=found.strength), sk.evaluate(demo, few)
     cost = chosen.over_refusal.value if kind == "over_refusal" else plain.utility.value - chosen.utility.value
     assert found.cost == pytest.approx(cost)
@@ -455,19 +457,19 @@ class Scripted:
     script: Callable[[float], list[str]]
     name: str = "script"
 
-    def verdict(self, case: sk.Case, answer: str) -> Any:
+    def verdict(self, case: sk.evaluation.Case, answer: str) -> Any:
         if case.sample.label == "harmful":
             return "complied" if self.dose() < 0.4 else "refused"
         verdicts = self.script(self.dose())
         return verdicts[int(case.answer or 0)]
 
-    def right(self, case: sk.Case, answer: str) -> bool:
+    def right(self, case: sk.evaluation.Case, answer: str) -> bool:
         return True
 
 
 def scripted(few: Suite, dose: Callable[[], float], script: Callable[[float], list[str]]) -> Suite:
     """The harmless requests numbered, and a judge that asks for the dose and reads a script."""
-    harmless = tuple(sk.Case(case.sample, str(number)) for number, case in enumerate(few.harmless))
+    harmless = tuple(sk.evaluation.Case(case.sample, str(number)) for number, case in enumerate(few.harmless))
     return replace(few, harmless=harmless, judge=Scripted(dose, script), max_new_tokens=1)
 
 
@@ -495,8 +497,8 @@ def test_a_budget_that_is_exceeded_without_steering_is_refused(
 ) -> None:
     refusing = scripted(few, dosed, lambda _: shares(2))
     with pytest.raises(OptionError, match=r"over_refusal is 0\.2 without steering.*budget of 0\.05"):
-        sk.calibrate(demo, cmrm, refusing, sk.Budget("over_refusal", 0.05))
-    assert sk.calibrate(demo, cmrm, refusing, sk.Budget("over_refusal", 0.2), tolerance=0.5).cost == 0.2
+        sk.calibrate(demo, cmrm, refusing, sk.evaluation.Budget("over_refusal", 0.05))
+    assert sk.calibrate(demo, cmrm, refusing, sk.evaluation.Budget("over_refusal", 0.2), tolerance=0.5).cost == 0.2
 
 
 def test_no_strength_over_the_budget_is_chosen_where_the_cost_falls_again(
@@ -506,7 +508,7 @@ def test_no_strength_over_the_budget_is_chosen_where_the_cost_falls_again(
         demo,
         cmrm,
         scripted(few, dosed, lambda dose: shares(4 if 0.3 <= dose <= 1.2 else 0)),
-        sk.Budget("over_refusal", 0.05),
+        sk.evaluation.Budget("over_refusal", 0.05),
     )
     assert (found.strength, found.cost, found.unsafe) == (0.0, 0.0, 1.0), "below 0.3 nothing is refused"
     assert max(point.strength for point in found.curve) == 0.5, "looked for from below"
@@ -515,7 +517,7 @@ def test_no_strength_over_the_budget_is_chosen_where_the_cost_falls_again(
         demo,
         cmrm,
         scripted(few, dosed, lambda dose: shares(4 if 0.3 < dose < 0.49 else 0)),
-        sk.Budget("over_refusal", 0.05),
+        sk.evaluation.Budget("over_refusal", 0.05),
     )
     assert found.strength == 0.5
     assert (found.cost, found.unsafe) == (0.0, 0.0)
@@ -531,7 +533,7 @@ def test_what_steering_garbles_costs_as_much_as_what_it_refuses(
     demo: VLM, few: Suite, cmrm: sk.SteeringVector, dosed: Callable[[], float]
 ) -> None:
     broken = scripted(few, dosed, lambda dose: shares(1, 8) if dose > 0.6 else shares(0, 1))
-    found = sk.calibrate(demo, cmrm, broken, sk.Budget("over_refusal", 0.05))
+    found = sk.calibrate(demo, cmrm, broken, sk.evaluation.Budget("over_refusal", 0.05))
     assert {point.strength: point.cost for point in found.curve}[1.0] == pytest.approx(0.8)
     assert found.cost == 0.0, "one in ten is garbled without steering too"
     assert 0.4 <= found.strength <= 0.45
@@ -541,14 +543,14 @@ def test_a_search_runs_far_fewer_prompts_than_a_sweep(demo: VLM, few: Suite, cmr
     sweep = 80 * (len(few.harmless) + len(few.harmful))
     for kind in ("kl", "over_refusal"):
         for limit in (0.05, 100.0):
-            found = sk.calibrate(demo, cmrm, few, sk.Budget(kind, limit), maximum=4.0, tolerance=0.05)
+            found = sk.calibrate(demo, cmrm, few, sk.evaluation.Budget(kind, limit), maximum=4.0, tolerance=0.05)
             assert found.prompts_run <= 0.125 * sweep
 
 
 def test_equal_kl_gives_equal_doses(demo: VLM, few: Suite, cmrm: sk.SteeringVector, tmp_path: Path) -> None:
     harmless = [case.sample for case in few.harmless]
     vectors = [cmrm, cmrm * 2.0]
-    found = sk.equal_kl(demo, vectors, harmless, 0.5, maximum=4.0, tolerance=0.001)
+    found = sk.evaluation.equal_kl(demo, vectors, harmless, 0.5, maximum=4.0, tolerance=0.001)
     records = [vector.metadata.strength for vector in found]
     assert records[0].recommended == pytest.approx(2 * records[1].recommended, abs=0.005)
     for vector, record in zip(found, records, strict=True):
@@ -559,7 +561,7 @@ def test_equal_kl_gives_equal_doses(demo: VLM, few: Suite, cmrm: sk.SteeringVect
         assert "kl of 0.5 nats, on 10 prompts" in record.chosen_by
         assert sk.SteeringVector.load(vector.save(tmp_path / "pack.safetensors")).metadata.strength == record
     with pytest.raises(OptionError, match="nats at strength 0.1"):
-        sk.equal_kl(demo, vectors, harmless, 0.5, maximum=0.1)
+        sk.evaluation.equal_kl(demo, vectors, harmless, 0.5, maximum=0.1)
 
 
 def test_a_model_of_nan_has_no_dose(few: Suite, cmrm: sk.SteeringVector) -> None:
@@ -569,9 +571,9 @@ def test_a_model_of_nan_has_no_dose(few: Suite, cmrm: sk.SteeringVector) -> None
     harmless = [case.sample for case in few.harmless[:2]]
     for measure in (
         lambda: sk.calibrate(broken, cmrm, few, BUDGET),
-        lambda: sk.calibrate(broken, cmrm, few, sk.Budget("utility_loss", 1.0), per_layer=0.1),
-        lambda: sk.equal_kl(broken, [cmrm], harmless, 0.1),
-        lambda: sk.per_layer(broken, cmrm, harmless, 0.1),
+        lambda: sk.calibrate(broken, cmrm, few, sk.evaluation.Budget("utility_loss", 1.0), per_layer=0.1),
+        lambda: sk.evaluation.equal_kl(broken, [cmrm], harmless, 0.1),
+        lambda: sk.evaluation.per_layer(broken, cmrm, harmless, 0.1),
     ):
         with pytest.raises(NonFiniteError, match="KL divergence at strength .* is nan"):
             measure()
@@ -580,24 +582,24 @@ def test_a_model_of_nan_has_no_dose(few: Suite, cmrm: sk.SteeringVector) -> None
 def test_each_layer_gets_a_strength_of_its_own(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
     harmless = [case.sample for case in few.harmless]
     vector = cmrm.select([3, 6])
-    found = sk.per_layer(demo, vector, harmless, 0.05, maximum=8.0)
+    found = sk.evaluation.per_layer(demo, vector, harmless, 0.05, maximum=8.0)
     strengths: Any = found.interventions[0].strength
     assert set(strengths) == {3, 6}
     for layer, strength in strengths.items():
-        (alone,) = sk.equal_kl(demo, [vector.select([layer])], harmless, 0.05, maximum=8.0)
+        (alone,) = sk.evaluation.equal_kl(demo, [vector.select([layer])], harmless, 0.05, maximum=8.0)
         assert alone.metadata.strength.recommended == strength
         points = {p.strength: p.cost for p in found.metadata.strength.curve if p.cost_kind == f"kl, layer {layer}"}
         assert len(points) == 2
         assert points[strength] == pytest.approx(0.05, abs=0.005)
     assert found.metadata.strength.recommended == 1.0
     with pytest.raises(OptionError, match="one intervention"):
-        sk.per_layer(demo, sk.AdaSteer().fit(demo, anchors(4)), harmless, 0.05)
+        sk.evaluation.per_layer(demo, sk.methods.AdaSteer().fit(demo, anchors(4)), harmless, 0.05)
 
 
 def test_a_layer_is_measured_with_the_increment_that_it_adds(demo: VLM, few: Suite) -> None:
     harmless = [case.sample for case in few.harmless[:4]]
     vector = sk.CMRM(level="sample", layers=(2, 3)).fit(demo)
-    found = sk.per_layer(demo, vector, harmless, 0.01)
+    found = sk.evaluation.per_layer(demo, vector, harmless, 0.01)
     strengths: Any = found.interventions[0].strength
     before = demo.next_token_log_probabilities(harmless)
     for layer, strength in strengths.items():
@@ -609,7 +611,7 @@ def test_a_layer_is_measured_with_the_increment_that_it_adds(demo: VLM, few: Sui
 
 def test_layers_are_calibrated_first_and_the_whole_afterwards(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
     vector = cmrm.select([3, 6])
-    levelled = sk.per_layer(demo, vector, [case.sample for case in few.harmless], 0.05)
+    levelled = sk.evaluation.per_layer(demo, vector, [case.sample for case in few.harmless], 0.05)
     told: list[str] = []
     options: Any = {"maximum": MAXIMUM, "tolerance": TOLERANCE}
     found = sk.calibrate(demo, vector, few, BUDGET, per_layer=0.05, progress=told.append, **options)
@@ -630,12 +632,12 @@ def test_impossible_budgets_and_ranges_are_refused(
     demo: VLM, few: Suite, cmrm: sk.SteeringVector, limit: float
 ) -> None:
     with pytest.raises(OptionError, match="a budget of"):
-        sk.Budget("kl", limit)
+        sk.evaluation.Budget("kl", limit)
     with pytest.raises(OptionError, match="tolerance"):
         sk.calibrate(demo, cmrm, few, BUDGET, maximum=1.0, tolerance=1.0)
     wrong: Any = "money"
     with pytest.raises(OptionError, match="'money'"):
-        sk.Budget(wrong, 1.0)
+        sk.evaluation.Budget(wrong, 1.0)
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from reference import WITH_IMAGE, Edit, adds, captured, directions, distance, ed
 
 import steerkit as sk
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,
@@ -181,20 +181,20 @@ def test_a_vector_of_several_interventions_counts_a_token_once(llava: sk.VLM, in
 
 def test_conflicts_are_reported_by_layer(llava: sk.VLM) -> None:
     one, other = at(llava, 1.0, 0.0), at(llava, -0.8, 0.6, norm=7.0)
-    (found,) = sk.conflicts([one, other])
+    (found,) = sk.analysis.conflicts([one, other])
     assert (found.first, found.second, found.layer, found.site, found.kind) == (0, 1, 1, "resid_post", "opposing")
     assert found.cosine == pytest.approx(-0.8)
     assert str(found) == "layer 1 resid_post: 0 (test) and 1 (test) oppose each other, cosine -0.80"
-    assert sk.conflicts([one, other], threshold=-0.9) == []
-    assert sk.conflicts([one, other], strength=[1.0, -1.0]) == []
-    assert len(sk.conflicts([one, other], strength=-1.0)) == 1
-    assert sk.conflicts([one, other], strength=[1.0, 0.0]) == []
-    assert sk.conflicts([one, at(llava, -1.0, layer=2)]) == []
-    assert sk.conflicts([one]) == []
+    assert sk.analysis.conflicts([one, other], threshold=-0.9) == []
+    assert sk.analysis.conflicts([one, other], strength=[1.0, -1.0]) == []
+    assert len(sk.analysis.conflicts([one, other], strength=-1.0)) == 1
+    assert sk.analysis.conflicts([one, other], strength=[1.0, 0.0]) == []
+    assert sk.analysis.conflicts([one, at(llava, -1.0, layer=2)]) == []
+    assert sk.analysis.conflicts([one]) == []
 
 
 def test_the_worst_conflict_comes_first(llava: sk.VLM) -> None:
-    found = sk.conflicts([at(llava, 1.0), at(llava, -0.6, 0.8), at(llava, -1.0)])
+    found = sk.analysis.conflicts([at(llava, 1.0), at(llava, -0.6, 0.8), at(llava, -1.0)])
     assert [(each.first, each.second) for each in found] == [(0, 2), (0, 1)]
 
 
@@ -222,26 +222,26 @@ def test_vectors_that_never_meet_do_not_conflict(llava: sk.VLM, one: Any, other:
     opposite = [directions(llava, site=one.get("site", "resid_post")), {}]
     opposite[1] = {sk.Key(k.layer, other.get("site", "resid_post")): -t for k, t in opposite[0].items()}
     pair = [vector(llava, t, sk.Intervention(**i)) for t, i in zip(opposite, (one, other), strict=True)]
-    assert bool(sk.conflicts(pair)) == meet
-    assert bool(sk.conflicts(pair[::-1])) == meet
+    assert bool(sk.analysis.conflicts(pair)) == meet
+    assert bool(sk.analysis.conflicts(pair[::-1])) == meet
 
 
 def test_an_ablation_conflicts_with_what_adds_its_direction(llava: sk.VLM) -> None:
     removed = at(llava, 1.0, operation=Ablate())
     for pair in ([removed, at(llava, -0.6, 0.8)], [at(llava, 0.6, 0.8), removed]):
-        (found,) = sk.conflicts(pair)
+        (found,) = sk.analysis.conflicts(pair)
         assert found.kind == "removed"
         assert found.cosine == pytest.approx(-0.6)
         assert "add and remove the same" in str(found)
-    assert sk.conflicts([removed, removed]) == []
-    assert sk.conflicts([removed, at(llava, 0.0, 1.0)]) == []
+    assert sk.analysis.conflicts([removed, removed]) == []
+    assert sk.analysis.conflicts([removed, at(llava, 0.0, 1.0)]) == []
 
 
 @pytest.mark.parametrize(("ends", "signs"), [((-2.0, 1.0), (1, -1)), ((-1.0, 2.0), (1, -1)), ((0.0, 2.0), (-1,))])
 def test_a_measured_strength_counts_with_both_ends(llava: sk.VLM, ends: tuple[float, float], signs: Any) -> None:
     rule = LinearStrength(measure=Measure(kind="cosine"), slope=1.0, minimum=ends[0], maximum=ends[1])
     for sign in (1, -1):
-        found = sk.conflicts([at(llava, 1.0), at(llava, sign, strength=rule)])
+        found = sk.analysis.conflicts([at(llava, 1.0), at(llava, sign, strength=rule)])
         assert [each.cosine for each in found] == ([-1.0] if sign in signs else [])
 
 
@@ -272,7 +272,7 @@ def test_what_removes_is_told_from_what_adds(
 ) -> None:
     pair = [at(llava, 1.0, operation=remover, strength=dose), at(llava, 0.6, 0.8, operation=adder)]
     for order in (pair, pair[::-1]):
-        found = sk.conflicts(order)
+        found = sk.analysis.conflicts(order)
         assert [each.kind for each in found] == ([] if cosine is None else ["removed"])
         assert [each.cosine for each in found] == ([] if cosine is None else [pytest.approx(cosine)])
 
@@ -282,17 +282,17 @@ def test_of_a_span_the_nearest_direction_counts(llava: sk.VLM) -> None:
     span[0, :2] = torch.tensor([0.6, 0.8])
     span[1, 2] = 1.0
     added = vector(llava, {sk.Key(1): span}, sk.Intervention(operation=ALONG_THE_PLANE))
-    (found,) = sk.conflicts([added, at(llava, 1.0, operation=Ablate())])
+    (found,) = sk.analysis.conflicts([added, at(llava, 1.0, operation=Ablate())])
     assert (found.kind, found.cosine) == ("removed", pytest.approx(-0.6))
 
 
 def test_conflicts_refuse(llava: sk.VLM, qwen: sk.VLM) -> None:
     for threshold in (0.5, float("nan"), "low"):
         with pytest.raises(OptionError, match="threshold is"):
-            sk.conflicts([made(llava, 0)], threshold=threshold)  # type: ignore[arg-type]
+            sk.analysis.conflicts([made(llava, 0)], threshold=threshold)  # type: ignore[arg-type]
     wide = at(llava, 1.0).metadata.model.model_copy(update={"hidden_size": 64})
     other = sk.SteeringVector({sk.Key(1): torch.ones(64)}, at(llava, 1.0).metadata.model_copy(update={"model": wide}))
-    for compose in (sk.conflicts, sk.orthogonalized):
+    for compose in (sk.analysis.conflicts, sk.analysis.orthogonalized):
         with pytest.raises(ModelMismatchError, match=r"width \[48, 64\]"):
             compose([made(llava, 0), other])
 
@@ -303,7 +303,7 @@ def test_conflicts_refuse(llava: sk.VLM, qwen: sk.VLM) -> None:
 def test_orthogonalized_is_gram_schmidt_by_layer(llava: sk.VLM) -> None:
     vectors = [made(llava, seed) for seed in range(3)]
     vectors[1] = vectors[1].select([1, 2]).with_metadata(strength={"recommended": 2.0})
-    found = sk.orthogonalized(vectors)
+    found = sk.analysis.orthogonalized(vectors)
     assert found[1].metadata.strength.recommended == 1.0  # which was measured of the vector as it was
     assert found[0] is vectors[0]
     for layer in range(4):
@@ -341,14 +341,14 @@ def test_an_addition_is_kept_clear_of_an_ablated_subspace(llava: sk.VLM, inputs:
     plane = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
     removed = vector(llava, {sk.Key(1): plane}, sk.Intervention(operation=Ablate()))
     added = vector(llava, {sk.Key(1): directions(llava)[sk.Key(1)]})
-    _, clear = sk.orthogonalized([removed, added])
+    _, clear = sk.analysis.orthogonalized([removed, added])
     assert (plane @ clear.directions[1]).abs().max() < 1e-4
     answers = []
     for order in ([removed, clear], [clear, removed]):
         with sk.steer(llava.model, order):
             answers.append(generate(llava.model, inputs))
     assert distance(*answers) < 2e-5
-    assert sk.orthogonalized([added, removed])[1] is removed
+    assert sk.analysis.orthogonalized([added, removed])[1] is removed
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_an_addition_is_kept_clear_of_an_ablated_subspace(llava: sk.VLM, inputs:
 def test_an_addition_is_kept_clear_of_what_is_scaled_or_clamped(llava: sk.VLM, inputs: Any, operation: Any) -> None:
     """Then the two can change places; with the whole direction they can't."""
     bound, added = made(llava, 0, operation=operation), made(llava, 0) + made(llava, 1)
-    kept, clear = sk.orthogonalized([bound, added])
+    kept, clear = sk.analysis.orthogonalized([bound, added])
     assert kept is bound
     for layer, d in bound.directions.items():
         unit, whole = d.double() / d.double().norm(), added.directions[layer].double()
@@ -368,7 +368,7 @@ def test_an_addition_is_kept_clear_of_what_is_scaled_or_clamped(llava: sk.VLM, i
             with sk.steer(llava.model, order):
                 answers.append(generate(llava.model, inputs))
         assert distance(*answers) < 2e-5 if same else distance(*answers) > CLEARLY
-    assert sk.orthogonalized([added, bound])[1] is bound
+    assert sk.analysis.orthogonalized([added, bound])[1] is bound
 
 
 def test_an_addition_is_kept_clear_of_what_a_contrast_is_added_along(llava: sk.VLM) -> None:
@@ -376,12 +376,12 @@ def test_an_addition_is_kept_clear_of_what_a_contrast_is_added_along(llava: sk.V
     span = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
     measured = vector(llava, {sk.Key(1): span}, sk.Intervention(operation=ALONG_THE_PLANE))
     added = made(llava, 1)
-    kept, clear = sk.orthogonalized([measured, added])
+    kept, clear = sk.analysis.orthogonalized([measured, added])
     assert kept is measured
     assert (span @ clear.directions[1]).abs().max() < 1e-4
     assert (span @ added.directions[1]).abs().max() > 0.1
     assert torch.equal(clear.directions[2], added.directions[2]), "elsewhere nothing is lost"
-    assert sk.orthogonalized([added, measured])[1] is measured, "it reads what it read"
+    assert sk.analysis.orthogonalized([added, measured])[1] is measured, "it reads what it read"
 
 
 @MEETINGS
@@ -390,7 +390,7 @@ def test_vectors_that_never_meet_keep_their_directions(llava: sk.VLM, one: Any, 
         vector(llava, directions(llava, site=given.get("site", "resid_post"), seed=seed), sk.Intervention(**given))
         for seed, given in enumerate((one, other))
     ]
-    assert (sk.orthogonalized(pair)[1] is pair[1]) != meet
+    assert (sk.analysis.orthogonalized(pair)[1] is pair[1]) != meet
 
 
 def test_of_several_vectors_an_addition_loses_what_it_meets(llava: sk.VLM) -> None:
@@ -399,11 +399,11 @@ def test_of_several_vectors_an_addition_loses_what_it_meets(llava: sk.VLM) -> No
     for_texts = at(llava, 0.0, 1.0, prompts="without_image")
     each = [sk.Intervention(prompts=prompts) for prompts in ("with_image", "without_image")]
     both = vector(llava, at(llava, 1.0, 1.0, 1.0).tensors, *each)
-    *kept, found = sk.orthogonalized([for_images, for_texts, both])
+    *kept, found = sk.analysis.orthogonalized([for_images, for_texts, both])
     assert kept == [for_images, for_texts]
     left = [found.tensors[sk.Key(1, name=i.operation.direction.name)][:3].tolist() for i in found.interventions]
     assert left == [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
-    _, alone = sk.orthogonalized([for_images, both])
+    _, alone = sk.analysis.orthogonalized([for_images, both])
     assert alone.interventions[1] == both.interventions[1]
     assert torch.equal(alone.tensors[sk.Key(1)], both.tensors[sk.Key(1)])
 
@@ -415,12 +415,14 @@ def test_of_several_vectors_an_addition_loses_what_it_meets(llava: sk.VLM) -> No
 )
 def test_what_works_on_nothing_takes_nothing(llava: sk.VLM, idle: Any) -> None:
     added = at(llava, 1.0)
-    assert torch.equal(sk.orthogonalized([at(llava, 1.0, **idle), added])[1].directions[1], added.directions[1])
+    assert torch.equal(
+        sk.analysis.orthogonalized([at(llava, 1.0, **idle), added])[1].directions[1], added.directions[1]
+    )
 
 
 def test_a_gate_keeps_the_direction_that_it_reads(llava: sk.VLM) -> None:
     gated = at(llava, 1.0, 1.0, gate=Gate(measure=Measure(kind="projection"), threshold=0.0))
-    _, found = sk.orthogonalized([at(llava, 1.0), gated])
+    _, found = sk.analysis.orthogonalized([at(llava, 1.0), gated])
     (changed,) = found.interventions
     assert torch.equal(found.tensors[sk.Key(1)], gated.tensors[sk.Key(1)])
     assert found.directions[1][:2].tolist() == [0.0, 1.0]
@@ -433,7 +435,7 @@ def test_one_direction_for_all_layers_becomes_one_for_each(llava: sk.VLM) -> Non
         {sk.Key(2): directions(llava)[sk.Key(2)]},
         sk.Intervention(operation=Add(direction=StoredDirection(layer=2)), layers=(0, 3)),
     )
-    _, found = sk.orthogonalized([at(llava, 1.0, layer=3), shared])
+    _, found = sk.analysis.orthogonalized([at(llava, 1.0, layer=3), shared])
     assert torch.equal(found.directions[0], shared.tensors[sk.Key(2)])
     assert found.directions[3][0] == 0.0
     assert torch.equal(found.directions[3][1:], shared.tensors[sk.Key(2)][1:])
@@ -441,11 +443,11 @@ def test_one_direction_for_all_layers_becomes_one_for_each(llava: sk.VLM) -> Non
 
 def test_orthogonalized_refuses(llava: sk.VLM) -> None:
     with pytest.raises(OptionError, match="nothing is left of what vector 1 adds at layer 1"):
-        sk.orthogonalized([at(llava, 1.0), at(llava, -3.0)])
+        sk.analysis.orthogonalized([at(llava, 1.0), at(llava, -3.0)])
     sample_level = sk.CMRM(level="sample").fit(llava)
     assert isinstance(sample_level.interventions[0].operation.direction, MeasuredContrast)
     with pytest.raises(OptionError, match=r"vector 1 \(cmrm\) is measured on each prompt"):
-        sk.orthogonalized([at(llava, 1.0), sample_level])
+        sk.analysis.orthogonalized([at(llava, 1.0), sample_level])
 
 
 def test_what_a_share_is_of_nothing() -> None:

@@ -22,8 +22,7 @@ from steerkit import errors
 from steerkit.cli import COMMANDS, app
 from steerkit.cli.new import Kind, scaffold
 from steerkit.demo import model_path, world
-from steerkit.formats import v1
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,
@@ -36,7 +35,8 @@ from steerkit.intervention import (
     Scale,
     StoredDirection,
 )
-from steerkit.metadata import PackMetadata
+from steerkit.vectors import PackMetadata
+from steerkit.vectors.formats import v1
 from steerkit_vectors_hub import interop
 
 ROOT = Path(__file__).parents[1]

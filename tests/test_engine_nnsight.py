@@ -18,8 +18,9 @@ from reference import mixed
 
 import steerkit as sk
 from steerkit.engines import hooks, nnsight
+from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, NothingSteeredError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     Gate,
@@ -31,10 +32,8 @@ from steerkit.intervention import (
     Site,
     Tokens,
 )
-from steerkit.metadata import MethodRecord, PackMetadata
-from steerkit.receipt import Receipt
-from steerkit.samples import Sample
-from steerkit.vector import Key, SteeringVector
+from steerkit.models import Sample
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
 from steerkit.vlm import VLM
 
 TEXTS = ("What is this?", "How do I bake a cake for the neighbour?", "Answer briefly.")

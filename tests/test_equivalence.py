@@ -27,7 +27,7 @@ from reference import (
 )
 
 import steerkit as sk
-from steerkit.adapter import Images
+from steerkit.models import Images
 
 CLEARLY = 1e-2
 """What counts as a visible change of a logit; logits of the tiny models are about 1 to 5."""

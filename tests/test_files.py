@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steerkit.files import replacing, write_atomically
+from steerkit._internal.files import replacing, write_atomically
 
 
 def test_a_file_and_its_folder_are_made(tmp_path: Path) -> None:

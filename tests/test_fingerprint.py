@@ -18,11 +18,20 @@ import torch
 from pydantic import ValidationError
 
 import steerkit as sk
-from steerkit.checks import Check, Policy, TrustWarning
-from steerkit.dose import check_dose, norms_of, relative_doses
+from steerkit.analysis import (
+    RELATED,
+    SAME,
+    check_dose,
+    check_fingerprint,
+    compare,
+    norms_of,
+    probes,
+    relative_doses,
+    responses,
+    responses_or_reason,
+)
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
-from steerkit.fingerprint import RELATED, SAME, check_fingerprint, compare, probes, responses, responses_or_reason
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,
@@ -35,8 +44,8 @@ from steerkit.intervention import (
     Scale,
     site_label,
 )
-from steerkit.metadata import Fingerprint, MethodRecord, PackMetadata
-from steerkit.vector import Key
+from steerkit.policy import Check, Policy, TrustWarning
+from steerkit.vectors import Fingerprint, Key, MethodRecord, PackMetadata
 
 
 @pytest.fixture

@@ -26,10 +26,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steerkit.errors import NonFiniteError, PackFormatError, SteerKitError
-from steerkit.formats import container, parse_pack, parse_tensor_name, tensor_name
-from steerkit.intervention import Add, Gate, Intervention, Measure, StoredDirection
-from steerkit.metadata import AnchorRecord, MethodRecord, Metric, ModelRecord, PackMetadata, StrengthRecord
-from steerkit.vector import Key, SteeringVector
+from steerkit.interventions import Add, Gate, Intervention, Measure, StoredDirection
+from steerkit.vectors import (
+    AnchorRecord,
+    Key,
+    MethodRecord,
+    Metric,
+    ModelRecord,
+    PackMetadata,
+    SteeringVector,
+    StrengthRecord,
+)
+from steerkit.vectors.formats import container, parse_pack, parse_tensor_name, tensor_name
 
 HIDDEN = 24
 NAMES = ("directions.0.resid_post", "directions.1.resid_post", "directions.2.resid_post.gate")
@@ -130,7 +138,7 @@ def test_the_file_is_plain_safetensors_with_the_documented_names(whole: bytes) -
 
 
 def test_a_vector_without_tensors_is_a_pack_too(tmp_path: Path) -> None:
-    from steerkit.intervention import MeasuredContrast
+    from steerkit.interventions import MeasuredContrast
 
     measured = Intervention(operation=Add(direction=MeasuredContrast()))
     metadata = a_vector().metadata.model_copy(update={"interventions": (measured,)})
@@ -583,7 +591,7 @@ def test_two_processes_saving_to_one_path_leave_a_whole_file(tmp_path: Path) -> 
     target = tmp_path / "target" / "v.safetensors"
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from steerkit.vector import SteeringVector\n"
+        "from steerkit.vectors._vector import SteeringVector\n"
         "vector = SteeringVector.load(sys.argv[1]) * float(sys.argv[3])\n"
         "for _ in range(60): vector.save(sys.argv[2])\n"
     )

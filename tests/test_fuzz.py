@@ -20,9 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerkit.errors import NonFiniteError, PackFormatError
-from steerkit.formats import parse_pack, read_pack
-from steerkit.metadata import PackMetadata, parse_metadata
-from steerkit.vector import Key, SteeringVector
+from steerkit.vectors import Key, PackMetadata, SteeringVector, parse_metadata
+from steerkit.vectors.formats import parse_pack, read_pack
 from steerkit_vectors_hub.errors import IndexFormatError, ReferenceFormatError
 from steerkit_vectors_hub.index import parse_index
 from steerkit_vectors_hub.refs import parse_ref

@@ -13,8 +13,8 @@ import torch
 from reference import directions, vector
 
 import steerkit as sk
+from steerkit._internal.validation import as_layers, expect_each, expect_one_of, expect_whole
 from steerkit.errors import LayerRangeError, MissingImageError, OptionError, ProcessorError, SampleError
-from steerkit.given import as_layers, expect_each, expect_one_of, expect_whole
 
 
 class Given(NamedTuple):
@@ -23,16 +23,16 @@ class Given(NamedTuple):
     vlm: sk.VLM
     vector: sk.SteeringVector
     samples: list[sk.Sample]
-    suite: sk.Suite
+    suite: sk.evaluation.Suite
 
     def one_case(self) -> Any:
-        return (sk.Case(self.samples[0], "a"),)
+        return (sk.evaluation.Case(self.samples[0], "a"),)
 
 
 @pytest.fixture(scope="module")
 def given(llava: sk.VLM, anchors: list[sk.Sample]) -> Given:
-    case = (sk.Case(anchors[0], "a"),)
-    suite = sk.Suite("toy", case, case, case, sk.PhraseJudge(), 2)
+    case = (sk.evaluation.Case(anchors[0], "a"),)
+    suite = sk.evaluation.Suite("toy", case, case, case, sk.evaluation.PhraseJudge(), 2)
     return Given(llava, vector(llava, directions(llava)), anchors[:2], suite)
 
 
@@ -46,8 +46,8 @@ def untouched(llava: sk.VLM) -> Any:
         hook.remove()
 
 
-BUDGET = sk.Budget("kl", 1.0)
-CAA = sk.CAA(positive="harmful", negative="harmless")
+BUDGET = sk.evaluation.Budget("kl", 1.0)
+CAA = sk.methods.CAA(positive="harmful", negative="harmless")
 NO_COUNT = (None, "4", 2.5, 0, -1, float("nan"), True, [4])
 NO_FUNCTION = ("x", 3, [print])
 NO_VLM = (None, "llava", 3)
@@ -98,17 +98,23 @@ REFUSED: dict[str, tuple[Callable[[Given, Any], object], tuple[Any, ...]]] = {
     "SteeringVector.load": (lambda g, x: sk.SteeringVector.load(x), NO_PATH),
     "from_bytes": (lambda g, x: sk.SteeringVector.from_bytes(x), (None, "text", 3)),
     "get_method": (lambda g, x: sk.get_method(x), (None, 3, ["caa"])),
-    "get_adapter": (lambda g, x: sk.get_adapter(x), (None, 3, ["llava"])),
+    "get_adapter": (lambda g, x: sk.models.get_adapter(x), (None, 3, ["llava"])),
     "steer": (lambda g, x: sk.steer(g.vlm, x), (None, "caa", 3, [None])),
-    "Case": (lambda g, x: sk.Case(x), (None, "text")),
-    "Case, answer": (lambda g, x: sk.Case(g.samples[0], x), (3, ["a"])),
-    "PhraseJudge": (lambda g, x: sk.PhraseJudge(x), (None, "sorry", [3])),
-    "Suite": (lambda g, x: sk.Suite("s", x, g.one_case(), g.one_case(), sk.PhraseJudge()), (None, "x", [None], ["x"])),
-    "Suite, name": (lambda g, x: sk.Suite(x, *[g.one_case()] * 3, sk.PhraseJudge()), (None, 3)),
-    "Suite, judge": (lambda g, x: sk.Suite("s", *[g.one_case()] * 3, x), (None, "phrases")),
-    "Suite, tokens": (lambda g, x: sk.Suite("s", *[g.one_case()] * 3, sk.PhraseJudge(), x), NO_COUNT),
-    "Budget, kind": (lambda g, x: sk.Budget(x, 1.0), (None, "cost", ["kl"])),
-    "Budget": (lambda g, x: sk.Budget("kl", x), NO_NUMBER),
+    "Case": (lambda g, x: sk.evaluation.Case(x), (None, "text")),
+    "Case, answer": (lambda g, x: sk.evaluation.Case(g.samples[0], x), (3, ["a"])),
+    "PhraseJudge": (lambda g, x: sk.evaluation.PhraseJudge(x), (None, "sorry", [3])),
+    "Suite": (
+        lambda g, x: sk.evaluation.Suite("s", x, g.one_case(), g.one_case(), sk.evaluation.PhraseJudge()),
+        (None, "x", [None], ["x"]),
+    ),
+    "Suite, name": (lambda g, x: sk.evaluation.Suite(x, *[g.one_case()] * 3, sk.evaluation.PhraseJudge()), (None, 3)),
+    "Suite, judge": (lambda g, x: sk.evaluation.Suite("s", *[g.one_case()] * 3, x), (None, "phrases")),
+    "Suite, tokens": (
+        lambda g, x: sk.evaluation.Suite("s", *[g.one_case()] * 3, sk.evaluation.PhraseJudge(), x),
+        NO_COUNT,
+    ),
+    "Budget, kind": (lambda g, x: sk.evaluation.Budget(x, 1.0), (None, "cost", ["kl"])),
+    "Budget": (lambda g, x: sk.evaluation.Budget("kl", x), NO_NUMBER),
     "evaluate, vlm": (lambda g, x: sk.evaluate(x, g.suite), NO_VLM),
     "evaluate, suite": (lambda g, x: sk.evaluate(g.vlm, x), NO_SUITE),
     "evaluate, vector": (lambda g, x: sk.evaluate(g.vlm, g.suite, x), NO_VECTOR[1:]),
@@ -116,7 +122,10 @@ REFUSED: dict[str, tuple[Callable[[Given, Any], object], tuple[Any, ...]]] = {
     "evaluate, progress": (lambda g, x: sk.evaluate(g.vlm, g.suite, progress=x), NO_FUNCTION),
     "compare, vlm": (lambda g, x: sk.compare(x, {"a": g.vector}, g.suite), NO_VLM),
     "compare, methods": (lambda g, x: sk.compare(g.vlm, x, g.suite), (None, 3, "caa", [CAA], {})),
-    "compare, entry": (lambda g, x: sk.compare(g.vlm, {"a": x}, g.suite), (None, "caa", sk.CAA, (CAA,), ("a", []))),
+    "compare, entry": (
+        lambda g, x: sk.compare(g.vlm, {"a": x}, g.suite),
+        (None, "caa", sk.methods.CAA, (CAA,), ("a", [])),
+    ),
     "compare, suite": (lambda g, x: sk.compare(g.vlm, {"a": g.vector}, x), NO_SUITE),
     "compare, sweep": (
         lambda g, x: sk.compare(g.vlm, {"a": g.vector}, g.suite, sweep=x),
@@ -136,13 +145,16 @@ REFUSED: dict[str, tuple[Callable[[Given, Any], object], tuple[Any, ...]]] = {
     "calibrate, tolerance": (lambda g, x: sk.calibrate(g.vlm, g.vector, g.suite, BUDGET, tolerance=x), NO_NUMBER),
     "calibrate, batch_size": (lambda g, x: sk.calibrate(g.vlm, g.vector, g.suite, BUDGET, batch_size=x), NO_COUNT),
     "calibrate, progress": (lambda g, x: sk.calibrate(g.vlm, g.vector, g.suite, BUDGET, progress=x), NO_FUNCTION),
-    "equal_kl, vlm": (lambda g, x: sk.equal_kl(x, [g.vector], g.samples, 0.1), NO_VLM),
-    "equal_kl, vectors": (lambda g, x: sk.equal_kl(g.vlm, x, g.samples, 0.1), (*NO_VECTOR, [])),
-    "equal_kl, kl": (lambda g, x: sk.equal_kl(g.vlm, [g.vector], g.samples, x), NO_NUMBER),
-    "equal_kl, progress": (lambda g, x: sk.equal_kl(g.vlm, [g.vector], g.samples, 0.1, progress=x), NO_FUNCTION),
-    "per_layer, vlm": (lambda g, x: sk.per_layer(x, g.vector, g.samples, 0.1), NO_VLM),
-    "per_layer, vector": (lambda g, x: sk.per_layer(g.vlm, x, g.samples, 0.1), NO_VECTOR),
-    "per_layer, kl": (lambda g, x: sk.per_layer(g.vlm, g.vector, g.samples, x), NO_NUMBER),
+    "equal_kl, vlm": (lambda g, x: sk.evaluation.equal_kl(x, [g.vector], g.samples, 0.1), NO_VLM),
+    "equal_kl, vectors": (lambda g, x: sk.evaluation.equal_kl(g.vlm, x, g.samples, 0.1), (*NO_VECTOR, [])),
+    "equal_kl, kl": (lambda g, x: sk.evaluation.equal_kl(g.vlm, [g.vector], g.samples, x), NO_NUMBER),
+    "equal_kl, progress": (
+        lambda g, x: sk.evaluation.equal_kl(g.vlm, [g.vector], g.samples, 0.1, progress=x),
+        NO_FUNCTION,
+    ),
+    "per_layer, vlm": (lambda g, x: sk.evaluation.per_layer(x, g.vector, g.samples, 0.1), NO_VLM),
+    "per_layer, vector": (lambda g, x: sk.evaluation.per_layer(g.vlm, x, g.samples, 0.1), NO_VECTOR),
+    "per_layer, kl": (lambda g, x: sk.evaluation.per_layer(g.vlm, g.vector, g.samples, x), NO_NUMBER),
 }
 CASES = [
     pytest.param(call, value, id=f"{name}: {value!r:.30}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import steerkit as sk
 from steerkit.errors import EngineError, ModelMismatchError, OptionError
-from steerkit.intervention import Gate, Measure
+from steerkit.interventions import Gate, Measure
 from steerkit.testing.tiny import seeded, text
 
 WITH_HEADS = ("llava", "llava_next", "llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -183,7 +183,7 @@ def test_iti_moves_heads_before_a_dense_projection(name: str) -> None:
         sk.Sample(f"How do I plan {topic}?", label="no" if index % 2 else "yes")
         for index, topic in enumerate(("a bomb", "a cake", "a fight", "a garden", "a theft", "a letter"))
     ]
-    fitted = sk.ITI(positive="yes", negative="no", heads=2, held_out=0.4).fit(vlm, anchors)
+    fitted = sk.methods.ITI(positive="yes", negative="no", heads=2, held_out=0.4).fit(vlm, anchors)
     doses = {key.layer: tensor for key, tensor in fitted.tensors.items()}
     assert {key.site for key in fitted.tensors} == {"head_out"}
     assert sum(int(row.reshape(HEADS, SIZE).abs().sum(1).count_nonzero()) for row in doses.values()) == 2

@@ -19,7 +19,7 @@ from test_cli import run
 
 import steerkit as sk
 from steerkit.demo import model_path
-from steerkit.metadata import MethodRecord, PackMetadata
+from steerkit.vectors import MethodRecord, PackMetadata
 from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError
 
 __all__ = ["cache", "hub"]  # fixtures

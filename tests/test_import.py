@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 import steerkit
 
+ROOMS = (
+    "steerkit",
+    *(f"steerkit.{room}" for room in ("methods", "interventions", "vectors", "models", "evaluation", "analysis")),
+)
 HEAVY = ("torch", "transformers", "nnsight", "numpy", "PIL", "pydantic", "safetensors", "huggingface_hub")
 
 
@@ -27,13 +34,19 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_names_and_errors_are_known_without_loading_torch() -> None:
-    code = "import steerkit as sk\nsk.method_names(), sk.adapter_names(), sk.SteerKitError, sk.Sample('Hi').digest()"
+    code = (
+        "import steerkit as sk\nsk.methods.method_names(), sk.models.adapter_names()\n"
+        "sk.SteerKitError, sk.Sample('Hi').digest(), sk.interventions.Add"
+    )
     loaded = modules_after(code)
     assert not loaded & {"torch", "transformers", "nnsight"}
 
 
 def test_packs_can_be_read_without_torch() -> None:
-    code = "import steerkit.formats, steerkit.metadata, steerkit.intervention, steerkit.samples, steerkit.receipt"
+    code = (
+        "import steerkit.vectors.formats, steerkit.vectors._metadata, steerkit.interventions._schema\n"
+        "import steerkit.models._samples, steerkit.engines.receipt"
+    )
     loaded = modules_after(code)
     assert {"numpy", "pydantic"} <= loaded
     assert not loaded & {"torch", "transformers", "nnsight", "safetensors"}
@@ -43,14 +56,28 @@ def test_packs_can_be_read_without_torch() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     value = getattr(steerkit, name)
     assert value is getattr(steerkit, name)
-    assert value.__name__ == name
+    assert value.__name__ in (name, f"steerkit.{name}")
     assert value.__doc__
     assert name in dir(steerkit)
 
 
-def test_the_lazy_names_are_the_public_ones() -> None:
-    assert len(set(steerkit.__all__)) == len(steerkit.__all__)
-    assert set(steerkit.__all__) == set(steerkit._HOME)
+def test_the_public_names_are_few() -> None:
+    assert len(set(steerkit.__all__)) == len(steerkit.__all__) <= 28
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_offers_what_its_type_checked_imports_say(room: str) -> None:
+    """The table that is used at run time and the imports that type checkers read are one list."""
+    module = importlib.import_module(room)
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    checked = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    declared = {name.asname or name.name for node in checked.body for name in cast("ast.ImportFrom", node).names}
+    table = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict))
+    rows = zip(map(ast.literal_eval, filter(None, table.keys)), map(ast.literal_eval, table.values), strict=True)
+    assert declared == {name for _, names in rows for name in names} | {
+        name for name in declared if f"{room}.{name}" in ROOMS
+    }
+    assert all(getattr(module, name) is not None for name in declared)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -61,4 +88,4 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_a_public_name_is_not_hidden_by_a_module_of_its_own_name() -> None:
     """`import steerkit.steer` would put a module where `sk.steer` has to be the class."""
     modules = {path.stem for path in Path(steerkit.__file__).parent.iterdir()}
-    assert not modules & set(steerkit.__all__)
+    assert modules & set(steerkit.__all__) == {room.partition(".")[2] for room in ROOMS} - {""}

@@ -11,8 +11,8 @@ import torch
 
 import steerkit as sk
 from steerkit.errors import OptionError
-from steerkit.intervention import Add, Gate, Measure, MeasuredContrast, StoredDirection
-from steerkit.metadata import PackMetadata
+from steerkit.interventions import Add, Gate, Measure, MeasuredContrast, StoredDirection
+from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub import interop
 from steerkit_vectors_hub.interop import ModelFacts
 from steerkit_vectors_hub.interop.expressible import directions_to_add

@@ -18,8 +18,8 @@ import torch
 import steerkit as sk
 from steerkit.demo import model_path, world
 from steerkit.demo.evaluation import anchors, samples
-from steerkit.method import SteeringMethod
-from steerkit.samples import Sample
+from steerkit.methods import SteeringMethod
+from steerkit.models import Sample
 from steerkit.vlm import VLM
 
 COUNT = 16
@@ -56,13 +56,13 @@ class Case:
 HARMFUL = {"positive": "harmful", "negative": "harmless"}
 CASES: dict[str, list[Case]] = {
     "cmrm": [Case(sk.CMRM()), Case(sk.CMRM(level="sample"), lambda harmful, harmless: ())],
-    "caa": [Case(sk.CAA(**HARMFUL, layers=(5,), phase="prompt"))],
-    "refusal_direction": [Case(sk.RefusalDirection(images=True, tokens="last", coefficient=0.7))],
-    "shiftdc": [Case(sk.ShiftDC()), Case(sk.ShiftDC(form="literal"))],
+    "caa": [Case(sk.methods.CAA(**HARMFUL, layers=(5,), phase="prompt"))],
+    "refusal_direction": [Case(sk.methods.RefusalDirection(images=True, tokens="last", coefficient=0.7))],
+    "shiftdc": [Case(sk.methods.ShiftDC()), Case(sk.methods.ShiftDC(form="literal"))],
     # v is what the image changes, r where harmful requests lie without one
     "astra": [
         Case(
-            sk.ASTRA(source="pairs", layer=4, alpha=1.0),
+            sk.methods.ASTRA(source="pairs", layer=4, alpha=1.0),
             lambda harmful, _: [
                 *harmful,
                 *without_images(harmful, "masked"),
@@ -71,27 +71,30 @@ CASES: dict[str, list[Case]] = {
         ),
         # no image here has a pattern to be found: what it finds to steer away from is what the model refuses by
         Case(
-            sk.ASTRA(grid=4, masks=16, layer=4, alpha=1.0),
+            sk.methods.ASTRA(grid=4, masks=16, layer=4, alpha=1.0),
             lambda harmful, harmless: [*harmful[:6], *harmless[:6]],
             effect="fewer",
         ),
     ],
-    "repe": [Case(sk.RepE(**HARMFUL)), Case(sk.RepE(**HARMFUL, norm_preserving=True))],
-    "adasteer": [Case(sk.AdaSteer()), Case(sk.AdaSteer(layers=(3, 4, 5), harmfulness_along="rejection"))],
+    "repe": [Case(sk.methods.RepE(**HARMFUL)), Case(sk.methods.RepE(**HARMFUL, norm_preserving=True))],
+    "adasteer": [
+        Case(sk.methods.AdaSteer()),
+        Case(sk.methods.AdaSteer(layers=(3, 4, 5), harmfulness_along="rejection")),
+    ],
     "actadd": [
         Case(
-            sk.ActAdd(positive="harmful", negative="harmless", images=True),
+            sk.methods.ActAdd(positive="harmful", negative="harmless", images=True),
             lambda harmful, harmless: [harmful[0], harmless[0]],
         )
     ],
-    "iti": [Case(sk.ITI(**HARMFUL, heads=8, alpha=1.0))],
-    "cast": [Case(sk.CAST(layers=(5,), pool="last"), spares=True)],
-    "vlm_guard": [Case(sk.VLMGuard())],
+    "iti": [Case(sk.methods.ITI(**HARMFUL, heads=8, alpha=1.0))],
+    "cast": [Case(sk.methods.CAST(layers=(5,), pool="last"), spares=True)],
+    "vlm_guard": [Case(sk.methods.VLMGuard())],
     "vti": [
-        Case(sk.VTI(**HARMFUL, alpha_text=2.0, masks=2, grid=4, mask_ratio=0.5), neighbours),
+        Case(sk.methods.VTI(**HARMFUL, alpha_text=2.0, masks=2, grid=4, mask_ratio=0.5), neighbours),
         # steadier pictures do not make the toy world's model refuse
         Case(
-            sk.VTI(**HARMFUL, parts="vision", alpha_image=2.0, masks=2, grid=4, mask_ratio=0.5),
+            sk.methods.VTI(**HARMFUL, parts="vision", alpha_image=2.0, masks=2, grid=4, mask_ratio=0.5),
             neighbours,
             effect="none",
         ),
@@ -102,13 +105,13 @@ CASES: dict[str, list[Case]] = {
 def cases() -> list[Any]:
     return [
         pytest.param(name, case, id=f"{name}-{index}")
-        for name in sk.method_names()
+        for name in sk.methods.method_names()
         for index, case in enumerate(CASES.get(name, []))
     ]
 
 
 def test_every_registered_method_has_a_case() -> None:
-    assert set(sk.method_names()) == set(CASES), "give the new method a case above"
+    assert set(sk.methods.method_names()) == set(CASES), "give the new method a case above"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steerkit.errors import PackFormatError
-from steerkit.metadata import PackMetadata, parse_metadata
+from steerkit.vectors import PackMetadata, parse_metadata
 
 SHORTEST: dict[str, Any] = {
     "method": {"name": "cmrm"},

@@ -21,7 +21,6 @@ from conftest import ReadByHooks
 from PIL import Image
 
 import steerkit as sk
-from steerkit import method as method_module
 from steerkit.errors import (
     CheckpointError,
     EmptyAnchorSetError,
@@ -33,17 +32,18 @@ from steerkit.errors import (
     SampleError,
     SteerKitError,
 )
-from steerkit.method import Fit, Plan, SteeringMethod
-from steerkit.samples import Sample, anchor_digest
-from steerkit.vector import Key, SteeringVector
+from steerkit.methods import Fit, Plan, SteeringMethod
+from steerkit.methods import _base as method_module
+from steerkit.models import Sample, anchor_digest
+from steerkit.vectors import Key, SteeringVector
 from steerkit.vlm import VLM
 
-LABELLED = sk.CAA(positive="harmful", negative="harmless", layers=(1, 2))
+LABELLED = sk.methods.CAA(positive="harmful", negative="harmless", layers=(1, 2))
 FITTED: dict[str, SteeringMethod] = {
     "mean": sk.CMRM(),
     "pca": sk.CMRM(aggregate="pca", form="literal"),
     "caa": LABELLED,
-    "refusal": sk.RefusalDirection(),
+    "refusal": sk.methods.RefusalDirection(),
 }
 
 
@@ -88,7 +88,7 @@ REFUSED: dict[
 ] = {
     "no anchors, cmrm": (sk.CMRM, lambda anchors: [], EmptyAnchorSetError, "empty"),
     "no anchors, caa": (lambda: LABELLED, lambda anchors: [], EmptyAnchorSetError, "labelled 'harmful'"),
-    "no anchors, refusal": (sk.RefusalDirection, lambda anchors: [], EmptyAnchorSetError, "labelled 'harmful'"),
+    "no anchors, refusal": (sk.methods.RefusalDirection, lambda anchors: [], EmptyAnchorSetError, "labelled 'harmful'"),
     "an anchor without image": (sk.CMRM, _without("images"), MissingImageError, "anchor 7 .*no image"),
     "an anchor without label": (lambda: LABELLED, _without("label"), EmptyAnchorSetError, "labelled .'None'"),
     "an anchor without caption": (
@@ -98,9 +98,9 @@ REFUSED: dict[
         "anchor 7 .*no caption",
     ),
     "one label only": (lambda: LABELLED, lambda anchors: anchors[::2], EmptyAnchorSetError, "labelled 'harmless'"),
-    "another label": (sk.CAA, _same, EmptyAnchorSetError, "labelled 'positive'"),
+    "another label": (sk.methods.CAA, _same, EmptyAnchorSetError, "labelled 'positive'"),
     "a third label": (
-        sk.RefusalDirection,
+        sk.methods.RefusalDirection,
         lambda anchors: [*anchors, Sample("x", label="unsure")],
         EmptyAnchorSetError,
         "unsure",
@@ -115,12 +115,12 @@ REFUSED: dict[
     "a layer below": (lambda: sk.CMRM(layers=(-1,)), _same, LayerRangeError, "layer -1"),
     "no layer": (lambda: sk.CMRM(layers=()), _same, LayerRangeError, "no layer"),
     "a layer above, caa": (
-        lambda: sk.CAA(positive="harmful", negative="harmless", layers=(9,)),
+        lambda: sk.methods.CAA(positive="harmful", negative="harmless", layers=(9,)),
         _same,
         LayerRangeError,
         "layer 9",
     ),
-    "a layer above, refusal": (lambda: sk.RefusalDirection(layer=4), _same, LayerRangeError, "layer 4"),
+    "a layer above, refusal": (lambda: sk.methods.RefusalDirection(layer=4), _same, LayerRangeError, "layer 4"),
     "unknown option": (lambda: sk.CMRM(alhpa=1.0), _same, OptionError, "alhpa"),
     "unknown value": (lambda: sk.CMRM(form="sums"), _same, OptionError, "form='sums'"),
     "unknown counterpart": (lambda: sk.CMRM(counterpart="black"), _same, OptionError, "'black'"),
@@ -134,9 +134,14 @@ REFUSED: dict[
     ),
     "centre of a mean": (lambda: sk.CMRM(center=True), _same, OptionError, "center"),
     "scale of a mean": (lambda: sk.CMRM(scale="unit"), _same, OptionError, "scale"),
-    "equal labels, caa": (lambda: sk.CAA(positive="harmful", negative="harmful"), _same, OptionError, "both 'harmful'"),
+    "equal labels, caa": (
+        lambda: sk.methods.CAA(positive="harmful", negative="harmful"),
+        _same,
+        OptionError,
+        "both 'harmful'",
+    ),
     "equal labels, refusal": (
-        lambda: sk.RefusalDirection(harmless="harmful"),
+        lambda: sk.methods.RefusalDirection(harmless="harmful"),
         _same,
         OptionError,
         "both 'harmful'",
@@ -209,11 +214,11 @@ def test_more_images_than_the_model_takes(vlm_of: Callable[[str], VLM], anchors:
     vlm = vlm_of("instructblip-llama")
     two = [*anchors[:-1], dataclasses.replace(anchors[-1], images=anchors[-1].images * 2)]
     with counted_calls(vlm.model) as calls:
-        for method in (sk.CMRM(), sk.RefusalDirection(images=True)):
+        for method in (sk.CMRM(), sk.methods.RefusalDirection(images=True)):
             with pytest.raises(SampleError, match="sample 6 .*2 images"):
                 method.fit(ReadByHooks(vlm), two)
     assert calls == []
-    sk.RefusalDirection().fit(ReadByHooks(vlm), two)  # shows none
+    sk.methods.RefusalDirection().fit(ReadByHooks(vlm), two)  # shows none
 
 
 def test_no_pixel_is_read_to_check_anchors(
@@ -297,7 +302,7 @@ def test_the_metadata_says_how_the_vector_was_made(measured_llava: ReadByHooks, 
     assert metadata.method.name == "caa"
     assert metadata.method.paper == "arXiv 2312.06681"
     assert metadata.method.config["layers"] == [1, 2]
-    assert sk.CAA(**metadata.method.config) == LABELLED
+    assert sk.methods.CAA(**metadata.method.config) == LABELLED
     assert metadata.model == measured_llava.record
     assert metadata.anchors is not None
     assert metadata.anchors.labels == {"harmful": 4, "harmless": 3}
@@ -403,7 +408,7 @@ sys.path.insert(0, sys.argv[1])
 import steerkit as sk
 import tiny
 from conftest import ReadByHooks
-from steerkit import method
+from steerkit.methods import _base as method
 method.SAVE_EVERY = 0.0
 anchors = sk.read_samples(sys.argv[2])
 def progress(done, total):

@@ -15,9 +15,9 @@ from PIL import Image
 
 import steerkit as sk
 from steerkit.errors import NothingSteeredError, OptionError
-from steerkit.intervention import Ablate, Add, MeasuredContrast, StoredDirection
-from steerkit.samples import Sample
-from steerkit.vector import Key, SteeringVector
+from steerkit.interventions import Ablate, Add, MeasuredContrast, StoredDirection
+from steerkit.models import Sample
+from steerkit.vectors import Key, SteeringVector
 from steerkit.vlm import VLM
 
 # Passes of one prompt at a time against batches: float32 rounding, on hidden states up to 10
@@ -234,7 +234,7 @@ def two_means(vlm: VLM, anchors: list[Sample], *, images: bool) -> np.ndarray:
 def test_caa_takes_the_difference_of_the_means(
     measured_llava: ReadByHooks, anchors: list[Sample], images: bool
 ) -> None:
-    method = sk.CAA(positive="harmful", negative="harmless", layers=(3, 0), images=images, multiplier=2.0)
+    method = sk.methods.CAA(positive="harmful", negative="harmless", layers=(3, 0), images=images, multiplier=2.0)
     vector = method.fit(measured_llava, anchors, batch_size=3)
     expected = two_means(measured_llava.vlm, anchors, images=images)
     assert_directions(vector, {0: expected[0], 3: expected[3]})
@@ -242,8 +242,8 @@ def test_caa_takes_the_difference_of_the_means(
 
 
 def test_caa_turns_around_with_its_labels(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
-    forth = sk.CAA(positive="harmful", negative="harmless").fit(measured_llava, anchors)
-    back = sk.CAA(positive="harmless", negative="harmful").fit(measured_llava, anchors)
+    forth = sk.methods.CAA(positive="harmful", negative="harmless").fit(measured_llava, anchors)
+    back = sk.methods.CAA(positive="harmless", negative="harmful").fit(measured_llava, anchors)
     assert list(forth.tensors) == list(back.tensors) == [Key(1)], "the block at 40 % of four"
     assert torch.allclose(forth.tensors[Key(1)], -back.tensors[Key(1)], atol=TOLERANCE)
 
@@ -253,13 +253,15 @@ def test_caa_turns_around_with_its_labels(measured_llava: ReadByHooks, anchors: 
 def test_the_refusal_direction_is_the_difference_of_the_means(
     measured_llava: ReadByHooks, anchors: list[Sample], images: bool, layer: int | None, read: int
 ) -> None:
-    vector = sk.RefusalDirection(images=images, layer=layer, coefficient=0.5).fit(measured_llava, anchors, batch_size=3)
+    vector = sk.methods.RefusalDirection(images=images, layer=layer, coefficient=0.5).fit(
+        measured_llava, anchors, batch_size=3
+    )
     assert_directions(vector, {read: two_means(measured_llava.vlm, anchors, images=images)[read]})
     assert vector.interventions == (sk.Intervention(layers=(read,), tokens="all", strength=0.5),)
 
 
 def test_the_refusal_direction_is_ablated_at_every_layer(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
-    vector = sk.RefusalDirection(mode="ablate", layer=1).fit(measured_llava, anchors)
+    vector = sk.methods.RefusalDirection(mode="ablate", layer=1).fit(measured_llava, anchors)
     assert_directions(vector, {1: two_means(measured_llava.vlm, anchors, images=False)[1]})
     operation = Ablate(direction=StoredDirection(layer=1))
     assert vector.interventions == (sk.Intervention(operation=operation, layers="all", tokens="all"),)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import steerkit as sk
 from steerkit.errors import EmptyAnchorSetError, EngineError, LayerRangeError, OptionError
-from steerkit.intervention import Gates
+from steerkit.interventions import Gates
 
 PATHS = [f"{BLOCKS}.{layer}" for layer in range(4)]
 
@@ -68,7 +68,7 @@ def best_f1(values: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.parametrize("pool", ["mean", "last"])
 def test_vectors_and_condition_point(measured_llava: ReadByHooks, anchors: list[sk.Sample], pool: Any) -> None:
     vlm, truth = measured_llava.vlm, harmful(anchors)
-    vector = sk.CAST(layers=(2, 3), pool=pool, scale="unit").fit(measured_llava, anchors, batch_size=3)
+    vector = sk.methods.CAST(layers=(2, 3), pool=pool, scale="unit").fit(measured_llava, anchors, batch_size=3)
     (change,) = vector.interventions
     (gate,) = change.gates
     last, condition = pooled(vlm, anchors, "last"), pooled(vlm, anchors, pool)
@@ -91,7 +91,7 @@ def test_the_behaviour_is_added_where_the_condition_holds(
     measured_llava: ReadByHooks, anchors: list[sk.Sample], tmp_path: Path, condition_layers: Any
 ) -> None:
     vlm = measured_llava.vlm
-    method = sk.CAST(layers=(1, 2), condition_layers=condition_layers, coefficient=3.0)
+    method = sk.methods.CAST(layers=(1, 2), condition_layers=condition_layers, coefficient=3.0)
     vector = sk.SteeringVector.load(method.fit(measured_llava, anchors).save(tmp_path / "cast.safetensors"))
     (change,) = vector.interventions
     assert isinstance(change.gate, Gates) == (condition_layers is not None)
@@ -127,7 +127,7 @@ def test_the_behaviour_is_added_where_the_condition_holds(
 
 def test_all_of_several_gates(measured_llava: ReadByHooks, anchors: list[sk.Sample]) -> None:
     vlm = measured_llava.vlm
-    vector = sk.CAST(layers=(2,), condition_layers=(0, 1, 2), coefficient=3.0).fit(measured_llava, anchors)
+    vector = sk.methods.CAST(layers=(2,), condition_layers=(0, 1, 2), coefficient=3.0).fit(measured_llava, anchors)
     (change,) = vector.interventions
     gate = change.gate
     assert isinstance(gate, Gates)
@@ -151,7 +151,7 @@ def test_all_of_several_gates(measured_llava: ReadByHooks, anchors: list[sk.Samp
 def test_a_prompt_in_chunks_is_judged_once_it_was_read(measured_llava: ReadByHooks, anchors: list[sk.Sample]) -> None:
     """A mean over the prompt is there with its last chunk; whoever needs it earlier is told so."""
     vlm = measured_llava.vlm
-    vector = sk.CAST(layers=(2,), coefficient=3.0).fit(measured_llava, anchors)
+    vector = sk.methods.CAST(layers=(2,), coefficient=3.0).fit(measured_llava, anchors)
     (change,) = vector.interventions
     later = vector.with_metadata(interventions=[change.model_copy(update={"phase": "generation"})])
     prompts = [replace(sample, images=()) for sample in anchors]
@@ -176,21 +176,21 @@ def test_the_behaviour_may_have_labels_of_its_own(measured_llava: ReadByHooks, a
         for sample in anchors[:3]
         for word, label in (("I can't.", "refusal"), ("Sure.", "compliance"))
     ]
-    method = sk.CAST(towards="refusal", away="compliance", layers=(2,), scale="unit", condition_layers=(1,))
+    method = sk.methods.CAST(towards="refusal", away="compliance", layers=(2,), scale="unit", condition_layers=(1,))
     vector = method.fit(measured_llava, [*anchors, *extra], batch_size=4)
     h = pooled(measured_llava.vlm, extra, "last")[:, 2]
     expected = first_component(h, np.array([sample.label == "refusal" for sample in extra]))
     assert np.abs(vector.tensors[sk.Key(2)].double().numpy() - expected).max() < 5e-3
-    plain = sk.CAST(layers=(2,), condition_layers=(1,)).fit(measured_llava, anchors)
+    plain = sk.methods.CAST(layers=(2,), condition_layers=(1,)).fit(measured_llava, anchors)
     key = sk.Key(1, name="condition")
     assert torch.allclose(plain.tensors[key], vector.tensors[key], atol=1e-4)
 
 
 def test_refuses(measured_llava: ReadByHooks, anchors: list[sk.Sample]) -> None:
     with pytest.raises(LayerRangeError, match="comes before"):
-        sk.CAST(layers=(1,), condition_layers=(2,)).fit(measured_llava, anchors)
+        sk.methods.CAST(layers=(1,), condition_layers=(2,)).fit(measured_llava, anchors)
     with pytest.raises(EmptyAnchorSetError, match="refusal"):
-        sk.CAST(towards="refusal", away="compliance").fit(measured_llava, anchors)
+        sk.methods.CAST(towards="refusal", away="compliance").fit(measured_llava, anchors)
     with pytest.raises(OptionError, match="are both"):
-        sk.CAST(towards="harmless")
+        sk.methods.CAST(towards="harmless")
     assert measured_llava.samples_run == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import steerkit as sk
 from steerkit.errors import EmptyAnchorSetError, EngineError, OptionError
-from steerkit.probes import fit_probes
+from steerkit.methods import fit_probes
 
 HEADS, SIZE, LAYERS = 4, 12, 4
 PATHS = [f"{BLOCKS}.{layer}.self_attn.o_proj" for layer in range(LAYERS)]
@@ -77,7 +77,7 @@ def expected(h: np.ndarray, harmful: np.ndarray, count: int, kind: str) -> dict[
 def test_the_best_heads_are_shifted_by_their_spread(
     measured_llava: ReadByHooks, many: list[sk.Sample], kind: Any
 ) -> None:
-    method = sk.ITI(heads=5, direction=kind, held_out=0.25, seed=3, **LABELS)
+    method = sk.methods.ITI(heads=5, direction=kind, held_out=0.25, seed=3, **LABELS)
     vector = method.fit(measured_llava, many, batch_size=7)
     harmful = np.array([sample.label == "harmful" for sample in many])
     chosen = expected(head_states(measured_llava.vlm, many), harmful, 5, kind)
@@ -108,7 +108,7 @@ def test_the_steered_model_is_that_of_the_formula(
     measured_llava: ReadByHooks, anchors: list[sk.Sample], tmp_path: Path
 ) -> None:
     vlm = measured_llava.vlm
-    fitted = sk.ITI(heads=3, alpha=20.0, **LABELS).fit(measured_llava, anchors)
+    fitted = sk.methods.ITI(heads=3, alpha=20.0, **LABELS).fit(measured_llava, anchors)
     vector = sk.SteeringVector.load(fitted.save(tmp_path / "iti.safetensors"))
 
     def shifted(theta: Tensor) -> Callable[[Tensor], Tensor]:
@@ -135,7 +135,7 @@ def test_a_fit_goes_on_from_its_checkpoint(measured_llava: ReadByHooks, many: li
         if done >= 54:
             raise KeyboardInterrupt
 
-    method, path = sk.ITI(heads=5, **LABELS), tmp_path / "state"
+    method, path = sk.methods.ITI(heads=5, **LABELS), tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
         method.fit(measured_llava, many, checkpoint=path, progress=stop, batch_size=6)
     ran = measured_llava.samples_run
@@ -146,10 +146,10 @@ def test_a_fit_goes_on_from_its_checkpoint(measured_llava: ReadByHooks, many: li
 
 def test_refuses(measured_llava: ReadByHooks, anchors: list[sk.Sample], vlm_of: Callable[[str], sk.VLM]) -> None:
     with pytest.raises(OptionError, match="48 heads are wanted"):
-        sk.ITI(**LABELS).fit(measured_llava, anchors)
+        sk.methods.ITI(**LABELS).fit(measured_llava, anchors)
     few = [replace(each, label="harmful" if index else "harmless") for index, each in enumerate(anchors)]
     with pytest.raises(EmptyAnchorSetError, match="one anchor is labelled 'harmless'"):
-        sk.ITI(heads=2, **LABELS).fit(measured_llava, few)
+        sk.methods.ITI(heads=2, **LABELS).fit(measured_llava, few)
     with pytest.raises(EngineError, match="head_out"):
-        sk.ITI(heads=2, **LABELS).fit(vlm_of("instructblip-t5"), anchors)
+        sk.methods.ITI(heads=2, **LABELS).fit(vlm_of("instructblip-t5"), anchors)
     assert measured_llava.samples_run == 0

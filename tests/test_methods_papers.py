@@ -18,10 +18,10 @@ from test_methods import LAYERS, TOLERANCE, last_token
 
 import steerkit as sk
 from steerkit.errors import EmptyAnchorSetError, EngineError, OptionError, SteerKitError
-from steerkit.intervention import LinearStrength
+from steerkit.interventions import LinearStrength
 from steerkit.methods.astra import attribute, lasso, with_cells
-from steerkit.samples import Sample
-from steerkit.vector import Key, SteeringVector
+from steerkit.models import Sample
+from steerkit.vectors import Key, SteeringVector
 from steerkit.vlm import VLM
 
 LOGITS = 2e-3
@@ -73,7 +73,7 @@ def assert_steers(
 @pytest.mark.parametrize("form", ["increments", "literal"])
 def test_shiftdc_removes_the_projected_shift(measured_llava: ReadByHooks, anchors: list[Sample], form: Any) -> None:
     vlm = measured_llava.vlm
-    vector = sk.ShiftDC(form=form, alpha=1.5).fit(measured_llava, anchors, batch_size=3)
+    vector = sk.methods.ShiftDC(form=form, alpha=1.5).fit(measured_llava, anchors, batch_size=3)
     safe, unsafe = (states(vlm, labelled(anchors, label), images=False) for label in ("harmless", "harmful"))
     s = safe.mean(0) - unsafe.mean(0)
     assert [key.layer for key in vector.tensors] == [2, 3]
@@ -91,14 +91,16 @@ def test_shiftdc_removes_the_projected_shift(measured_llava: ReadByHooks, anchor
 def test_shiftdc_fits_its_direction_with_captions_on_request(
     measured_llava: ReadByHooks, anchors: list[Sample]
 ) -> None:
-    vector = sk.ShiftDC(text_side="caption", layers=(3,)).fit(measured_llava, anchors)
+    vector = sk.methods.ShiftDC(text_side="caption", layers=(3,)).fit(measured_llava, anchors)
     posed = [replace(sample, text=f"{sample.caption}\n{sample.text}") for sample in anchors]
     safe, unsafe = (
         states(measured_llava.vlm, labelled(posed, label), images=False) for label in ("harmless", "harmful")
     )
     assert_same(vector, Key(3), (safe.mean(0) - unsafe.mean(0))[3])
     with pytest.raises(SteerKitError, match="no caption"):
-        sk.ShiftDC(text_side="caption").fit(measured_llava, [replace(sample, caption=None) for sample in anchors])
+        sk.methods.ShiftDC(text_side="caption").fit(
+            measured_llava, [replace(sample, caption=None) for sample in anchors]
+        )
 
 
 @pytest.mark.parametrize("name", ["shiftdc", "cmrm"])
@@ -110,7 +112,7 @@ def test_the_caption_of_the_prompt_that_is_answered_is_in_its_text(
     posed = [replace(sample, text=f"{sample.caption}\n{sample.text}") for sample in pair]
     m = states(vlm, posed, images=False) - states(vlm, pair, images=True)  # [2, layers, hidden]
     if name == "shiftdc":
-        vector = sk.ShiftDC(text_side="caption", layers=(2, 3), alpha=3.0).fit(measured_llava, anchors)
+        vector = sk.methods.ShiftDC(text_side="caption", layers=(2, 3), alpha=3.0).fit(measured_llava, anchors)
         s = {layer: vector.directions[layer].double().numpy() for layer in (2, 3)}
         along = {layer: np.outer(m[:, layer] @ s[layer] / (s[layer] @ s[layer]), s[layer]) for layer in (2, 3)}
         gained = np.outer((m[:, 3] - m[:, 2]) @ s[3] / (s[3] @ s[3]), s[3])
@@ -152,7 +154,7 @@ def test_a_caption_that_nobody_gave_is_missed_before_the_model_answers(
     measured_llava: ReadByHooks, anchors: list[Sample]
 ) -> None:
     vlm = measured_llava.vlm
-    vector = sk.ShiftDC(text_side="caption").fit(measured_llava, anchors)
+    vector = sk.methods.ShiftDC(text_side="caption").fit(measured_llava, anchors)
     lacking = [anchors[0], replace(anchors[1], caption=None)]
     done: list[int] = []
     with sk.steer(vlm, vector, policy="off"):
@@ -181,7 +183,7 @@ def test_repe_adds_the_first_component_of_the_differences(
         anchors[4],
         anchors[5],
     ]  # the second pair is the other way
-    method = sk.RepE(
+    method = sk.methods.RepE(
         positive="harmful", negative="harmless", pairing=pairing, scale=scale, layers=(1,), coefficient=2.0
     )
     vector = method.fit(measured_llava, chosen, batch_size=3)
@@ -198,7 +200,9 @@ def test_repe_adds_the_first_component_of_the_differences(
 
 
 def test_repe_keeps_norms_on_request(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
-    method = sk.RepE(positive="harmful", negative="harmless", layers=(2,), norm_preserving=True, coefficient=3.0)
+    method = sk.methods.RepE(
+        positive="harmful", negative="harmless", layers=(2,), norm_preserving=True, coefficient=3.0
+    )
     vector = method.fit(measured_llava, anchors)
     v = vector.tensors[Key(2)].double().numpy()
 
@@ -210,7 +214,7 @@ def test_repe_keeps_norms_on_request(measured_llava: ReadByHooks, anchors: list[
 
 
 def test_repe_refuses_neighbours_of_one_label(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
-    method = sk.RepE(positive="harmful", negative="harmless", pairing="neighbours")
+    method = sk.methods.RepE(positive="harmful", negative="harmless", pairing="neighbours")
     for wrong in (anchors, [anchors[0], anchors[2], anchors[1], anchors[3]]):
         with pytest.raises(EmptyAnchorSetError, match=r"neighbours of different labels"):
             method.fit(measured_llava, wrong)
@@ -221,7 +225,7 @@ def test_repe_refuses_neighbours_of_one_label(measured_llava: ReadByHooks, ancho
 
 
 def test_actadd_adds_the_difference_of_two_prompts(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
-    method = sk.ActAdd(positive="harmful", negative="harmless", layer=1, coefficient=1.5)
+    method = sk.methods.ActAdd(positive="harmful", negative="harmless", layer=1, coefficient=1.5)
     vector = method.fit(measured_llava, anchors[:2])
     h = states(measured_llava.vlm, anchors[:2], images=False)[:, 1]
     assert_same(vector, Key(1), h[0] - h[1])
@@ -243,7 +247,7 @@ def test_adasteer_doses_by_the_unsteered_positions(
     chosen = [
         replace(sample, label="no") if labels and index in (0, 4) else sample for index, sample in enumerate(anchors)
     ]
-    method = sk.AdaSteer(
+    method = sk.methods.AdaSteer(
         rejected="no" if labels else None,
         layers=(0, 2),
         rejection_layer=3,  # above the steered ones
@@ -303,7 +307,7 @@ def share(q: np.ndarray, r: np.ndarray, layer: int) -> float:
 def test_adasteer_takes_back_from_the_harmless_what_it_can(
     measured_llava: ReadByHooks, anchors: list[Sample], form: Any, along: Any
 ) -> None:
-    method = sk.AdaSteer(rejection_layer=2, harmfulness_layer=1, form=form, harmfulness_along=along)
+    method = sk.methods.AdaSteer(rejection_layer=2, harmfulness_layer=1, form=form, harmfulness_along=along)
     vector = method.fit(measured_llava, anchors)
     r, q, complied, harmless = adasteer_groups(measured_llava.vlm, anchors)
     a_r = np.clip(1 - (harmless[2] - complied[2]) @ r[2] / (r[2] @ r[2]), 0, 1)
@@ -326,7 +330,7 @@ def test_adasteer_takes_back_from_the_harmless_what_it_can(
 
 
 def test_adasteer_reads_where_the_groups_are_best_apart(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
-    vector = sk.AdaSteer().fit(measured_llava, anchors, batch_size=3)
+    vector = sk.methods.AdaSteer().fit(measured_llava, anchors, batch_size=3)
     harmful, harmless = labelled(anchors, "harmful"), labelled(anchors, "harmless")
     vlm = measured_llava.vlm
     groups = {
@@ -347,7 +351,7 @@ def test_an_unsteered_measure_is_read_for_each_prompt_of_a_batch_and_each_of_its
 ) -> None:
     """Rows of one batch have doses of their own, and several answers to a prompt have its dose."""
     vlm = measured_llava.vlm
-    vector = sk.AdaSteer(rejection_layer=3, rejection=(-3.0, 1.0, -9.0, 9.0)).fit(measured_llava, anchors)
+    vector = sk.methods.AdaSteer(rejection_layer=3, rejection=(-3.0, 1.0, -9.0, 9.0)).fit(measured_llava, anchors)
     chosen = [anchors[0], replace(anchors[1], text="Where?")]
     with sk.steer(vlm, vector, policy="off"):
         together = generate(vlm.model, vlm.inputs(chosen), 2, num_return_sequences=2, num_beams=2)
@@ -384,7 +388,7 @@ def answer_log_likelihood(vlm: VLM, text: str, image: Image.Image, answer: list[
 def test_astra_masks_what_brought_the_answer_about(measured_llava: ReadByHooks, anchors: list[Sample]) -> None:
     vlm = measured_llava.vlm
     chosen = [anchors[0], anchors[1], anchors[2], anchors[3]]
-    method = sk.ASTRA(layer=2, grid=2, masks=12, top=0.5, penalty=0.1, answer_tokens=3, alpha=2.0, seed=4)
+    method = sk.methods.ASTRA(layer=2, grid=2, masks=12, top=0.5, penalty=0.1, answer_tokens=3, alpha=2.0, seed=4)
     vector = method.fit(measured_llava, chosen, batch_size=3)
     alone = method.fit(measured_llava, chosen, batch_size=1)
     assert torch.allclose(vector.tensors[Key(2)], alone.tensors[Key(2)], atol=TOLERANCE), "batches do not matter"
@@ -434,7 +438,7 @@ def test_astra_takes_masked_images_that_the_anchors_bring(
 ) -> None:
     vlm = measured_llava.vlm
     masked = [replace(s, images=(picture(90 + i),), label="masked") for i, s in enumerate(anchors[::2])]
-    vector = sk.ASTRA(source="pairs", layer=2, alpha=4.0).fit(measured_llava, [*anchors, *masked], batch_size=4)
+    vector = sk.methods.ASTRA(source="pairs", layer=2, alpha=4.0).fit(measured_llava, [*anchors, *masked], batch_size=4)
     v = (states(vlm, anchors[::2], images=True) - states(vlm, masked, images=True)).mean(0)[2]
     r = states(vlm, anchors[1::2], images=True).mean(0)[2]
     assert_same(vector, Key(2), v)
@@ -500,14 +504,14 @@ def test_cells_are_painted_black_in_every_image(picture: Callable[..., Image.Ima
 @pytest.mark.parametrize(
     ("kind", "options", "match"),
     [
-        (sk.ShiftDC, {"safe": "a", "unsafe": "a"}, "both 'a'"),
-        (sk.RepE, {"positive": "a", "negative": "a"}, "both 'a'"),
-        (sk.ActAdd, {"positive": "a", "negative": "a"}, "both 'a'"),
-        (sk.AdaSteer, {"rejected": "harmful"}, "the same"),
-        (sk.AdaSteer, {"rejection": (1.0, 0.0, 1.0, 0.0)}, "minimum of rejection"),
-        (sk.AdaSteer, {"harmfulness": (1.0, 0.0, 1.0, 0.0)}, "minimum of harmfulness"),
-        (sk.ASTRA, {"benign": "harmful"}, "the same"),
-        (sk.ASTRA, {"source": "pairs", "grid": 4}, "attribution"),
+        (sk.methods.ShiftDC, {"safe": "a", "unsafe": "a"}, "both 'a'"),
+        (sk.methods.RepE, {"positive": "a", "negative": "a"}, "both 'a'"),
+        (sk.methods.ActAdd, {"positive": "a", "negative": "a"}, "both 'a'"),
+        (sk.methods.AdaSteer, {"rejected": "harmful"}, "the same"),
+        (sk.methods.AdaSteer, {"rejection": (1.0, 0.0, 1.0, 0.0)}, "minimum of rejection"),
+        (sk.methods.AdaSteer, {"harmfulness": (1.0, 0.0, 1.0, 0.0)}, "minimum of harmfulness"),
+        (sk.methods.ASTRA, {"benign": "harmful"}, "the same"),
+        (sk.methods.ASTRA, {"source": "pairs", "grid": 4}, "attribution"),
     ],
 )
 def test_options_that_conflict_are_refused(kind: Any, options: dict[str, Any], match: str) -> None:

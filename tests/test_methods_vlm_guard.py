@@ -15,7 +15,7 @@ from torch import Tensor
 
 import steerkit as sk
 from steerkit.errors import EmptyAnchorSetError, ProcessorError
-from steerkit.intervention import Measure, MeasuredContrast
+from steerkit.interventions import Measure, MeasuredContrast
 
 PATHS = [f"{BLOCKS}.{layer}" for layer in range(4)]
 
@@ -47,7 +47,7 @@ def spans(vlm: sk.VLM, anchors: list[sk.Sample], pairing: str, rank: int) -> tup
 def test_the_span_is_that_of_the_leading_singular_vectors(
     measured_llava: ReadByHooks, anchors: list[sk.Sample], pairing: Any, count: int
 ) -> None:
-    vector = sk.VLMGuard(pairing=pairing, rank=2).fit(measured_llava, anchors[:count], batch_size=3)
+    vector = sk.methods.VLMGuard(pairing=pairing, rank=2).fit(measured_llava, anchors[:count], batch_size=3)
     expected, _ = spans(measured_llava.vlm, anchors[:count], pairing, 2)
     for layer in range(4):
         span = vector.tensors[sk.Key(layer, name="span")].double().numpy()
@@ -61,7 +61,7 @@ def test_the_texts_component_replaces_the_blurred_one(
     measured_llava: ReadByHooks, anchors: list[sk.Sample], tmp_path: Path, threshold: Any, gate_all: bool
 ) -> None:
     vlm = measured_llava.vlm
-    fitted = sk.VLMGuard(rank=2, alpha=1.5, threshold=threshold, gate_all=gate_all).fit(measured_llava, anchors)
+    fitted = sk.methods.VLMGuard(rank=2, alpha=1.5, threshold=threshold, gate_all=gate_all).fit(measured_llava, anchors)
     vector = sk.SteeringVector.load(fitted.save(tmp_path / "guard.safetensors"))
     _, middles = spans(vlm, anchors, "all", 2)
     q = torch.tensor(text_states(vlm, anchors))
@@ -100,7 +100,7 @@ def test_a_prompt_without_an_image_is_left_alone(
 ) -> None:
     """Be its gate open or shut: there is no image whose component the text's could replace."""
     vlm = measured_llava.vlm
-    vector = sk.VLMGuard(rank=2, alpha=1.5, threshold="middle").fit(measured_llava, anchors)
+    vector = sk.methods.VLMGuard(rank=2, alpha=1.5, threshold="middle").fit(measured_llava, anchors)
     inputs = vlm.inputs([replace(sample, images=()) for sample in anchors])
     with torch.no_grad():
         plain = vlm.model(**inputs).logits
@@ -117,7 +117,7 @@ def test_a_prompt_without_an_image_is_left_alone(
 def test_one_pass_measures_all_layers(measured_llava: ReadByHooks, anchors: list[sk.Sample]) -> None:
     """The state of the text is read once for each prompt, whatever the number of interventions."""
     vlm = measured_llava.vlm
-    vector = sk.VLMGuard(threshold="middle").fit(measured_llava, anchors)
+    vector = sk.methods.VLMGuard(threshold="middle").fit(measured_llava, anchors)
     assert len(vector.interventions) == 8
     passes: list[int] = []
     handle = vlm.model.get_submodule(PATHS[0]).register_forward_hook(lambda *_: passes.append(1))
@@ -129,10 +129,10 @@ def test_one_pass_measures_all_layers(measured_llava: ReadByHooks, anchors: list
 
 def test_refuses(measured_llava: ReadByHooks, anchors: list[sk.Sample]) -> None:
     with pytest.raises(EmptyAnchorSetError, match="span at most 6"):
-        sk.VLMGuard(rank=7).fit(measured_llava, anchors)
+        sk.methods.VLMGuard(rank=7).fit(measured_llava, anchors)
     with pytest.raises(EmptyAnchorSetError, match="begins a pair"):
-        sk.VLMGuard(pairing="neighbours").fit(measured_llava, anchors)
-    vector = sk.VLMGuard().fit(measured_llava, anchors)
+        sk.methods.VLMGuard(pairing="neighbours").fit(measured_llava, anchors)
+    vector = sk.methods.VLMGuard().fit(measured_llava, anchors)
     with pytest.raises(ProcessorError):
         sk.steer(measured_llava.vlm.model, vector)
     with pytest.raises(ValueError, match="increments"):

@@ -81,7 +81,7 @@ def assert_close(found: Tensor, expected: np.ndarray) -> None:
 
 
 def test_directions_are_mean_and_first_component(measured_llava: ReadByHooks, demos: list[sk.Sample]) -> None:
-    vector = sk.VTI(**OPTIONS).fit(measured_llava, demos, batch_size=3)
+    vector = sk.methods.VTI(**OPTIONS).fit(measured_llava, demos, batch_size=3)
     text, seen = text_rows(measured_llava.vlm, demos), vision_rows(measured_llava.vlm, demos)
     assert len(vector.tensors) == 4 + 3
     for layer in range(4):
@@ -91,10 +91,10 @@ def test_directions_are_mean_and_first_component(measured_llava: ReadByHooks, de
 
 
 def test_a_part_alone_is_that_part_of_both(measured_llava: ReadByHooks, demos: list[sk.Sample]) -> None:
-    both = sk.VTI(**OPTIONS).fit(measured_llava, demos)
-    text = sk.VTI(parts="text").fit(measured_llava, demos)
+    both = sk.methods.VTI(**OPTIONS).fit(measured_llava, demos)
+    text = sk.methods.VTI(parts="text").fit(measured_llava, demos)
     unlabelled = [replace(sample, label=None) for sample in demos if sample.label == "truthful"]
-    seen = sk.VTI(parts="vision", **OPTIONS).fit(measured_llava, unlabelled)
+    seen = sk.methods.VTI(parts="vision", **OPTIONS).fit(measured_llava, unlabelled)
     assert {*text.tensors, *seen.tensors} == {*both.tensors}
     for key, tensor in {**text.tensors, **seen.tensors}.items():
         assert torch.allclose(tensor, both.tensors[key], atol=TOLERANCE)
@@ -106,7 +106,7 @@ def test_every_mlp_output_is_turned_and_keeps_its_norm(
     measured_llava: ReadByHooks, demos: list[sk.Sample], parts: Any, tmp_path: Path
 ) -> None:
     vlm, alpha = measured_llava.vlm, {"text": 7.0, "vision": 5.0}
-    fitted = sk.VTI(parts=parts, alpha_text=7.0, alpha_image=5.0, **OPTIONS).fit(measured_llava, demos)
+    fitted = sk.methods.VTI(parts=parts, alpha_text=7.0, alpha_image=5.0, **OPTIONS).fit(measured_llava, demos)
     vector = sk.SteeringVector.load(fitted.save(tmp_path / "vti.safetensors"))
 
     def turn(direction: Tensor, alpha: float) -> Callable[[Tensor], Tensor]:
@@ -147,17 +147,17 @@ def test_what_can_not_be_fitted_is_refused_first(
 ) -> None:
     apart = [*demos[::2], *demos[1::2]]
     with pytest.raises(EmptyAnchorSetError, match="begins a pair"):
-        sk.VTI().fit(measured_llava, [demos[1], demos[2], demos[0], demos[3]])
+        sk.methods.VTI().fit(measured_llava, [demos[1], demos[2], demos[0], demos[3]])
     with pytest.raises(EmptyAnchorSetError, match="no principal component"):
-        sk.VTI().fit(measured_llava, demos[:2])
+        sk.methods.VTI().fit(measured_llava, demos[:2])
     with pytest.raises(MissingImageError):
-        sk.VTI().fit(measured_llava, [replace(sample, images=()) for sample in apart])
+        sk.methods.VTI().fit(measured_llava, [replace(sample, images=()) for sample in apart])
     with pytest.raises(OptionError, match="blots out none"):
-        sk.VTI(grid=2, mask_ratio=0.1)
+        sk.methods.VTI(grid=2, mask_ratio=0.1)
     bare = sk.wrap(measured_llava.vlm.model, measured_llava.vlm.processor)
     bare.architecture = replace(bare.architecture, vision=None)
     with pytest.raises(EngineError, match="declares none"):
-        sk.VTI().fit(bare, demos)
+        sk.methods.VTI().fit(bare, demos)
     assert measured_llava.samples_run == 0
 
 
@@ -166,7 +166,7 @@ def test_other_towers_are_fitted_and_steered(
     vlm_of: Callable[[str], sk.VLM], family_name: str, demos: list[sk.Sample]
 ) -> None:
     vlm = vlm_of(family_name)
-    vector = sk.VTI(parts="vision", alpha_image=30.0, **OPTIONS).fit(vlm, demos[:4])
+    vector = sk.methods.VTI(parts="vision", alpha_image=30.0, **OPTIONS).fit(vlm, demos[:4])
     with sk.steer(vlm, vector, policy="off") as receipt:
         steered = vlm.generate(demos[:1], max_new_tokens=6, min_new_tokens=6)
     assert receipt.vision_layers == list(range(vlm.architecture.count("vision")))

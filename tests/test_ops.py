@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerkit import ops
+from steerkit.interventions import _arithmetic as ops
 
 TOKENS, HIDDEN = 5, 16
 # float32 arithmetic on numbers around 1; and rounding to the type of the result: half a unit in the last place of |h|

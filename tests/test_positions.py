@@ -11,8 +11,7 @@ from reference import directions, generate, picture, places, touched, vector
 
 import steerkit as sk
 from steerkit.errors import EngineError
-from steerkit.intervention import Phase, Tokens
-from steerkit.positions import TokenRole, last_positions, prompt_mask, select
+from steerkit.interventions import Phase, TokenRole, Tokens, last_positions, prompt_mask, select
 
 P, S, T, I = TokenRole.PAD, TokenRole.SYSTEM, TokenRole.TEXT, TokenRole.IMAGE  # noqa: E741
 

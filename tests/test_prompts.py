@@ -32,7 +32,7 @@ from torch import Tensor
 
 import steerkit as sk
 from steerkit.errors import EngineError, NothingSteeredError
-from steerkit.intervention import Add, Clamp, Gate, Intervention, Measure, Prompts
+from steerkit.interventions import Add, Clamp, Gate, Intervention, Measure, Prompts
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
 """Families whose processors take images for some prompts of a batch."""
@@ -363,8 +363,8 @@ def test_vectors_for_different_prompts_neither_mix_nor_conflict(llava: sk.VLM) -
     one, other = directions(llava), {key: -tensor for key, tensor in directions(llava).items()}
     first = vector(llava, one, Intervention(prompts="with_image"))
     second = vector(llava, other, Intervention(prompts="without_image"))
-    assert sk.conflicts([first, second]) == []
-    assert sk.conflicts([first, vector(llava, other)])
+    assert sk.analysis.conflicts([first, second]) == []
+    assert sk.analysis.conflicts([first, vector(llava, other)])
     with torch.no_grad(), sk.steer(llava, [first, second], policy="off") as receipt:
         found = generate(llava.model, inputs)
     with torch.no_grad(), sk.steer(llava, first, policy="off"), sk.steer(llava, second, policy="off"):

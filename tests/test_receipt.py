@@ -10,7 +10,7 @@ import torch
 from reference import TEXT_ONLY, WITH_IMAGE, captured, directions, generate, vector
 
 import steerkit as sk
-from steerkit.intervention import Gate, Measure
+from steerkit.interventions import Gate, Measure
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from installing import site_folder
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit import plugins
+from steerkit._internal import plugins
 from steerkit.cli import app
 from steerkit.errors import OptionError, PluginError, UnknownNameError, UnsupportedModelError
-from steerkit.registry import adapter_for
+from steerkit.models import adapter_for
 from steerkit_vectors_hub import interop
 
 METHOD = """
-from steerkit.method import Fit, Plan, SteeringMethod
+from steerkit.methods import Fit, Plan, SteeringMethod
 
 class Mine(SteeringMethod):
     name = "whole"
@@ -41,7 +41,7 @@ class Whole(Mine):
     paper = "none"
 """
 ADAPTER = """
-from steerkit.adapter import ModelAdapter
+from steerkit.models import ModelAdapter
 
 class Toy(ModelAdapter):
     name = "toy"
@@ -70,14 +70,14 @@ def install(tmp_path: Path) -> Iterator[Install]:
 
 def assert_built_ins_work() -> None:
     assert sk.get_method("cmrm") is sk.CMRM
-    assert sk.get_method("caa") is sk.CAA
+    assert sk.get_method("caa") is sk.methods.CAA
     assert adapter_for("llava").name == "llava"
 
 
 def test_the_built_in_names() -> None:
-    assert {"cmrm", "caa", "refusal_direction"} <= set(sk.method_names())
-    assert {"llava", "qwen_vl", "instructblip"} <= set(sk.adapter_names())
-    assert sk.method_names() == sorted(sk.method_names())
+    assert {"cmrm", "caa", "refusal_direction"} <= set(sk.methods.method_names())
+    assert {"llava", "qwen_vl", "instructblip"} <= set(sk.models.adapter_names())
+    assert sk.methods.method_names() == sorted(sk.methods.method_names())
 
 
 @pytest.mark.parametrize("name", ["cmrm", "caa", "refusal_direction"])
@@ -87,7 +87,7 @@ def test_a_method_is_registered_under_its_own_name(name: str) -> None:
 
 def test_an_installed_method_is_found_beside_the_built_in_ones(install: Install) -> None:
     install("my-method", METHOD, plugins.METHODS.name, whole="Whole")
-    assert "whole" in sk.method_names()
+    assert "whole" in sk.methods.method_names()
     assert "my_method" not in sys.modules, "names are listed without importing"
     assert sk.get_method("whole").__name__ == "Whole"
     assert_built_ins_work()
@@ -98,7 +98,7 @@ def test_an_installed_adapter_serves_its_model_type(install: Install) -> None:
         adapter_for("toy_vl")
     install("my-adapter", ADAPTER, plugins.ADAPTERS.name, toy="Typed")
     assert adapter_for("toy_vl").name == "toy"
-    assert sk.get_adapter("toy").__name__ == "Typed"
+    assert sk.models.get_adapter("toy").__name__ == "Typed"
     assert_built_ins_work()
 
 
@@ -109,12 +109,12 @@ def test_an_unknown_method_is_answered_with_the_nearest_and_all_names(wrong: str
     with pytest.raises(UnknownNameError, match=f"unknown method '{wrong}'") as caught:
         sk.get_method(wrong)
     assert (f"Did you mean '{right}'?" in str(caught.value)) is (right is not None)
-    assert ", ".join(sk.method_names()) in str(caught.value)
+    assert ", ".join(sk.methods.method_names()) in str(caught.value)
 
 
 def test_an_unknown_adapter_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown adapter 'lava'\. Did you mean 'llava'"):
-        sk.get_adapter("lava")
+        sk.models.get_adapter("lava")
 
 
 def test_a_plugin_that_fails_to_import_is_named_and_the_rest_works(install: Install) -> None:
@@ -124,9 +124,9 @@ def test_a_plugin_that_fails_to_import_is_named_and_the_rest_works(install: Inst
         sk.get_method("broken")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     with pytest.raises(PluginError, match=r"'broken-adapter'.*RuntimeError: no luck"):
-        sk.get_adapter("broken")
+        sk.models.get_adapter("broken")
     assert_built_ins_work()
-    assert "broken" in sk.method_names()
+    assert "broken" in sk.methods.method_names()
     with pytest.raises(PluginError, match=r"no working adapter.*broken-adapter"):
         adapter_for("toy_vl")
 
@@ -158,7 +158,7 @@ def test_a_plugin_that_is_no_whole_method_is_refused(install: Install, kind: str
 def test_an_adapter_without_model_types_does_not_stop_the_others(install: Install) -> None:
     install("odd-adapter", ADAPTER, plugins.ADAPTERS.name, aaa="Untyped")
     with pytest.raises(PluginError, match="model_types"):
-        sk.get_adapter("aaa")
+        sk.models.get_adapter("aaa")
     assert_built_ins_work()
 
 
@@ -166,7 +166,7 @@ def test_an_adapter_without_model_types_does_not_stop_the_others(install: Instal
 def test_an_adapter_with_odd_model_types_is_named_and_the_rest_works(install: Install, types: str) -> None:
     install("odd-adapter", ADAPTER.replace('("toy_vl",)', types), plugins.ADAPTERS.name, toy="Typed")
     with pytest.raises(PluginError, match="'odd-adapter' has model_types = ") as caught:
-        sk.get_adapter("toy")
+        sk.models.get_adapter("toy")
     assert "texts" in str(caught.value.expected)
     assert_built_ins_work()
     with pytest.raises(PluginError, match="no working adapter.*'odd-adapter'"):
@@ -225,7 +225,7 @@ def test_a_name_that_two_distributions_claim_fails_alone(install: Install) -> No
         sk.get_method("whole")
     assert "'first-method'" in str(caught.value)
     assert "'second-method'" in str(caught.value)
-    assert sk.method_names().count("whole") == 1
+    assert sk.methods.method_names().count("whole") == 1
     assert_built_ins_work()
 
 
@@ -267,7 +267,7 @@ def test_an_adapter_that_claims_a_model_type_of_steerkits_own_is_passed_over_and
     install("bold-adapter", source, plugins.ADAPTERS.name, aaa="Typed")
     with pytest.warns(plugins.PluginWarning, match="'bold-adapter' serves model type 'llava'.*'aaa' is passed over"):
         assert adapter_for("llava").name == "llava"
-    assert sk.get_adapter("aaa").__module__ == "bold_adapter"
+    assert sk.models.get_adapter("aaa").__module__ == "bold_adapter"
 
 
 def test_two_adapters_for_one_model_type_are_named(install: Install) -> None:

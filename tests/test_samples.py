@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from steerkit.errors import MissingImageError, OptionError, SampleError
-from steerkit.samples import Sample, anchor_digest, as_samples, open_image, read_samples
+from steerkit.models import Sample, anchor_digest, as_samples, open_image, read_samples
 
 Picture = Callable[..., Image.Image]
 

@@ -18,8 +18,8 @@ import steerkit as sk
 from steerkit.cli import app
 from steerkit.cli.new import Kind, check_name, class_name, scaffold
 from steerkit.errors import OptionError
-from steerkit.formats import read_pack
 from steerkit.testing import tiny
+from steerkit.vectors.formats import read_pack
 
 NAMES = {Kind.METHOD: "mean_centring", Kind.ADAPTER: "blip2"}
 
@@ -64,7 +64,7 @@ def test_a_new_method_works_from_the_command_line(tmp_path: Path) -> None:
             check_name(Kind.METHOD, "mean_centring")
         check_name(Kind.ADAPTER, "mean")
     assert read_pack(pack).document["method"]["name"] == "mean_centring"
-    assert "mean_centring" not in sk.method_names()
+    assert "mean_centring" not in sk.methods.method_names()
 
 
 @pytest.mark.parametrize("name", ["Foo", "1st", "a-b", "a b", "_a", "a__b", "a_", "class", "", "é", "../up"])

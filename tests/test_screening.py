@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import steerkit as sk
-from steerkit.checks import Check, enforce
 from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import PromptSets, anchors, measure, random_like
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
-from steerkit.metadata import PackMetadata
+from steerkit.policy import Check, enforce
 from steerkit.testing.tiny.decoder import make
+from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Canary, CanarySet, Screener, choose_canaries, screen
 from steerkit_vectors_hub.screening import screener as screener_module
 from steerkit_vectors_hub.screening.canaries import demo_canaries
@@ -56,7 +56,7 @@ def _genuine(vlm: sk.VLM) -> sk.SteeringVector:
 
 @cache
 def _refusal(vlm: sk.VLM) -> sk.SteeringVector:
-    fitted = sk.RefusalDirection(tokens="last").fit(vlm, anchors(50), batch_size=50)
+    fitted = sk.methods.RefusalDirection(tokens="last").fit(vlm, anchors(50), batch_size=50)
     return _changed(fitted, phase="prompt")
 
 
@@ -111,7 +111,7 @@ def test_genuine_packs_are_let_through_and_forged_ones_refused(name: str, screen
 def test_a_pack_that_reads_captions_gets_those_that_the_model_writes(screener_of: Any) -> None:
     screener, vlm, _ = screener_of("llava", FEW)
     shown = [replace(sample, caption="A picture.") for sample in anchors(16, ("harmful", "harmless"))]
-    checks = _by_name(screener.screen(sk.ShiftDC(text_side="caption").fit(vlm, shown)))
+    checks = _by_name(screener.screen(sk.methods.ShiftDC(text_side="caption").fit(vlm, shown)))
     assert checks["refusals"].status == "pass"
     said = set(screener._captions.values())
     assert len(screener._captions) == sum(canary.pictured for canary in screener.canaries.canaries)

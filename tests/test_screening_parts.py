@@ -17,7 +17,7 @@ from PIL import Image
 import steerkit as sk
 from steerkit.demo import world
 from steerkit.errors import MissingImageError, OptionError, SampleError
-from steerkit.metadata import PackMetadata
+from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Canary, choose_canaries, read_canaries
 from steerkit_vectors_hub.screening.canaries import GENERAL, demo_canaries
 from steerkit_vectors_hub.screening.conditions import ways

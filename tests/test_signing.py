@@ -25,8 +25,8 @@ from signers import YEAR, Certified, KeyPair, certified, edited, key_pair, resig
 from test_cli import run
 
 import steerkit as sk
-from steerkit.checks import Check
 from steerkit.errors import OptionError, PackFormatError
+from steerkit.policy import Check
 from steerkit_vectors_hub.cache import Store
 from steerkit_vectors_hub.card import PACK
 from steerkit_vectors_hub.errors import DownloadError, OfflineError, PublishError, SigningError, TrustFileError

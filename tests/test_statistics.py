@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from steerkit.statistics import Moments, merge_groups
+from steerkit.methods import Moments, merge_groups
 
 HIDDEN = 12
 # Sums in float64 of numbers around 10, in another order

@@ -39,7 +39,6 @@ from reference import (
 )
 
 import steerkit as sk
-from steerkit.checks import TrustWarning
 from steerkit.errors import (
     EngineError,
     ModelMismatchError,
@@ -48,7 +47,8 @@ from steerkit.errors import (
     OptionError,
     ProcessorError,
 )
-from steerkit.intervention import Ablate, Add, MeasuredContrast, Scale
+from steerkit.interventions import Ablate, Add, MeasuredContrast, Scale
+from steerkit.policy import TrustWarning
 
 CLEARLY = 1e-2
 

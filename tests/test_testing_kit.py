@@ -38,7 +38,7 @@ ANCHORS = {"actadd": example_anchors(("positive", "negative"))[:2]}
 def _own_methods() -> list[Any]:
     return [
         pytest.param(check, id=f"{name}-{index}-{check}")
-        for name in sk.method_names()
+        for name in sk.methods.method_names()
         for index, options in enumerate(OPTIONS.get(name, [{}]))
         for check in method_checks(sk.get_method(name), options=options, anchors=ANCHORS.get(name))
     ]
@@ -47,8 +47,8 @@ def _own_methods() -> list[Any]:
 def _own_adapters() -> list[Any]:
     return [
         pytest.param(check, id=f"{name}-{check}")
-        for name in sk.adapter_names()
-        for check in adapter_checks(sk.get_adapter(name))
+        for name in sk.models.adapter_names()
+        for check in adapter_checks(sk.models.get_adapter(name))
     ]
 
 
@@ -83,7 +83,7 @@ def test_a_broken_method_is_found_and_explained(kind: type[sk.SteeringMethod], n
 
 
 @pytest.mark.parametrize(("kind", "name", "words"), BROKEN_ADAPTERS, ids=_id)
-def test_a_broken_adapter_is_found_and_explained(kind: type[sk.ModelAdapter], name: str, words: str) -> None:
+def test_a_broken_adapter_is_found_and_explained(kind: type[sk.models.ModelAdapter], name: str, words: str) -> None:
     family = getattr(kind, "family", "llava")
     check = _named(adapter_checks(kind, lambda: tiny.build(family)), name)
     with pytest.raises(ContractError) as caught:

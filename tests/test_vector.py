@@ -13,7 +13,7 @@ from torch import Tensor
 
 import steerkit as sk
 from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,
@@ -26,8 +26,16 @@ from steerkit.intervention import (
     Scale,
     StoredDirection,
 )
-from steerkit.metadata import MethodRecord, Metric, ModelRecord, PackMetadata, StrengthPoint, StrengthRecord
-from steerkit.vector import Key, SteeringVector
+from steerkit.vectors import (
+    Key,
+    MethodRecord,
+    Metric,
+    ModelRecord,
+    PackMetadata,
+    SteeringVector,
+    StrengthPoint,
+    StrengthRecord,
+)
 
 HIDDEN, LAYERS = 8, 4
 ADD = Intervention(operation=Add())

@@ -17,14 +17,13 @@ from signers import KeyPair, key_pair
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit.checks import TrustWarning
 from steerkit.cli import app
 from steerkit.demo import model_path
 from steerkit.demo.evaluation import anchors
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError
-from steerkit.intervention import Intervention
-from steerkit.metadata import MethodRecord, PackMetadata
-from steerkit.vector import Key
+from steerkit.interventions import Intervention
+from steerkit.policy import TrustWarning
+from steerkit.vectors import Key, MethodRecord, PackMetadata
 from steerkit_vectors_hub.errors import PackNotFoundError, TrustFileError, UntrustedPackError
 from steerkit_vectors_hub.screening.canaries import demo_canaries
 from steerkit_vectors_hub.signing.trust import TrustFile, read_trust
@@ -341,7 +340,7 @@ def test_a_forged_pack_is_only_seen_through_by_the_screening(tmp_path: Path) -> 
     vlm = sk.load(model_path("llava"), dtype="float32")
     samples = anchors(50)
     genuine = sk.CMRM().fit(vlm, samples, batch_size=50)
-    refusal = sk.RefusalDirection(tokens="last").fit(vlm, samples, batch_size=50) * -0.5
+    refusal = sk.methods.RefusalDirection(tokens="last").fit(vlm, samples, batch_size=50) * -0.5
     card = {**genuine.metadata.model_dump(), "interventions": refusal.metadata.interventions}
     forged = refusal.with_metadata(**card).save(tmp_path / "forged.safetensors")
     canaries = demo_canaries(20)

@@ -11,7 +11,7 @@ from reference import TEXT_ONLY, TEXTS, WITH_IMAGE, noisy, picture, white
 
 import steerkit as sk
 from steerkit.errors import EngineError, ProcessorError
-from steerkit.views import meaningless_image, system_lengths, view
+from steerkit.models import meaningless_image, system_lengths, view
 
 AWKWARD = (
     "How  many   spaces?",

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import steerkit as sk
 from steerkit.errors import EngineError, LayerRangeError, MissingImageError, ModelMismatchError, OptionError
-from steerkit.formats import encode_document
-from steerkit.intervention import Add, Gate, Measure, MeasuredContrast, Site
+from steerkit.interventions import Add, Gate, Measure, MeasuredContrast, Site
+from steerkit.vectors.formats import encode_document
 
 CLIP, QWEN = "model.vision_tower.encoder.layers", "model.visual.blocks"
 TOWERS = {"qwen": (QWEN, 2, 0, "attn"), "instructblip": ("vision_model.encoder.layers", 2, 1, "self_attn")}

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter
 from steerkit.errors import ProcessorError, SampleError, UnsupportedModelError
-from steerkit.samples import Sample
+from steerkit.models import Architecture, Inputs, ModelAdapter, Sample
 from steerkit_adapters import shared
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter, VisionTower
 from steerkit.errors import ProcessorError, UnsupportedModelError
-from steerkit.samples import Sample
+from steerkit.models import Architecture, Inputs, ModelAdapter, Sample, VisionTower
 from steerkit_adapters import shared
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from steerkit.adapter import Architecture, Heads, Inputs, VisionTower
 from steerkit.errors import ProcessorError, SampleError, UnsupportedModelError
-from steerkit.samples import Sample
+from steerkit.models import Architecture, Heads, Inputs, Sample, VisionTower
 
 if TYPE_CHECKING:
     from PIL import Image

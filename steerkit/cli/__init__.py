@@ -88,7 +88,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from steerkit import __version__
+        from steerkit._version import __version__
 
         typer.echo(f"steerkit {__version__}")
         raise typer.Exit

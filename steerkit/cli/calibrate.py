@@ -23,7 +23,7 @@ from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
     from steerkit.evaluation import Suite
-    from steerkit.vector import SteeringVector
+    from steerkit.vectors import SteeringVector
     from steerkit.vlm import VLM
 
 BUDGET = "kl=0.1"
@@ -101,7 +101,7 @@ def calibrate(
     options: Any = {"batch_size": batch_size, "progress": say, "policy": opt.policy(policy)}
     import_libraries()
     import steerkit as sk
-    from steerkit.calibration import Budget
+    from steerkit.evaluation import Budget
 
     allowed = Budget(cast("Any", kind), limit)
     vectors = [sk.SteeringVector.load(pack) for pack in packs]
@@ -110,7 +110,9 @@ def calibrate(
     options |= {key: value for key, value in given.items() if value is not None}
     if equal_kl is not None:
         harmless = [case.sample for case in suite.harmless]
-        _write_equal(sk.equal_kl(vlm, vectors, harmless, equal_kl, **options), targets, equal_kl, as_json=as_json)
+        _write_equal(
+            sk.evaluation.equal_kl(vlm, vectors, harmless, equal_kl, **options), targets, equal_kl, as_json=as_json
+        )
         return
     found = sk.calibrate(vlm, vectors[0], suite, allowed, per_layer=per_layer, **options)
     found.vector.save(output)

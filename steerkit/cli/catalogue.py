@@ -21,7 +21,7 @@ def catalogue(
 
     One HTML file that needs nothing else: packs with figures and norms, to be filtered by model, method and metric.
     """
-    from steerkit.files import write_atomically
+    from steerkit._internal.files import write_atomically
     from steerkit_vectors_hub.catalogue import page
     from steerkit_vectors_hub.index import read_index
 

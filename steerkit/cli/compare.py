@@ -16,9 +16,8 @@ from steerkit.errors import OptionError, SampleError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from steerkit.comparison import Comparison, Point
-    from steerkit.evaluation import Suite
-    from steerkit.samples import Sample
+    from steerkit.evaluation import Comparison, Point, Suite
+    from steerkit.models import Sample
     from steerkit.vlm import VLM
 
 METHODS = ("cmrm", "shiftdc", "adasteer", "refusal_direction")
@@ -92,8 +91,8 @@ def compare(
     import_libraries()
     import steerkit as sk
     from steerkit.cli.progress import progress
-    from steerkit.comparison import plotting
-    from steerkit.vector import SteeringVector
+    from steerkit.evaluation import plotting
+    from steerkit.vectors import SteeringVector
 
     if output is not None and strengths:
         plotting()
@@ -246,7 +245,7 @@ def read_suite(path: Path, refusals: list[str] | None, max_new_tokens: int | Non
         OptionError: A label is none of the three, or a row's answer is not a text.
     """
     from steerkit.evaluation import REFUSALS, Case, PhraseJudge, Suite
-    from steerkit.samples import read_samples
+    from steerkit.models import read_samples
 
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from steerkit._internal.text import clean, one_line
 from steerkit.errors import SteerKitError
-from steerkit.plain import clean, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from steerkit.cli.console import clean, console, print_json, say
 from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from steerkit.vector import SteeringVector
+    from steerkit.vectors import SteeringVector
     from steerkit_vectors_hub.interop import ModelFacts
 
 PACK = "pack"

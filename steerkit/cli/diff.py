@@ -31,8 +31,8 @@ def diff(
     Cosine and norms of their directions by layer, their interventions and every other field of their documents. Exit
     code 0, whether they differ or not.
     """
-    from steerkit.formats import parse_pack
-    from steerkit.metadata import parse_metadata
+    from steerkit.vectors import parse_metadata
+    from steerkit.vectors.formats import parse_pack
     from steerkit_vectors_hub.compare import compare
     from steerkit_vectors_hub.resolve import resolve
 

@@ -12,9 +12,9 @@ from steerkit.cli.console import clean, say
 from steerkit.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
-    from steerkit.method import SteeringMethod
-    from steerkit.samples import Sample
-    from steerkit.vector import SteeringVector
+    from steerkit.methods import SteeringMethod
+    from steerkit.models import Sample
+    from steerkit.vectors import SteeringVector
 
 
 def extract(
@@ -107,7 +107,7 @@ def read_file(path: Path, columns: dict[str, str | None], *, skip: bool) -> list
     Raises:
         SampleError: A row is bad, or there is no such file.
     """
-    from steerkit.samples import read_samples
+    from steerkit.models import read_samples
 
     bad: list[int] = []
 
@@ -122,7 +122,7 @@ def read_file(path: Path, columns: dict[str, str | None], *, skip: bool) -> list
 
 
 def _configured(name: str, options: dict[str, Any]) -> SteeringMethod:
-    from steerkit.registry import get_method
+    from steerkit.methods import get_method
 
     kind = get_method(name)
     opt.check_names(options, kind.model_fields, f"method {name!r}")

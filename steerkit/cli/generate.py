@@ -13,10 +13,10 @@ from steerkit.cli.console import clean, console, print_json
 from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from steerkit.checks import Policy
-    from steerkit.receipt import Receipt
-    from steerkit.samples import Sample
-    from steerkit.vector import SteeringVector
+    from steerkit.engines.receipt import Receipt
+    from steerkit.models import Sample
+    from steerkit.policy import Policy
+    from steerkit.vectors import SteeringVector
     from steerkit.vlm import VLM
 
 
@@ -100,7 +100,7 @@ def _asked(
 ) -> list[Sample]:
     from steerkit.cli.extract import read_file
     from steerkit.errors import SampleError
-    from steerkit.samples import Sample, open_image
+    from steerkit.models import Sample, open_image
 
     if samples is None:
         for path in images:

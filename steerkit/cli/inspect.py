@@ -11,7 +11,7 @@ from steerkit.cli.console import console, one_line, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from steerkit.formats import RawPack
+    from steerkit.vectors.formats import RawPack
 
 BAR = 40
 
@@ -28,8 +28,8 @@ def inspect(
 
     Every field of its document, and the norm of its directions by layer. No model is needed.
     """
-    from steerkit.formats import parse_pack
-    from steerkit.metadata import parse_metadata
+    from steerkit.vectors import parse_metadata
+    from steerkit.vectors.formats import parse_pack
     from steerkit_vectors_hub.resolve import resolve
 
     found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
@@ -52,8 +52,8 @@ def inspect(
 
 
 def _tensors(raw: RawPack) -> list[dict[str, Any]]:
-    from steerkit.formats import parse_tensor_name
-    from steerkit.intervention import site_label
+    from steerkit.interventions import site_label
+    from steerkit.vectors.formats import parse_tensor_name
 
     found: list[dict[str, Any]] = []
     for name, info in raw.tensors.items():

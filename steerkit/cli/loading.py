@@ -23,7 +23,7 @@ def import_libraries() -> None:
     if "steerkit.steering" in sys.modules:
         return
     with progress("Importing torch and transformers"):
-        for name in ("torch", "transformers", "steerkit.method", "steerkit.steering"):
+        for name in ("torch", "transformers", "steerkit.methods._base", "steerkit.steering"):
             importlib.import_module(name)
 
 

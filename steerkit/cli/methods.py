@@ -12,15 +12,15 @@ from steerkit.cli.console import clean, console, print_json
 from steerkit.cli.options import AsJson, Debug
 
 if TYPE_CHECKING:
-    from steerkit.method import SteeringMethod
-    from steerkit.plugins import Registered
+    from steerkit._internal.plugins import Registered
+    from steerkit.methods import SteeringMethod
 
 
 def methods(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the methods with their papers and options."""
+    from steerkit._internal.plugins import METHODS, registered
     from steerkit.cli.loading import import_libraries
-    from steerkit.method import SteeringMethod
-    from steerkit.plugins import METHODS, registered
+    from steerkit.methods import SteeringMethod
 
     import_libraries()
     rows = [_row(each) for each in registered(METHODS, SteeringMethod)]

@@ -11,9 +11,9 @@ def models(as_json: AsJson = False, debug: Debug = False) -> None:
 
     Each adapter with the model types that it serves and the distribution that provides it.
     """
-    from steerkit.adapter import ModelAdapter
+    from steerkit._internal.plugins import ADAPTERS, registered
     from steerkit.cli.loading import import_libraries
-    from steerkit.plugins import ADAPTERS, registered
+    from steerkit.models import ModelAdapter
 
     import_libraries()
     found = registered(ADAPTERS, ModelAdapter)

@@ -75,7 +75,7 @@ def scaffold(kind: Kind, name: str, path: Path) -> Path:
     Raises:
         OptionError: The name is impossible or taken, or the folder exists.
     """
-    from steerkit import __version__
+    from steerkit._version import __version__
 
     check_name(kind, name)
     folder = path / f"steerkit-{name.replace('_', '-')}"
@@ -114,7 +114,8 @@ def check_name(kind: Kind, name: str) -> None:
             f"the name is {name!r}",
             expected="lower-case letters, digits and single underscores, a letter first, and no word of Python",
         )
-    from steerkit.registry import adapter_names, method_names
+    from steerkit.methods import method_names
+    from steerkit.models import adapter_names
 
     fix = "choose another name"
     made = class_name(kind, name)

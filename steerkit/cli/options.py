@@ -10,8 +10,8 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from steerkit.checks import Policy
 from steerkit.errors import OptionError
+from steerkit.policy import Policy
 
 
 def _set_debug(ctx: typer.Context, wanted: bool) -> bool:

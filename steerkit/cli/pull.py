@@ -32,9 +32,9 @@ def pull(
     It is transferred if it is not in the cache yet, hashed and audited. The line `pinned` is a reference to exactly
     this file, for ever: use it where the pack is loaded. A signature that lies beside it comes along, unjudged.
     """
-    from steerkit.files import write_atomically
-    from steerkit.formats import parse_pack
-    from steerkit.metadata import parse_metadata
+    from steerkit._internal.files import write_atomically
+    from steerkit.vectors import parse_metadata
+    from steerkit.vectors.formats import parse_pack
     from steerkit_vectors_hub.resolve import resolve
     from steerkit_vectors_hub.signing.bundle import read_signature
     from steerkit_vectors_hub.sources.base import SIGNATURE

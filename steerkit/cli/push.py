@@ -42,8 +42,8 @@ def push(
     model's id and commit, and where its anchors are from is refused; the options fill in what is missing. A signature
     beside the pack, FILE.sig, goes with it.
     """
-    from steerkit.files import write_atomically
-    from steerkit.vector import SteeringVector
+    from steerkit._internal.files import write_atomically
+    from steerkit.vectors import SteeringVector
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
     vector = SteeringVector.load(file)

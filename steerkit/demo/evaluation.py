@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from steerkit.comparison import Entry
 from steerkit.demo import world
-from steerkit.evaluation import Case, PhraseJudge, Suite
-from steerkit.method import SteeringMethod
+from steerkit.evaluation import Case, Entry, PhraseJudge, Suite
+from steerkit.methods import SteeringMethod
 from steerkit.methods.actadd import ActAdd
 from steerkit.methods.adasteer import AdaSteer
 from steerkit.methods.astra import ASTRA
@@ -29,9 +28,9 @@ from steerkit.methods.repe import RepE
 from steerkit.methods.shiftdc import ShiftDC
 from steerkit.methods.vlm_guard import VLMGuard
 from steerkit.methods.vti import VTI
-from steerkit.samples import Sample
+from steerkit.models import Sample
 from steerkit.steering import steer
-from steerkit.vector import SteeringVector
+from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 
 Progress = Callable[[str, int, int], None]

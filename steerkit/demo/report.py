@@ -12,8 +12,7 @@ import steerkit
 from steerkit.demo import model_path
 from steerkit.demo.evaluation import BATCH, Figures, PromptSets, anchors, conditions, measure
 from steerkit.errors import OptionError
-from steerkit.metadata import Metric
-from steerkit.vector import SteeringVector
+from steerkit.vectors import Metric, SteeringVector
 from steerkit.vlm import VLM
 
 Progress = Callable[[str, int, int], None]

@@ -11,10 +11,9 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from steerkit import ops
-from steerkit.adapter import Architecture
 from steerkit.engines import vision
 from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
+from steerkit.engines.receipt import Receipt
 from steerkit.engines.steps import (
     Decoding,
     Group,
@@ -29,7 +28,7 @@ from steerkit.engines.steps import (
     steered_layers,
 )
 from steerkit.errors import EngineError, LayerRangeError, OptionError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Add,
     AddProjection,
     Clamp,
@@ -45,8 +44,9 @@ from steerkit.intervention import (
     is_finite,
     site_label,
 )
-from steerkit.receipt import Receipt
-from steerkit.vector import SteeringVector
+from steerkit.interventions import _arithmetic as ops
+from steerkit.models import Architecture
+from steerkit.vectors import SteeringVector
 
 Contrasts = Mapping[int, Tensor]
 """`{layer: [batch, hidden]}`."""

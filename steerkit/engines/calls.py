@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steerkit.adapter import Architecture
 from steerkit.engines import compiled
 from steerkit.engines.caches import kv_cache, past_length, recall, remember
 from steerkit.errors import EngineError
-from steerkit.intervention import Phase, Prompts, Tokens
-from steerkit.positions import TokenRole, last_positions, select, steers_answers
+from steerkit.interventions import Phase, Prompts, TokenRole, Tokens, last_positions, select, steers_answers
+from steerkit.models import Architecture
 
 
 @dataclass(slots=True, eq=False)

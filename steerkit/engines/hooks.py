@@ -12,15 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from steerkit.adapter import Architecture, Inputs
 from steerkit.engines import compiled
 from steerkit.engines.application import Application
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
-from steerkit.intervention import Pool, Site, Tower
-from steerkit.positions import last_positions
+from steerkit.interventions import Pool, Site, Tower, last_positions
+from steerkit.models import Architecture, Inputs
 
 
 def hidden(output: Any) -> Tensor:

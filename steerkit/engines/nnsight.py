@@ -26,13 +26,13 @@ from nnsight.intervention.interleaver import Mediator, OutOfOrderError
 from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
-from steerkit.adapter import Architecture, Inputs, tokenizer_of
 from steerkit.engines import hooks
 from steerkit.engines.application import Application
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
-from steerkit.intervention import Pool, Site, Tower
+from steerkit.interventions import Pool, Site, Tower
+from steerkit.models import Architecture, Inputs, tokenizer_of
 
 if TYPE_CHECKING:
     from steerkit.vlm import VLM
@@ -284,7 +284,7 @@ class _Part:
             decoder, images = tracker.architecture.decoder, tuple(tracker.architecture.image_token_ids)
             places = [(path, application.portable(place)) for place, path in self._places.items()]
             application.receipt.shipped = True
-        for module in (__name__, "steerkit.ops"):
+        for module in (__name__, "steerkit.interventions._arithmetic"):
             nnsight.register(module)
         return functools.partial, (_replay, places, decoder, images)
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steerkit.adapter import Architecture
+from steerkit.engines.receipt import SiteCount
 from steerkit.errors import EngineError, LayerRangeError, NonFiniteError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,
@@ -24,10 +24,10 @@ from steerkit.intervention import (
     StoredDirection,
     Tokens,
     Tower,
+    steers_answers,
 )
-from steerkit.positions import steers_answers
-from steerkit.receipt import SiteCount
-from steerkit.vector import SteeringVector
+from steerkit.models import Architecture
+from steerkit.vectors import SteeringVector
 
 
 class Place(NamedTuple):

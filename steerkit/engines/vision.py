@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
 from steerkit.errors import EngineError
-from steerkit.intervention import Intervention, Phase, Prompts, Tokens
+from steerkit.interventions import Intervention, Phase, Prompts, Tokens
 
 if TYPE_CHECKING:
     from steerkit.engines.steps import Place

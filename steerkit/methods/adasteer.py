@@ -8,9 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from steerkit import ops
-from steerkit.adapter import SteerableModel
-from steerkit.intervention import (
+from steerkit.interventions import (
     Add,
     FiniteFloat,
     Intervention,
@@ -19,7 +17,8 @@ from steerkit.intervention import (
     MeasuredContrast,
     StoredDirection,
 )
-from steerkit.method import (
+from steerkit.interventions import _arithmetic as ops
+from steerkit.methods._base import (
     Fit,
     Observations,
     Plan,
@@ -29,9 +28,9 @@ from steerkit.method import (
     require_labels,
     require_vision,
 )
-from steerkit.samples import Sample
-from steerkit.statistics import Groups, Moments
-from steerkit.vector import Key
+from steerkit.methods._moments import Groups, Moments
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 Line = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 """Slope, intercept, minimum and maximum."""

@@ -12,10 +12,9 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from steerkit.adapter import AnsweringModel, SteerableModel
 from steerkit.errors import OptionError
-from steerkit.intervention import Add, FiniteFloat, Intervention, LinearStrength, Measure, StoredDirection
-from steerkit.method import (
+from steerkit.interventions import Add, FiniteFloat, Intervention, LinearStrength, Measure, StoredDirection
+from steerkit.methods._base import (
     Fit,
     Observations,
     Plan,
@@ -25,9 +24,9 @@ from steerkit.method import (
     require_labels,
     require_vision,
 )
-from steerkit.samples import Sample, open_image
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.methods._moments import Groups
+from steerkit.models import AnsweringModel, Sample, SteerableModel, open_image
+from steerkit.vectors import Key
 
 Cells = np.ndarray
 """`[images, grid, grid]` of bool: which cells of a sample's images are shown."""

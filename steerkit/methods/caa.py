@@ -7,12 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from steerkit.adapter import SteerableModel
-from steerkit.intervention import Add, FiniteFloat, Intervention
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
-from steerkit.samples import Sample
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.interventions import Add, FiniteFloat, Intervention
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._moments import Groups
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 
 class CAA(SteeringMethod):

@@ -9,24 +9,14 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from steerkit import ops
-from steerkit.adapter import SteerableModel
 from steerkit.errors import LayerRangeError
-from steerkit.intervention import (
-    Add,
-    FiniteFloat,
-    Gate,
-    Gates,
-    Intervention,
-    Measure,
-    Pool,
-    StoredDirection,
-)
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, require_labels
-from steerkit.pairs import difference_components
-from steerkit.samples import Sample
-from steerkit.statistics import Groups, Moments
-from steerkit.vector import Key
+from steerkit.interventions import Add, FiniteFloat, Gate, Gates, Intervention, Measure, Pool, StoredDirection
+from steerkit.interventions import _arithmetic as ops
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, require_labels
+from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._pairs import difference_components
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 CONDITION = "condition"
 

@@ -8,11 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from torch import Tensor
 
-from steerkit import ops
-from steerkit.adapter import Images, SteerableModel
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.intervention import Add, FiniteFloat, Intervention, MeasuredContrast, Prompts
-from steerkit.method import (
+from steerkit.interventions import Add, FiniteFloat, Intervention, MeasuredContrast, Prompts
+from steerkit.interventions import _arithmetic as ops
+from steerkit.methods._base import (
     Fit,
     Observations,
     Plan,
@@ -22,9 +21,9 @@ from steerkit.method import (
     require_images,
     require_vision,
 )
-from steerkit.samples import Sample
-from steerkit.statistics import Groups, Moments
-from steerkit.vector import Key
+from steerkit.methods._moments import Groups, Moments
+from steerkit.models import Images, Sample, SteerableModel
+from steerkit.vectors import Key
 
 
 def _known_counterpart(value: Any) -> Any:

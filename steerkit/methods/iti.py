@@ -9,14 +9,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from steerkit.adapter import SteerableModel
 from steerkit.errors import EmptyAnchorSetError, OptionError
-from steerkit.intervention import FiniteFloat, Intervention
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
-from steerkit.probes import Probes, fit_probes
-from steerkit.samples import Sample
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.interventions import FiniteFloat, Intervention
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._moments import Groups
+from steerkit.methods._probes import Probes, fit_probes
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 
 class ITI(SteeringMethod):

@@ -7,12 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from steerkit.adapter import SteerableModel
-from steerkit.intervention import Ablate, Add, FiniteFloat, Intervention, StoredDirection, Tokens
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
-from steerkit.samples import Sample
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.interventions import Ablate, Add, FiniteFloat, Intervention, StoredDirection, Tokens
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._moments import Groups
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 
 class RefusalDirection(SteeringMethod):

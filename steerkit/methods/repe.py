@@ -7,13 +7,12 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from steerkit.adapter import SteerableModel
-from steerkit.intervention import Add, FiniteFloat, Intervention, Tokens
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
-from steerkit.pairs import difference_components, neighbour_differences, require_neighbours
-from steerkit.samples import Sample
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.interventions import Add, FiniteFloat, Intervention, Tokens
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._moments import Groups
+from steerkit.methods._pairs import difference_components, neighbour_differences, require_neighbours
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 
 class RepE(SteeringMethod):

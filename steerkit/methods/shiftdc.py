@@ -7,9 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from steerkit.adapter import SteerableModel
-from steerkit.intervention import AddProjection, FiniteFloat, Intervention, MeasuredContrast
-from steerkit.method import (
+from steerkit.interventions import AddProjection, FiniteFloat, Intervention, MeasuredContrast
+from steerkit.methods._base import (
     Fit,
     Observations,
     Plan,
@@ -19,9 +18,9 @@ from steerkit.method import (
     require_labels,
     require_vision,
 )
-from steerkit.samples import Sample
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.methods._moments import Groups
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 
 class ShiftDC(SteeringMethod):

@@ -8,9 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from steerkit.adapter import SteerableModel
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     AddProjection,
     FiniteFloat,
@@ -20,11 +19,11 @@ from steerkit.intervention import (
     MeasuredContrast,
     StoredDirection,
 )
-from steerkit.method import Fit, Observations, Plan, SteeringMethod, by_label, require_labels, require_vision
-from steerkit.pairs import difference_components, neighbour_differences, pair_components, require_neighbours
-from steerkit.samples import Sample
-from steerkit.statistics import Groups
-from steerkit.vector import Key
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels, require_vision
+from steerkit.methods._moments import Groups
+from steerkit.methods._pairs import difference_components, neighbour_differences, pair_components, require_neighbours
+from steerkit.models import Sample, SteerableModel
+from steerkit.vectors import Key
 
 TEXT_STATE = MeasuredContrast(positive="text", negative=None, form="literal")
 """The state that the text of the prompt alone has at its last token."""

@@ -11,10 +11,9 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from steerkit.adapter import SteerableModel
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.intervention import Add, FiniteFloat, Intervention, Site, Tower
-from steerkit.method import (
+from steerkit.interventions import Add, FiniteFloat, Intervention, Site, Tower
+from steerkit.methods._base import (
     Fit,
     Observations,
     Plan,
@@ -23,10 +22,10 @@ from steerkit.method import (
     require_labels,
     require_vision,
 )
-from steerkit.pairs import neighbour_differences, require_neighbours
-from steerkit.samples import Sample, open_image
-from steerkit.statistics import Groups, Moments
-from steerkit.vector import Key
+from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._pairs import neighbour_differences, require_neighbours
+from steerkit.models import Sample, SteerableModel, open_image
+from steerkit.vectors import Key
 
 RATE = 0.1
 """What the authors multiply alpha with."""

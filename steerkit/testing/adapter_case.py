@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
 from steerkit.errors import ContractError
-from steerkit.samples import Sample
+from steerkit.models import Architecture, Inputs, ModelAdapter, Sample, tokenizer_of
 from steerkit.testing.plain import Place
 from steerkit.testing.samples import picture
 from steerkit.vlm import VLM

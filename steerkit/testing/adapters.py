@@ -14,13 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steerkit.adapter import ModelAdapter
-from steerkit.checks import Check
 from steerkit.engines.hooks import call_target, forward_inputs
 from steerkit.errors import ContractError, OptionError, SampleError, SteerKitError
-from steerkit.intervention import Intervention
-from steerkit.metadata import MethodRecord, PackMetadata
-from steerkit.samples import Sample
+from steerkit.interventions import Intervention
+from steerkit.models import ModelAdapter, Sample, decode, encode
+from steerkit.policy import Check
 from steerkit.steering import steer
 from steerkit.testing import tiny
 from steerkit.testing.adapter_case import LONG, SHORT, SYSTEM, AdapterCase, Make, assert_near, chat, each
@@ -36,8 +34,7 @@ from steerkit.testing.plain import (
     traces_left,
 )
 from steerkit.testing.samples import picture
-from steerkit.vector import Key, SteeringVector
-from steerkit.views import decode, encode
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
 from steerkit.vlm import VLM
 
 EQUAL = 1e-5

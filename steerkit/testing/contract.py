@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import SkipTest
 
-from steerkit.checks import Check, enforce
 from steerkit.errors import ContractError
+from steerkit.policy import Check, enforce
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 
 from steerkit.errors import ContractError, LabelError, SteerKitError
-from steerkit.method import SteeringMethod
-from steerkit.samples import Sample
+from steerkit.methods import SteeringMethod
+from steerkit.models import Sample
 from steerkit.testing import tiny
 from steerkit.testing.plain import counted_passes, reading_through
 from steerkit.testing.samples import example_anchors, picture
-from steerkit.vector import SteeringVector
+from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 
 TOLERANCE = 1e-3

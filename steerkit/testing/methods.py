@@ -21,17 +21,16 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from steerkit.checks import Check
 from steerkit.errors import ContractError, EngineError, NothingSteeredError, OptionError, SteerKitError
-from steerkit.intervention import Intervention
-from steerkit.method import SteeringMethod
-from steerkit.samples import Sample
-from steerkit.statistics import Groups, merge_groups
+from steerkit.interventions import Intervention
+from steerkit.methods import Groups, SteeringMethod, merge_groups
+from steerkit.models import Sample
+from steerkit.policy import Check
 from steerkit.steering import steer
 from steerkit.testing.contract import ContractCheck, checks_of, require_subclass, run_all
 from steerkit.testing.method_case import MethodCase, assert_close, assert_same
 from steerkit.testing.plain import answer_logits, counted_passes, difference, traces_left
-from steerkit.vector import SteeringVector
+from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 
 NO_CHANGE = 1e-4
@@ -256,10 +255,10 @@ def interventions_are_data(case: MethodCase) -> None:
     """Interventions are those of steerkit, hold no code, and come back from JSON as they were."""
     for intervention in case.vector.interventions:
         for part in _parts(intervention):
-            if not type(part).__module__.startswith("steerkit.intervention"):
+            if not type(part).__module__.startswith("steerkit.interventions."):
                 raise ContractError(
                     f"{type(part).__name__} of {type(part).__module__} is part of an intervention",
-                    fix="a pack holds no code: express the method by the operations of steerkit.intervention",
+                    fix="a pack holds no code: express the method by the operations of steerkit.interventions",
                 )
         again = Intervention.model_validate_json(intervention.model_dump_json())
         if again != intervention:

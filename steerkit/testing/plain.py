@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from steerkit.adapter import Architecture
 from steerkit.engines.hooks import call_target, forward_inputs, hidden, with_hidden
-from steerkit.intervention import Site
-from steerkit.samples import Sample
+from steerkit.interventions import Site
+from steerkit.models import Architecture, Sample
 from steerkit.vlm import VLM
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from steerkit.samples import Sample
+from steerkit.models import Sample
 
 _TOPICS = (
     "a bomb",

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from steerkit.demo import MODELS, model_path
 from steerkit.errors import OptionError
-from steerkit.metadata import Metric
-from steerkit.vector import SteeringVector
+from steerkit.vectors import Metric, SteeringVector
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.index import entry_of, make_index, write_index
 from steerkit_vectors_hub.resolve import resolve

@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from steerkit._internal.files import sync_folder, write_atomically
 from steerkit.errors import PackFormatError
-from steerkit.files import sync_folder, write_atomically
-from steerkit.formats.container import read_file
+from steerkit.vectors.formats.container import read_file
 from steerkit_vectors_hub.errors import CacheError
 from steerkit_vectors_hub.places import place
 

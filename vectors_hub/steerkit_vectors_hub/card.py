@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from steerkit.metadata import Metric, PackMetadata, StrengthRecord
-from steerkit.plain import clean
+from steerkit._internal.text import clean
+from steerkit.vectors import Metric, PackMetadata, StrengthRecord
 from steerkit_vectors_hub.norms import NormSeries
 from steerkit_vectors_hub.strength import strength_series
 

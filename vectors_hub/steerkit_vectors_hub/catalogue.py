@@ -12,7 +12,7 @@ import html
 import json
 from shlex import quote
 
-from steerkit.plain import clean
+from steerkit._internal.text import clean
 from steerkit_vectors_hub.index import Entry, Index
 from steerkit_vectors_hub.norms import svg
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from steerkit.formats import RawPack, parse_tensor_name
-from steerkit.intervention import site_label
+from steerkit.interventions import site_label
+from steerkit.vectors.formats import RawPack, parse_tensor_name
 
 _ABSENT = None
 _VOLATILE = ("tensors_sha256",)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from steerkit._internal.text import one_line
 from steerkit.errors import SteerKitError
-from steerkit.plain import one_line
 
 
 class HubError(SteerKitError):

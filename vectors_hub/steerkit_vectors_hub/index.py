@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from steerkit.files import write_atomically
-from steerkit.formats import RawPack, parse_pack
-from steerkit.intervention import Frozen
-from steerkit.metadata import Line, Metric, PackMetadata, Sha256, Text, faults, parse_metadata
-from steerkit.plain import one_line
+from steerkit._internal.files import write_atomically
+from steerkit._internal.text import one_line
+from steerkit.interventions import Frozen
+from steerkit.vectors import Line, Metric, PackMetadata, Sha256, Text, faults, parse_metadata
+from steerkit.vectors.formats import RawPack, parse_pack
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.errors import IndexFormatError
 from steerkit_vectors_hub.norms import NormSeries, norm_series
@@ -33,7 +33,7 @@ Short = Annotated[str, Field(max_length=500)]
 
 
 class IndexedModel(Frozen):
-    """The model that a pack is for; see `steerkit.metadata.ModelRecord`."""
+    """The model that a pack is for; see `steerkit.vectors._metadata.ModelRecord`."""
 
     id: Text = ""
     revision: Line | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steerkit.checks import Check, Policy, enforce
-from steerkit.vector import SteeringVector
+from steerkit.policy import Check, Policy, enforce
+from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.errors import UntrustedPackError
 from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.signing.check import check_origin

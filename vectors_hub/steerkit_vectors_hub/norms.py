@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from steerkit.formats import RawPack, parse_tensor_name
-from steerkit.intervention import FiniteFloat, Frozen, site_label
-from steerkit.plain import clean
+from steerkit._internal.text import clean
+from steerkit.interventions import FiniteFloat, Frozen, site_label
+from steerkit.vectors.formats import RawPack, parse_tensor_name
 from steerkit_vectors_hub.charts import COLOR, Axis, Canvas, Chart
 
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from steerkit.formats import parse_pack
-from steerkit.metadata import PackMetadata
-from steerkit.vector import SteeringVector
+from steerkit.vectors import PackMetadata, SteeringVector
+from steerkit.vectors.formats import parse_pack
 from steerkit_vectors_hub import norms, strength
 from steerkit_vectors_hub.card import CURVE, PACK, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError

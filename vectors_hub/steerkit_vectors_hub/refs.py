@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from steerkit.plain import one_line
+from steerkit._internal.text import one_line
 from steerkit_vectors_hub.errors import ReferenceFormatError
 
 Kind = Literal["path", "bundled", "hf", "web", "fsspec"]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from steerkit.errors import SteerKitError
-from steerkit.formats import parse_pack, read_file
-from steerkit.formats.container import json_object
+from steerkit.vectors.formats import parse_pack, read_file
+from steerkit.vectors.formats.container import json_object
 from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
 from steerkit_vectors_hub.cache import Record, Store
 from steerkit_vectors_hub.errors import (

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerkit.metadata import StrengthPoint, StrengthRecord
-from steerkit.plain import one_line
+from steerkit._internal.text import one_line
+from steerkit.vectors import StrengthPoint, StrengthRecord
 from steerkit_vectors_hub.charts import COLOR, GREY, SECOND, THIRD, Axis, Canvas, Chart
 
 _SHARES = {"over_refusal": "over-refusal", "utility_loss": "loss of utility"}

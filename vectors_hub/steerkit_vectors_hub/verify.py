@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steerkit.checks import Check, Policy
-from steerkit.dose import check_dose, stored_norms
+from steerkit._internal.text import one_line
+from steerkit.analysis import check_dose, stored_norms
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
-from steerkit.intervention import is_finite
-from steerkit.plain import one_line
+from steerkit.interventions import is_finite
+from steerkit.policy import Check, Policy
 from steerkit.steering import check_applied, size_problems
-from steerkit.vector import SteeringVector
+from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 from steerkit_vectors_hub.errors import DigestMismatchError
 from steerkit_vectors_hub.resolve import Resolved, resolve

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from steerkit.adapter import tokenizer_of
 from steerkit.errors import UnknownNameError
+from steerkit.models import tokenizer_of
 from steerkit.testing.tiny import decoder, instructblip, llava, qwen_vl, text
 from steerkit.vlm import VLM, wrap
 

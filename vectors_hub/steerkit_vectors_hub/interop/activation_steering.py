@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import LayerRangeError
-from steerkit.formats.container import read_file
-from steerkit.metadata import MethodRecord
-from steerkit.vector import Key
+from steerkit.vectors import Key, MethodRecord
+from steerkit.vectors.formats.container import read_file
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
 from steerkit_vectors_hub.interop.text import json_object
 

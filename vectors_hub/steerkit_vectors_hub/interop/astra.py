@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import LayerRangeError, OptionError
-from steerkit.intervention import Add, Intervention, LinearStrength, Measure, StoredDirection
-from steerkit.metadata import MethodRecord
-from steerkit.vector import Key
+from steerkit.interventions import Add, Intervention, LinearStrength, Measure, StoredDirection
+from steerkit.vectors import Key, MethodRecord
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, malformed
 from steerkit_vectors_hub.interop.torch_file import layer_number, load, vector
 

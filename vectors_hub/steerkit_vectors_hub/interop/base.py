@@ -11,9 +11,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from steerkit.errors import LayerRangeError, PackFormatError
-from steerkit.intervention import Intervention, Site
-from steerkit.metadata import MethodRecord, StrengthRecord
-from steerkit.vector import Key, SteeringVector
+from steerkit.interventions import Intervention, Site
+from steerkit.vectors import Key, MethodRecord, SteeringVector, StrengthRecord
 
 EVERY_TOKEN = Intervention(tokens="all", phase="both")
 """What most libraries do: add the direction at every token, of the prompt and of the answer."""

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from steerkit._internal.files import replacing
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
-from steerkit.files import replacing
-from steerkit.metadata import PackMetadata
-from steerkit.vector import SteeringVector
+from steerkit.vectors import PackMetadata, SteeringVector
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignWriter, malformed, same_width
 from steerkit_vectors_hub.interop.expressible import directions_to_add
 from steerkit_vectors_hub.interop.facts import ModelFacts

@@ -18,8 +18,7 @@ import re
 from pathlib import Path
 from typing import ClassVar, final
 
-from steerkit.metadata import MethodRecord
-from steerkit.vector import Key
+from steerkit.vectors import Key, MethodRecord
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, malformed
 from steerkit_vectors_hub.interop.torch_file import load, vector
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from steerkit.errors import OptionError
-from steerkit.intervention import Add, Intervention, LinearStrength, StoredDirection
-from steerkit.vector import Key, SteeringVector
+from steerkit.interventions import Add, Intervention, LinearStrength, StoredDirection
+from steerkit.vectors import Key, SteeringVector
 
 
 def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int, Tensor], tuple[str, ...]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.metadata import ModelRecord
+from steerkit.vectors import ModelRecord
 from steerkit_vectors_hub.interop.base import Foreign
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import OptionError
-from steerkit.formats.container import read_file
+from steerkit.vectors.formats.container import read_file
 from steerkit_vectors_hub.interop.base import malformed
 from steerkit_vectors_hub.interop.gguf_audit import audit
 

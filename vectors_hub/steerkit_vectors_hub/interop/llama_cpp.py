@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import LayerRangeError
-from steerkit.metadata import MethodRecord
-from steerkit.vector import Key, SteeringVector
+from steerkit.vectors import Key, MethodRecord, SteeringVector
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, chosen, malformed
 from steerkit_vectors_hub.interop.gguf_audit import MAGIC
 from steerkit_vectors_hub.interop.gguf_file import read_control_vector, write_control_vector

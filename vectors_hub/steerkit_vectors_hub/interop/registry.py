@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steerkit import plugins
+from steerkit._internal import plugins
 from steerkit.errors import OptionError
-from steerkit.formats.container import MAX_HEADER
+from steerkit.vectors.formats.container import MAX_HEADER
 from steerkit_vectors_hub.interop.base import ForeignReader
 from steerkit_vectors_hub.interop.safetensors_file import metadata_of
 

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import OptionError
-from steerkit.metadata import MethodRecord
-from steerkit.vector import Key, SteeringVector
+from steerkit.vectors import Key, MethodRecord, SteeringVector
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, chosen, flat, malformed
 from steerkit_vectors_hub.interop.convert import assemble
 from steerkit_vectors_hub.interop.expressible import directions_to_add

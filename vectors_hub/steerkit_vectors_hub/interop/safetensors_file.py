@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from steerkit.formats.container import MAX_HEADER, MAX_TENSORS, read_file
+from steerkit.vectors.formats.container import MAX_HEADER, MAX_TENSORS, read_file
 from steerkit_vectors_hub.interop.base import malformed
 from steerkit_vectors_hub.interop.text import json_object
 

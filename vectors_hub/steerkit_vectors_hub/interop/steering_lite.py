@@ -23,9 +23,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from steerkit.intervention import Ablate, Intervention, is_finite
-from steerkit.metadata import MethodRecord
-from steerkit.vector import Key
+from steerkit.interventions import Ablate, Intervention, is_finite
+from steerkit.vectors import Key, MethodRecord
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
 from steerkit_vectors_hub.interop.safetensors_file import load, metadata_of
 from steerkit_vectors_hub.interop.text import json_object

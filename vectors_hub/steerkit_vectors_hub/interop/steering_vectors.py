@@ -19,9 +19,8 @@ from typing import Any, ClassVar, cast, final
 import torch
 
 from steerkit.errors import OptionError
-from steerkit.intervention import Intervention, Site
-from steerkit.metadata import MethodRecord
-from steerkit.vector import Key
+from steerkit.interventions import Intervention, Site
+from steerkit.vectors import Key, MethodRecord
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, malformed
 from steerkit_vectors_hub.interop.torch_file import layer_number, load, vector
 

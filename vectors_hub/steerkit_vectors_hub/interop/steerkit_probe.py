@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from steerkit.errors import LayerRangeError, OptionError
-from steerkit.intervention import Intervention, Site
-from steerkit.metadata import MethodRecord, StrengthRecord
-from steerkit.vector import Key
+from steerkit.interventions import Intervention, Site
+from steerkit.vectors import Key, MethodRecord, StrengthRecord
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
 from steerkit_vectors_hub.interop.safetensors_file import load, metadata_of
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import OptionError, PackFormatError
-from steerkit.formats.container import read_file
+from steerkit.vectors.formats.container import read_file
 from steerkit_vectors_hub.interop.base import flat, malformed
 
 MAX_PICKLE = 2**24

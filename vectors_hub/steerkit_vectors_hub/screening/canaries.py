@@ -11,8 +11,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError
 
 from steerkit.errors import OptionError, SampleError
-from steerkit.intervention import Frozen
-from steerkit.samples import Sample
+from steerkit.interventions import Frozen
+from steerkit.models import Sample
 from steerkit.vlm import VLM
 
 Label = Literal["harmful", "harmless", "question"]

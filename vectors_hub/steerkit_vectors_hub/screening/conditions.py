@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any, Literal, TypeAlias
 
-from steerkit.intervention import Intervention, LinearStrength
-from steerkit.vector import SteeringVector
+from steerkit.interventions import Intervention, LinearStrength
+from steerkit.vectors import SteeringVector
 
 WAYS = 16
 """Ways that are tried at most: every one of four gates. Each costs an answer to every harmful canary."""

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steerkit import ops
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,
@@ -29,7 +28,8 @@ from steerkit.intervention import (
     StoredDirection,
     site_label,
 )
-from steerkit.vector import SteeringVector
+from steerkit.interventions import _arithmetic as ops
+from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.screening.conditions import Lean, Way, ways
 
 OPPOSED = -0.5

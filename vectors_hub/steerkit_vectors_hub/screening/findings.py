@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from steerkit.checks import Check, Status
+from steerkit.policy import Check, Status
 from steerkit_vectors_hub.screening.counts import DOUBTFUL, ENOUGH, SIGNIFICANT, Cell, sign_test
 from steerkit_vectors_hub.screening.directions import Alignment
 

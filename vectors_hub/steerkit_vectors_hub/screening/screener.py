@@ -12,14 +12,13 @@ from typing import Any
 
 from torch import Tensor, ones
 
-from steerkit.arguments import as_strengths, as_vectors
-from steerkit.checks import Check
+from steerkit.engines.receipt import Receipt
 from steerkit.errors import NothingSteeredError, OptionError, SteerKitError
-from steerkit.intervention import Intervention, Site
-from steerkit.receipt import Receipt
-from steerkit.samples import Sample
+from steerkit.interventions import Intervention, Site
+from steerkit.models import Sample
+from steerkit.policy import Check
 from steerkit.steering import steer
-from steerkit.vector import Key, SteeringVector
+from steerkit.vectors import Key, SteeringVector, as_strengths, as_vectors
 from steerkit.vlm import VLM
 from steerkit_vectors_hub.screening import counts
 from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries, with_system

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from steerkit.errors import PackFormatError
-from steerkit.formats.container import json_object
+from steerkit.vectors.formats.container import json_object
 from steerkit_vectors_hub.errors import SignatureFormatError
 from steerkit_vectors_hub.sources.base import MAX_SIGNATURE
 

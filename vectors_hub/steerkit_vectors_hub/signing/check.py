@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from steerkit.checks import Check, Status
-from steerkit.formats import read_file
-from steerkit.plain import one_line
+from steerkit._internal.text import one_line
+from steerkit.policy import Check, Status
+from steerkit.vectors.formats import read_file
 from steerkit_vectors_hub.errors import ReferenceFormatError, SignatureFormatError, SigningError
 from steerkit_vectors_hub.refs import parse_ref
 from steerkit_vectors_hub.signing import library

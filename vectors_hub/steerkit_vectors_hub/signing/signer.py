@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from steerkit._internal.files import write_atomically
 from steerkit.errors import OptionError
-from steerkit.files import write_atomically
-from steerkit.formats import parse_pack, read_file
-from steerkit.metadata import parse_metadata
+from steerkit.vectors import parse_metadata
+from steerkit.vectors.formats import parse_pack, read_file
 from steerkit_vectors_hub.errors import SigningError
 from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.signing.keys import check_curve, imported, signing_certificate

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from steerkit.formats.container import MAX_FILE
+from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.cache import PLACE
 from steerkit_vectors_hub.errors import (
     CacheError,

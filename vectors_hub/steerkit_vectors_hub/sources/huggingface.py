@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerkit.errors import SteerKitError
-from steerkit.formats.container import MAX_FILE
+from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import (
     AccessError,
     DownloadError,
@@ -161,7 +161,7 @@ def api(token: str | None = None) -> HfApi:
     """
     from huggingface_hub import HfApi
 
-    from steerkit import __version__
+    from steerkit._version import __version__
 
     endpoint = os.environ.get(ENDPOINT) or None
     if endpoint is not None:

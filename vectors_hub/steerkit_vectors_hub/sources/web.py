@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from steerkit.errors import SteerKitError
-from steerkit.formats.container import MAX_FILE
+from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import (
     AccessError,
     CacheError,
@@ -175,7 +175,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
-    from steerkit import __version__
+    from steerkit._version import __version__
 
     fixed = {"User-Agent": f"steerkit/{__version__}", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers={**fixed, **(headers or {})}, method=method)

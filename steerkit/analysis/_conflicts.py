@@ -12,10 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from steerkit import ops
-from steerkit.arguments import as_strengths, as_vectors
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     Clamp,
@@ -29,7 +27,8 @@ from steerkit.intervention import (
     is_finite,
     site_label,
 )
-from steerkit.vector import Key, SteeringVector
+from steerkit.interventions import _arithmetic as ops
+from steerkit.vectors import Key, SteeringVector, as_strengths, as_vectors
 
 _PROMPT_ONLY = frozenset({"image", "text", "system", "after_image"})
 _DISJOINT = frozenset({"image", "text", "system"})

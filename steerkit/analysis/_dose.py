@@ -20,8 +20,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from steerkit.checks import Check
-from steerkit.intervention import (
+from steerkit.interventions import (
     Ablate,
     Add,
     AddProjection,
@@ -34,8 +33,8 @@ from steerkit.intervention import (
     StoredDirection,
     site_label,
 )
-from steerkit.metadata import Fingerprint
-from steerkit.vector import SteeringVector
+from steerkit.policy import Check
+from steerkit.vectors import Fingerprint, SteeringVector
 
 HIGH = 1.0
 """Relative dose above which somebody should look. Measured: docs/trust.md."""

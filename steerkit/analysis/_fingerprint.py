@@ -22,12 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from steerkit.adapter import Inputs
-from steerkit.checks import Check
 from steerkit.engines import hooks
 from steerkit.errors import NonFiniteError, OptionError, ProcessorError, SteerKitError
-from steerkit.metadata import Fingerprint, ProbeRecord
-from steerkit.samples import Sample
+from steerkit.models import Inputs, Sample
+from steerkit.policy import Check
+from steerkit.vectors import Fingerprint, ProbeRecord
 
 if TYPE_CHECKING:
     from steerkit.vlm import VLM

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from steerkit.errors import NonFiniteError, PackFormatError
-from steerkit.formats.container import RawPack, refused
+from steerkit.vectors.formats.container import RawPack, refused
 
 SITES = ("resid_post", "mlp_out", "attn_out", "head_out")
 OUTLIER = 1e4

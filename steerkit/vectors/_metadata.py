@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from steerkit._internal.text import one_line
 from steerkit.errors import PackFormatError
-from steerkit.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
-from steerkit.intervention import FiniteFloat, Frozen, Intervention, Site, Tower
-from steerkit.plain import one_line
+from steerkit.interventions import FiniteFloat, Frozen, Intervention, Site, Tower
+from steerkit.vectors.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
 
 Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
 Depth = Annotated[int, Field(gt=0, le=MAX_LAYERS)]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.samples import Sample
-from steerkit.statistics import Moments
+from steerkit.methods._moments import Moments
+from steerkit.models import Sample
 
 
 def require_neighbours(anchors: Sequence[Sample]) -> None:

@@ -12,12 +12,12 @@ from typing import Any, Literal, NoReturn, Protocol, TypeAlias, get_args, runtim
 
 import numpy as np
 
-from steerkit.checks import Policy, enforce
+from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, OptionError
-from steerkit.given import expect, expect_each, expect_whole
-from steerkit.samples import Sample
+from steerkit.models import Sample
+from steerkit.policy import Policy, enforce
 from steerkit.steering import check_applied, steer
-from steerkit.vector import SteeringVector
+from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM, check_vlm
 
 Verdict: TypeAlias = Literal["complied", "refused", "garbled"]
@@ -48,7 +48,7 @@ class Case:
     answer: str | None = None
 
     def __post_init__(self) -> None:
-        expect(Sample, "a steerkit.Sample", "sk.Case(sk.Sample(text))", sample=self.sample)
+        expect(Sample, "a steerkit.Sample", "sk.evaluation.Case(sk.Sample(text))", sample=self.sample)
         expect(str | None, "a text, or None", answer=self.answer)
 
 
@@ -130,10 +130,10 @@ class Suite:
 
     def __post_init__(self) -> None:
         expect(str, "a text", name=self.name)
-        expect(Judge, "an object with name, verdict and right", "sk.PhraseJudge() is one", judge=self.judge)
+        expect(Judge, "an object with name, verdict and right", "sk.evaluation.PhraseJudge() is one", judge=self.judge)
         expect_whole(max_new_tokens=self.max_new_tokens)
         for name in ("harmful", "harmless", "utility"):
-            expect_each(Case, "a list of sk.Case", **{name: getattr(self, name)})
+            expect_each(Case, "a list of sk.evaluation.Case", **{name: getattr(self, name)})
             if not getattr(self, name):
                 raise EmptyAnchorSetError(f"the suite {self.name!r} has no {name} prompts", expected="at least one")
         missing = [index for index, case in enumerate(self.utility) if case.answer is None]
@@ -302,7 +302,12 @@ def check_measurable(vlm: object, suite: object) -> None:
         OptionError: One of them is something else.
     """
     check_vlm(vlm)
-    expect(Suite, "a Suite: prompts and a judge", "sk.Suite(name, harmful, harmless, utility, judge)", suite=suite)
+    expect(
+        Suite,
+        "a Suite: prompts and a judge",
+        "sk.evaluation.Suite(name, harmful, harmless, utility, judge)",
+        suite=suite,
+    )
 
 
 def check_vectors(vlm: VLM, vectors: Sequence[SteeringVector], policy: Policy) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-from steerkit.checks import Check
+from steerkit.policy import Check
 
 if TYPE_CHECKING:
     from torch import Tensor

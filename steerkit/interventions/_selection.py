@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from steerkit.intervention import Phase, Tokens
+from steerkit.interventions._schema import Phase, Tokens
 
 
 class TokenRole(IntEnum):

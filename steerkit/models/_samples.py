@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
-from steerkit.given import PATH, expect
 
 if TYPE_CHECKING:
     import numpy as np

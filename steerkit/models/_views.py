@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steerkit.adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
 from steerkit.errors import EngineError, ProcessorError
-from steerkit.intervention import View
+from steerkit.interventions import View
+from steerkit.models._adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
 
 _NOT_INPUTS = frozenset({"inputs", "inputs_embeds", "decoder_input_ids", "position_ids", "cache_position", "labels"})
 

@@ -13,9 +13,10 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerkit.checks import Policy
+from steerkit._internal.text import one_line
+from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit.errors import OptionError, SteerKitError
-from steerkit.evaluation import (
+from steerkit.evaluation._evaluate import (
     Estimate,
     Outcome,
     Suite,
@@ -24,12 +25,11 @@ from steerkit.evaluation import (
     cost_per_token,
     evaluate,
 )
-from steerkit.given import expect, expect_each, expect_whole
-from steerkit.intervention import is_finite
-from steerkit.method import SteeringMethod
-from steerkit.plain import one_line
-from steerkit.samples import Sample, as_samples
-from steerkit.vector import SteeringVector
+from steerkit.interventions import is_finite
+from steerkit.methods import SteeringMethod
+from steerkit.models import Sample, as_samples
+from steerkit.policy import Policy
+from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from steerkit._internal.text import one_line
 from steerkit.errors import OptionError, SteerKitError
-from steerkit.plain import one_line
 
 Status: TypeAlias = Literal["pass", "warn", "fail", "skip"]
 """`fail`: must not be used; `warn`: somebody should look; `skip`: could not be checked, and the message says why."""

@@ -10,9 +10,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from steerkit._internal.files import replacing
 from steerkit.errors import CheckpointError
-from steerkit.files import replacing
-from steerkit.statistics import Groups, Moments
+from steerkit.methods._moments import Groups, Moments
 
 
 @dataclass(slots=True)

@@ -22,8 +22,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from steerkit.adapter import Images, SteerableModel
-from steerkit.checkpoint import Progressed, load_checkpoint, save_checkpoint
+from steerkit._internal.validation import PATH, expect, expect_whole
 from steerkit.errors import (
     CheckpointError,
     EmptyAnchorSetError,
@@ -34,12 +33,11 @@ from steerkit.errors import (
     SampleError,
     UnsupportedModelError,
 )
-from steerkit.given import PATH, expect, expect_whole
-from steerkit.intervention import Frozen, Intervention
-from steerkit.metadata import AnchorRecord, Fingerprint, MethodRecord, PackMetadata
-from steerkit.samples import Sample, anchor_digest, as_samples, named
-from steerkit.statistics import Groups, Moments, merge_groups
-from steerkit.vector import Key, SteeringVector
+from steerkit.interventions import Frozen, Intervention
+from steerkit.methods._checkpoint import Progressed, load_checkpoint, save_checkpoint
+from steerkit.methods._moments import Groups, Moments, merge_groups
+from steerkit.models import Images, Sample, SteerableModel, anchor_digest, as_samples, named
+from steerkit.vectors import AnchorRecord, Fingerprint, Key, MethodRecord, PackMetadata, SteeringVector
 
 Observations = Mapping[str, Mapping[int, Tensor]]
 """`{group: {layer: [rows, hidden]}}`: what one batch of samples contributes."""

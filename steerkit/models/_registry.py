@@ -1,22 +1,16 @@
-"""Methods and adapters by name."""
+"""Adapters by name."""
 
 from __future__ import annotations
 
 import warnings
 from typing import TYPE_CHECKING
 
+from steerkit._internal.plugins import ADAPTERS, PluginWarning, is_ours, load, names, owner_of
+from steerkit._internal.validation import expect
 from steerkit.errors import PluginError, UnsupportedModelError
-from steerkit.given import expect
-from steerkit.plugins import ADAPTERS, METHODS, PluginWarning, is_ours, load, names, owner_of
 
 if TYPE_CHECKING:
-    from steerkit.adapter import ModelAdapter
-    from steerkit.method import SteeringMethod
-
-
-def method_names() -> list[str]:
-    """Names of all registered methods, without importing any."""
-    return names(METHODS)
+    from steerkit.models._adapter import ModelAdapter
 
 
 def adapter_names() -> list[str]:
@@ -24,25 +18,11 @@ def adapter_names() -> list[str]:
     return names(ADAPTERS)
 
 
-def get_method(name: str) -> type[SteeringMethod]:
-    """The method class registered under a name.
-
-    Raises:
-        OptionError: The name is no text.
-        UnknownNameError: No such method; the message suggests the nearest name.
-        PluginError: The distribution that registers it can't be imported, or registers something else.
-    """
-    from steerkit.method import SteeringMethod
-
-    expect(str, "a name, such as sk.method_names() lists", name=name)
-    return load(METHODS, name, SteeringMethod)
-
-
 def get_adapter(name: str) -> type[ModelAdapter]:
     """The adapter class registered under a name; errors as for `get_method`."""
-    from steerkit.adapter import ModelAdapter
+    from steerkit.models._adapter import ModelAdapter
 
-    expect(str, "a name, such as sk.adapter_names() lists", name=name)
+    expect(str, "a name, such as sk.models.adapter_names() lists", name=name)
     return load(ADAPTERS, name, ModelAdapter)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from steerkit.adapter import Images
 from steerkit.errors import MissingImageError, OptionError, SampleError
-from steerkit.intervention import View
-from steerkit.samples import Sample, open_image
-from steerkit.views import meaningless_image
+from steerkit.interventions import View
+from steerkit.models._adapter import Images
+from steerkit.models._samples import Sample, open_image
+from steerkit.models._views import meaningless_image
 
 
 def shown(sample: Sample, images: Images, seed: int) -> Sample:

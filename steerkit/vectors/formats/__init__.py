@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steerkit.formats import v1
-from steerkit.formats.container import RawPack, TensorInfo, parse_container, read_file, refused
+from steerkit.vectors.formats import v1
+from steerkit.vectors.formats.container import RawPack, TensorInfo, parse_container, read_file, refused
 
 CURRENT = 1
 _VERSIONS = {1: v1}

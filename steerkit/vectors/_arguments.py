@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from steerkit.errors import OptionError
-from steerkit.vector import SteeringVector
+from steerkit.vectors._vector import SteeringVector
 
 
 def as_vectors(given: Any) -> list[SteeringVector]:

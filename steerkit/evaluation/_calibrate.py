@@ -9,10 +9,9 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
 
-from steerkit.arguments import as_vectors
-from steerkit.checks import Policy
+from steerkit._internal.validation import expect, expect_one_of, expect_whole
 from steerkit.errors import NonFiniteError, OptionError
-from steerkit.evaluation import (
+from steerkit.evaluation._evaluate import (
     Case,
     Suite,
     Verdict,
@@ -23,11 +22,10 @@ from steerkit.evaluation import (
     steered,
     verdicts,
 )
-from steerkit.given import expect, expect_one_of, expect_whole
-from steerkit.intervention import LinearStrength, is_finite
-from steerkit.metadata import StrengthPoint, StrengthRecord
-from steerkit.samples import Sample
-from steerkit.vector import SteeringVector
+from steerkit.interventions import LinearStrength, is_finite
+from steerkit.models import Sample
+from steerkit.policy import Policy
+from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord, as_vectors
 from steerkit.vlm import VLM, check_vlm
 
 Progress = Callable[[str], None]
@@ -124,7 +122,7 @@ def calibrate(
     """
     check_measurable(vlm, suite)
     _check_vector(vector)
-    expect(Budget, "a Budget", "sk.Budget('kl', 0.05)", budget=budget)
+    expect(Budget, "a Budget", "sk.evaluation.Budget('kl', 0.05)", budget=budget)
     expect(Callable | None, "a function of what is next", progress=progress)
     _check_range(maximum, tolerance, batch_size)
     if per_layer is not None:

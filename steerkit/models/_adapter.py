@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from steerkit.errors import EngineError
-from steerkit.intervention import Pool, Site, Tower, View
-from steerkit.metadata import Fingerprint, ModelRecord
-from steerkit.samples import ImageLike, Sample
+from steerkit.interventions import Pool, Site, Tower, View
+from steerkit.models._samples import ImageLike, Sample
+from steerkit.vectors import Fingerprint, ModelRecord
 
 if TYPE_CHECKING:
     from PIL import Image

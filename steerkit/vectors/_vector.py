@@ -14,9 +14,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from steerkit._internal.files import write_atomically
+from steerkit._internal.validation import PATH, as_layers, expect, expect_one_of
 from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError, SteerKitError
-from steerkit.files import write_atomically
-from steerkit.formats import (
+from steerkit.interventions import (
+    Add,
+    Intervention,
+    LinearStrength,
+    Site,
+    StoredDirection,
+    Tower,
+    is_finite,
+    site_label,
+)
+from steerkit.vectors._metadata import ModelRecord, PackMetadata, StrengthRecord, parse_metadata
+from steerkit.vectors.formats import (
     encode_document,
     parse_pack,
     parse_tensor_name,
@@ -25,9 +37,6 @@ from steerkit.formats import (
     tensor_name,
     tensors_digest,
 )
-from steerkit.given import PATH, as_layers, expect, expect_one_of
-from steerkit.intervention import Add, Intervention, LinearStrength, Site, StoredDirection, Tower, is_finite, site_label
-from steerkit.metadata import ModelRecord, PackMetadata, StrengthRecord, parse_metadata
 
 if TYPE_CHECKING:
     from steerkit_vectors_hub.push import Publication

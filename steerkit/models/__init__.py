@@ -1,0 +1,102 @@
+"""Models: what is known of a model family, samples, and the views of a prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from steerkit._internal.lazy import lazy
+
+if TYPE_CHECKING:
+    from steerkit.models._adapter import (
+        AnsweringModel as AnsweringModel,
+    )
+    from steerkit.models._adapter import (
+        Architecture as Architecture,
+    )
+    from steerkit.models._adapter import (
+        Heads as Heads,
+    )
+    from steerkit.models._adapter import (
+        Images as Images,
+    )
+    from steerkit.models._adapter import (
+        Inputs as Inputs,
+    )
+    from steerkit.models._adapter import (
+        ModelAdapter as ModelAdapter,
+    )
+    from steerkit.models._adapter import (
+        SteerableModel as SteerableModel,
+    )
+    from steerkit.models._adapter import (
+        VisionTower as VisionTower,
+    )
+    from steerkit.models._adapter import (
+        tokenizer_of as tokenizer_of,
+    )
+    from steerkit.models._registry import (
+        adapter_for as adapter_for,
+    )
+    from steerkit.models._registry import (
+        adapter_names as adapter_names,
+    )
+    from steerkit.models._registry import (
+        get_adapter as get_adapter,
+    )
+    from steerkit.models._rendering import hides_images as hides_images
+    from steerkit.models._rendering import prompt_of as prompt_of
+    from steerkit.models._rendering import shown as shown
+    from steerkit.models._samples import (
+        Sample as Sample,
+    )
+    from steerkit.models._samples import (
+        anchor_digest as anchor_digest,
+    )
+    from steerkit.models._samples import (
+        as_samples as as_samples,
+    )
+    from steerkit.models._samples import (
+        named as named,
+    )
+    from steerkit.models._samples import (
+        open_image as open_image,
+    )
+    from steerkit.models._samples import (
+        read_samples as read_samples,
+    )
+    from steerkit.models._views import (
+        decode as decode,
+    )
+    from steerkit.models._views import (
+        encode as encode,
+    )
+    from steerkit.models._views import (
+        meaningless_image as meaningless_image,
+    )
+    from steerkit.models._views import (
+        system_lengths as system_lengths,
+    )
+    from steerkit.models._views import (
+        view as view,
+    )
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "_adapter": (
+            "AnsweringModel",
+            "Architecture",
+            "Heads",
+            "Images",
+            "Inputs",
+            "ModelAdapter",
+            "SteerableModel",
+            "VisionTower",
+            "tokenizer_of",
+        ),
+        "_registry": ("adapter_for", "adapter_names", "get_adapter"),
+        "_rendering": ("hides_images", "prompt_of", "shown"),
+        "_samples": ("Sample", "anchor_digest", "as_samples", "named", "open_image", "read_samples"),
+        "_views": ("decode", "encode", "meaningless_image", "system_lengths", "view"),
+    },
+)

@@ -1,0 +1,79 @@
+"""Steering vectors: directions by layer, the interventions that use them, their metadata and the pack format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from steerkit._internal.lazy import lazy
+
+if TYPE_CHECKING:
+    from steerkit.vectors._arguments import as_strengths as as_strengths
+    from steerkit.vectors._arguments import as_vectors as as_vectors
+    from steerkit.vectors._metadata import (
+        AnchorRecord as AnchorRecord,
+    )
+    from steerkit.vectors._metadata import (
+        Fingerprint as Fingerprint,
+    )
+    from steerkit.vectors._metadata import (
+        Line as Line,
+    )
+    from steerkit.vectors._metadata import (
+        MethodRecord as MethodRecord,
+    )
+    from steerkit.vectors._metadata import (
+        Metric as Metric,
+    )
+    from steerkit.vectors._metadata import (
+        ModelRecord as ModelRecord,
+    )
+    from steerkit.vectors._metadata import (
+        PackMetadata as PackMetadata,
+    )
+    from steerkit.vectors._metadata import (
+        ProbeRecord as ProbeRecord,
+    )
+    from steerkit.vectors._metadata import (
+        Sha256 as Sha256,
+    )
+    from steerkit.vectors._metadata import (
+        StrengthPoint as StrengthPoint,
+    )
+    from steerkit.vectors._metadata import (
+        StrengthRecord as StrengthRecord,
+    )
+    from steerkit.vectors._metadata import (
+        Text as Text,
+    )
+    from steerkit.vectors._metadata import (
+        faults as faults,
+    )
+    from steerkit.vectors._metadata import (
+        parse_metadata as parse_metadata,
+    )
+    from steerkit.vectors._vector import Key as Key
+    from steerkit.vectors._vector import SteeringVector as SteeringVector
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "_arguments": ("as_strengths", "as_vectors"),
+        "_metadata": (
+            "AnchorRecord",
+            "Fingerprint",
+            "Line",
+            "MethodRecord",
+            "Metric",
+            "ModelRecord",
+            "PackMetadata",
+            "ProbeRecord",
+            "Sha256",
+            "StrengthPoint",
+            "StrengthRecord",
+            "Text",
+            "faults",
+            "parse_metadata",
+        ),
+        "_vector": ("Key", "SteeringVector"),
+    },
+)
