@@ -1,45 +1,148 @@
-"""Files that appear complete or not at all, whatever happens while they are written."""
+"""Files: read within a bound through one descriptor, and written so that they appear complete or not at all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+_CHUNK = 2**20
+
+
+class FileRefused(OSError):
+    """A file that exists and must not be used: it is of the wrong kind, too large, or changed while it was read."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def open_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> Iterator[BinaryIO]:
+    """Open a regular file to read, and judge what was opened rather than what the path named a moment before.
+
+    Opening never blocks, so a FIFO is refused instead of waited for, and a device is refused before it is read. What
+    the file grows by later is up to the reader: `read_bounded` counts.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have.
+        follow: Whether the last part of the path may be a symbolic link.
+
+    Yields:
+        The open file.
+
+    Raises:
+        FileRefused: It is no regular file, or larger than the limit.
+        OSError: It can't be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    try:
+        handle = os.open(path, flags)
+    except ValueError as error:  # a null byte in the path
+        raise FileRefused(str(error)) from error
+    try:
+        opened = os.fstat(handle)
+        if not stat.S_ISREG(opened.st_mode):
+            raise FileRefused("not a regular file")
+        if opened.st_size > limit:
+            raise FileRefused(f"{opened.st_size} bytes, and at most {limit} are read")
+    except BaseException:
+        os.close(handle)
+        raise
+    with os.fdopen(handle, "rb") as file:
+        yield file
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> bytes:
+    """The content of a regular file, read once through one descriptor, never more than `limit` bytes.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have.
+        follow: Whether the last part of the path may be a symbolic link.
+
+    Raises:
+        FileRefused: It is no regular file, larger than the limit, or was changed while it was read.
+        OSError: It can't be opened or read.
+    """
+    with open_regular(path, limit, follow=follow) as file:
+        before = os.fstat(file.fileno())
+        # files of /proc state no size; of any other, what was not there when it was opened is not read
+        most = before.st_size if before.st_size else limit
+        parts, count = [], 0
+        while count <= most and (part := file.read(min(_CHUNK, most + 1 - count))):
+            parts.append(part)
+            count += len(part)
+        after = os.fstat(file.fileno())
+    if count > limit:
+        raise FileRefused(f"more than {limit} bytes")
+    if before.st_size and (count, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise FileRefused("the file was changed while it was read")
+    return b"".join(parts)
+
+
+@contextmanager
+def replacing(path: Path, *, secret: bool = False) -> Iterator[Path]:
     """A temporary file that takes the place of `path` once the block has ended well, and is gone otherwise.
 
-    Its content is on the disk before it is renamed: neither another process nor a power cut sees half a file.
+    Its content is on the disk before it is renamed: neither another process nor a power cut sees half a file. A
+    symbolic link at `path` is replaced, and what it leads to is left alone.
 
     Args:
         path: The file; its folder is made if need be.
+        secret: Whether nobody but the user may read it; else, the user's umask says who may.
 
     Yields:
         The file to write, beside it.
+
+    Raises:
+        FileRefused: At `path` is something that no file should take the place of, such as a device.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _replacing(path, secret) as (temporary, file):
+        file.close()
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+
+
+def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
+    """Write a file, complete or not at all; see `replacing`."""
+    with _replacing(path, secret) as (_, file):
+        file.write(data)
+        file.flush()
+
+
+@contextmanager
+def _replacing(path: Path, secret: bool) -> Iterator[tuple[Path, BinaryIO]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise FileRefused(f"{str(path)!r} is not a regular file")
+    temporary = path.parent / f".steerkit-{secrets.token_hex(8)}"
+    file = create(temporary, 0o600 if secret else 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        with file:
+            yield temporary, file
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(mode)  # a library that writes it may have put a file with a mode of its own in its place
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, complete or not at all; see `replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+def create(path: Path, mode: int = 0o666) -> BinaryIO:
+    """Open a new file to write; one that is there is never followed, written to or emptied.
+
+    Args:
+        path: The file.
+        mode: Who may use it, as far as the user's umask allows.
+
+    Raises:
+        OSError: There is something at the path, or it can't be written.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode), "wb")
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from steerkit._internal.files import read_bounded
 from steerkit.errors import PackFormatError
 
 MAX_FILE = 2**31
@@ -102,19 +103,13 @@ def _wide(block: np.ndarray, dtype: str) -> np.ndarray:
 
 def read_file(path: str | Path) -> bytes:
     """The whole file, read once, so that what is checked is what is used."""
-    path = Path(path)
     try:
-        if not path.is_file() and path.exists():
-            raise refused(f"{str(path)!r} is not a file", expected="a .safetensors file", fix="name the file itself")
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise refused(f"{str(path)!r} has {size} bytes", expected=f"at most {MAX_FILE}")
-        return path.read_bytes()
-    except PackFormatError:
-        raise
-    except (OSError, ValueError) as error:
+        return read_bounded(path, MAX_FILE)
+    except OSError as error:
         raise refused(
-            f"{str(path)!r} can't be read ({error})", expected="an existing .safetensors file", fix="check the path"
+            f"{str(path)!r:.300} can't be read ({error})",
+            expected=f"an existing .safetensors file of at most {MAX_FILE} bytes",
+            fix="check the path",
         ) from error
 
 
