@@ -29,8 +29,8 @@ from steerkit.demo.evaluation import anchors, samples, suite
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
 from steerkit.evaluation import Calibration, Comparison, Outcome, Suite, bootstrap, rate
 from steerkit.evaluation import _calibrate as calibration
-from steerkit.evaluation._evaluate import _compare as comparison
-from steerkit.evaluation._evaluate import _evaluate as evaluation
+from steerkit.evaluation import _compare as comparison
+from steerkit.evaluation import _evaluate as evaluation
 from steerkit.methods import Plan
 from steerkit.policy import Policy, TrustWarning
 from steerkit.vlm import VLM
