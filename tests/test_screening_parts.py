@@ -122,7 +122,7 @@ def test_a_set_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match="can't be read"):
         read_canaries(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("no JSON")
-    with pytest.raises(SampleError, match="Invalid JSON"):
+    with pytest.raises(SampleError, match="not JSON"):
         read_canaries(tmp_path / "text.json")
     document = {"name": "x", "refusals": ["no"], "canaries": [*GOOD, {**GOOD[0], "image": "none.png"}]}
     (tmp_path / "image.json").write_text(json.dumps(document))

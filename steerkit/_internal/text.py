@@ -12,6 +12,14 @@ def clean(text: object) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
+def quoted(value: object, most: int = 80) -> str:
+    """The beginning of a value's repr, for a message; of one whose repr fails, such as a huge integer, its type."""
+    try:
+        return f"{value!r:.{most}}"
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
 def one_line(text: object) -> str:
     """The same on one line, for a value that stands on a line of its own and must not forge the next."""
     return clean(text).replace("\n", " ")

@@ -11,6 +11,7 @@ from os import PathLike
 from types import UnionType
 from typing import Any, NoReturn
 
+from steerkit._internal.text import quoted
 from steerkit.errors import OptionError
 
 PATH = str | PathLike
@@ -60,7 +61,7 @@ def expect_one_of(allowed: Iterable[str], /, **given: object) -> None:
     """
     for name, value in given.items():
         if not isinstance(value, str) or value not in allowed:
-            raise OptionError(f"{name} is {value!r:.80}", expected=" or ".join(map(repr, allowed)))
+            raise OptionError(f"{name} is {quoted(value)}", expected=" or ".join(map(repr, allowed)))
 
 
 def as_layers(given: Any) -> list[int]:
@@ -80,4 +81,4 @@ def _is_whole(value: object) -> bool:
 
 
 def _refuse(name: str, value: object, expected: str, fix: str | None) -> NoReturn:
-    raise OptionError(f"{name} is {value!r:.80} of type {type(value).__name__}", expected=expected, fix=fix)
+    raise OptionError(f"{name} is {quoted(value)} of type {type(value).__name__}", expected=expected, fix=fix)

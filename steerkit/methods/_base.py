@@ -22,6 +22,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from steerkit._internal.faults import faults
 from steerkit._internal.validation import PATH, expect, expect_whole
 from steerkit.errors import (
     CheckpointError,
@@ -90,13 +91,8 @@ class SteeringMethod(Frozen, ABC):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            found = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'options'}={item['input']!r:.60}: "
-                + item["msg"].removeprefix("Value error, ")
-                for item in error.errors(include_url=False)
-            )
             raise OptionError(
-                f"{type(self).__name__} can't be configured so ({found})",
+                f"{type(self).__name__} can't be configured so ({faults(error, 'options')})",
                 expected="options " + ", ".join(type(self).model_fields),
             ) from error
 

@@ -11,8 +11,12 @@ import safetensors.torch
 import torch
 
 from steerkit._internal.files import replacing
+from steerkit._internal.json import json_object
 from steerkit.errors import CheckpointError
 from steerkit.methods._moments import Groups, Moments
+
+MAX_VALUES = 2**26
+"""Of the record of a checkpoint, which holds a digest for each anchor."""
 
 
 @dataclass(slots=True)
@@ -57,7 +61,8 @@ def load_checkpoint(path: Path, identity: str) -> Progressed:
         return Progressed(identity)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            head = json.loads((file.metadata() or {})["extraction"])
+            text = (file.metadata() or {})["extraction"]
+            head = json_object(text, "its record", most=MAX_VALUES)
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         state = Progressed(head["identity"], list(head["digests"]))
         for key, count in head["counts"].items():

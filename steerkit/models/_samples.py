@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from steerkit._internal.json import json_object, json_value
 from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
 
@@ -343,19 +344,9 @@ def _sample(row: Any, columns: Mapping[str, str | None], root: Path | None, *, f
 def _json_row(line: str) -> Any:
     """The parsed line, or the error that says why not: whoever reads the rows decides what a bad one means."""
     try:
-        row = json.loads(line, object_pairs_hook=_distinct)
+        return json_object(line, "the line", error=SampleError)
     except SampleError as error:
         return error
-    except (ValueError, RecursionError) as error:
-        return SampleError(f"not JSON ({error})", expected="one JSON object a line")
-    return row if isinstance(row, dict) else SampleError(f"a row is {row!r:.80}", expected="one JSON object a line")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise SampleError(f"an object repeats one of its keys {[key for key, _ in pairs]}", expected="every key once")
-    return row
 
 
 def _label(value: Any) -> str | None:
@@ -367,10 +358,7 @@ def _images(fields: Mapping[str, Any], root: Path | None, *, from_csv: bool) -> 
         raise SampleError("both 'image' and 'images' are given", expected="one of the two")
     images = fields.get("images", fields.get("image", ()))
     if from_csv and "images" in fields:
-        try:
-            images = json.loads(images)
-        except json.JSONDecodeError as error:
-            raise SampleError(f"'images' is {images!r} ({error})", expected="a JSON list of paths") from error
+        images = json_value(images, "'images'", error=SampleError, fix="write the paths as a JSON list")
     resolved: list[ImageLike] = []
     for image in _as_tuple(images):
         if isinstance(image, (str, Path)):

@@ -46,9 +46,6 @@ if TYPE_CHECKING:
         Text as Text,
     )
     from steerkit.vectors._metadata import (
-        faults as faults,
-    )
-    from steerkit.vectors._metadata import (
         parse_metadata as parse_metadata,
     )
     from steerkit.vectors._vector import Key as Key
@@ -71,7 +68,6 @@ __getattr__, __dir__ = lazy(
             "StrengthPoint",
             "StrengthRecord",
             "Text",
-            "faults",
             "parse_metadata",
         ),
         "_vector": ("Key", "SteeringVector"),

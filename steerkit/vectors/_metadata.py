@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from steerkit._internal.text import one_line
+from steerkit._internal.faults import faults
 from steerkit.errors import PackFormatError
 from steerkit.interventions import FiniteFloat, Frozen, Intervention, Site, Tower
 from steerkit.vectors.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
@@ -248,16 +248,3 @@ def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
             expected="a document of format v1",
             fix="get the file again from its publisher, or upgrade steerkit",
         ) from error
-
-
-def faults(error: ValidationError) -> str:
-    """The first faults of a document on one line; of more than a thousand, whose list would be large, the number."""
-    if error.error_count() > 1000:
-        return f"{error.error_count()} faults"
-    found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
-    places = [".".join(map(str, item["loc"])) for item in found]  # empty where the fault is of the whole document
-    texts = [item["msg"].removeprefix("Value error, ") for item in found]  # pydantic's name for what we raise
-    return "; ".join(
-        one_line(f"{place:.120}: {text:.200}" if place else f"{text:.200}")  # both can hold words of the document
-        for place, text in zip(places, texts, strict=True)
-    )

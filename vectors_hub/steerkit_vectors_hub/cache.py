@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from steerkit._internal.files import sync_folder, write_atomically
+from steerkit._internal.json import json_object
 from steerkit.errors import PackFormatError
 from steerkit.vectors.formats.container import read_file
 from steerkit_vectors_hub.errors import CacheError
@@ -208,8 +209,8 @@ def file_digest(path: Path) -> str | None:
 def _read_record(path: Path) -> Record | None:
     """A record; None where there is none, or it was damaged (it is then written anew)."""
     try:
-        record = Record(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
+        record = Record(**json_object(path.read_bytes(), "the record"))
+    except (OSError, ValueError, TypeError):
         return None
     texts = (record.ref, record.sha256, record.file, record.time, record.revision or "")
     whole = all(isinstance(text, str) for text in texts) and len(record.sha256) == 64 and type(record.size) is int

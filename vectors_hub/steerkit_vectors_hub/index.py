@@ -14,10 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from steerkit._internal.faults import faults
 from steerkit._internal.files import write_atomically
+from steerkit._internal.json import json_object
 from steerkit._internal.text import one_line
 from steerkit.interventions import Frozen
-from steerkit.vectors import Line, Metric, PackMetadata, Sha256, Text, faults, parse_metadata
+from steerkit.vectors import Line, Metric, PackMetadata, Sha256, Text, parse_metadata
 from steerkit.vectors.formats import RawPack, parse_pack
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.errors import IndexFormatError
@@ -25,6 +27,7 @@ from steerkit_vectors_hub.norms import NormSeries, norm_series
 from steerkit_vectors_hub.resolve import Resolved
 
 MAX_INDEX = 2**26
+MAX_VALUES = 2**23
 """Bytes; a larger file is not read."""
 
 SCHEMA = Path(__file__).parent / "schema" / "index-v1.json"
@@ -33,7 +36,7 @@ Short = Annotated[str, Field(max_length=500)]
 
 
 class IndexedModel(Frozen):
-    """The model that a pack is for; see `steerkit.vectors._metadata.ModelRecord`."""
+    """The model that a pack is for; see `steerkit.vectors.ModelRecord`."""
 
     id: Text = ""
     revision: Line | None = None
@@ -145,11 +148,12 @@ def read_index(path: Path) -> Index:
     try:
         if path.stat().st_size > MAX_INDEX:
             raise IndexFormatError(f"{str(path)!r} is too large", expected=f"at most {MAX_INDEX} bytes")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except IndexFormatError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise IndexFormatError(f"{str(path)!r} can't be read ({error})", expected="an index of packs") from error
+    document = json_object(data, repr(str(path)), error=IndexFormatError, most=MAX_VALUES)
     return parse_index(document, name=str(path))
 
 

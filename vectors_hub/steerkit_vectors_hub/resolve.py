@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from steerkit._internal.json import json_object
 from steerkit.errors import SteerKitError
 from steerkit.vectors.formats import parse_pack, read_file
-from steerkit.vectors.formats.container import json_object
 from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
 from steerkit_vectors_hub.cache import Record, Store
 from steerkit_vectors_hub.errors import (

@@ -6,9 +6,6 @@ what a reader must know before it allocates: sizes, names, element types, and th
 
 from __future__ import annotations
 
-import json
-import math
-import re
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from steerkit._internal.files import read_bounded
+from steerkit._internal.json import json_object
 from steerkit.errors import PackFormatError
 
 MAX_FILE = 2**31
 MAX_HEADER = 2**23
 MAX_TENSORS = 65_536
-MAX_DEPTH = 32
 MAX_HEADER_VALUES = 2**20
-MAX_DOCUMENT_VALUES = 2**16
 
 FRAMEWORKS = ("pt", "tf", "flax", "np", "mlx")
 """What writers of safetensors put into the key `format` of the metadata; it changes nothing about the tensors."""
@@ -35,15 +31,12 @@ _BLOCK = 2**18
 
 _ELEMENT = {"F32": 4, "F16": 2, "BF16": 2}
 _STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
-def refused(
-    problem: str,
-    expected: str,
-    fix: str = "get the file again from its publisher: it was damaged, or is not made by steerkit",
-) -> PackFormatError:
+DAMAGED = "get the file again from its publisher: it was damaged, or is not made by steerkit"
+
+
+def refused(problem: str, expected: str, fix: str = DAMAGED) -> PackFormatError:
     """The error about a file that is not a pack."""
     return PackFormatError(problem, expected=expected, fix=fix)
 
@@ -138,7 +131,7 @@ def parse_container(data: bytes, *, name: str, versions: Collection[int]) -> Raw
         raise refused(
             f"{name} is truncated: {len(data)} bytes", expected=f"at least {8 + length}", fix="download it again"
         )
-    header = json_object(data[8 : 8 + length], f"{name}: the header", MAX_HEADER_VALUES)
+    header = json_object(data[8 : 8 + length], f"{name}: the header", fix=DAMAGED, most=MAX_HEADER_VALUES)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("steerkit"), str):
         raise refused(
@@ -147,7 +140,7 @@ def parse_container(data: bytes, *, name: str, versions: Collection[int]) -> Raw
             fix="if this is another library's vector, convert it first",
         )
     text = metadata["steerkit"].encode(errors="surrogatepass")
-    document = json_object(text, f"{name}: the steerkit document", MAX_DOCUMENT_VALUES)
+    document = json_object(text, f"{name}: the steerkit document", fix=DAMAGED)
     version = document.get("format_version")
     if type(version) is not int or version not in versions:
         raise refused(
@@ -209,49 +202,3 @@ def _tensor_table(header: dict[str, Any], *, start: int, size: int, name: str) -
 
 def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_FILE for value in values)
-
-
-def json_object(text: bytes, what: str, most: int = MAX_DOCUMENT_VALUES) -> dict[str, Any]:
-    """A JSON object from a stranger: finite numbers, no repeated key, no deep nesting, at most so many values.
-
-    Raises:
-        PackFormatError: It is something else.
-    """
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise refused(f"{what} repeats a key", expected="every key once")
-        return table
-
-    def finite(value: str) -> float:
-        number = float(value)
-        if not math.isfinite(number):
-            raise refused(f"{what} holds {value:.40}", expected="finite numbers")
-        return number
-
-    depth, values = _structure(text)
-    if depth > MAX_DEPTH:
-        raise refused(f"{what} is nested more than {MAX_DEPTH} deep", expected="a plain document")
-    if values > most:
-        raise refused(f"{what} holds some {values} values", expected=f"at most {most}")
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=no_duplicates, parse_constant=finite, parse_float=finite)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text, and could not be saved
-    except PackFormatError:
-        raise
-    except ValueError as error:
-        raise refused(f"{what} is not JSON ({error})", expected="a JSON object") from error
-    if not isinstance(value, dict):
-        raise refused(f"{what} is a {type(value).__name__}", expected="a JSON object")
-    return value
-
-
-def _structure(text: bytes) -> tuple[int, int]:
-    """How deep brackets nest outside strings, and a bound of the number of values; without recursion."""
-    raw = np.frombuffer(_STRING.sub(b"", text), dtype=np.uint8)
-    opened = (raw == ord("{")) | (raw == ord("["))
-    closed = (raw == ord("}")) | (raw == ord("]"))
-    depth = np.cumsum(opened.view(np.int8) - closed.view(np.int8), dtype=np.int32).max(initial=0)
-    return int(depth), int(np.count_nonzero(opened) + np.count_nonzero(raw == ord(",")))

@@ -23,12 +23,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from steerkit._internal.json import json_object
 from steerkit.errors import LayerRangeError
 from steerkit.vectors import Key, MethodRecord
 from steerkit.vectors.formats.container import read_file
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
-from steerkit_vectors_hub.interop.text import json_object
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, chosen, flat, malformed
 
+MAX_NUMBERS = 2**24
 _LAYER = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
@@ -46,7 +47,7 @@ class ActivationSteering(ForeignReader):
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
         name = str(path)
-        document = json_object(read_file(path), name)
+        document = json_object(read_file(path), name, fix=FIX, most=MAX_NUMBERS)
         if unknown := sorted(set(document) - {"model_type", "directions", "explained_variances"}):
             raise malformed(name, f"unknown fields {unknown[:5]}", "model_type, directions, explained_variances")
         directions, model_type = document.get("directions"), document.get("model_type")

@@ -18,9 +18,11 @@ EVERY_TOKEN = Intervention(tokens="all", phase="both")
 """What most libraries do: add the direction at every token, of the prompt and of the answer."""
 
 
-def malformed(name: str, problem: str, expected: str, fix: str | None = None) -> PackFormatError:
+FIX = "check --from, or get the file again from its publisher"
+
+
+def malformed(name: str, problem: str, expected: str, fix: str = FIX) -> PackFormatError:
     """The error about a file that is not what its format demands."""
-    fix = fix or "check --from, or get the file again from its publisher"
     return PackFormatError(f"{name}: {problem}", expected=expected, fix=fix)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from steerkit._internal.faults import faults
 from steerkit._internal.files import replacing
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
 from steerkit.vectors import PackMetadata, SteeringVector
@@ -121,7 +122,8 @@ def assemble(foreign: Foreign, model: ModelFacts, name: str, origin: str) -> Ste
     except NonFiniteError:
         raise
     except (SteerKitError, ValidationError) as error:
-        raise malformed(name, str(error).splitlines()[0], "directions that a pack can hold") from error
+        problem = faults(error) if isinstance(error, ValidationError) else str(error)
+        raise malformed(name, problem, "directions that a pack can hold") from error
 
 
 def _digests(files: tuple[Path, ...]) -> str:

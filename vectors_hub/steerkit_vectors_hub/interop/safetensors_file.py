@@ -9,9 +9,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from steerkit.vectors.formats.container import MAX_HEADER, MAX_TENSORS, read_file
-from steerkit_vectors_hub.interop.base import malformed
-from steerkit_vectors_hub.interop.text import json_object
+from steerkit._internal.json import json_object
+from steerkit.vectors.formats.container import MAX_HEADER, MAX_HEADER_VALUES, MAX_TENSORS, read_file
+from steerkit_vectors_hub.interop.base import FIX, malformed
 
 
 def metadata_of(head: bytes) -> dict[str, str]:
@@ -46,7 +46,7 @@ def _metadata(data: bytes, name: str) -> dict[str, str]:
         raise malformed(
             name, f"a header of {length} bytes in a file of {len(data)}", f"all of it, and at most {MAX_HEADER} bytes"
         )
-    header = json_object(data[8 : 8 + length], f"{name}: the header")
+    header = json_object(data[8 : 8 + length], f"{name}: the header", fix=FIX, most=MAX_HEADER_VALUES)
     if len(header) > MAX_TENSORS:
         raise malformed(name, f"{len(header)} tensors", f"at most {MAX_TENSORS}")
     metadata = header.get("__metadata__", {})

@@ -23,11 +23,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from steerkit._internal.json import json_object
 from steerkit.interventions import Ablate, Intervention, is_finite
 from steerkit.vectors import Key, MethodRecord
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
 from steerkit_vectors_hub.interop.safetensors_file import load, metadata_of
-from steerkit_vectors_hub.interop.text import json_object
 
 MAX_CONFIG = 2**16
 _NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.([A-Za-z_]{1,32})")

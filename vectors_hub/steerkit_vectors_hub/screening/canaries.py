@@ -10,6 +10,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
+from steerkit._internal.faults import faults
+from steerkit._internal.json import json_object
 from steerkit.errors import OptionError, SampleError
 from steerkit.interventions import Frozen
 from steerkit.models import Sample
@@ -123,19 +125,15 @@ def read_canaries(path: str | Path) -> CanarySet:
     """
     path = Path(path)
     try:
-        found = _File.model_validate_json(path.read_bytes())
+        found = _File.model_validate(json_object(path.read_bytes(), f"the canary set {str(path)!r}", error=SampleError))
     except OSError as error:
         raise SampleError(
             f"the canary set {str(path)!r} can't be read ({error.strerror})",
             expected="a JSON file of canaries, 'general' or 'demo'",
         ) from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}"
-            for item in error.errors(include_url=False)[:5]
-        )
         raise SampleError(
-            f"the canary set {str(path)!r} is malformed ({problems})",
+            f"the canary set {str(path)!r} is malformed ({faults(error)})",
             expected="an object with name, refusals and canaries",
         ) from error
     canaries = tuple(

@@ -15,13 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from steerkit.errors import PackFormatError
-from steerkit.vectors.formats.container import json_object
+from steerkit._internal.faults import faults
+from steerkit._internal.json import json_object
 from steerkit_vectors_hub.errors import SignatureFormatError
 from steerkit_vectors_hub.sources.base import MAX_SIGNATURE
 
 MAX_CERTIFICATES = 10
 """In the chain that a bundle carries."""
+
+_FIX = "get the signature again from the publisher, or sign the pack again"
 
 PartT = TypeVar("PartT", bound=BaseModel)
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -175,12 +177,9 @@ def read_signature(path: Path) -> bytes:
 
 def _validated(kind: type[PartT], raw: bytes, what: str) -> PartT:
     try:
-        return kind.model_validate(json_object(raw, what))
-    except PackFormatError as error:
-        raise _refused(error.problem) from error
+        return kind.model_validate(json_object(raw, what, error=SignatureFormatError, fix=_FIX))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _refused(f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _refused(f"{what}: {faults(error)}") from error
 
 
 def _decoded(text: str, field: str) -> bytes:
@@ -194,5 +193,5 @@ def _refused(problem: str) -> SignatureFormatError:
     return SignatureFormatError(
         problem,
         expected="a signature of one pack, as `steerkit sign` or model-signing makes it",
-        fix="get the signature again from the publisher, or sign the pack again",
+        fix=_FIX,
     )

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from steerkit._internal.json import json_object
 from steerkit_vectors_hub.signing.bundle import SignatureFile
 from steerkit_vectors_hub.signing.keys import exported, imported, key_fingerprint, signing_certificate
 from steerkit_vectors_hub.signing.trust import CertificateRule, KeylessRule, Signer
@@ -77,7 +78,7 @@ def verify_by_itself(data: bytes, signature: SignatureFile) -> Verdict:
     if not signature.certificates:
         return Verdict("unchecked", "the trust file has no such key")
     key = exported(signing_certificate(signature.certificates[0]).public_key())
-    document = json.loads(signature.raw)
+    document = json_object(signature.raw, "the signature")
     document["verificationMaterial"] = {"publicKey": {"hint": key_fingerprint(key)}, "tlogEntries": []}
     return verify(data, replace(signature, raw=json.dumps(document).encode()), Signer(name="itself", key=key))
 

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from steerkit._internal.faults import faults
 from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
 from steerkit_vectors_hub.places import place
 from steerkit_vectors_hub.refs import checked_url
@@ -268,12 +269,8 @@ def parsed(kind: type[ModelT], data: bytes, name: str, *, folder: Path | None = 
     try:
         return kind.model_validate(document, context={"folder": folder})
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors()[:5]
-        ]
         raise TrustFileError(
-            f"{name}: {'; '.join(problems)}",
+            f"{name}: {faults(error, 'the file')}",
             expected="the fields of a trust file or a revocation list",
             fix="correct the field; docs/signing.md shows every one",
         ) from error
