@@ -6,9 +6,14 @@ are also a familiar built-in kind of error derive from that as well, so `except 
 
 from __future__ import annotations
 
+from steerkit._internal.text import one_line
+
 
 class SteerKitError(Exception):
     """Base of every error raised by steerkit.
+
+    Its parts quote packs, sample files, servers and other libraries. Whatever those say stays on one line and without
+    control characters, so that it steers no terminal and passes for no line of ours.
 
     Args:
         problem: What is wrong, with the value at fault.
@@ -17,14 +22,14 @@ class SteerKitError(Exception):
     """
 
     def __init__(self, problem: str, *, expected: str | None = None, fix: str | None = None) -> None:
-        self.problem = problem
-        self.expected = expected
-        self.fix = fix
-        parts = [problem.rstrip(".") + "."]
-        if expected:
-            parts.append(f"Expected: {expected.rstrip('.')}.")
-        if fix:
-            parts.append(f"Fix: {fix.rstrip('.')}.")
+        self.problem = one_line(problem)
+        self.expected = None if expected is None else one_line(expected)
+        self.fix = None if fix is None else one_line(fix)
+        parts = [self.problem.rstrip(".") + "."]
+        if self.expected:
+            parts.append(f"Expected: {self.expected.rstrip('.')}.")
+        if self.fix:
+            parts.append(f"Fix: {self.fix.rstrip('.')}.")
         super().__init__(" ".join(parts))
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from steerkit._internal.text import one_line
 from steerkit._internal.validation import PATH, as_layers, expect, expect_each, expect_one_of, expect_whole
 from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
@@ -518,7 +519,9 @@ class VLM:
 
     def __repr__(self) -> str:
         """Class and sizes of the model."""
-        return f"VLM({self.record.architecture}, {self.record.layer_count} layers of {self.record.hidden_size})"
+        return one_line(
+            f"VLM({self.record.architecture}, {self.record.layer_count} layers of {self.record.hidden_size})"
+        )
 
 
 def load(source: str, **options: Any) -> VLM:

@@ -188,16 +188,16 @@ class TestPage:
         assert not any(name.startswith("on") for _, attributes in shown.tags for name in attributes)
         assert [tag for tag, _ in shown.tags].count("script") == 1
 
-    def test_control_characters_are_replaced(self, entry: Entry) -> None:
+    def test_control_characters_are_escaped(self, entry: Entry) -> None:
         evil = "a\u202eb\x1b[31mc\0d\u2028e"
         metric = entry.metrics[0].model_copy(update={"name": evil, "judge": evil})
         series = entry.norms[0].model_copy(update={"name": evil})
         changes = {"name": evil, "ref": evil, "method": evil, "description": evil, "metrics": (metric,)}
         shown = page(Index(title=evil, packs=(entry.model_copy(update={**changes, "norms": (series,)}),)))
         assert not set(evil) & set("\u202e\x1b\0\u2028") & set(shown)
-        assert '<option value="a\ufffdb\ufffd[31mc\ufffdd\ufffde">' in shown
+        assert r'<option value="a\u202eb\x1b[31mc\x00d\u2028e">' in shown
         (article,) = (attributes for tag, attributes in _Page(shown).tags if tag == "article")
-        assert json.loads(str(article["data-metrics"])) == ["a\ufffdb\ufffd[31mc\ufffdd\ufffde"]
+        assert json.loads(str(article["data-metrics"])) == [r"a\u202eb\x1b[31mc\x00d\u2028e"]
 
     def test_an_empty_index_has_a_page(self) -> None:
         assert "0 packs" in _Page(page(Index())).text

@@ -1,15 +1,34 @@
-"""Text of unknown origin, made fit to be shown: it steers no terminal and no page, and passes for no other line."""
+r"""Text of unknown origin, made fit to be shown: it steers no terminal and no page, and passes for no other line.
+
+Packs, servers, sample files and models write what reaches a terminal. Control characters (escape sequences among
+them), marks that reorder or hide what stands beside them, line breaks that are not `\n`, and halves of characters are
+shown as escapes, in Python's notation.
+"""
 
 from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    "["
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline; NEL among them
+    "\u00ad\u061c\u180e\u200b\u200e\u200f"  # soft hyphen, direction marks, zero width
+    "\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # line separators, embeddings and overrides, invisible operators
+    "\U000e0000-\U000e007f"  # tags, which spell invisible ASCII
+    "\ud800-\udfff"  # halves of characters; undecodable bytes of a path
+    "]"
+    "|(?<![^\x00-\x7f\u2000-\u206f])[\u200c\u200d]"  # joiners, where there is no script or emoji that needs them
+)
 
 
 def clean(text: object) -> str:
-    """Text of unknown origin (packs, model answers) without control characters; lines and tabs stay."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))
+    """Text of unknown origin with its control characters escaped; newlines and tabs stay."""
+    return _CONTROL.sub(_escaped, str(text))
+
+
+def one_line(text: object) -> str:
+    """The same on one line, for a value that stands on a line of its own and must not forge the next."""
+    return clean(text).replace("\n", " ")
 
 
 def quoted(value: object, most: int = 80) -> str:
@@ -20,6 +39,5 @@ def quoted(value: object, most: int = 80) -> str:
         return f"<{type(value).__name__}>"
 
 
-def one_line(text: object) -> str:
-    """The same on one line, for a value that stands on a line of its own and must not forge the next."""
-    return clean(text).replace("\n", " ")
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()

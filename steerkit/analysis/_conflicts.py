@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from steerkit._internal.text import one_line
 from steerkit.errors import ModelMismatchError, OptionError
 from steerkit.interventions import (
     Ablate,
@@ -63,7 +64,7 @@ class Conflict:
         """`layer 3 resid_post: 0 (caa) and 1 (cmrm) oppose each other, cosine -0.82`."""
         said = "oppose each other" if self.kind == "opposing" else "add and remove the same"
         one, other = (f"{at} ({name})" for at, name in zip((self.first, self.second), self.names, strict=True))
-        return f"layer {self.layer} {self.site}: {one} and {other} {said}, cosine {self.cosine:.2f}"
+        return one_line(f"layer {self.layer} {self.site}: {one} and {other} {said}, cosine {self.cosine:.2f}")
 
 
 class _Part(NamedTuple):

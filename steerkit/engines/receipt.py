@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
+from steerkit._internal.text import one_line
 from steerkit.policy import Check
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class Receipt(Counts):
         size = f", by up to {100 * max(changes):.1f} % of the hidden state" if changes else ""
         vectors = self.vectors if len(self._vectors) > 1 else ()
         shares = ", ".join(f"{each.name} {100 * each.share:.0f} %" for each in vectors if not math.isnan(each.share))
-        return (
+        return one_line(
             f"steered {len(self.layers)} layers ({self.layers[0]}-{self.layers[-1]}), {self.prompt_tokens} prompt and "
             f"{self.generated_tokens} generated tokens each{size}{f' ({shares})' if shares else ''}{more}{alone}"
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steerkit._internal.files import write_atomically
+from steerkit._internal.text import one_line
 from steerkit._internal.validation import PATH, as_layers, expect, expect_one_of
 from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError, SteerKitError
 from steerkit.interventions import (
@@ -421,7 +422,7 @@ class SteeringVector:
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""
         model = self.metadata.model
-        return (
+        return one_line(
             f"SteeringVector({self.metadata.method.name}, {model.architecture}, "
             f"layers={sorted(self.directions) or 'measured'}, hidden={model.hidden_size}, {self.metadata.dtype})"
         )

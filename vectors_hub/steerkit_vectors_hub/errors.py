@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from steerkit._internal.text import one_line
 from steerkit.errors import SteerKitError
 
 
 class HubError(SteerKitError):
-    """Base of the errors of getting and publishing packs.
-
-    They quote servers, packs, trust files and indexes. Whatever those say stays on the error's one line and without
-    control characters, so that it passes for no line of ours.
-    """
-
-    def __init__(self, problem: str, *, expected: str | None = None, fix: str | None = None) -> None:
-        plain = [None if text is None else one_line(text) for text in (expected, fix)]
-        super().__init__(one_line(problem), expected=plain[0], fix=plain[1])
+    """Base of the errors of getting and publishing packs."""
 
 
 class ReferenceFormatError(HubError, ValueError):
