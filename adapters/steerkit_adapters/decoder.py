@@ -103,10 +103,16 @@ class DecoderAdapter(ModelAdapter):
                 expected="text only",
                 fix="use a vision-language model, or leave the images out: images=False",
             )
-        turns = list(sample.turns)
-        if processor.chat_template:
-            chat = [{"role": role, "content": text} for role, text in turns]
-            return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        turns = shared.plain_turns(sample, "a language model")
+        options = shared.template_options(sample, processor.chat_template)
+        if processor.chat_template or "chat_template" in options:
+            return processor.apply_chat_template(
+                [{"role": role, "content": text} for role, text in turns],
+                **options,
+                tokenize=False,
+                add_generation_prompt=not sample.continues,
+                continue_final_message=sample.continues,
+            )
         if len(turns) != 1:
             raise ProcessorError(
                 f"a chat of {len(turns)} turns, and this {type(processor).__name__} has no chat template",

@@ -170,7 +170,7 @@ def render_chat(
     Args:
         processor: The processor.
         sample: The sample.
-        image_count: How many images go in front of the first user turn's text.
+        image_count: How many images the prompt is shown with; 0 for the same prompt without them.
         placeholder: What stands for the images in the text.
         published: The template to use where the processor has none.
 
@@ -190,24 +190,60 @@ def render_chat(
         )
     # A prompt without an image is the one with an image, less the placeholder: whatever else a template does about
     # images then stays the same, and the two differ in the image alone.
-    shown = max(image_count, 1)
-    chat: list[dict[str, Any]] = []
-    for role, text in sample.turns:
-        content = [{"type": "text", "text": text}]
-        if role == "user" and shown:
-            content = [{"type": "image"}] * shown + content
-            shown = 0
-        chat.append({"role": role, "content": content})
+    shown = image_count or sample.places or 1
     prompt: str = processor.apply_chat_template(
-        chat, chat_template=template, tokenize=False, add_generation_prompt=True
+        sample.messages(shown),
+        **{"chat_template": template, **template_options(sample, template or processor.chat_template)},
+        tokenize=False,
+        add_generation_prompt=not sample.continues,
+        continue_final_message=sample.continues,
     )
-    if prompt.count(token) != max(image_count, 1):
+    if prompt.count(token) != shown:
         raise ProcessorError(
             f"the chat template of this {type(processor).__name__} writes {token!r} {prompt.count(token)} times",
-            expected=f"{max(image_count, 1)}, once for each image",
+            expected=f"{shown}, once for each image",
             fix="set processor.chat_template to the template of the vision-language model, not of its language model",
         )
     return prompt if image_count else re.sub(placeholder, "", prompt)
+
+
+def template_options(sample: Sample, template: Any) -> dict[str, Any]:
+    """What the sample tells the chat template.
+
+    Args:
+        sample: The sample.
+        template: The model's template, or several by name; None where there is none.
+
+    Raises:
+        SampleError: The template does not read an option, which would change nothing.
+    """
+    options = dict(sample.chat_template_kwargs)
+    template = options.get("chat_template", template)
+    for name in options:
+        if name != "chat_template" and not re.search(rf"\b{re.escape(name)}\b", str(template or "")):
+            raise SampleError(
+                f"the chat template of this model does not read the option {name!r}"
+                if template
+                else f"the option {name!r} is for a chat template, and this model has none",
+                expected="options that the template reads",
+                fix="check the spelling, or leave it out of chat_template_kwargs",
+            )
+    return options
+
+
+def plain_turns(sample: Sample, kind: str) -> list[tuple[str, str]]:
+    """The turns of a chat as one text each, for models that take no images in their chats.
+
+    Raises:
+        SampleError: A turn has several parts, which are one text in no way that all models share.
+    """
+    if not isinstance(sample.text, str) and any(not isinstance(content, str) for _, content in sample.text):
+        raise SampleError(
+            f"a turn has several parts, and {kind} takes one text for each turn",
+            expected="images, where there are any, in front of the first user turn's text",
+            fix="write the texts of a turn as one, and pass the images as images=[...]",
+        )
+    return list(sample.turns)
 
 
 def check_text(sample: Sample, reserved: Sequence[str]) -> None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from steerkit.models._adapter import (
         tokenizer_of as tokenizer_of,
     )
+    from steerkit.models._chat import (
+        IMAGE as IMAGE,
+    )
     from steerkit.models._registry import (
         adapter_for as adapter_for,
     )
@@ -94,6 +97,7 @@ __getattr__, __dir__ = lazy(
             "VisionTower",
             "tokenizer_of",
         ),
+        "_chat": ("IMAGE",),
         "_registry": ("adapter_for", "adapter_names", "get_adapter"),
         "_rendering": ("hides_images", "prompt_of", "shown"),
         "_samples": ("Sample", "anchor_digest", "as_samples", "named", "open_image", "read_samples"),

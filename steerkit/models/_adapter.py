@@ -181,8 +181,9 @@ class ModelAdapter(ABC):
         Args:
             processor: The model's processor.
             sample: The sample; its images are not looked at.
-            image_count: Number of image placeholders, in front of the text of the first user turn; with 0 the prompt is
-                the same one with its images and their placeholders removed.
+            image_count: Number of image placeholders: in the places that the sample gives them (`sample.messages`), or
+                in front of the text of the first user turn; with 0 the prompt is the same one with its images and their
+                placeholders removed.
 
         Raises:
             SampleError: A text contains the image token, or the family takes fewer images in a prompt.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.interventions import View
 from steerkit.models._adapter import Images
+from steerkit.models._chat import IMAGE, Turn
 from steerkit.models._samples import Sample, open_image
 from steerkit.models._views import meaningless_image
 
@@ -67,7 +68,11 @@ def hides_images(images: Images) -> bool:
 def _captioned(sample: Sample) -> Sample:
     if sample.caption is None:
         raise SampleError("it has no caption", expected="a caption for the view 'caption'")
-    first = next(index for index, (role, _) in enumerate(sample.turns) if role == "user")
-    turns = list(sample.turns)
-    turns[first] = ("user", f"{sample.caption}\n{turns[first][1]}")
-    return replace(sample, text=tuple(turns) if len(turns) > 1 else turns[0][1], images=())
+    turns: list[Turn] = [("user", sample.text)] if isinstance(sample.text, str) else list(sample.text)
+    first = next(index for index, (role, _) in enumerate(turns) if role == "user")
+    for index, (role, content) in enumerate(turns):
+        parts = [content] if isinstance(content, str) else [part for part in content if part is not IMAGE]
+        if index == first:
+            parts[:1] = ["\n".join([sample.caption, *parts[:1]])]
+        turns[index] = (role, tuple(parts) or "")
+    return replace(sample, text=tuple(turns), images=())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_che
 from steerkit._internal.json import json_object, json_value
 from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
+from steerkit.models._chat import IMAGE, Place, Turn, places, read_chat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,46 +29,107 @@ if TYPE_CHECKING:
 else:
     ImageLike: TypeAlias = Any
 
-Turn: TypeAlias = tuple[str, str]
-"""One turn of a chat: `(role, text)`, role being `system`, `user` or `assistant`."""
-
 OnError: TypeAlias = "Literal['raise', 'skip'] | Callable[[int, SampleError], object]"
 
-_FIELDS = ("text", "image", "images", "caption", "label")
-_ROLES = ("system", "user", "assistant")
+_FIELDS = ("text", "image", "images", "caption", "label", "chat_template_kwargs")
+_NOT_OPTIONS = frozenset(
+    {
+        *(
+            "conversation",
+            "messages",
+            "add_generation_prompt",
+            "continue_final_message",
+            "return_assistant_tokens_mask",
+        ),
+        *("tokenize", "return_tensors", "return_dict", "padding", "truncation", "max_length", "tokenizer_kwargs"),
+        *("processor_kwargs", "load_audio_from_video", "sanitize_control_tokens"),
+    }
+)
+"""What `apply_chat_template` takes and steerkit decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One prompt: its text, its images, and what is known about it.
 
+    A chat is a list of `(role, content)`, or of messages as transformers and OpenAI's API take them. Images may stand
+    in their parts, and are then found in `images` in that order. It ends with the user's turn, or with the beginning of
+    the assistant's, which the answer goes on (`continue_final_message` of transformers).
+
     Attributes:
-        text: The user's message, or a chat as `(role, text)` turns that ends with the user's.
-        images: Paths, PIL images or `[height, width, 3]` uint8 arrays; they belong to the first user turn.
+        text: The user's message, or a chat. A content of several parts is kept as a tuple of texts and `IMAGE`, which
+            stands for the next of the images.
+        images: Paths, PIL images or `[height, width, 3]` uint8 arrays. Images without a place of their own go in front
+            of the text of the first user turn.
         caption: A description of the images, for methods whose reference is text with a caption.
         label: The group that a contrastive method puts this sample in, such as `harmful` or `harmless`.
+        chat_template_kwargs: Options of the model's chat template, such as `{"enable_thinking": False}`.
     """
 
     text: str | tuple[Turn, ...]
     images: tuple[ImageLike, ...] = field(default=())
     caption: str | None = None
     label: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "images", _as_tuple(self.images))
-        if isinstance(self.text, str):
-            _check_text(self.text)
-        else:
-            object.__setattr__(self, "text", _checked_turns(self.text))
+        chat = (("user", self.text),) if isinstance(self.text, str) else self.text
+        turns, images = read_chat(chat, _as_tuple(self.images))
+        object.__setattr__(self, "images", images)
+        alone = len(turns) == 1 and isinstance(turns[0][1], str)
+        object.__setattr__(self, "text", turns[0][1] if alone else turns)
         for name in ("caption", "label"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise SampleError(f"{name} is {value!r}", expected="a string or None")
+        object.__setattr__(self, "chat_template_kwargs", _checked_options(self.chat_template_kwargs))
 
     @property
-    def turns(self) -> tuple[Turn, ...]:
-        """The chat as turns; a plain text is one user turn."""
-        return (("user", self.text),) if isinstance(self.text, str) else self.text
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """The roles and texts of the chat, without its images; a plain text is one user turn."""
+        if isinstance(self.text, str):
+            return (("user", self.text),)
+        return tuple(
+            (role, content if isinstance(content, str) else "\n".join(part for part in content if part is not IMAGE))
+            for role, content in self.text
+        )
+
+    @property
+    def continues(self) -> bool:
+        """Whether the chat ends in the assistant's turn, which the answer goes on."""
+        return not isinstance(self.text, str) and self.text[-1][0] == "assistant"
+
+    @property
+    def places(self) -> int:
+        """How many images stand in places of their own; 0 where they go in front of the first user turn's text."""
+        return 0 if isinstance(self.text, str) else places(self.text)
+
+    def messages(self, images: int) -> list[dict[str, Any]]:
+        """The chat as chat templates take it: the content of a message is a list of parts.
+
+        Args:
+            images: How many images go in front of the first user turn's text; where images have places of their own,
+                as many as there are places.
+
+        Raises:
+            SampleError: There are places for another number of images.
+        """
+        if self.places and images != self.places:
+            raise SampleError(
+                f"a chat has places for {self.places} images and is shown with {images}", expected="one for each place"
+            )
+        front = 0 if self.places else images
+        shown: list[dict[str, Any]] = []
+        for role, content in self.turns if isinstance(self.text, str) else self.text:
+            parts: list[dict[str, str]] = [
+                {"type": "image"} if part is IMAGE else {"type": "text", "text": part}
+                for part in ((content,) if isinstance(content, str) else content)
+            ]
+            if role == "user" and front:
+                parts = [{"type": "image"} for _ in range(front)] + parts
+                front = 0
+            shown.append({"role": role, "content": parts})
+        return shown
 
     def loaded(self) -> Sample:
         """The same sample with every image opened as an RGB PIL image.
@@ -89,8 +151,11 @@ class Sample:
     def digest(self) -> str:
         """sha256 over text, pixels, caption and label; equal for a path and for the image it points to."""
         state = hashlib.sha256()
-        head = {"turns": self.turns, "caption": self.caption, "label": self.label}
-        state.update(json.dumps(head, sort_keys=True, ensure_ascii=False).encode())
+        turns = self.turns if isinstance(self.text, str) else self.text
+        head: dict[str, Any] = {"turns": turns, "caption": self.caption, "label": self.label}
+        if self.chat_template_kwargs:
+            head["chat_template_kwargs"] = self.chat_template_kwargs
+        state.update(json.dumps(head, sort_keys=True, ensure_ascii=False, default=_part_in_digest).encode())
         for image in map(open_image, self.images):
             state.update(f"{image.size[0]}x{image.size[1]}:".encode())
             state.update(image.tobytes())
@@ -190,7 +255,7 @@ def named(index: int, sample: Sample) -> Iterator[None]:
         yield
     except (SampleError, MissingImageError) as error:
         raise type(error)(
-            f"sample {index} ({str(sample.text)[:60]!r}): {error.problem}", expected=error.expected, fix=error.fix
+            f"sample {index} ({sample.turns[-1][1][:60]!r}): {error.problem}", expected=error.expected, fix=error.fix
         ) from error
 
 
@@ -338,7 +403,13 @@ def _sample(row: Any, columns: Mapping[str, str | None], root: Path | None, *, f
     images = _images(fields, root, from_csv=from_csv)
     if "text" not in fields:
         raise SampleError("the field 'text' is missing", expected="a text in every row")
-    return Sample(text=fields["text"], images=images, caption=fields.get("caption"), label=_label(fields.get("label")))
+    return Sample(
+        text=fields["text"],
+        images=images,
+        caption=fields.get("caption"),
+        label=_label(fields.get("label")),
+        chat_template_kwargs=fields.get("chat_template_kwargs", {}),
+    )
 
 
 def _json_row(line: str) -> Any:
@@ -398,17 +469,6 @@ def _unreadable(image: Any, error: Exception) -> MissingImageError:
     )
 
 
-def _check_text(text: str, role: str = "user") -> None:
-    if role == "user" and not text.strip():
-        raise SampleError("the text of a sample is empty", expected="a non-empty string or a list of turns")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SampleError(
-            f"the text {text!r:.80} holds half a character ({error.reason})", expected="Unicode"
-        ) from error
-
-
 def _as_tuple(images: Any) -> tuple[Any, ...]:
     if images is None:
         return ()
@@ -417,21 +477,25 @@ def _as_tuple(images: Any) -> tuple[Any, ...]:
     return (images,)
 
 
-def _checked_turns(turns: Any) -> tuple[Turn, ...]:
-    if not isinstance(turns, Sequence):
-        raise SampleError(f"the text of a sample is {turns!r:.80}", expected="a string or a list of turns")
-    checked: list[Turn] = []
-    for turn in turns:
-        pair = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else turn
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or pair[0] not in _ROLES
-            or not isinstance(pair[1], str)
-        ):
-            raise SampleError(f"a turn is {turn!r:.80}", expected="(role, text) with role system, user or assistant")
-        _check_text(pair[1], pair[0])
-        checked.append((pair[0], pair[1]))
-    if not checked or checked[-1][0] != "user":
-        raise SampleError("a chat does not end with the user's turn", expected="turns that end with ('user', text)")
-    return tuple(checked)
+def _part_in_digest(part: Place) -> dict[str, str]:
+    return {"type": part.value}
+
+
+def _checked_options(options: Any) -> dict[str, Any]:
+    try:
+        copy = json.loads(json.dumps(dict(options)))
+    except (TypeError, ValueError, RecursionError):
+        copy = None
+    if not isinstance(options, Mapping) or not isinstance(copy, dict) or copy != dict(options):
+        raise SampleError(
+            f"chat_template_kwargs is {options!r:.80}", expected="a mapping of names to what JSON can hold"
+        )
+    if taken := sorted(_NOT_OPTIONS & copy.keys()):
+        raise SampleError(
+            f"chat_template_kwargs holds {taken[0]!r}",
+            expected="options that the chat template itself reads, such as enable_thinking",
+            fix="end the chat with the assistant's turn for an answer that goes on in it"
+            if taken[0] == "continue_final_message"
+            else "leave it out: steerkit sets it",
+        )
+    return copy

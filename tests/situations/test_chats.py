@@ -1,0 +1,277 @@
+"""Chats as people write them for other libraries: the prompt is that of transformers for the same messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import steerkit as sk
+from steerkit.errors import SampleError
+from steerkit.models import IMAGE
+
+CHATS = tuple(name for name in tiny.FAMILIES if not name.startswith("instructblip"))
+Picture = Callable[..., Image.Image]
+
+
+@pytest.fixture(scope="module")
+def pictures(picture: Picture) -> list[Image.Image]:
+    return [picture(seed) for seed in range(3)]
+
+
+def truth(processor: Any, messages: list[dict[str, Any]], **options: Any) -> dict[str, torch.Tensor]:
+    """What transformers makes of messages."""
+    options = {"add_generation_prompt": True, **options}
+    made = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", **options)
+    return {key: value for key, value in made.items() if key != "token_type_ids"}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value.to(found[key].dtype)), key
+
+
+def text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+def message(role: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": role, "content": list(parts)}
+
+
+def conversations(images: list[Image.Image]) -> dict[str, list[dict[str, Any]]]:
+    """Chats with images in places of every kind, each part with its image in it."""
+    one, two, three = ({"type": "image", "image": image} for image in images)
+    talk = [message("user", text("Hello, a photo follows.")), message("assistant", text("Go ahead."))]
+    return {
+        "front": [message("user", one, text("What is it?"))],
+        "behind": [message("user", text("What is this?"), one)],
+        "later turn": [*talk, message("user", one, text("Here it is. What is it?"))],
+        "several turns": [
+            message("user", one, text("First.")),
+            message("assistant", text("A square.")),
+            message("user", two, text("Second."), three),
+        ],
+        "interleaved": [message("user", text("Compare "), one, text(" with "), two, text(", please."))],
+        "system": [message("system", text("Be brief.")), message("user", text("And this?"), two, one)],
+        "several texts": [message("user", text("One."), text("Two."), one)],
+        "image alone": [message("user", one)],
+    }
+
+
+@pytest.mark.parametrize("kind", conversations([None] * 3))  # type: ignore[list-item]
+@pytest.mark.parametrize("family", CHATS)
+def test_images_stand_where_the_messages_put_them(
+    vlm_of: Callable[[str], sk.VLM], family: str, kind: str, pictures: list[Image.Image]
+) -> None:
+    vlm = vlm_of(family)
+    messages = conversations(pictures)[kind]
+    sample = sk.Sample(messages)  # type: ignore[arg-type]
+    assert_same(vlm.inputs([sample]), truth(vlm.processor, messages))
+    assert [id(image) for image in sample.images] == [
+        id(part["image"]) for each in messages for part in each["content"] if part["type"] == "image"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["later turn", "interleaved", "several turns"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_images_beside_the_messages_fill_their_places_in_order(
+    vlm_of: Callable[[str], sk.VLM], family: str, kind: str, pictures: list[Image.Image]
+) -> None:
+    messages = conversations(pictures)[kind]
+    bare = [
+        message(
+            each["role"],
+            *({"type": part["type"], **({"text": part["text"]} if "text" in part else {})} for part in each["content"]),
+        )
+        for each in messages
+    ]
+    count = sum(part["type"] == "image" for each in messages for part in each["content"])
+    sample = sk.Sample(bare, pictures[:count])  # type: ignore[arg-type]
+    assert_same(vlm_of(family).inputs([sample]), truth(vlm_of(family).processor, messages))
+    assert sample == sk.Sample(messages)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_the_answer_goes_on_in_the_assistants_turn(
+    vlm_of: Callable[[str], sk.VLM], family: str, pictures: list[Image.Image]
+) -> None:
+    vlm = vlm_of(family)
+    begun = [
+        message("user", {"type": "image", "image": pictures[0]}, text("Do you like it? (A) yes (B) no")),
+        message("assistant", text("My choice is (A")),
+    ]
+    sample = sk.Sample(begun)  # type: ignore[arg-type]
+    expected = truth(vlm.processor, begun, add_generation_prompt=False, continue_final_message=True)
+    assert_same(vlm.inputs([sample]), expected)
+    assert truth(vlm.processor, begun)["input_ids"].shape > expected["input_ids"].shape, "no further turn is opened"
+    assert sample.continues
+    assert not sk.Sample(begun[:1]).continues  # type: ignore[arg-type]
+    answers = vlm.generate([sample], max_new_tokens=3, min_new_tokens=3)
+    model: Any = vlm.model
+    generated = model.generate(**expected, max_new_tokens=3, min_new_tokens=3)
+    rest = generated[:, expected["input_ids"].shape[1] :]
+    assert answers == [vlm.processor.tokenizer.decode(rest[0], skip_special_tokens=True).strip()]
+
+
+def test_a_language_model_goes_on_in_the_assistants_turn(vlm_of: Callable[[str], sk.VLM]) -> None:
+    vlm = vlm_of("qwen3")
+    chat = [{"role": "user", "content": "How do you feel?"}, {"role": "assistant", "content": "I feel"}]
+    ids = vlm.processor.apply_chat_template(chat, continue_final_message=True, return_dict=True)["input_ids"]
+    assert vlm.inputs([sk.Sample(chat)])["input_ids"][0].tolist() == ids  # type: ignore[arg-type]
+    assert vlm.processor.decode(ids).endswith("assistant\nI feel")
+
+
+THINKING = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3"])
+def test_options_reach_the_chat_template(family: str) -> None:
+    model, processor = tiny.build(family)
+    processor.chat_template += THINKING
+    vlm = sk.wrap(model, processor)
+    messages = [{"role": "user", "content": "Hi"}]
+    plain, silent = sk.Sample("Hi"), sk.Sample("Hi", chat_template_kwargs={"enable_thinking": False})
+    for sample, options in ((plain, {}), (silent, {"enable_thinking": False})):
+        made = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        assert vlm.adapter.render(processor, sample, 0) == made
+    assert vlm.inputs([plain])["input_ids"].shape < vlm.inputs([silent])["input_ids"].shape
+    assert plain.digest() != silent.digest()
+    assert sk.read_samples([{"text": "Hi", "chat_template_kwargs": {"enable_thinking": False}}]) == [silent]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3", "instructblip-llama"])
+def test_an_option_that_the_template_does_not_read_is_refused(vlm_of: Callable[[str], sk.VLM], family: str) -> None:
+    with pytest.raises(SampleError, match="enable_thinkng"):
+        vlm_of(family).inputs([sk.Sample("Hi", chat_template_kwargs={"enable_thinkng": False})])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"tokenize": True}, "tokenize"),
+        ({"x": object()}, "object"),
+        ({1: 2}, "1"),
+        ({"x": float("nan")}, "nan"),
+        ("thinking", "thinking"),
+        (5, "5"),
+    ],
+)
+def test_options_that_are_none_of_a_template_are_refused(options: Any, problem: str) -> None:
+    with pytest.raises(SampleError, match=problem) as caught:
+        sk.Sample("Hi", chat_template_kwargs=options)
+    assert caught.value.expected
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_the_text_view_removes_images_from_their_places(
+    vlm_of: Callable[[str], sk.VLM], family: str, pictures: list[Image.Image]
+) -> None:
+    vlm = vlm_of(family)
+    sample = sk.Sample(conversations(pictures)["several turns"])  # type: ignore[arg-type]
+    bare = [("user", "First."), ("assistant", "A square."), ("user", "Second.")]
+    assert torch.equal(vlm.inputs([sample], False)["input_ids"], vlm.inputs([sk.Sample(bare)])["input_ids"])  # type: ignore[arg-type]
+    captioned = sk.Sample(sample.text, sample.images, caption="Squares.")
+    with_caption = [("user", "Squares.\nFirst."), *bare[1:]]
+    expected = vlm.inputs([sk.Sample(with_caption)])["input_ids"]  # type: ignore[arg-type]
+    assert torch.equal(vlm.inputs([captioned], "caption")["input_ids"], expected)
+    blank = vlm.inputs([sample], "blank")
+    assert torch.equal(blank["input_ids"], vlm.inputs([sample])["input_ids"])
+
+
+def test_the_role_of_newer_openai_models_is_the_systems() -> None:
+    assert sk.Sample((("developer", "Be brief."), ("user", "Hi"))).turns == (("system", "Be brief."), ("user", "Hi"))
+
+
+def test_parts_of_other_libraries_mean_the_same(pictures: list[Image.Image], tmp_path: Any) -> None:
+    pictures[0].save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    expected = sk.Sample("What is it?", (path,))
+    question = text("What is it?")
+    for part in (
+        {"type": "image", "image": path},
+        {"type": "image", "path": path},
+        {"type": "image", "url": path, "text": None},
+        {"type": "image_url", "image_url": {"url": path, "detail": "low"}},
+        {"type": "image_url", "image_url": path},
+        {"type": "input_image", "image_url": path, "detail": "auto"},
+    ):
+        assert sk.Sample([message("user", part, question)]) == expected  # type: ignore[arg-type]
+    assert sk.Sample([message("user", {"type": "image"}, question)], path) == expected  # type: ignore[arg-type]
+    assert sk.Sample([{"role": "user", "content": "What is it?", "name": None}], path).images == (path,)  # type: ignore[arg-type]
+    assert sk.Sample([message("user", question, {"type": "input_text", "text": "Say."})]).turns == (  # type: ignore[arg-type]
+        ("user", "What is it?\nSay."),
+    )
+
+
+IMAGE_PART = {"type": "image"}
+REFUSED: dict[str, tuple[Any, tuple[Any, ...], str]] = {
+    "tool turn": ([("user", "Hi"), ("tool", "{}"), ("user", "so?")], (), "a tool"),
+    "function turn": ([{"role": "function", "name": "f", "content": "1"}, ("user", "so?")], (), "a tool"),
+    "tool call": (
+        [("user", "Hi"), {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, ("user", "so?")],
+        (),
+        "a tool",
+    ),
+    "another field": ([{"role": "user", "content": "Hi", "name": "Ann"}], (), "'name'"),
+    "video": ([message("user", {"type": "video", "video": "a.mp4"}, text("Hi"))], (), "'video'"),
+    "audio": ([message("user", {"type": "input_audio", "input_audio": {}}, text("Hi"))], (), "'input_audio'"),
+    "no type": ([message("user", {"image": "a.png"}, text("Hi"))], (), "a part of a turn"),
+    "two images in a part": ([message("user", {"type": "image", "path": "a", "url": "b"}, text("Hi"))], (), "a part"),
+    "sizes of an image": (
+        [message("user", {"type": "image", "image": "a", "max_pixels": 5}, text("Hi"))],
+        (),
+        "a part",
+    ),
+    "no text in a text": ([message("user", {"type": "text"})], (), "a part"),
+    "number as text": ([message("user", {"type": "text", "text": 5})], (), "a part"),
+    "number as part": ([message("user", 5)], (), "a part"),  # type: ignore[arg-type]
+    "no url": ([message("user", {"type": "image_url", "image_url": {}}, text("Hi"))], (), "a part"),
+    "no parts": ([message("user")], (), "empty list"),
+    "no image for a place": ([message("user", IMAGE_PART, text("Hi"))], (), "1 places for images, and 0"),
+    "fewer images than places": ([message("user", IMAGE_PART, IMAGE_PART, text("Hi"))], ("a",), "2 places"),
+    "more images than places": ([message("user", IMAGE_PART, text("Hi"))], ("a", "b"), "1 places"),
+    "images beside images": ([message("user", {"type": "image", "path": "a"}, text("Hi"))], ("b",), "1 places"),
+    "images beside marks": ((("user", (IMAGE, "Hi", IMAGE)),), ("b",), "2 places"),
+    "empty answer to go on": ([("user", "Hi"), ("assistant", " ")], (), "empty turn of the assistant"),
+    "image as an answer": ([("user", "Hi"), message("assistant", {"type": "image", "path": "a"})], (), "empty turn"),
+    "system alone": ([("system", "Hi")], (), "user's turn"),
+    "system at the end": ([("user", "Hi"), ("system", "Be brief.")], (), "user's turn"),
+    "half a character in a part": ([message("user", text("\ud800"))], (), "ud800"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_a_prompt_can_not_hold_is_refused(kind: str) -> None:
+    turns, images, problem = REFUSED[kind]
+    with pytest.raises(SampleError, match=problem) as caught:
+        sk.Sample(turns, images)
+    assert caught.value.expected
+    assert len(str(caught.value)) < 700
+
+
+def test_models_without_images_in_their_chats_refuse_them(
+    vlm_of: Callable[[str], sk.VLM], pictures: list[Image.Image]
+) -> None:
+    chats = conversations(pictures)
+    for family in ("instructblip-llama", "qwen3"):
+        with pytest.raises(SampleError, match=r"sample 0 .*(several parts|1 images to a language model)"):
+            vlm_of(family).inputs([sk.Sample(chats["behind"])])  # type: ignore[arg-type]
+    front = vlm_of("instructblip-llama").inputs([sk.Sample(chats["front"])])  # type: ignore[arg-type]
+    expected = vlm_of("instructblip-llama").inputs([sk.Sample("What is it?", pictures[0])])  # type: ignore[arg-type]
+    assert_same(front, expected)
+
+
+def test_a_digest_knows_where_images_stand(pictures: list[Image.Image]) -> None:
+    chats = [sk.Sample(chat) for chat in conversations(pictures).values()]  # type: ignore[arg-type]
+    assert len({sample.digest() for sample in chats}) == len(chats)
+    front = sk.Sample("What is it?", np.asarray(pictures[0]))  # type: ignore[arg-type]
+    assert front.digest() == chats[0].digest()
