@@ -13,7 +13,7 @@ RECORDS = recorded("fits")
 
 def test_every_method_and_case_is_recorded() -> None:
     assert sorted(RECORDS) == sorted(CASES)
-    assert {CASES[name][1] for name in CASES} == set(sk.method_names())
+    assert {CASES[name][1] for name in CASES} == set(sk.methods.method_names())
 
 
 @pytest.mark.parametrize("name", CASES)
