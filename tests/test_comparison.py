@@ -635,6 +635,11 @@ def test_impossible_budgets_and_ranges_are_refused(
         sk.evaluation.Budget("kl", limit)
     with pytest.raises(OptionError, match="tolerance"):
         sk.calibrate(demo, cmrm, few, BUDGET, maximum=1.0, tolerance=1.0)
+    for fine in (1e-300, 5e-324, 1e-16, 0.9e-6, 0.0, -1.0):  # bisection down to these would never end
+        with pytest.raises(OptionError, match="tolerance"):
+            sk.calibrate(demo, cmrm, few, BUDGET, maximum=1.0, tolerance=fine)
+        with pytest.raises(OptionError, match="tolerance"):
+            sk.evaluation.equal_kl(demo, [cmrm], [few.harmless[0].sample], 0.1, maximum=1.0, tolerance=fine)
     wrong: Any = "money"
     with pytest.raises(OptionError, match="'money'"):
         sk.evaluation.Budget(wrong, 1.0)

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
 
+from steerkit._internal.text import quoted
 from steerkit._internal.validation import expect, expect_one_of, expect_whole
 from steerkit.errors import NonFiniteError, OptionError
 from steerkit.evaluation._evaluate import (
@@ -30,6 +31,10 @@ from steerkit.vlm import VLM, check_vlm
 
 Progress = Callable[[str], None]
 """Called with what is measured next."""
+
+FINEST = 1e-6
+"""Of the tolerance, as a part of the maximum. Strengths closer than that have the same effect in float32, and bisection
+down to the spacing of floats would not end."""
 
 Unit: TypeAlias = Literal["kl", "over_refusal", "utility_loss"]
 
@@ -109,7 +114,7 @@ def calibrate(
         per_layer: Before that, give each layer a strength of its own, at which it alone costs this KL, in nats, on the
             harmless prompts; see the function `per_layer`. None: the layers stay as they are.
         maximum: The largest strength to consider.
-        tolerance: How finely.
+        tolerance: How finely; at least a millionth of the maximum.
         batch_size: Prompts per call of the model.
         progress: Called before each measurement.
         policy: As for `steer`, for class and sizes and fingerprint; the doses are tried whatever they are.
@@ -467,10 +472,10 @@ def _say(progress: Progress | None, what: str) -> None:
 
 def _check_range(maximum: float, tolerance: float, batch_size: int) -> None:
     expect_whole(batch_size=batch_size)
-    if not (is_finite(maximum) and is_finite(tolerance) and 0 < tolerance < maximum):
+    if not (is_finite(maximum) and is_finite(tolerance) and maximum * FINEST <= tolerance < maximum):
         raise OptionError(
-            f"maximum {maximum!r:.80}, tolerance {tolerance!r:.80}",
-            expected="finite numbers with 0 < tolerance < maximum",
+            f"maximum {quoted(maximum)}, tolerance {quoted(tolerance)}",
+            expected=f"finite numbers with {FINEST:g} * maximum <= tolerance < maximum",
         )
 
 
