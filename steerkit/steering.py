@@ -29,7 +29,7 @@ from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError, SteerKitError
 from steerkit.interventions import MeasuredContrast, Site, site_label
 from steerkit.interventions import _arithmetic as ops
-from steerkit.models import system_lengths, tokenizer_of, view
+from steerkit.models import system_lengths, tokenizer_of
 from steerkit.policy import Check, Policy, enforce
 from steerkit.vectors import SteeringVector, as_strengths, as_vectors
 from steerkit.vlm import VLM, wrap
@@ -343,7 +343,7 @@ def measure_contrast(
     captured: list[dict[int, Tensor]] = []
     with vlm.unnoticed():
         for name in filter(None, (contrast.positive, contrast.negative)):
-            inputs = view(name, prompt.inputs, vlm.adapter, architecture, vlm.processor, contrast.seed, vlm.captioned)
+            inputs = vlm.view(name, prompt.inputs, contrast.seed)
             vlm.reset()
             captured.append(hooks.capture(model, inputs, architecture, layers, site))
     if contrast.negative is None:

@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -20,7 +22,6 @@ from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
 from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
-    EngineError,
     LayerRangeError,
     MissingImageError,
     OptionError,
@@ -28,7 +29,7 @@ from steerkit.errors import (
     SampleError,
     UnsupportedModelError,
 )
-from steerkit.interventions import Pool, Site, Tower
+from steerkit.interventions import Pool, Site, Tower, View
 from steerkit.models import (
     Architecture,
     Images,
@@ -43,11 +44,34 @@ from steerkit.models import (
     prompt_of,
     shown,
     tokenizer_of,
+    view,
 )
 from steerkit.vectors import Fingerprint, ModelRecord
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) samples after each batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Samples of which some are the prompts of a call, how they are shown, and the inputs that were made of them."""
+
+    vlm: VLM
+    samples: Sequence[Sample]
+    batch: Sequence[int]
+    images: Images
+    inputs: Inputs
+
+    def by(self, vlm: VLM, given: Mapping[str, Any]) -> bool:
+        """Whether a call of this VLM is about them: it may read an answer behind each prompt, too."""
+        own, ids = self.inputs["input_ids"], given.get("input_ids")
+        if vlm is not self.vlm or not isinstance(ids, Tensor) or ids.shape[0] != own.shape[0]:
+            return False
+        return ids is own or torch.equal(ids[:, : own.shape[1]], own)
+
+
+_asked: ContextVar[_Asked | None] = ContextVar("asked", default=None)
+"""What a call that is under way is about."""
 
 
 class VLM:
@@ -172,7 +196,7 @@ class VLM:
         for batch in self._batches(samples, images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images)
             self.reset()
-            with torch.no_grad(), self._asking(samples, batch):
+            with torch.no_grad(), self._asking(samples, batch, images, inputs):
                 output = self._generate(inputs, options)
             length = inputs["input_ids"].shape[1]
             answers = output if self.architecture.encoder_decoder else output[:, length:]
@@ -314,7 +338,7 @@ class VLM:
             both = []
             for ids in begun:
                 self.reset()
-                with self._asking(samples, batch):
+                with self._asking(samples, batch, images, inputs):
                     answered = [ids[index] for index in batch]
                     both.append(hooks.answer_log_likelihood(self.model, inputs, answered, self.architecture))
             for index, one, other in zip(batch, *both, strict=True):
@@ -344,7 +368,7 @@ class VLM:
         for batch in self._batches(as_samples(samples), images, batch_size):
             inputs = self.inputs([samples[index] for index in batch], images)
             self.reset()
-            with torch.no_grad(), self._asking(samples, batch):
+            with torch.no_grad(), self._asking(samples, batch, images, inputs):
                 target = hooks.call_target(self.model, inputs, self.architecture)
                 logits = target(**hooks.forward_inputs(self.model, inputs, self.architecture)).logits
             # prompts are padded on the left; a decoder of an encoder's has one position
@@ -452,37 +476,44 @@ class VLM:
             self._traced.generate = outer
 
     @contextmanager
-    def _asking(self, samples: Sequence[Sample], batch: Sequence[int]) -> Iterator[None]:
-        """While some of the samples are the prompts of this thread's call."""
-        outer = getattr(self._traced, "asked", None)
-        self._traced.asked = samples, batch
+    def _asking(
+        self, samples: Sequence[Sample], batch: Sequence[int], images: Images, inputs: Inputs
+    ) -> Iterator[None]:
+        """While some of the samples are the prompts of a call."""
+        token = _asked.set(_Asked(self, samples, batch, images, inputs))
         try:
             yield
         finally:
-            self._traced.asked = outer
+            _asked.reset(token)
 
-    def captioned(self, count: int) -> Inputs:
-        """The samples that this thread's call is about, as text with the caption in front, which inputs do not hold.
+    def view(self, name: View, given: Mapping[str, Any], seed: int = 0) -> Inputs:
+        """The inputs of one view of the prompts of a call.
+
+        They are built from the samples where the call is of this VLM's own methods, and from the inputs where it is a
+        raw `model.generate(**inputs)`.
 
         Args:
-            count: Number of prompts of the call.
+            name: The view.
+            given: Keyword arguments of the call.
+            seed: Seed of noise images.
 
         Raises:
-            EngineError: The call is not one of this VLM's own methods.
+            EngineError: The view can't be derived from the inputs.
             SampleError: A sample has no caption: any of those that are to be answered, not of this batch alone.
+            ProcessorError: There is no processor.
         """
-        asked: tuple[Sequence[Sample], Sequence[int]] | None = getattr(self._traced, "asked", None)
-        if asked is None or len(asked[1]) != count:
-            raise EngineError(
-                "a vector measures the view 'caption' of a prompt, and the call has no samples",
-                expected="vlm.generate(samples), with samples that have captions",
-                fix="for raw calls of the model fit the method with text_side='query'",
-            )
-        samples, batch = asked
-        for index in range(len(samples)):
-            if samples[index].images:
-                self._check(index, samples[index], "caption")
-        return self.inputs([samples[index] for index in batch], "caption")
+        asked = _asked.get()
+        if asked is None or not asked.by(self, given):
+            return view(name, given, self.adapter, self.architecture, self.processor, seed)
+        if name == "original" or asked.images == name:
+            return asked.inputs
+        if name == "caption":
+            for index in range(len(asked.samples)):
+                if asked.samples[index].images:
+                    self._check(index, asked.samples[index], name)
+        elif hides_images(asked.images):
+            return asked.inputs
+        return self.inputs([asked.samples[index] for index in asked.batch], name, seed=seed)
 
     def _generate(self, inputs: Inputs, options: dict[str, Any]) -> Tensor:
         target = hooks.call_target(self.model, inputs, self.architecture)

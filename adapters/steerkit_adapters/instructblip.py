@@ -30,6 +30,7 @@ class InstructBlipAdapter(ModelAdapter):
             "image_token_ids": frozenset({shared.image_token(config)}),
             "placeholder": r"(?:<image>)+",
             "text_module": "language_model",
+            "prepends_images": True,
         }
         if text.model_type == "t5":
             declared = Architecture(

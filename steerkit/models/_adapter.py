@@ -81,6 +81,8 @@ class Architecture:
         text_module: The submodule that answers a prompt without an image; empty for the model itself.
         transient: Attributes that the model caches between calls and that must not survive into the next one.
         encoder_decoder: Whether the prompt goes to an encoder. The decoder's prompt is then its start token.
+        prepends_images: Whether image tokens are put in front of the tokenised text as ids. In other models they are
+            written into the text, and tokenised with it.
         counts_padding: Whether a bare forward pass counts padding among the positions, as models with learned positions
             do, unless it is told the positions.
         heads: The attention heads; None where blocks have none, or not the same ones, and `head_out` is refused.
@@ -98,6 +100,7 @@ class Architecture:
     text_module: str = ""
     transient: tuple[str, ...] = ()
     encoder_decoder: bool = False
+    prepends_images: bool = False
     counts_padding: bool = False
     heads: Heads | None = None
     vision: VisionTower | None = None

@@ -5,8 +5,7 @@ Derived from the model's own inputs, so that raw `generate(**inputs)` and `VLM.g
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from steerkit.errors import EngineError, ProcessorError
 from steerkit.interventions import View
 from steerkit.models._adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
+from steerkit.models._text_view import TextView
 
 _NOT_INPUTS = frozenset({"inputs", "inputs_embeds", "decoder_input_ids", "position_ids", "cache_position", "labels"})
 
@@ -28,7 +28,6 @@ def view(
     architecture: Architecture,
     processor: Any,
     seed: int,
-    captioned: Callable[[int], Inputs] | None = None,
 ) -> Inputs:
     """The inputs of one view of a prompt.
 
@@ -39,7 +38,6 @@ def view(
         architecture: The model's.
         processor: Its processor.
         seed: Seed of a noise view.
-        captioned: Builds the view `caption` of so many prompts, which inputs do not hold.
 
     Raises:
         EngineError: The view can't be derived from model inputs.
@@ -57,34 +55,26 @@ def view(
     if name == "original":
         return inputs
     if name == "text":
-        return without_image(inputs, architecture, processor)
+        return without_image(inputs, adapter, architecture, processor)
     if name == "caption":
-        if captioned is None:
-            raise EngineError("the view 'caption' of model inputs", expected="samples: inputs hold no caption")
-        return captioned(inputs["input_ids"].shape[0])
+        raise EngineError(
+            "a vector measures the view 'caption' of a prompt, and the call has no samples",
+            expected="vlm.generate(samples), with samples that have captions",
+            fix="for raw calls of the model fit the method with text_side='query'",
+        )
     return with_images(inputs, adapter, processor, noise_seed=seed if name == "noise" else None)
 
 
-def without_image(inputs: Inputs, architecture: Architecture, processor: Any) -> Inputs:
+def without_image(inputs: Inputs, adapter: ModelAdapter, architecture: Architecture, processor: Any) -> Inputs:
     """The prompts with their images and placeholders removed, tokenised as they would be without them; left padded.
 
     Raises:
-        EngineError: The tokenizer does not reproduce the prompt from its text, so the text can't be trusted.
+        EngineError: The ids do not say which text that would be.
     """
-    tokenizer = tokenizer_of(processor)
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    rows: list[list[int]] = []
-    for index, row in enumerate(ids):
-        kept = row if mask is None else row[mask[index] != 0]
-        text = decode(tokenizer, kept)
-        if encode(tokenizer, text) != kept.tolist():
-            raise EngineError(
-                f"prompt {index} of the batch is not reproduced by its own text {text[-80:]!r}",
-                expected="a tokenizer that reads its own output back",
-                fix="use a dataset-level vector, which needs no view of the prompt",
-            )
-        rows.append(encode(tokenizer, re.sub(architecture.placeholder, "", text)))
-    return pad_left(rows, tokenizer, ids.device)
+    text = TextView(adapter, architecture, processor)
+    rows = [row if mask is None else row[mask[index] != 0] for index, row in enumerate(ids)]
+    return pad_left([text.without_images(row.tolist()) for row in rows], tokenizer_of(processor), ids.device)
 
 
 def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_seed: int | None) -> Inputs:
