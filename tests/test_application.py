@@ -193,6 +193,13 @@ def reading(llava: sk.VLM, inputs: Any) -> tuple[dict[sk.Key, Tensor], Tensor]:
     return tensors, (captured(llava.model, "llava", inputs)[1] - point) @ unit(condition)
 
 
+def between(values: Tensor) -> float:
+    """The middle of the widest gap between values: no rounding puts one of them on its other side."""
+    ordered = values.sort().values
+    at = int(ordered.diff().argmax())
+    return float(ordered[at] + ordered[at + 1]) / 2
+
+
 def condition(**options: Any) -> Measure:
     at = {"layer": 1}
     return Measure(
@@ -226,11 +233,11 @@ def test_a_gate_read_at_a_layer_holds_for_the_answer(llava: sk.VLM) -> None:
 def test_a_gate_read_at_a_layer_follows_its_prompt_through_beams(llava: sk.VLM) -> None:
     inputs = llava.inputs(WITH_IMAGE)
     tensors, values = reading(llava, inputs)
-    gate = Gate(measure=condition(layer=1), threshold=float(values.median()))
+    gate = Gate(measure=condition(layer=1), threshold=between(values))
     steering = vector(llava, tensors, sk.Intervention(layers=(2, 3), gate=gate))
     with sk.steer(llava, steering):
         found = generate(llava.model, inputs, num_beams=3)
-    opened = (values > values.median()).repeat_interleave(3)
+    opened = (values > gate.threshold).repeat_interleave(3)
     where = since(prompt_length("llava", inputs) - 1)
     edits = [
         Edit(layer, where, lambda h, rows, d=d: torch.where(opened[rows][:, None], h + d, h))
