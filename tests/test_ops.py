@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from steerkit.interventions import (
+    Ablate,
+    Add,
+    AddProjection,
+    Clamp,
+    MeasuredContrast,
+    Operation,
+    Scale,
+)
 from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions.operations.ablate import ablate
+
+Apply = Callable[[Tensor, float | Tensor], Tensor]
 
 TOKENS, HIDDEN = 5, 16
 # float32 arithmetic on numbers around 1; and rounding to the type of the result: half a unit in the last place of |h|
@@ -56,30 +68,42 @@ def moved(x: np.ndarray, coordinate: np.ndarray) -> np.ndarray:
     return (coordinate - x @ unit)[:, None] * unit
 
 
+def run(operation: Operation, direction: Tensor | None, contrast: Tensor | None = None) -> Apply:
+    """An operation as engines run it."""
+    prepared = None if direction is None else operation.prepare(direction)
+    function, arguments = operation.bind(prepared, contrast)
+    return lambda x, strength: function(x, *arguments, strength)
+
+
+MEASURED = MeasuredContrast()
+
 # name: the operation, and the change that it makes at strength 1
-OPERATIONS: dict[str, tuple[Callable[[Tensor, float | Tensor], Tensor], Callable[[np.ndarray], np.ndarray]]] = {
-    "add": (lambda x, s: ops.add(x, D, s), lambda x: d + 0 * x),
-    "add to each its own": (lambda x, s: ops.add(x, E, s), lambda x: e),
-    "add relative": (lambda x, s: ops.add_relative(x, D, s), lambda x: lengths(x) * unit),
-    "add relative to each its own": (lambda x, s: ops.add_relative(x, E, s), lambda x: lengths(x) * e / lengths(e)),
-    "ablate": (lambda x, s: ops.ablate(x, ops.orthonormal(D), s), lambda x: -along(x)),
-    "ablate a plane": (lambda x, s: ops.ablate(x, ops.orthonormal(E[:2]), s), lambda x: -x @ span(e[:2])),
-    "add a projection": (lambda x, s: ops.add_projection(x, C, ops.orthonormal(D), s), lambda x: along(c)),
+CASES: dict[str, tuple[Apply, Callable[[np.ndarray], np.ndarray]]] = {
+    "add": (run(Add(), D), lambda x: d + 0 * x),
+    "add to each its own": (run(Add(direction=MEASURED), None, E), lambda x: e),
+    "add relative": (run(Add(relative=True), D), lambda x: lengths(x) * unit),
+    "add relative to each its own": (
+        run(Add(direction=MEASURED, relative=True), None, E),
+        lambda x: lengths(x) * e / lengths(e),
+    ),
+    "ablate": (run(Ablate(), D), lambda x: -along(x)),
+    "ablate a plane": (run(Ablate(), E[:2]), lambda x: -x @ span(e[:2])),
+    "add a projection": (run(AddProjection(contrast=MEASURED), D, C), lambda x: along(c)),
     "add one projection to all": (
-        lambda x, s: ops.add_projection(x, C[0], ops.orthonormal(E[:3]), s),
+        run(AddProjection(contrast=MEASURED), E[:3], C[:1].expand_as(C)),
         lambda x: c[0] @ span(e[:3]) + 0 * x,
     ),
-    "clamp": (lambda x, s: ops.clamp(x, D, -0.3, 0.4, s), lambda x: moved(x, np.clip(x @ unit, -0.3, 0.4))),
-    "clamp from below": (lambda x, s: ops.clamp(x, D, 0.5, None, s), lambda x: moved(x, np.maximum(x @ unit, 0.5))),
-    "clamp from above": (lambda x, s: ops.clamp(x, D, None, -0.5, s), lambda x: moved(x, np.minimum(x @ unit, -0.5))),
-    "scale": (lambda x, s: ops.scale(x, D, -1.5, s), lambda x: moved(x, -1.5 * (x @ unit))),
+    "clamp": (run(Clamp(minimum=-0.3, maximum=0.4), D), lambda x: moved(x, np.clip(x @ unit, -0.3, 0.4))),
+    "clamp from below": (run(Clamp(minimum=0.5), D), lambda x: moved(x, np.maximum(x @ unit, 0.5))),
+    "clamp from above": (run(Clamp(maximum=-0.5), D), lambda x: moved(x, np.minimum(x @ unit, -0.5))),
+    "scale": (run(Scale(factor=-1.5), D), lambda x: moved(x, -1.5 * (x @ unit))),
 }
 
 
 @pytest.mark.parametrize("strength", [1.0, -0.7, PER_TOKEN], ids=["whole", "part", "per token"])
-@pytest.mark.parametrize("kind", OPERATIONS)
+@pytest.mark.parametrize("kind", CASES)
 def test_an_operation_is_its_formula(kind: str, strength: float | Tensor) -> None:
-    operation, change = OPERATIONS[kind]
+    operation, change = CASES[kind]
     expected = h + column(strength) * change(h)
     assert np.abs(expected - h).max() > 0.1, "the test must see the operation"
     before = H.clone()
@@ -90,10 +114,10 @@ def test_an_operation_is_its_formula(kind: str, strength: float | Tensor) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", OPERATIONS)
+@pytest.mark.parametrize("kind", CASES)
 def test_an_operation_keeps_the_type_of_the_hidden_state(kind: str, dtype: torch.dtype) -> None:
     """Nothing is rounded to the type but the result and, for plain addition, the addend."""
-    operation, change = OPERATIONS[kind]
+    operation, change = CASES[kind]
     low = H.to(dtype)
     result = operation(low, 1.0)
     assert result.dtype == dtype
@@ -104,13 +128,13 @@ def test_an_operation_keeps_the_type_of_the_hidden_state(kind: str, dtype: torch
 
 
 def test_strength_zero_changes_nothing() -> None:
-    for operation, _ in OPERATIONS.values():
+    for operation, _ in CASES.values():
         assert torch.equal(operation(H, 0.0), H)
 
 
 def test_nothing_is_left_along_what_is_ablated() -> None:
     basis = ops.orthonormal(E[:3])
-    left = wide(ops.ablate(H, basis)) @ e[:3].T
+    left = wide(ablate(H, basis)) @ e[:3].T
     assert np.abs(left).max() < ARITHMETIC
     assert np.abs(h @ e[:3].T).max() > 1
 

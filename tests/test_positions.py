@@ -11,7 +11,7 @@ from reference import directions, generate, picture, places, touched, vector
 
 import steerkit as sk
 from steerkit.errors import EngineError
-from steerkit.interventions import Phase, TokenRole, Tokens, last_positions, prompt_mask, select
+from steerkit.interventions import Phase, Selector, TokenRole, Tokens, last_positions, prompt_mask, select
 
 P, S, T, I = TokenRole.PAD, TokenRole.SYSTEM, TokenRole.TEXT, TokenRole.IMAGE  # noqa: E741
 
@@ -64,7 +64,7 @@ def test_selects_the_same_tokens_however_a_sequence_is_read(
 ) -> None:
     found, start = [], 0
     for length in chunks:
-        found.append(select(tokens, phase, ROLES[:1], start, length))
+        found.append(select(Selector(tokens, phase), ROLES[:1], start, length))
         start += length
     assert places(torch.cat(found, dim=1)) == [expected]
 

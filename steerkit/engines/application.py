@@ -29,16 +29,13 @@ from steerkit.engines.steps import (
 )
 from steerkit.errors import EngineError, LayerRangeError, OptionError
 from steerkit.interventions import (
-    Add,
-    AddProjection,
-    Clamp,
     Gates,
     Intervention,
     LinearStrength,
     Measure,
     MeasuredContrast,
     Prompts,
-    Scale,
+    Selector,
     Site,
     StoredDirection,
     is_finite,
@@ -51,10 +48,10 @@ from steerkit.vectors import SteeringVector
 Contrasts = Mapping[int, Tensor]
 """`{layer: [batch, hidden]}`."""
 
-_MEASURES = {"projection": ops.projection, "cosine": ops.cosine, "tanh_cosine": ops.tanh_cosine}
-
 Observed: TypeAlias = Pass | vision.VisionPass
 """The pass that a hidden state belongs to."""
+
+_LAST, _WHOLE = Selector("last", "prompt"), Selector("all", "prompt")
 
 MeasureContrast = Callable[[Prompt, MeasuredContrast, Sequence[int], Site], Contrasts]
 
@@ -243,7 +240,7 @@ class Application:
         groups = self._groups.get(place, ())
         alone = len(groups) == 1 and len(groups[0].steps) == 1
         for group in groups:
-            selection = now.select(group.tokens, group.phase, group.prompts, h.device)
+            selection = now.select(group.selector, h.device)
             if selection is not None:
                 measured = _is_measured(group, now)
                 h, opened, sizes = self._apply(group, place, h, selection, now, measures=measured and not alone)
@@ -312,6 +309,7 @@ class Application:
             rule = intervention.strength
             value = self._value(step, rule.measure, place, h, selection, now)
             dose = step.dose * (rule.slope * value + rule.intercept).clamp(rule.minimum, rule.maximum)
+        dose = self._factored(step, dose, h, selection, now)
         changed = self._operate(step, place, h, dose, selection, now)
         if intervention.norm_preserving:
             changed = ops.preserve_norm(changed, h)
@@ -319,6 +317,23 @@ class Application:
             return changed, None
         opened = self._opened(step, place, h, selection, now)
         return torch.where(opened[:, None], changed, h), opened
+
+    def _factored(
+        self, step: Step, dose: float | Tensor, h: Tensor, selection: Selection, now: Observed
+    ) -> float | Tensor:
+        """The dose times the factors of each token's row and step."""
+        intervention = step.intervention
+        if intervention.rows is not None:
+            rows = cast("Pass", now).each_row(torch.tensor(intervention.rows, device=h.device))
+            dose = dose * selection.per_row(rows)
+        if intervention.steps is not None:
+            after = now.start - now.prompt_length
+            if selection.columns is None:
+                step_at = after + cast("int", selection.column)
+                return dose * (1.0 if step_at < 0 else intervention.steps[min(step_at, len(intervention.steps) - 1)])
+            steps = torch.tensor((*intervention.steps, 1.0), device=h.device)  # -1 is the prompt
+            dose = dose * steps[(selection.columns + after).clamp(-1, len(intervention.steps) - 1)]
+        return dose
 
     def _opened(self, step: Step, place: Place, h: Tensor, selection: Selection, now: Observed) -> Tensor:
         """`[n]`: which of the selected tokens the gates let through."""
@@ -332,25 +347,14 @@ class Application:
     def _operate(
         self, step: Step, place: Place, h: Tensor, dose: float | Tensor, selection: Selection, now: Observed
     ) -> Tensor:
-        operation = step.intervention.operation
-        site = place[1]
-        if isinstance(operation, Add):
-            given = operation.direction
-            if isinstance(given, MeasuredContrast):
-                direction = self._contrast(step, given, h, selection, now)
-            else:
-                direction = self._stored(step, given, site, h.device)
-            return (ops.add_relative if operation.relative else ops.add)(h, direction, dose)
-        if isinstance(operation, (Clamp, Scale)):
-            direction = self._stored(step, operation.direction, site, h.device)
-            if isinstance(operation, Clamp):
-                return ops.clamp(h, direction, operation.minimum, operation.maximum, dose)
-            return ops.scale(h, direction, operation.factor, dose)
-        basis = self._basis(step, operation.direction, site, h.device)
-        if isinstance(operation, AddProjection):
-            contrast = self._contrast(step, operation.contrast, h, selection, now)
-            return ops.add_projection(h, contrast, basis, dose)
-        return ops.ablate(h, basis, dose)
+        operation, site = step.intervention.operation, place.site
+        prepared = contrast = None
+        if operation.stored is not None:
+            prepared = self._prepared(step, operation.stored, site, h.device)
+        if operation.measured is not None:
+            contrast = self._contrast(step, operation.measured, h, selection, now)
+        function, arguments = operation.bind(prepared, contrast)
+        return function(h, *arguments, dose)
 
     def portable(self, place: Place) -> list[tuple[Any, ...]]:
         """The steps of a place as functions and tensors alone: `(operation, norm, tokens, phase, prompts, arguments)`.
@@ -364,33 +368,29 @@ class Application:
 
     def _portable(self, step: Step, site: Site) -> tuple[Any, ...]:
         intervention, dose, device = step.intervention, step.dose, torch.device("cpu")
-        operation, direction = intervention.operation, intervention.operation.direction
+        operation = intervention.operation
         needs = []
         if intervention.contrast is not None:
             needs.append("a contrast that is measured on the prompt")
-        if intervention.gate is not None or isinstance(intervention.strength, LinearStrength):
+        if intervention.measures:
             needs.append("a measure")
         if intervention.tower == "vision" or site == "head_out":
             needs.append(f"{site_label(site, intervention.tower)}")
         if intervention.tokens not in ("last", "all", "generated"):
             needs.append(f"tokens={intervention.tokens!r}")
-        if needs or not isinstance(direction, StoredDirection):
+        if intervention.rows is not None or intervention.steps is not None:
+            needs.append("a strength that depends on the row or the token")
+        if intervention.positions is not None:
+            needs.append("positions by number")
+        if needs or operation.stored is None:
             raise EngineError(
                 f"an intervention with {' and '.join(needs)} runs in a remote trace",
                 expected="stored directions of fixed strength at the tokens last, all or generated, at outputs of the "
                 "decoder's modules",
                 fix="run the trace locally",
             )
-        stored = self._stored(step, direction, site, device)
-        arguments: tuple[Any, ...]
-        if isinstance(operation, Add):
-            function, arguments = (ops.add_relative if operation.relative else ops.add), (stored, dose)
-        elif isinstance(operation, Clamp):
-            function, arguments = ops.clamp, (stored, operation.minimum, operation.maximum, dose)
-        elif isinstance(operation, Scale):
-            function, arguments = ops.scale, (stored, operation.factor, dose)
-        else:
-            function, arguments = ops.ablate, (self._basis(step, direction, site, device), dose)
+        function, arguments = operation.bind(self._prepared(step, operation.stored, site, device), None)
+        arguments = (*arguments, dose)
         norm = ops.preserve_norm if intervention.norm_preserving else None
         return function, norm, intervention.tokens, intervention.phase, intervention.prompts, arguments
 
@@ -424,18 +424,21 @@ class Application:
 
     def _dosed(self, step: Step, site: Site) -> Tensor:
         """What a plain addition adds, float32 on the CPU."""
-        direction = step.intervention.operation.direction
-        assert isinstance(direction, StoredDirection)
+        direction = step.intervention.operation.stored
+        assert direction is not None
         return step.dose * self._stored(step, direction, site, torch.device("cpu"))
 
     @torch.inference_mode(False)
-    def _basis(self, step: Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
-        key = ("basis", id(step.vector), stored, step.layer, site, step.intervention.tower, device)
+    def _prepared(self, step: Step, stored: StoredDirection, site: Site, device: torch.device) -> Tensor:
+        """What the operation of a step uses of its stored direction."""
+        operation, tower = step.intervention.operation, step.intervention.tower
+        key = ("prepared", id(step.vector), operation, step.layer, site, tower, device)
         if key not in self._tensors:
-            basis = ops.orthonormal(self._stored(step, stored, site, device))
+            cpu = self._stored(step, stored, site, torch.device("cpu"))
+            prepared = operation.prepare(cpu).to(device)
             if not self._keeps:
-                return basis
-            self._tensors[key] = basis
+                return prepared
+            self._tensors[key] = prepared
         return self._tensors[key]
 
     def _contrast(
@@ -478,7 +481,7 @@ class Application:
         if measure.pool == "mean":
             self._read_mean(vector, intervention, measure, place, h, now)
             return
-        last = now.select("last", "prompt", "all", h.device)
+        last = now.select(_LAST, h.device)
         if last is None:
             return
         value = self._evaluate(Step(vector, intervention, place[0], 1.0), measure, place[1], last.read(h))
@@ -494,7 +497,7 @@ class Application:
         self, vector: SteeringVector, intervention: Intervention, measure: Measure, place: Place, h: Tensor, now: Pass
     ) -> None:
         """Gather the mean over the prompt, which may be read in chunks; the value is there once the last was seen."""
-        chosen = now.select("all", "prompt", "all", h.device)
+        chosen = now.select(_WHOLE, h.device)
         if chosen is None:
             return
         key = (id(self), id(vector), measure, place.site)
@@ -538,7 +541,7 @@ class Application:
         reference = None
         if measure.reference is not None:
             reference = self._stored(step, measure.reference, site, h.device)
-        return _MEASURES[measure.kind](h, direction, reference)
+        return ops.MEASURES[measure.kind](h, direction, reference)
 
     # -- the receipt -------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from steerkit.engines import compiled
 from steerkit.engines.caches import kv_cache, past_length, recall, remember
 from steerkit.errors import EngineError
-from steerkit.interventions import Phase, Prompts, TokenRole, Tokens, last_positions, select, steers_answers
+from steerkit.interventions import Prompts, Selector, TokenRole, Tokens, last_positions, select
 from steerkit.models import Architecture
 
 
@@ -54,6 +54,15 @@ class Prompt:
     def input_ids(self) -> Tensor | None:
         """`[batch, prompt]` ids, where the caller gave ids."""
         return self.inputs.get("input_ids")
+
+    @property
+    def count(self) -> int | None:
+        """Number of prompts in the batch, where the caller gave ids or embeddings."""
+        for key in ("input_ids", "inputs_embeds"):
+            given = self.inputs.get(key)
+            if isinstance(given, Tensor):
+                return int(given.shape[0])
+        return None
 
     @property
     def continues(self) -> bool:
@@ -124,7 +133,7 @@ class Pass:
     prompt_length: int
     redone: int = 0
     visited: set[Any] = field(default_factory=set)
-    selections: dict[tuple[Tokens, Phase, Prompts], Selection | None] = field(default_factory=dict)
+    selections: dict[Selector, Selection | None] = field(default_factory=dict)
 
     @property
     def reads_prompt(self) -> bool:
@@ -136,16 +145,32 @@ class Pass:
         """Whether it reads one generated token of each row."""
         return self.length == 1 and self.start >= self.prompt_length
 
-    def select(self, tokens: Tokens, phase: Phase, prompts: Prompts, device: torch.device) -> Selection | None:
+    def select(self, selector: Selector, device: torch.device) -> Selection | None:
         """The tokens of this pass that a selector means, or None if there are none."""
-        key = (tokens, phase, prompts)
-        if key not in self.selections:
-            chosen = self.chosen(prompts)
-            selection = self._select(tokens, phase, device) if chosen is not False else None
-            if selection is not None and isinstance(chosen, Tensor):
-                selection = selection.among(selection.per_row(chosen.to(device)))
-            self.selections[key] = selection if selection is None or selection.count(self.rows) else None
-        return self.selections[key]
+        if selector not in self.selections:
+            chosen = self.chosen(selector.prompts)
+            selection = self._select(selector, device) if chosen is not False else None
+            for rows in (chosen, True if selector.rows is None else self.each_row(torch.tensor(selector.rows))):
+                if selection is not None and isinstance(rows, Tensor):
+                    selection = selection.among(selection.per_row(rows.to(device)))
+            self.selections[selector] = selection if selection is None or selection.count(self.rows) else None
+        return self.selections[selector]
+
+    def each_row(self, values: Tensor) -> Tensor:
+        """One value for each prompt of the call, as one for each row of the pass: beams and answers repeat their own.
+
+        Raises:
+            EngineError: The call has another number of prompts, or does not say how many.
+        """
+        prompts = self.prompt.count
+        if prompts is None or prompts != len(values) or self.rows % prompts:
+            said = "an unknown number of" if prompts is None else prompts
+            raise EngineError(
+                f"an intervention has factors for {len(values)} rows, and the call has {said} prompts",
+                expected="a call with as many prompts, in the same order",
+                fix="give rows one factor for each prompt of the batch, or leave rows out",
+            )
+        return values.repeat_interleave(self.rows // prompts)
 
     def chosen(self, prompts: Prompts) -> Tensor | bool:
         """Which rows belong to such prompts: `[rows]` boolean, or one word for all of them.
@@ -161,19 +186,36 @@ class Pass:
         chosen = held if prompts == "with_image" else ~held
         return chosen.repeat_interleave(self.rows // chosen.shape[0])  # beams and several answers repeat each row
 
-    def _select(self, tokens: Tokens, phase: Phase, device: torch.device) -> Selection | None:
-        if self.decodes:
-            return Selection(0) if steers_answers(tokens, phase) else None
+    def _select(self, selector: Selector, device: torch.device) -> Selection | None:
+        tokens = selector.tokens
+        if selector.counts_answers:
+            self._check_counted()
+        if self.decodes and (decoded := selector.answers_at(self.start - self.prompt_length)) is not None:
+            return Selection(0) if decoded else None
         roles = self.tracker.roles(self.prompt, self.prompt_length, device, tokens)
         if roles.shape[0] != self.rows:
             roles = roles.repeat_interleave(self.rows // roles.shape[0], dim=0)
-        if tokens == "last" and self.reads_prompt and self.start + self.length <= self.prompt_length:
-            column = self._common_last(roles) if phase != "generation" else None
+        whole = self.reads_prompt and self.start + self.length <= self.prompt_length
+        if tokens == "last" and whole and not selector.counts:
+            column = self._common_last(roles) if selector.phase != "generation" else None
             if column is not None:
                 return Selection(column)
-        mask = select(tokens, phase, roles, self.start, self.length)
+        mask = select(selector, roles, self.start, self.length)
         rows, columns = mask.nonzero(as_tuple=True)
         return Selection(None, rows, columns) if rows.numel() else None
+
+    def _check_counted(self) -> None:
+        """Refuse to count the tokens of an answer whose beginning is not known.
+
+        Raises:
+            EngineError: The pass goes on from a KV cache in a call of its own.
+        """
+        if self.start and not self.prompt.generating:
+            raise EngineError(
+                "an intervention counts generated tokens, in a forward pass that continues from a KV cache",
+                expected="generate(), which says where the answer begins",
+                fix="generate with it, or leave positions and steps of generated tokens out",
+            )
 
     def _common_last(self, roles: Tensor) -> int | None:
         """The column of the last prompt token if it is the same in every row and in this pass (left padding)."""

@@ -31,7 +31,7 @@ from steerkit.engines.application import Application
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
-from steerkit.interventions import Pool, Site, Tower
+from steerkit.interventions import OPERATIONS, Pool, Site, Tower
 from steerkit.models import Architecture, Inputs, tokenizer_of
 
 if TYPE_CHECKING:
@@ -284,7 +284,8 @@ class _Part:
             decoder, images = tracker.architecture.decoder, tuple(tracker.architecture.image_token_ids)
             places = [(path, application.portable(place)) for place, path in self._places.items()]
             application.receipt.shipped = True
-        for module in (__name__, "steerkit.interventions._arithmetic"):
+        operations = {each.__module__ for each in OPERATIONS.values()}
+        for module in (__name__, "steerkit.interventions._arithmetic", *operations):
             nnsight.register(module)
         return functools.partial, (_replay, places, decoder, images)
 

@@ -12,20 +12,7 @@ from torch import Tensor
 
 from steerkit.engines.receipt import SiteCount
 from steerkit.errors import EngineError, LayerRangeError, NonFiniteError
-from steerkit.interventions import (
-    Ablate,
-    Add,
-    AddProjection,
-    Intervention,
-    LinearStrength,
-    Phase,
-    Prompts,
-    Site,
-    StoredDirection,
-    Tokens,
-    Tower,
-    steers_answers,
-)
+from steerkit.interventions import OPERATIONS, Intervention, Prompts, Selector, Site, Tower
 from steerkit.models import Architecture
 from steerkit.vectors import SteeringVector
 
@@ -54,9 +41,7 @@ class Step:
     def plain(self) -> bool:
         """Whether all that happens is the addition of one and the same stored direction."""
         change = self.intervention
-        unconditional = change.gate is None and not change.norm_preserving
-        added = isinstance(change.operation, Add) and not change.operation.relative and change.contrast is None
-        return unconditional and added and not isinstance(change.strength, LinearStrength)
+        return change.fixed and change.operation.additive and not change.norm_preserving
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +56,7 @@ class Sum:
 class Group:
     """Changes that follow each other on the same tokens, which are read and written once for all of them."""
 
-    tokens: Tokens
-    phase: Phase
-    prompts: Prompts
+    selector: Selector
     changes: tuple[Step | Sum, ...]
     steps: tuple[Step, ...]
 
@@ -96,35 +79,32 @@ class Decoding:
 def grouped(steps: Sequence[Step]) -> list[Group]:
     """The steps of a place in order: neighbours on the same tokens together, plain additions among them summed."""
     groups: list[Group] = []
-    for (tokens, phase, prompts), run in groupby(steps, key=lambda step: _selector(step.intervention)):
+    for selector, run in groupby(steps, key=lambda step: step.intervention.selector):
         members = tuple(run)
         changes: list[Step | Sum] = []
         for plain, neighbours in groupby(members, key=lambda step: step.plain):
             same = tuple(neighbours)
             changes += [Sum(same)] if plain else same
-        groups.append(Group(tokens, phase, prompts, tuple(changes), members))
+        groups.append(Group(selector, tuple(changes), members))
     return groups
-
-
-def _selector(intervention: Intervention) -> tuple[Tokens, Phase, Prompts]:
-    return intervention.tokens, intervention.phase, intervention.prompts
 
 
 def decoding(groups: Sequence[Group]) -> Decoding | None:
     """What becomes of a token of the answer that is read by itself; None if that is more than a sum."""
-    steering = [group for group in groups if steers_answers(group.tokens, group.phase)]
+    steering = [group for group in groups if group.selector.answers]
     if not steering:
         return Decoding(None)
     group = steering[0]
     change = group.changes[0]
-    if len(steering) > 1 or len(group.changes) > 1 or not isinstance(change, Sum):
+    numbered = any(each.selector.counts or each.selector.rows for each in steering)
+    if len(steering) > 1 or len(group.changes) > 1 or not isinstance(change, Sum) or numbered:
         return None
-    return Decoding(change, answers_only(group), group.prompts)
+    return Decoding(change, answers_only(group), group.selector.prompts)
 
 
 def answers_only(group: Group) -> bool:
     """Whether no token of a prompt is changed."""
-    return group.phase == "generation" or group.tokens == "generated"
+    return not group.selector.reaches_prompts
 
 
 def steered_layers(vector: SteeringVector, intervention: Intervention, architecture: Architecture) -> tuple[int, ...]:
@@ -133,15 +113,7 @@ def steered_layers(vector: SteeringVector, intervention: Intervention, architect
     Raises:
         LayerRangeError: The model does not have one of them.
     """
-    direction = intervention.operation.direction
-    if intervention.layers != "all":
-        layers = tuple(sorted(intervention.layers))
-    elif isinstance(direction, StoredDirection) and direction.layer is None:
-        wanted = (intervention.site, direction.name, intervention.tower)
-        held = {key.layer for key in vector.tensors if key[1:] == wanted}
-        layers = tuple(sorted(held))
-    else:
-        layers = tuple(range(architecture.count(intervention.tower)))
+    layers = tuple(vector.layers_of(intervention))
     if layers and layers[-1] >= (count := architecture.count(intervention.tower)):
         raise LayerRangeError(f"an intervention steers layer {layers[-1]}", expected=f"0 to {count - 1}")
     return layers
@@ -153,15 +125,15 @@ def check_single(vector: SteeringVector, intervention: Intervention, layers: Seq
     Raises:
         EngineError: It is so.
     """
-    spans = isinstance(intervention.operation, (Ablate, AddProjection))
-    for stored in intervention.stored[1 if spans else 0 :]:
+    for stored in intervention.stored[1 if intervention.operation.spans else 0 :]:
         for layer in layers:
             found = vector.direction(stored, layer, intervention.site, intervention.tower)
             if found is not None and found.dim() != 1:
                 raise EngineError(
                     f"an intervention of kind {intervention.operation.kind!r} reads {found.shape[0]} directions "
                     f"{stored.name!r} at layer {layer}",
-                    expected="one direction [hidden]; only ablate and add_projection take [k, hidden]",
+                    expected="one direction [hidden]; "
+                    f"only {' and '.join(kind for kind, each in OPERATIONS.items() if each.spans)} take [k, hidden]",
                 )
 
 
@@ -173,15 +145,15 @@ def check_finite(step: Step, dtype: torch.dtype) -> None:
     Raises:
         NonFiniteError: It is so.
     """
-    stored = step.intervention.operation.direction
-    if not isinstance(stored, StoredDirection):
+    operation = step.intervention.operation
+    stored = operation.stored
+    if stored is None:
         return
     found = step.vector.direction(stored, step.layer, step.intervention.site, step.intervention.tower)
     if found is None:
         return
-    adds = isinstance(step.intervention.operation, Add) and not step.intervention.operation.relative
-    used = (step.dose if adds else 1.0) * found.detach().float()
-    if not bool(torch.isfinite(used.to(dtype) if adds else used).all()):
+    used = (step.dose if operation.additive else 1.0) * found.detach().float()
+    if not bool(torch.isfinite(used.to(dtype) if operation.additive else used).all()):
         raise NonFiniteError(
             f"the direction at layer {step.layer}, times its dose of {step.dose:g}, holds NaN or infinity in {dtype}",
             expected="finite values",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
 from steerkit.errors import EngineError
-from steerkit.interventions import Intervention, Phase, Prompts, Tokens
+from steerkit.interventions import Intervention, Selector
 
 if TYPE_CHECKING:
     from steerkit.engines.steps import Place
@@ -45,9 +45,9 @@ class VisionPass:
         """All of the pass."""
         return self.length
 
-    def select(self, tokens: Tokens, phase: Phase, prompts: Prompts, device: torch.device) -> Selection | None:
+    def select(self, selector: Selector, device: torch.device) -> Selection | None:
         """Every token for `all`, every patch for `image`."""
-        first = self.class_tokens if tokens == "image" else 0
+        first = self.class_tokens if selector.tokens == "image" else 0
         mask = (torch.arange(self.length, device=device) >= first).expand(self.rows, -1)
         rows, columns = mask.nonzero(as_tuple=True)
         return Selection(None, rows, columns)

@@ -1,43 +1,69 @@
-"""The arithmetic of every operation, as pure functions of tensors.
+"""Arithmetic that operations, measures and methods share, as pure functions of tensors.
 
-`h` is `[n, hidden]`: n tokens. Directions are `[hidden]`, `[k, hidden]` or, where each token has its own, `[n,
-hidden]`. `strength` is a number or `[n]`. Results have the type of `h`; whatever involves a projection is computed in
-float32.
+`h` is `[n, hidden]`: n tokens. Whatever involves a projection is computed in float32. Lengths are taken of vectors that
+were divided by their largest entry first: squares of numbers beyond 1e19 overflow in float32, and those of numbers
+below 1e-19 vanish, while directions of any such size may be stored.
+
+Reading a pack must not load torch, and operations import this module: torch is imported where a function needs more of
+it than the methods of tensors.
 """
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
-Rows = Float[Tensor, "tokens hidden"]
-Vector = Float[Tensor, "hidden"]
-Basis = Float[Tensor, "rank hidden"]
-Dose = float | Float[Tensor, "tokens"]
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
-
-def _column(strength: Dose) -> float | Tensor:
-    return strength[:, None] if isinstance(strength, Tensor) else strength
+    Rows: TypeAlias = Float[Tensor, "tokens hidden"]
+    Vector: TypeAlias = Float[Tensor, "hidden"]
+    Basis: TypeAlias = Float[Tensor, "rank hidden"]
+    Dose: TypeAlias = float | Float[Tensor, "tokens"]
 
 
-def add(h: Rows, direction: Vector | Rows, strength: Dose = 1.0) -> Rows:
-    """`h + s * d`."""
-    return h + (_column(strength) * direction).to(h.dtype)
+def column(strength: Dose) -> float | Tensor:
+    """The strengths of tokens as `[n, 1]`; a number as it is."""
+    return strength if isinstance(strength, float | int) else strength[:, None]
 
 
-def add_relative(h: Rows, direction: Vector | Rows, strength: Dose = 1.0) -> Rows:
-    """`h + s * |h| * d / |d|`: the dose is a fraction of the token's own norm."""
-    wide = h.float()
-    unit = direction.float() / direction.float().norm(dim=-1, keepdim=True)
-    return (wide + _column(strength) * wide.norm(dim=-1, keepdim=True) * unit).to(h.dtype)
+def scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row divided by its largest entry, and those entries `[..., 1]`; float32, or float64 as given.
+
+    Rows of zeros stay zeros.
+    """
+    wide = x.double() if x.element_size() == 8 else x.float()
+    # detached: a length does not depend on what its entries were divided by on the way, nor does its gradient
+    largest = wide.detach().abs().amax(dim=-1, keepdim=True)
+    # 1e-42 has no reciprocal in float32, so rows of denormal numbers are brought to ordinary ones first
+    tiny = largest < 1e-30
+    wide, largest = wide.where(~tiny, wide * 2.0**100), largest.where(~tiny, largest * 2.0**100)
+    return wide / largest.where(largest > 0, 1.0), largest.where(~tiny, largest * 2.0**-100)
+
+
+def norm(x: Tensor) -> Tensor:
+    """`[..., 1]`: the length of each row, right wherever it can be written in float32."""
+    ratio, largest = scaled(x)
+    return ratio.norm(dim=-1, keepdim=True) * largest
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each row at length 1, whatever its length was; zeros stay zeros. float32, or float64 as given."""
+    ratio, _ = scaled(x)
+    length = ratio.norm(dim=-1, keepdim=True)
+    return ratio / length.where(length > 0, 1.0)
 
 
 def orthonormal(directions: Vector | Basis) -> Basis:
-    """An orthonormal basis of the span of the directions, `[rank, hidden]`, float32."""
-    stacked = torch.atleast_2d(directions).double()
+    """An orthonormal basis of the span of the directions, `[rank, hidden]`, float32.
+
+    How long each direction is makes no difference to the span, so it makes none to the rank.
+    """
+    stacked = unit(directions.double() if directions.dim() > 1 else directions.double()[None])
     if stacked.shape[0] == 1:
-        return (stacked / stacked.norm(dim=-1, keepdim=True)).float()
+        return stacked.float()
+    import torch
+
     _, values, right = torch.linalg.svd(stacked, full_matrices=False)
     rank = int((values > values[0] * 1e-7).sum())
     return right[:rank].float()
@@ -48,57 +74,36 @@ def project(x: Rows, basis: Basis) -> Rows:
     return (x.float() @ basis.T) @ basis
 
 
-def ablate(h: Rows, basis: Basis, strength: Dose = 1.0) -> Rows:
-    """`h - s * P h`: at s = 1 nothing is left of h along the basis."""
-    return (h.float() - _column(strength) * project(h, basis)).to(h.dtype)
-
-
-def add_projection(h: Rows, contrast: Rows | Vector, basis: Basis, strength: Dose = 1.0) -> Rows:
-    """`h + s * P c`."""
-    part = project(torch.atleast_2d(contrast), basis)
-    return (h.float() + _column(strength) * part).to(h.dtype)
-
-
-def clamp(h: Rows, direction: Vector, minimum: float | None, maximum: float | None, strength: Dose = 1.0) -> Rows:
-    """Bound the coordinate along the unit direction."""
-    wide, unit = h.float(), direction.float() / direction.float().norm()
-    coordinate = wide @ unit
-    change = coordinate.clamp(minimum, maximum) - coordinate
-    return (wide + (strength * change)[:, None] * unit).to(h.dtype)
-
-
-def scale(h: Rows, direction: Vector, factor: float, strength: Dose = 1.0) -> Rows:
-    """Multiply the coordinate along the direction by a factor."""
-    wide, unit = h.float(), direction.float() / direction.float().norm()
-    change = (factor - 1.0) * (wide @ unit)
-    return (wide + (strength * change)[:, None] * unit).to(h.dtype)
-
-
 def preserve_norm(changed: Rows, original: Rows) -> Rows:
     """Each changed row, rescaled to the norm of the original row."""
-    wide = changed.float()
-    norm = wide.norm(dim=-1, keepdim=True)
-    return (wide * (original.float().norm(dim=-1, keepdim=True) / norm.clamp_min(1e-12))).to(changed.dtype)
+    return (unit(changed) * norm(original)).to(changed.dtype)
+
+
+# -- measures: numbers read off a hidden state, along a direction of norm 1 --------------------------------------------
 
 
 def projection(h: Rows, direction: Vector, reference: Vector | None = None) -> Float[Tensor, "tokens"]:
     """`(h - r) . d / |d|`, float32."""
     wide = h.float() if reference is None else h.float() - reference.float()
-    return wide @ (direction.float() / direction.float().norm())
+    return wide @ unit(direction.float())
 
 
 def cosine(h: Rows, direction: Vector, reference: Vector | None = None) -> Float[Tensor, "tokens"]:
     """`(h - r) . d / (|h - r| |d|)`, float32; 0 where h equals r."""
     wide = h.float() if reference is None else h.float() - reference.float()
-    return projection(wide, direction) / wide.norm(dim=-1).clamp_min(1e-12)
+    return unit(wide) @ unit(direction.float())
 
 
 def tanh_cosine(h: Rows, direction: Vector, reference: Vector | None = None) -> Float[Tensor, "tokens"]:
     """`cos(x, tanh(P x))` with `x = h - r` and P the projection on the direction, float32; 0 where `P x` is 0."""
     wide = h.float() if reference is None else h.float() - reference.float()
-    squashed = torch.tanh(project(wide, orthonormal(direction)))
-    norms = wide.norm(dim=-1) * squashed.norm(dim=-1)
-    return (wide * squashed).sum(dim=-1) / norms.clamp_min(1e-12)
+    along = unit(direction.float())
+    squashed = ((wide @ along)[:, None] * along).tanh()
+    return (unit(wide) * unit(squashed)).sum(dim=-1)
+
+
+MEASURES = {"projection": projection, "cosine": cosine, "tanh_cosine": tanh_cosine}
+"""The arithmetic of each kind of measure: `function(h, direction, reference)` gives one number for each row of h."""
 
 
 def increments(by_layer: dict[int, Tensor]) -> dict[int, Tensor]:

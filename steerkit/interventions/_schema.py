@@ -1,152 +1,50 @@
 """An intervention: what is done, where, when and how much, as data.
 
 Interventions are frozen pydantic models and travel inside the pack as JSON, so they can be read, checked, composed and
-refused, and any engine can run them. `ops.py` holds the arithmetic of each operation. This module needs no torch.
+refused, and any engine can run them. This module needs no torch.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from numbers import Real
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-Site: TypeAlias = Literal["resid_post", "mlp_out", "attn_out", "head_out"]
-"""Where in a layer: the output of the block, of its MLP, or of its attention; or `head_out`, the attention heads side
-by side, which is the input of the projection at the end of the attention."""
-
-Tower: TypeAlias = Literal["language", "vision"]
-"""The decoder, or the tower that turns an image into features."""
-
-Tokens: TypeAlias = Literal["last", "all", "image", "text", "system", "after_image", "generated"]
-"""Which tokens, by meaning.
-
-`last` is the last real token of the prompt and, in the generation phase, the newest token. `all` is every real token.
-`system`, `image`, `text` (what is neither) and `after_image` (text behind the last image) are tokens of the prompt.
-`generated` are the tokens after the prompt. Padding is never selected.
-
-In the vision tower, `all` is every token, class tokens included, and `image` the patches alone; there are no others.
-"""
-
-Phase: TypeAlias = Literal["prompt", "generation", "both"]
-
-Prompts: TypeAlias = Literal["all", "with_image", "without_image"]
-"""Which prompts, with their answers: those that hold an image, those that hold none, or all."""
-
-View: TypeAlias = Literal["text", "caption", "original", "blank", "noise"]
-"""How a sample is shown to the model.
-
-`text`: its image and placeholder removed; `caption`: text only, with the caption in front; `original`: as it is;
-`blank`: a white image of the same size; `noise`: uniform RGB noise of the same size, seeded.
-"""
+from steerkit.interventions._directions import FiniteFloat, Frozen, MeasuredContrast, StoredDirection, is_finite
+from steerkit.interventions._selection import (
+    Phase,
+    Prompts,
+    Reach,
+    Selector,
+    Site,
+    Span,
+    Tokens,
+    Tower,
+    reach,
+)
+from steerkit.interventions.operations import Add, AnyOperation
 
 _LAYER = re.compile(r"0|[1-9][0-9]*")
+
+LONGEST = 2**24
+"""Tokens, and rows of a batch, that a selection may name at most: beyond any context."""
 
 Pool: TypeAlias = Literal["last", "mean"]
 """What stands for a whole prompt: its last token, or the mean over its tokens."""
 
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[StrictInt, Field(ge=-LONGEST, le=LONGEST)]
 
-
-class Frozen(BaseModel):
-    """Base of everything that is serialised: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class StoredDirection(Frozen):
-    """A direction that the vector carries.
-
-    Attributes:
-        name: Which of the tensors stored for a layer; empty for the only one.
-        layer: Take the tensor stored at this layer, wherever it is applied. None: the one of the layer itself.
-    """
-
-    source: Literal["stored"] = "stored"
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9_]*$", max_length=64)
-    layer: int | None = Field(default=None, ge=0)
-
-
-class MeasuredContrast(Frozen):
-    """`h(positive) - h(negative)`, measured on the prompt itself without steering, at its last token.
-
-    Attributes:
-        positive: The view that is moved towards.
-        negative: The view that is moved away from; None: none, and what is measured is the state `h(positive)` itself.
-        form: `literal`: the contrast of a layer is added at that layer. `increments`: a layer adds only what it
-            contributes beyond the steered layer below, so that the additions sum to the measured contrast.
-        seed: Seed of a noise view.
-    """
-
-    source: Literal["contrast"] = "contrast"
-    positive: View = "text"
-    negative: View | None = "blank"
-    form: Literal["literal", "increments"] = "increments"
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _differ(self) -> MeasuredContrast:
-        if self.positive == self.negative:
-            raise ValueError(f"a contrast of {self.positive!r} with itself is zero")
-        if self.negative is None and self.form == "increments":
-            raise ValueError("form='increments' of a state: only contrasts have increments, a state is 'literal'")
-        return self
-
-
-Direction: TypeAlias = Annotated[StoredDirection | MeasuredContrast, Field(discriminator="source")]
-
-
-class Add(Frozen):
-    """`h + s * d`, or `h + s * |h| * d / |d|` when `relative`."""
-
-    kind: Literal["add"] = "add"
-    direction: Direction = StoredDirection()
-    relative: bool = False
-
-
-class Ablate(Frozen):
-    """`h - s * P h` with P the projection on the direction, or on the span of `[k, hidden]` directions."""
-
-    kind: Literal["ablate"] = "ablate"
-    direction: StoredDirection = StoredDirection()
-
-
-class AddProjection(Frozen):
-    """`h + s * P c`: add the part of a measured contrast `c` that lies along a stored direction."""
-
-    kind: Literal["add_projection"] = "add_projection"
-    contrast: MeasuredContrast
-    direction: StoredDirection = StoredDirection()
-
-
-class Clamp(Frozen):
-    """Bound the coordinate of h along the unit direction to `[minimum, maximum]`; s blends from h to the result."""
-
-    kind: Literal["clamp"] = "clamp"
-    direction: StoredDirection = StoredDirection()
-    minimum: FiniteFloat | None = None
-    maximum: FiniteFloat | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Clamp:
-        if self.minimum is None and self.maximum is None:
-            raise ValueError("a clamp needs a minimum or a maximum")
-        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
-            raise ValueError(f"minimum {self.minimum} exceeds maximum {self.maximum}")
-        return self
-
-
-class Scale(Frozen):
-    """Multiply the coordinate of h along the direction by `factor`; s blends from h to the result."""
-
-    kind: Literal["scale"] = "scale"
-    direction: StoredDirection = StoredDirection()
-    factor: FiniteFloat
-
-
-Operation: TypeAlias = Annotated[Add | Ablate | AddProjection | Clamp | Scale, Field(discriminator="kind")]
+_NUMBERED = ("positions", "rows", "steps")
 
 
 class Measure(Frozen):
@@ -223,19 +121,31 @@ class Intervention(Frozen):
         tower: Language model or vision tower.
         tokens: Which tokens, by meaning.
         phase: While the prompt is read, while tokens are generated, or both.
+        positions: Which of these tokens, by number: `[0, -1]`, `[[2, 5]]`, `slice(4)`. None: all. They are counted from
+            0 among the tokens of a row that `tokens` and `phase` mean, padding left out; negative numbers count from
+            the end of the prompt. A range is `[start, stop)`; with null for the stop it has no end.
         prompts: Which prompts of a batch, by whether they hold an image.
+        rows: A factor of the strength for each prompt of the batch, which must have so many; None: 1 for all. A prompt
+            with 0 is not touched.
+        steps: A factor of the strength for each generated token; the last holds from there on. None: 1 for all. A token
+            with 0 is not touched. Tokens of the prompt have 1.
         gate: Condition on a measured quantity, or on several.
         strength: Dose; multiplied by the strength given to `steer`.
         norm_preserving: Rescale each changed token to the norm it had.
     """
 
-    operation: Operation = Add()
+    operation: AnyOperation = Add()
     layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
     site: Site = "resid_post"
     tower: Tower = "language"
     tokens: Tokens = "last"
     phase: Phase = "both"
+    positions: (
+        Annotated[tuple[Number | tuple[Number, Number | None], ...], Field(min_length=1, max_length=1000)] | None
+    ) = None
     prompts: Prompts = "all"
+    rows: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=4096)] | None = None
+    steps: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=4096)] | None = None
     gate: Gate | Gates | None = None
     strength: Strength = 1.0
     norm_preserving: bool = False
@@ -246,6 +156,52 @@ class Intervention(Frozen):
         if not isinstance(layers, str) and (not layers or len(set(layers)) != len(layers)):
             raise ValueError(f"layers {list(layers)} are empty or repeat")
         return layers
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _by_meaning(cls, tokens: object) -> object:
+        if isinstance(tokens, int | slice | range | list | tuple):
+            raise ValueError(f"{tokens!r:.80} are numbers: tokens='all' with positions={tokens!r:.80}")
+        return tokens
+
+    @field_validator("positions", mode="before")
+    @classmethod
+    def _as_ranges(cls, positions: object) -> object:
+        if isinstance(positions, slice | range):
+            if positions.step not in (None, 1):
+                raise ValueError(f"a step of {positions.step}: positions are numbers and ranges without a step")
+            stop = positions.stop
+            positions = ((0 if positions.start is None else positions.start, stop),)
+        if isinstance(positions, Sequence) and not isinstance(positions, str | bytes):
+            return tuple(tuple(each) if isinstance(each, list) else each for each in positions)
+        return positions
+
+    @field_validator("positions")
+    @classmethod
+    def _apart(cls, positions: tuple[int | Span, ...] | None) -> tuple[int | Span, ...] | None:
+        ends = [(each, each + 1, False) if isinstance(each, int) else (*each, True) for each in positions or ()]
+        for start, stop, given in ends:
+            if given and stop is not None and (stop == 0 or ((start < 0) == (stop < 0) and start >= stop)):
+                raise ValueError(f"the range [{start}, {stop}] holds no position: null stands for the end")
+        for negative in (False, True):
+            ordered = sorted((each for each in ends if (each[0] < 0) == negative), key=lambda each: each[0])
+            for (start, stop, _), (after, _, _) in pairwise(ordered):
+                if stop is None or (start == after) or ((stop > 0) != negative and stop > after):
+                    raise ValueError(f"positions from {start} and from {after} overlap")
+        return positions
+
+    @field_validator("rows", "steps", mode="before")
+    @classmethod
+    def _factors(cls, factors: object) -> object:
+        if factors is None:
+            return None
+        if isinstance(factors, str | bytes) or not isinstance(factors, Sequence):
+            raise ValueError(f"{factors!r:.80} is not a list of numbers")
+        if not all(map(is_finite, factors)):
+            raise ValueError("a factor is not a finite number")
+        if not any(factors):
+            raise ValueError("every factor is 0")
+        return tuple(map(float, factors))
 
     @field_validator("strength", mode="before")
     @classmethod
@@ -262,6 +218,14 @@ class Intervention(Frozen):
     def _coherent(self) -> Intervention:
         if self.phase == "prompt" and self.tokens == "generated":
             raise ValueError("tokens='generated' never occur in phase='prompt'")
+        if self.steps is not None and not self._selects_answers:
+            raise ValueError(f"steps count generated tokens: none are {self.tokens!r} in phase={self.phase!r}")
+        ends = [end for each in self.positions or () for end in ((each,) if isinstance(each, int) else each)]
+        back = [end for end in ends if end is not None and end < 0]
+        if back and (self.tokens == "generated" or self.phase == "generation"):
+            raise ValueError(f"position {back[0]} counts from the end of the prompt, and only its answer is steered")
+        if self.tower == "vision" and (self.positions, self.rows, self.steps) != (None, None, None):
+            raise ValueError("positions, rows and steps are of the language model: a vision tower sees no prompts")
         if self.phase == "generation" and self.tokens in ("image", "text", "system", "after_image"):
             raise ValueError(f"tokens={self.tokens!r} are prompt tokens and never occur in phase='generation'")
         if self.prompts == "without_image" and (self.tokens in ("image", "after_image") or self.tower == "vision"):
@@ -271,17 +235,63 @@ class Intervention(Frozen):
             raise ValueError("a per-layer strength names a negative layer")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the numbers of a selection by meaning alone: documents written before there were any stay equal."""
+        found = dump(self)
+        return {key: value for key, value in found.items() if value is not None or key not in _NUMBERED}
+
+    @property
+    def _selects_answers(self) -> bool:
+        return self.phase != "prompt" and self.tokens in ("last", "all", "generated")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the same happens to every token that it selects: no gate, no measured strength, no factors."""
+        plain = self.gate is None and not isinstance(self.strength, LinearStrength)
+        return plain and self.rows is None and self.steps is None
+
+    @property
+    def selector(self) -> Selector:
+        """Which tokens of a call it changes."""
+        rows = None if self.rows is None else tuple(map(bool, self.rows))
+        return Selector(self.tokens, self.phase, self.prompts, self.positions, rows, self._steered_steps)
+
+    @property
+    def _steered_steps(self) -> tuple[Span, ...] | None:
+        if self.steps is None or all(self.steps):
+            return None
+        last = len(self.steps) - 1
+        return tuple((step, None if step == last else step + 1) for step, factor in enumerate(self.steps) if factor)
+
+    @property
+    def reach(self) -> Reach:
+        """What it reaches, as sets."""
+        return reach(self.selector, None if self.layers == "all" else self.layers, self.site, self.tower)
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The least and the greatest product of a row's and a step's factor, the prompt's step being 1."""
+        rows = self.rows or (1.0,)
+        steps = (*(self.steps or ()), *((1.0,) if self.steps is None or self.selector.reaches_prompts else ()))
+        found = [row * step for row in (min(rows), max(rows)) for step in (min(steps), max(steps))]
+        return (min(found),) if min(found) == max(found) else (min(found), max(found))
+
     def strength_at(self, layer: int) -> float:
-        """The fixed part of the strength at a layer (1 for a measured strength)."""
+        """The fixed part of the strength at a layer (1 for a measured strength), without the factors."""
         if isinstance(self.strength, dict):
             return self.strength.get(layer, 0.0)
         return 1.0 if isinstance(self.strength, LinearStrength) else float(self.strength)
 
     def strength_bounds(self, layer: int) -> tuple[float, ...]:
-        """The ends of a measured strength; the strength at a layer, where it is fixed."""
+        """The ends of what the strength at a layer can be, the factors of rows and steps included."""
+        ends = (self.strength_at(layer),)
         if isinstance(self.strength, LinearStrength):
-            return self.strength.minimum, self.strength.maximum
-        return (self.strength_at(layer),)
+            ends = self.strength.minimum, self.strength.maximum
+        if self.factors == (1.0,):
+            return ends
+        found = [end * factor for end in ends for factor in self.factors]
+        return (min(found),) if min(found) == max(found) else (min(found), max(found))
 
     @property
     def in_stream(self) -> bool:
@@ -305,8 +315,8 @@ class Intervention(Frozen):
     def stored(self) -> tuple[StoredDirection, ...]:
         """Every stored direction that this intervention reads; one that is read at a fixed layer carries it."""
         found: list[StoredDirection] = []
-        if isinstance(self.operation.direction, StoredDirection):
-            found.append(self.operation.direction)
+        if self.operation.stored is not None:
+            found.append(self.operation.stored)
         for measure in self.measures:
             for stored in filter(None, (measure.direction, measure.reference)):
                 elsewhere = stored.layer is None and measure.layer is not None
@@ -316,17 +326,9 @@ class Intervention(Frozen):
     @property
     def contrast(self) -> MeasuredContrast | None:
         """The contrast that must be measured on each prompt, if any."""
-        if isinstance(self.operation, AddProjection):
-            return self.operation.contrast
-        direction = self.operation.direction
-        return direction if isinstance(direction, MeasuredContrast) else None
+        return self.operation.measured
 
 
 def site_label(site: str, tower: str = "language") -> str:
     """How a place is called in receipts and tables: `mlp_out`, and in the vision tower `vision.mlp_out`."""
     return site if tower == "language" else f"{tower}.{site}"
-
-
-def is_finite(value: object) -> bool:
-    """Whether a value is a number that can serve as a strength: any real one, numpy's scalars among them."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

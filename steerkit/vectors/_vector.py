@@ -19,7 +19,6 @@ from steerkit._internal.text import one_line
 from steerkit._internal.validation import PATH, as_layers, expect, expect_one_of
 from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError, SteerKitError
 from steerkit.interventions import (
-    Add,
     Intervention,
     LinearStrength,
     Site,
@@ -125,8 +124,8 @@ class SteeringVector:
         Empty for a vector that is measured on each prompt, such as sample-level CMRM.
         """
         for intervention in self.interventions:
-            direction = intervention.operation.direction
-            if isinstance(direction, StoredDirection):
+            direction = intervention.operation.stored
+            if direction is not None:
                 return {
                     key.layer: tensor
                     for key, tensor in self.tensors.items()
@@ -453,8 +452,8 @@ class SteeringVector:
         return SteeringVector(tensors, self.metadata.model_copy(update=changes))
 
     def _read_keys(self, intervention: Intervention) -> set[Key]:
-        direction = intervention.operation.direction
-        if not isinstance(direction, StoredDirection):
+        direction = intervention.operation.stored
+        if direction is None:
             return set()
         site, name, tower = intervention.site, direction.name, intervention.tower
         present = self._places.get((site, name, tower), frozenset())
@@ -465,8 +464,8 @@ class SteeringVector:
         expect(Intervention, "an sk.Intervention", intervention=intervention)
         if intervention.layers != "all":
             return sorted(intervention.layers)
-        direction = intervention.operation.direction
-        if not isinstance(direction, StoredDirection) or direction.layer is not None:
+        direction = intervention.operation.stored
+        if direction is None or direction.layer is not None:
             return range(self.metadata.model.count(intervention.tower))
         return sorted({key.layer for key in self._read_keys(intervention)})
 
@@ -539,10 +538,7 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
 
 def _adds(intervention: Intervention) -> bool:
     """Whether scaling its directions is the same as scaling its dose (a measure would see the scaled direction too)."""
-    operation = intervention.operation
-    measured = intervention.gate is not None or isinstance(intervention.strength, LinearStrength)
-    plain = isinstance(operation, Add) and not operation.relative
-    return plain and not measured and isinstance(operation.direction, StoredDirection)
+    return intervention.operation.additive and not intervention.measures
 
 
 def _with_dose(intervention: Intervention, factor: float) -> Intervention:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from steerkit.errors import OptionError
-from steerkit.interventions import Add, Intervention, LinearStrength, StoredDirection
+from steerkit.interventions import Intervention, StoredDirection
 from steerkit.vectors import Key, SteeringVector
 
 
@@ -23,6 +23,8 @@ def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int,
         stored = _stored(intervention, index)
         if intervention.tokens != "all":
             lost.append(f"intervention {index} steers the tokens {intervention.tokens!r}; the file will steer all")
+        if intervention.positions is not None:
+            lost.append(f"intervention {index} steers tokens by their positions; the file will steer all")
         if intervention.prompts != "all":
             kind = intervention.prompts.replace("_", " ")
             lost.append(f"intervention {index} steers prompts {kind} only; the file will steer all")
@@ -55,17 +57,18 @@ def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int,
 def _stored(intervention: Intervention, index: int) -> StoredDirection:
     what = f"intervention {index}"
     operation = intervention.operation
-    if not isinstance(operation, Add):
-        raise _refused(f"{what} is {operation.kind!r}", "only additions")
-    if not isinstance(operation.direction, StoredDirection):
+    stored = operation.stored
+    if stored is None:
         raise _refused(f"{what} measures its direction on each prompt", "stored directions")
-    if operation.relative:
-        raise _refused(f"{what} adds relative to the norm of each token", "fixed additions")
-    if intervention.gate is not None or isinstance(intervention.strength, LinearStrength):
+    if not operation.additive:
+        raise _refused(f"{what} {operation.describe()}", "only additions of stored directions")
+    if intervention.measures:
         raise _refused(f"{what} depends on a measured quantity", "a fixed dose")
+    if not intervention.fixed:
+        raise _refused(f"{what} has strengths by row or by step", "one dose for all tokens")
     if intervention.site != "resid_post" or intervention.tower != "language":
         raise _refused(f"{what} steers {intervention.site} of the {intervention.tower} tower", "outputs of the blocks")
-    return operation.direction
+    return stored
 
 
 def _refused(problem: str, expected: str) -> OptionError:
