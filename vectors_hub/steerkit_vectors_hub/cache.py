@@ -6,38 +6,40 @@
     revocations/         the last copies of revocation lists
     work/<key>/          a transfer under way; one process at a time works in it, under locks/<key>
 
-A pack and a record appear by renaming a complete, synchronised file, so neither is ever seen half written: not by
-another process, and not after a kill or a power cut. A damaged pack is never used; a good one is never lost to another.
+A file appears by renaming a complete, synchronised one, so none is ever seen half written: not by another process, and
+not after a kill or a power cut. Where others may write to the cache as well, no link of theirs is followed in writing,
+and nobody works in a folder of another user.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from steerkit._internal.files import sync_folder, write_atomically
+from pydantic import Field, ValidationError
+
+from steerkit._internal.files import read_bounded, write_atomically
 from steerkit._internal.json import json_object
 from steerkit.errors import PackFormatError
-from steerkit.vectors.formats.container import read_file
+from steerkit.interventions import Frozen
+from steerkit.vectors import Sha256
+from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import CacheError
 from steerkit_vectors_hub.places import place
 
 PLACE = "STEERKIT_CACHE"
 """Environment variable: the folder of the cache."""
 
+_MAX_RECORD = 2**16
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
-
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Frozen):
     """What a reference resolved to.
 
     Attributes:
@@ -48,15 +50,17 @@ class Record:
         file: Path inside the repository, or the file's name.
         time: When it was resolved, ISO 8601.
         signature: Digest of the signature that lay beside it, where there was one.
+        version: What the source calls this content (an ETag), where it says.
     """
 
     ref: str
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
     revision: str | None
     file: str
     time: str
-    signature: str | None = None
+    signature: Sha256 | None = None
+    version: str | None = None
 
 
 def cache_folder() -> Path:
@@ -90,25 +94,13 @@ class Store:
     def find(self, digest: str) -> Path | None:
         """The pack of this digest, hashed just now; None if there is none, or a damaged one."""
         path = self.path(digest)
-        return path if file_digest(path) == digest else None
-
-    def adopt(self, path: Path, digest: str) -> Path:
-        """Move a file, whose digest was checked, to its place.
-
-        Raises:
-            CacheError: The cache can't be written.
-        """
-        target = self.path(digest)
-        with self._writing():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-            path.replace(target)
-            sync_folder(target.parent)
-        return target
+        with suppress(OSError):
+            if hashlib.sha256(read_bounded(path, MAX_FILE)).hexdigest() == digest:
+                return path
+        return None
 
     def keep(self, data: bytes) -> str:
-        """Put a signature into the store; return its digest.
+        """Put a pack or a signature into the store; return its digest.
 
         Raises:
             CacheError: The cache can't be written.
@@ -119,14 +111,13 @@ class Store:
         return digest
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write a file of the cache, complete or not at all.
+        """Write a file into one of the folders of the cache, complete or not at all.
 
         Raises:
             CacheError: The cache can't be written.
         """
         with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+            write_atomically(self._folder(path.parent.name) / path.name, data)
 
     def record(self, key: str) -> Record | None:
         """What a key resolved to when it was last resolved."""
@@ -138,7 +129,7 @@ class Store:
         Raises:
             CacheError: The cache can't be written.
         """
-        self.write(self._record_path(key), json.dumps(asdict(record), indent=1).encode())
+        self.write(self._record_path(key), record.model_dump_json(indent=1).encode())
 
     def age(self, key: str) -> float | None:
         """Seconds since a key's record was written or renewed; None where there is none."""
@@ -154,7 +145,7 @@ class Store:
             CacheError: The cache can't be written.
         """
         with self._writing():
-            os.utime(self._record_path(key))
+            os.utime(self._record_path(key), follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
     def records(self) -> list[Record]:
         """Every record, by reference."""
@@ -170,18 +161,30 @@ class Store:
         """
         from filelock import FileLock
 
-        name = _name(key)
-        folder = self.root / "work" / name
+        user = os.geteuid() if hasattr(os, "geteuid") else 0
+        name = _name(f"{user} {key}")  # of one user: whose folder it is could put links into it
         with self._writing():
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / "locks" / name)
+            lock = FileLock(self._folder("locks") / name)
             lock.acquire()
         try:
-            with self._writing():
-                folder.mkdir(parents=True, exist_ok=True)  # only now: whoever held the lock before may have removed it
+            with self._writing():  # only now: whoever held the lock before may have removed it
+                folder = self._folder("work", name, mode=0o700)
+                if hasattr(os, "geteuid") and folder.stat().st_uid != user:
+                    raise OSError(f"{str(folder)!r} belongs to another user")
             yield folder
         finally:
             lock.release()
+
+    def _folder(self, *names: str, mode: int = 0o777) -> Path:
+        """A folder of the cache, made if need be; in a cache that others can write to, it may be a link of theirs."""
+        path = self.root
+        path.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            path = path / name
+            path.mkdir(mode if name == names[-1] else 0o777, exist_ok=True)
+            if path.is_symlink():
+                raise OSError(f"{str(path)!r} is a symbolic link")
+        return path
 
     def _record_path(self, key: str) -> Path:
         return self.root / "records" / f"{_name(key)}.json"
@@ -192,31 +195,19 @@ class Store:
             yield
         except OSError as error:
             raise CacheError(
-                f"the cache {str(self.root)!r} can't be written ({error})",
-                expected="a folder that you may write to, with space left",
+                f"the cache {str(self.root)!r:.300} can't be written ({error})",
+                expected="a folder that you may write to, with space left, and no links in it",
                 fix=f"set {PLACE} to another folder",
             ) from error
-
-
-def file_digest(path: Path) -> str | None:
-    """sha256 of a file; None where it can't be read or is larger than any pack."""
-    try:
-        return hashlib.sha256(read_file(path)).hexdigest()
-    except PackFormatError:
-        return None
 
 
 def _read_record(path: Path) -> Record | None:
     """A record; None where there is none, or it was damaged (it is then written anew)."""
     try:
-        record = Record(**json_object(path.read_bytes(), "the record"))
-    except (OSError, ValueError, TypeError):
+        return Record.model_validate(json_object(read_bounded(path, _MAX_RECORD), "the record"))
+    except (OSError, PackFormatError, ValidationError):
         return None
-    texts = (record.ref, record.sha256, record.file, record.time, record.revision or "")
-    whole = all(isinstance(text, str) for text in texts) and len(record.sha256) == 64 and type(record.size) is int
-    signed = record.signature is None or (isinstance(record.signature, str) and _DIGEST.fullmatch(record.signature))
-    return record if whole and signed and record.sha256.isalnum() else None
 
 
 def _name(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()

@@ -5,8 +5,9 @@
     cmrm-llava-demo                            a bundled pack
     hf://owner/name[@revision][/file]          a repository of the Hugging Face hub
     https://example.org/cmrm.safetensors       any web server
-    s3://bucket/cmrm.safetensors               any file system that fsspec knows
+    s3://bucket/cmrm.safetensors               an object store, or a server that speaks SFTP, through fsspec
 
+No other protocol is spoken and none is chained with another: of those that fsspec knows, some run what a file says.
 Each may end in `#sha256=` and 64 hexadecimal digits: then only a file with that digest is ever used.
 """
 
@@ -17,30 +18,23 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from steerkit._internal.text import one_line
 from steerkit_vectors_hub.errors import ReferenceFormatError
 
 Kind = Literal["path", "bundled", "hf", "web", "fsspec"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""The only hosts that plain http and ftp are spoken to."""
+"""The only hosts that plain http is spoken to."""
 
-_OPEN = ("http", "ftp")
-"""Protocols that are not encrypted."""
-
-_AT = ("github", "git")
-"""Protocols of fsspec in which what stands before an @ is a repository, and no password."""
+FILE_SYSTEMS = ("s3", "gs", "gcs", "az", "abfs", "sftp", "memory")
+"""Protocols that are left to fsspec. They read bytes and nothing else."""
 
 _PIN = re.compile(r"(?P<place>.*)#sha256=(?P<digest>.*)", re.DOTALL)
 _NEAR_PIN = re.compile(r"#\s*sha-?\d", re.IGNORECASE)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?")
+_PASSWORD = re.compile(r"://[^@\s]*:[^@\s]*@")
 _BUNDLED = re.compile(r"[a-z0-9][a-z0-9_-]{0,95}")
 _UNQUOTED = ":/?#[]@!$&'()*+,;=%"
-_HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+?)/?(?:/(?:tree|blob)/(?P<revision>[^/]+)(?P<file>/.+?)?/?)?")
-_REVISION = re.compile(r"(?:refs/(?:pr|convert)/[^/]+|[^/]+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -101,35 +95,55 @@ def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = No
     place, digest = _split_pin(text)
     digest = _one("the sha256", digest, sha256.lower() if sha256 else None, text)
     if digest is not None and not _DIGEST.fullmatch(digest):
-        raise ReferenceFormatError(f"the sha256 is {digest[:80]!r} in {text!r}", expected="64 hexadecimal digits")
+        raise ReferenceFormatError(f"the sha256 is {digest[:80]!r} in {shown(text)}", expected="64 hexadecimal digits")
     if _NEAR_PIN.search(place):
-        raise ReferenceFormatError(f"the digest in {text!r} is malformed", expected="#sha256= at the very end")
+        raise ReferenceFormatError(f"the digest in {shown(text)} is malformed", expected="#sha256= at the very end")
     if not place.strip() or "\0" in place:
-        raise ReferenceFormatError(f"the reference is {text!r}", expected="a path, a name or a URL")
+        raise ReferenceFormatError(f"the reference is {shown(text)}", expected="a path, a name or a URL")
     found = _SCHEME.match(place)
     scheme = found["scheme"].lower() if found else None
-    plain = one_line(place).replace("\t", " ")
-    if scheme is not None and plain != place:  # `urlsplit` would drop some characters, and judge another address
-        raise ReferenceFormatError(f"a control character is in {text!r:.300}", expected="a URL, in which it is quoted")
+    if scheme is not None and not place.isprintable():  # `urlsplit` would drop some characters, and judge another URL
+        raise ReferenceFormatError(
+            f"an unprintable character is in {shown(text)}", expected="a URL, in which it is quoted"
+        )
+    if "::" in place and "://" in place and scheme not in ("http", "https"):
+        raise _unspoken(f"{shown(place)} chains protocols")
     if scheme == "hf":
         return _parse_hf(place, text, revision, digest)
     if revision is not None:
         raise ReferenceFormatError(
-            f"revision {revision!r} is given for {text!r}", expected="a revision for hf://owner/name only"
+            f"revision {revision!r:.200} is given for {shown(text)}", expected="a revision for hf://owner/name only"
         )
     if scheme is None:
         return Ref("bundled" if _BUNDLED.fullmatch(place) else "path", place, sha256=digest)
     if scheme in ("http", "https"):
-        return Ref("web", _no_page(checked_url(place)), sha256=digest)
+        _refuse_page(checked_url(place))
+        return Ref("web", place, sha256=digest)
     if scheme == "file":
         parts = _parts(place)
         if parts.netloc not in ("", "localhost") or not parts.path or "\0" in unquote(parts.path):
-            raise ReferenceFormatError(f"{place!r} is no file of this machine", expected="file:///path, or the path")
+            raise ReferenceFormatError(
+                f"{shown(place)} is no file of this machine", expected="file:///path, or the path"
+            )
         return Ref("path", unquote(parts.path), sha256=digest)
-    for part in place.split("::"):  # a chain, such as zip://a.safetensors::https://host/x.zip
-        if "://" in part:
-            _check_part(part)
+    if scheme not in FILE_SYSTEMS:
+        raise _unspoken(f"{scheme}:// is not a protocol by which packs are fetched")
+    if _parts(place).password is not None:
+        raise _password_in(_parts(place))
     return Ref("fsspec", place, sha256=digest)
+
+
+def _unspoken(problem: str) -> ReferenceFormatError:
+    return ReferenceFormatError(
+        problem,
+        expected=", ".join(f"{each}://" for each in ("hf", "https", "file", *FILE_SYSTEMS)),
+        fix="fetch the file by other means, and give its path",
+    )
+
+
+def shown(text: str) -> str:
+    """A reference as messages quote it: short, and without a password."""
+    return f"{_PASSWORD.sub('://...@', text)!r:.300}"
 
 
 def _split_pin(text: str) -> tuple[str, str | None]:
@@ -139,49 +153,33 @@ def _split_pin(text: str) -> tuple[str, str | None]:
 
 def _one(what: str, mine: str | None, given: str | None, text: str) -> str | None:
     if mine and given and mine != given:
-        raise ReferenceFormatError(f"{what} is {given!r} and {mine!r} in {text!r}", expected="the same, or only one")
+        raise ReferenceFormatError(
+            f"{what} is {given!r:.200} and {mine!r:.200} in {shown(text)}", expected="the same, or only one"
+        )
     return mine or given
 
 
 def _parse_hf(place: str, text: str, revision: str | None, digest: str | None) -> Ref:
+    from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
     def malformed(problem: str) -> ReferenceFormatError:
-        return ReferenceFormatError(f"{problem} in {text!r}", expected="hf://owner/name[@revision][/file]")
+        return ReferenceFormatError(f"{problem} in {shown(text)}", expected="hf://owner/name[@revision][/file]")
 
-    owner, slash, rest = place[len("hf://") :].partition("/")
-    if not slash or not rest:
-        raise malformed("no owner and name")
-    name, at, tail = rest, "", ""
-    if (end := re.search(r"[@/]", rest)) is not None:
-        name, at, tail = rest[: end.start()], end[0], rest[end.end() :]
-    stated: str | None = None
-    if at == "@":
-        match = _REVISION.match(tail)
-        if match is None:
-            raise malformed("an empty revision")
-        stated, tail = unquote(match[0]), tail[match.end() :].removeprefix("/")
-    for part in (owner, name):
-        if not _NAME.fullmatch(part) or "--" in part or ".." in part:
-            raise malformed(f"{part!r} is no name")
-    file = tail or None
-    if file is not None and any(step in ("", ".", "..") for step in file.split("/")):
-        raise malformed(f"{file!r} is no path")
-    if file is not None and not file.endswith(".safetensors"):
-        raise malformed(f"{file!r} is no .safetensors file")
-    chosen = _one("the revision", stated, revision, text)
-    if chosen is not None and (chosen.startswith("/") or ".." in chosen):
-        raise malformed(f"{chosen!r} is no revision")
-    return Ref("hf", f"{owner}/{name}", chosen, file, digest)
-
-
-def _check_part(url: str) -> None:
-    """Refuse a part of what fsspec is asked for that is not encrypted or holds a password.
-
-    A name alone is none: some protocols need it, and in others it is a container's.
-    """
-    parts = _parts(url)
-    if parts.password is not None and parts.scheme not in _AT:
-        raise _password_in(parts)
-    _check_encrypted(url, parts)
+    try:
+        found = parse_hf_uri("hf" + place[len("hf") :])
+    except HfUriError as error:
+        raise malformed(error.msg) from error
+    if found.type != "model":
+        raise malformed(f"a {found.type}, and packs are in repositories of models")
+    if place.endswith("/") or any(step in (".", "..") for step in found.path_in_repo.split("/")):
+        raise malformed("an incomplete path")
+    if found.path_in_repo and not found.path_in_repo.endswith(".safetensors"):
+        raise malformed(f"{found.path_in_repo!r:.200} is not a .safetensors file")
+    chosen = _one("the revision", found.revision, revision, text)
+    if chosen is not None and (not chosen or chosen.startswith("/") or ".." in chosen):
+        raise malformed(f"{chosen!r:.200} is not a revision")
+    return Ref("hf", found.id, chosen, found.path_in_repo or None, digest)
 
 
 def checked_url(url: str) -> str:
@@ -192,40 +190,44 @@ def checked_url(url: str) -> str:
     """
     parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ReferenceFormatError(f"{url!r} is no web address", expected="https://host/path")
+        raise ReferenceFormatError(f"{shown(url)} is no web address", expected="https://host/path")
     if parts.username or parts.password:
         raise _password_in(parts)
     if not url.isascii() or " " in url:
         named = parts.hostname.isascii()
         raise ReferenceFormatError(
-            f"{url!r} holds characters that a URL quotes",
+            f"{shown(url)} holds characters that a URL quotes",
             expected="ASCII without spaces",
             fix=f"write {quote(url, safe=_UNQUOTED)}" if named else "write the host as its xn-- name",
         )
-    _check_encrypted(url, parts)
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ReferenceFormatError(
+            f"{shown(url)} is not encrypted", expected="https://", fix="whoever is on the way could change the pack"
+        )
     if parts.fragment:
-        raise ReferenceFormatError(f"{url!r} ends in #{parts.fragment}", expected="#sha256= and 64 digits, or nothing")
+        raise ReferenceFormatError(
+            f"{shown(url)} ends in #{parts.fragment:.200}", expected="#sha256= and 64 digits, or nothing"
+        )
     return url
 
 
-def _no_page(url: str) -> str:
-    """A web address, unless it is a page about a repository, as browsers show it, and not a file."""
-    parts = _parts(url)
-    page = _PAGE.fullmatch(parts.path)
-    if page is None or parts.hostname not in _HUBS:
-        return url
-    at = f"@{page['revision']}" if page["revision"] else ""
-    file = page["file"] if (page["file"] or "").endswith(".safetensors") else ""
+def _refuse_page(url: str) -> None:
+    """Refuse a page about a repository, as browsers show it: it is not a file."""
+    from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    try:
+        page = parse_hf_uri(url)
+    except HfUriError:  # of another server, or of the hub and neither a page of a repository nor a file
+        return
+    if "/resolve/" in url:
+        return
+    file = page.path_in_repo if page.path_in_repo.endswith(".safetensors") else None
     raise ReferenceFormatError(
-        f"{url!r} is a page of the Hugging Face hub", expected="a pack", fix=f"write hf://{page['repo']}{at}{file}"
+        f"{shown(url)} is a page of the Hugging Face hub",
+        expected="a pack",
+        fix=f"write {Ref('hf', page.id, page.revision, file)}",
     )
-
-
-def _check_encrypted(url: str, parts: SplitResult) -> None:
-    if parts.scheme in _OPEN and parts.hostname not in LOOPBACK:
-        raise ReferenceFormatError(
-            f"{url!r} is not encrypted", expected="https://", fix="whoever is on the way could change the pack"
-        )
 
 
 def _password_in(parts: SplitResult) -> ReferenceFormatError:
@@ -240,7 +242,7 @@ def _parts(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as error:  # such as half a bracket, or an impossible address in brackets
-        raise ReferenceFormatError(f"{url!r} is no URL ({error})", expected="https://host/path") from error
+        raise ReferenceFormatError(f"{shown(url)} is no URL ({error})", expected="https://host/path") from error
 
 
 def _quoted(revision: str | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.cache import PLACE
@@ -28,6 +28,8 @@ SIGNATURE = ".sig"
 """What stands behind the name of a pack in the name of its signature."""
 
 MAX_SIGNATURE = 2**18
+
+CHUNK = 2**20
 
 FRESH = 3600.0
 """Seconds for which a server is not asked again for a revocation list, or for a signature that it did not have."""
@@ -76,8 +78,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def download(self, target: Target, folder: Path) -> Path:
-        """Transfer a file into a folder that nobody else uses meanwhile; return where it is.
+    def download(self, target: Target, folder: Path) -> bytes:
+        """Transfer a file, by way of a folder that nobody else uses meanwhile.
 
         Raises:
             DownloadError: The transfer failed or exceeded its bounds.
@@ -116,56 +118,50 @@ def require_network(what: str) -> None:
         )
 
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-def write_part(file: BinaryIO, chunk: bytes) -> None:
-    """Write what arrived, so that it outlives a kill.
+@contextmanager
+def saving() -> Iterator[None]:
+    """Tell what this machine's disk refuses from what the network does, where a file is written or read back.
 
     Raises:
-        CacheError: There is no space, which no other try would mend.
+        CacheError: What arrives can't be written.
     """
     try:
-        file.write(chunk)
-        file.flush()
+        yield
     except OSError as error:
-        raise no_space(error) from error
+        raise unwritable(error) from error
 
 
-def is_no_space(error: BaseException) -> bool:
-    """Whether an error is of this machine's disk, and not of the network."""
-    return isinstance(error, OSError) and error.errno in _NO_SPACE
-
-
-def no_space(error: BaseException) -> CacheError:
-    """The error for what can't be written."""
+def unwritable(error: BaseException) -> CacheError:
+    """The error for what this machine can't store."""
     return CacheError(
         f"what arrives can't be written ({error})",
-        expected="space left in the cache",
-        fix=f"set {PLACE} to a folder with more",
+        expected="a folder that you may write to, with space left",
+        fix=f"set {PLACE} to another folder",
     )
 
 
-def check_size(size: int | None, where: str) -> None:
-    """Refuse a file that is larger than any pack before it is transferred.
+def check_size(size: int | None, where: str, limit: int | None = None) -> None:
+    """Refuse a file that is larger than any pack, or than a limit of its own, before it is transferred or kept.
 
     Raises:
         DownloadError: It is.
     """
-    if size is not None and size > MAX_FILE:
-        raise DownloadError(f"{where} has {size} bytes", expected=f"at most {MAX_FILE}", fix="this is no pack")
+    if size is not None and size > (MAX_FILE if limit is None else limit):
+        raise DownloadError(f"{where} has {size} bytes or more", expected=f"at most {limit or MAX_FILE}")
 
 
-def check_signature_size(size: int | None, where: str) -> None:
-    """Refuse a signature that is larger than any.
+def read_stream(stream: IO[bytes], where: str, limit: int | None = None) -> bytes:
+    """All that a stream holds.
 
     Raises:
-        DownloadError: It is.
+        DownloadError: It holds more than any pack, or than a limit of its own.
     """
-    if size is not None and size > MAX_SIGNATURE:
-        raise DownloadError(
-            f"the signature {where} has {size} bytes or more", expected=f"at most {MAX_SIGNATURE}", fix="it is none"
-        )
+    parts, count = [], 0
+    while chunk := stream.read(CHUNK):
+        parts.append(chunk)
+        count += len(chunk)
+        check_size(count, where, limit)
+    return b"".join(parts)
 
 
 def the_only_pack(names: Iterable[str], where: str) -> str:

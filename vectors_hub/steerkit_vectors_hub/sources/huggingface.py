@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import quote
 
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from steerkit._internal.faults import faults
+from steerkit._internal.files import read_bounded
+from steerkit._internal.json import json_value
 from steerkit.errors import SteerKitError
-from steerkit.vectors.formats.container import MAX_FILE
+from steerkit.vectors import Sha256
 from steerkit_vectors_hub.errors import (
     AccessError,
     DownloadError,
@@ -21,15 +28,16 @@ from steerkit_vectors_hub.errors import (
 )
 from steerkit_vectors_hub.refs import Ref, checked_url, is_commit
 from steerkit_vectors_hub.sources.base import (
+    MAX_FILE,
     MAX_SIGNATURE,
     SIGNATURE,
     Source,
     Target,
-    check_signature_size,
-    is_no_space,
-    no_space,
+    check_size,
     require_network,
+    saving,
     the_only_pack,
+    unwritable,
 )
 
 if TYPE_CHECKING:
@@ -38,8 +46,41 @@ if TYPE_CHECKING:
 MOST_PUBLISHED = 200
 """Repositories that a search of the hub returns at most."""
 
+MAX_ANSWER = 2**24
+"""Bytes of a hub's description of a repository, or of its list of them."""
+
 ENDPOINT = "HF_ENDPOINT"
 """Environment variable: another hub that speaks the same protocol."""
+
+_MAX_VALUES = 2**20
+_TIMEOUT = 30.0
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+
+_T = TypeVar("_T")
+_Size = Annotated[int, Field(ge=0)]
+
+
+class _Large(BaseModel):
+    sha256: Sha256
+    size: _Size
+
+
+class _File(BaseModel):
+    rfilename: str
+    size: _Size | None = None
+    blob: Annotated[str | None, Field(alias="blobId")] = None
+    lfs: _Large | None = None
+
+
+class _Described(BaseModel):
+    """What is used of the hub's description of a repository."""
+
+    sha: str
+    siblings: list[_File] = []
+
+
+class _Listed(BaseModel):
+    id: str
 
 
 class HuggingFaceSource(Source):
@@ -53,8 +94,8 @@ class HuggingFaceSource(Source):
     def locate(self, ref: Ref) -> Target:
         """Ask the hub for the commit and the files of a repository."""
         with translated(ref.unpinned, cached=True):
-            info = api().model_info(ref.place, revision=ref.revision, files_metadata=True)
-        files = {each.rfilename: each for each in info.siblings or ()}
+            info = _described(ref)
+        files = {each.rfilename: each for each in info.siblings}
         name = ref.file or the_only_pack(files, ref.unpinned)
         if name not in files:
             packs = [each for each in files if each.endswith(".safetensors")]
@@ -64,51 +105,51 @@ class HuggingFaceSource(Source):
             )
         if "\\" in name or any(step in ("", ".", "..") for step in name.split("/")):  # the client makes a path of it
             raise DownloadError(f"{ref.unpinned}: the hub names a file {name!r}", expected="a path in the repository")
-        if info.sha is None or not is_commit(info.sha):
+        if not is_commit(info.sha):
             raise DownloadError(f"{ref.unpinned}: the hub names the commit {info.sha!r:.80}", expected="40 digits")
-        lfs = files[name].lfs
-        size = files[name].size
+        lfs, size = files[name].lfs, files[name].size
         return Target(
             place=ref.place,
             file=name,
             revision=info.sha,
             version=info.sha,
-            size=size if size is not None or lfs is None else lfs.size,
+            size=size if lfs is None or size is not None else lfs.size,
             sha256=None if lfs is None else lfs.sha256,
-            git_sha1=files[name].blob_id if lfs is None else None,
+            git_sha1=files[name].blob if lfs is None else None,
             signed=name + SIGNATURE in files,
         )
 
-    def download(self, target: Target, folder: Path) -> Path:
+    def download(self, target: Target, folder: Path) -> bytes:
         """Let the client transfer the file; it resumes after a cut by itself. Its own cache is left alone."""
-        for left in folder.iterdir():  # the client can't go on with what a killed attempt left
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        return self._file(target, folder, MAX_FILE if target.size is None else target.size)
+        what = f"hf://{target.place}@{target.revision}/{target.file}"
+        limit = MAX_FILE if target.size is None else target.size
+        data = self._file(target, what, folder, limit)
+        if target.size not in (None, len(data)):
+            raise DownloadError(f"{what} arrived with {len(data)} bytes", expected=str(target.size))
+        return data
 
     def signature(self, target: Target, folder: Path) -> bytes | None:
         """The file of the same commit with the ending of a signature behind its name."""
         if not target.signed:
             return None
-        path = self._file(replace(target, file=target.file + SIGNATURE, size=None), folder, MAX_SIGNATURE)
-        check_signature_size(path.stat().st_size, f"hf://{target.place}/{target.file}{SIGNATURE}")
-        return path.read_bytes()
+        signed = replace(target, file=target.file + SIGNATURE)
+        return self._file(signed, f"hf://{target.place}/{signed.file}", folder, MAX_SIGNATURE)
 
-    def _file(self, target: Target, folder: Path, limit: int) -> Path:
-        what = f"hf://{target.place}@{target.revision}/{target.file}"
+    def _file(self, target: Target, what: str, folder: Path, limit: int) -> bytes:
+        mine = folder / "hub"
+        shutil.rmtree(mine, ignore_errors=True)  # the client can't go on with what a killed attempt left
         with translated(what, cached=True):
             path = api().hf_hub_download(
                 target.place,
                 target.file,
                 revision=target.revision,
-                local_dir=folder,
+                local_dir=mine,
                 cache_dir=folder / "unused",
                 tqdm_class=bounded(what, limit),
             )
-        path = Path(path)
-        size = path.stat().st_size
-        if size > limit or target.size not in (None, size):
-            raise DownloadError(f"{what} arrived with {size} bytes", expected=str(target.size or f"at most {limit}"))
-        return path
+        with saving():
+            check_size(Path(path).stat().st_size, what, limit)
+            return read_bounded(path, limit, follow=False)
 
 
 def bounded(what: str, limit: int) -> type[Any]:
@@ -209,8 +250,8 @@ def translated(what: str, *, cached: bool = False) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _refused(what, error, str(error).strip().partition("\n")[0]) from error
     except Exception as error:
-        if is_no_space(error):
-            raise no_space(error) from error
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise unwritable(error) from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DownloadError(
             f"{what} can't be transferred ({reason})",
@@ -248,4 +289,41 @@ def published(text: str = "", method: str | None = None, *, limit: int = MOST_PU
     require_network("searching the hub")
     tags = ["steerkit", *([method] if method else [])]
     with translated("the list of packs"):
-        return [each.id for each in api().list_models(filter=tags, search=text or None, limit=limit)]
+        found = _answer("", {"filter": tags, "limit": limit, **({"search": text} if text else {})})
+        return [each.id for each in _understood(TypeAdapter(list[_Listed]), found)][:limit]
+
+
+def _described(ref: Ref) -> _Described:
+    revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
+    return _understood(TypeAdapter(_Described), _answer(f"/{ref.place}{revision}", {"blobs": True}))
+
+
+def _answer(path: str, parameters: dict[str, Any]) -> bytes:
+    """What the hub answers about models. The client's own calls would read on for as long as a server sends."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    client = api()
+    headers = build_hf_headers(library_name=client.library_name, library_version=client.library_version)
+    url = f"{client.endpoint}/api/models{path}"
+    with get_session().stream("GET", url, params=parameters, headers=headers, timeout=_TIMEOUT) as response:
+        data = b""
+        for chunk in response.iter_bytes():
+            data += chunk
+            check_size(len(data), f"the answer of {url}", MAX_ANSWER)
+    plain = {key: value for key, value in response.headers.items() if key.lower() != "content-encoding"}
+    hf_raise_for_status(type(response)(response.status_code, headers=plain, content=data, request=response.request))
+    return data
+
+
+def _understood(kind: TypeAdapter[_T], answer: bytes) -> _T:
+    fix = f"check {ENDPOINT}, and try again later"
+    document = json_value(answer, "the hub's answer", error=DownloadError, fix=fix, most=_MAX_VALUES)
+    try:
+        return kind.validate_python(document)
+    except ValidationError as error:
+        raise DownloadError(
+            f"the hub's answer can't be understood ({faults(error)})",
+            expected="what the Hugging Face hub answers",
+            fix=fix,
+        ) from error

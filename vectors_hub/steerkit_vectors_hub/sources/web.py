@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import http.client
 import re
+import stat
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from steerkit._internal.files import create, read_bounded
 from steerkit.errors import SteerKitError
-from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import (
     AccessError,
-    CacheError,
     DownloadError,
     PackNotFoundError,
     ReferenceFormatError,
 )
 from steerkit_vectors_hub.refs import Ref, checked_url
 from steerkit_vectors_hub.sources.base import (
+    CHUNK,
+    MAX_FILE,
     MAX_SIGNATURE,
     SIGNATURE,
     Source,
     Target,
-    check_signature_size,
     check_size,
-    write_part,
+    read_stream,
+    saving,
 )
 
 TIMEOUT = 30.0
@@ -36,8 +39,6 @@ TIMEOUT = 30.0
 
 TRIES = 5
 """How often a transfer is resumed without having moved on."""
-
-_CHUNK = 2**20
 
 
 class WebSource(Source):
@@ -51,58 +52,53 @@ class WebSource(Source):
         """Ask for the headers of a file; a server that does not answer that is asked for the file later."""
         name = unquote(urlsplit(ref.place).path).rpartition("/")[2] or "pack.safetensors"
         try:
-            with _open(ref.place, method="HEAD") as response:
-                headers = response.headers
-        except urllib.error.HTTPError as error:
-            if error.code in (403, 405, 501):
+            with _asked(ref.place, method="HEAD") as response:
+                return Target(ref.place, name, version=_strong_etag(response), size=_length(response))
+        except SteerKitError as error:
+            if _status(error) in (403, 405, 501):
                 return Target(ref.place, name)
-            raise _failed(ref.place, error) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise _failed(ref.place, error) from error
-        return Target(ref.place, name, version=_strong(headers.get("ETag")), size=_length(headers))
+            raise
 
-    def download(self, target: Target, folder: Path) -> Path:
+    def download(self, target: Target, folder: Path) -> bytes:
         """Transfer a file; what an earlier attempt left is continued if the server still has the same version."""
-        part, tag = folder / "part", folder / "etag"
+        part = folder / "part"
         tries = TRIES
         while True:
-            before = part.stat().st_size if part.is_file() else 0
+            before = _size(part)
             try:
-                _transfer(target.place, part, tag)
-                return part
-            except urllib.error.HTTPError as error:
-                if error.code != 416 or before == 0:
-                    raise _failed(target.place, error) from error
-                part.unlink()  # it is longer than the file has become
-                failure: Exception = error
-            except (DownloadError, CacheError):
-                raise
-            except (OSError, http.client.HTTPException) as error:
-                failure = error
-            moved = part.is_file() and part.stat().st_size > before
-            tries = TRIES if moved else tries - 1
-            if not tries:
-                raise _failed(target.place, failure) from failure
+                _transfer(target.place, part, folder / "etag")
+                with saving():
+                    return read_bounded(part, MAX_FILE, follow=False)
+            except DownloadError as error:
+                broken = isinstance(error.__cause__, (OSError, http.client.HTTPException))
+                if _status(error) == 416 and before:
+                    part.unlink()  # it is longer than the file has become
+                elif not broken:  # what breaks a bound is not gone on with
+                    part.unlink(missing_ok=True)
+                    raise
+                elif _status(error) is not None:
+                    raise
+                tries = TRIES if _size(part) > before else tries - 1
+                if not tries:
+                    raise
 
     def signature(self, target: Target, folder: Path) -> bytes | None:
         """The file of the same URL with the ending of a signature behind its path."""
         parts = urlsplit(target.place)
         url = urlunsplit(parts._replace(path=parts.path + SIGNATURE))
         try:
-            data = _beginning(url, MAX_SIGNATURE + 1)
+            with _asked(url) as response:
+                beginning = response.read(MAX_SIGNATURE + 1)
         except SteerKitError as error:
-            if isinstance(error.__cause__, urllib.error.HTTPError) and _is_none(error.__cause__.code):
+            code = _status(error)
+            # a store that lists nothing answers 403, others 400 or 405; 408, 425 and 429 say: later
+            if code is not None and 400 <= code < 500 and code not in (408, 425, 429):
                 return None
             raise
-        if not data.lstrip().startswith(b"{"):  # many servers answer with a page for what is not there
+        if not beginning.lstrip().startswith(b"{"):  # many servers answer with a page for what is not there
             return None
-        check_signature_size(len(data), url)
-        return data
-
-
-def _is_none(code: int) -> bool:
-    """Whether a status says that there is no such file; a store that lists nothing answers 403, others 400 or 405."""
-    return 400 <= code < 500 and code not in (408, 425, 429)  # those say: later
+        check_size(len(beginning), url, MAX_SIGNATURE)
+        return beginning
 
 
 def fetch(url: str, limit: int) -> bytes:
@@ -114,48 +110,92 @@ def fetch(url: str, limit: int) -> bytes:
         DownloadError: It can't be transferred, or has more than `limit` bytes.
         ReferenceFormatError: The address is not encrypted.
     """
-    data = _beginning(url, limit + 1)
-    if len(data) > limit:
-        raise DownloadError(f"{url} has more than {limit} bytes", expected=f"at most {limit}")
-    return data
-
-
-def _beginning(url: str, size: int) -> bytes:
-    """The first bytes of a file, at most so many."""
-    try:
-        with _open(checked_url(url)) as response:
-            return response.read(size)
-    except (OSError, http.client.HTTPException) as error:
-        raise _failed(url, error) from error
-
-
-def _length(headers: Mapping[str, str]) -> int | None:
-    """What a server says of a body's length, if that is a number."""
-    text = headers.get("Content-Length", "")
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+    with _asked(checked_url(url)) as response:
+        return read_stream(response, url, limit)
 
 
 def _transfer(url: str, part: Path, tag: Path) -> None:
     """One request: the rest of a file, or all of it."""
-    done = part.stat().st_size if part.is_file() else 0
-    version = tag.read_text() if tag.is_file() else None
-    headers = {"Range": f"bytes={done}-", "If-Range": version} if done and version else {}
-    with _open(url, headers=headers) as response:
+    done, version = _size(part), ""
+    with suppress(OSError, UnicodeError):
+        version = read_bounded(tag, 2**12, follow=False).decode("ascii")
+    resuming = {"Range": f"bytes={done}-", "If-Range": version} if done and version else {}
+    with _asked(url, headers=resuming) as response:
         resumed = response.status == 206 and str(response.headers.get("Content-Range")).startswith(f"bytes {done}-")
         if response.status == 206 and not resumed:
             raise DownloadError(f"{url}: a part was sent that was not asked for", expected=f"bytes {done} onwards")
-        announced = _length(response.headers)
-        expected = None if announced is None else announced + (done if resumed else 0)
-        check_size(expected, url)
-        tag.write_text(_strong(response.headers.get("ETag")) or "")
         count = done if resumed else 0
-        with part.open("ab" if resumed else "wb") as file:
-            while chunk := response.read1(_CHUNK):
+        announced = _length(response)
+        expected = None if announced is None else announced + count
+        check_size(expected, url)
+        with saving():
+            if not resumed:
+                for left in (part, tag):
+                    left.unlink(missing_ok=True)
+                with create(tag) as file:
+                    file.write((_strong_etag(response) or "").encode())
+            written = part.open("ab") if resumed else create(part)
+        with written:
+            while chunk := response.read1(CHUNK):
                 count += len(chunk)
                 check_size(count, url)
-                write_part(file, chunk)
+                with saving():
+                    written.write(chunk)
+                    written.flush()  # so that it outlives a kill
         if expected is not None and count < expected:
             raise http.client.IncompleteRead(b"", expected - count)
+
+
+def _size(part: Path) -> int:
+    """Bytes of what arrived so far; none of a link, or of a file that has another name as well."""
+    try:
+        found = part.lstat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 else 0
+
+
+@contextmanager
+def _asked(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Iterator[Any]:
+    """The answer to one request; whatever goes wrong until it is read is an error of ours.
+
+    Raises:
+        PackNotFoundError: The server says that there is no such file.
+        AccessError: It asks for a login.
+        DownloadError: Anything else.
+    """
+    from steerkit._version import __version__
+
+    fixed = {"User-Agent": f"steerkit/{__version__}", "Accept-Encoding": "identity"}
+    try:
+        request = urllib.request.Request(url, headers={**fixed, **(headers or {})}, method=method)
+        with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as response:
+            yield response
+    except SteerKitError:
+        raise
+    except urllib.error.HTTPError as error:
+        error.close()
+        answer = f"{url}: the server answers {error.code}"
+        if error.code in (404, 410):
+            raise PackNotFoundError(answer, expected="a file", fix="check the address") from error
+        if error.code in (401, 403):
+            raise AccessError(answer, expected="a file that anyone may read") from error
+        raise _broken(url, error) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _broken(url, error) from error
+
+
+def _broken(url: str, error: Exception) -> DownloadError:
+    return DownloadError(
+        f"{url} can't be transferred ({error or type(error).__name__})",
+        expected=f"a file of at most {MAX_FILE} bytes",
+        fix="check the network and try again; offline=True uses what is in the cache",
+    )
+
+
+def _status(error: SteerKitError) -> int | None:
+    """What a server answered, if that is what went wrong."""
+    return error.__cause__.code if isinstance(error.__cause__, urllib.error.HTTPError) else None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -174,31 +214,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
-    from steerkit._version import __version__
-
-    fixed = {"User-Agent": f"steerkit/{__version__}", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, headers={**fixed, **(headers or {})}, method=method)
-    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+def _length(response: Any) -> int | None:
+    """What a server says of a body's length, if that is a number."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-def _strong(etag: str | None) -> str | None:
+def _strong_etag(response: Any) -> str | None:
     """An ETag that stands for exactly these bytes."""
+    etag = response.headers.get("ETag")
     return etag if etag and etag.startswith('"') else None
-
-
-def _failed(url: str, error: Exception) -> Exception:
-    code = error.code if isinstance(error, urllib.error.HTTPError) else None
-    if isinstance(error, urllib.error.HTTPError):
-        error.close()
-    if isinstance(error, DownloadError):
-        return error
-    if code in (404, 410):
-        return PackNotFoundError(f"{url}: the server answers {code}", expected="a file", fix="check the address")
-    if code in (401, 403):
-        return AccessError(f"{url}: the server answers {code}", expected="a file that anyone may read")
-    return DownloadError(
-        f"{url} can't be transferred ({error or type(error).__name__})",
-        expected=f"a file of at most {MAX_FILE} bytes",
-        fix="check the network and try again; offline=True uses what is in the cache",
-    )
