@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
-import zipfile
 from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.registry import known_implementations
 from hub_support import cache, pack, vector
 
 import steerkit as sk
@@ -22,13 +23,15 @@ from steerkit_vectors_hub.errors import (
     PackNotFoundError,
     ReferenceFormatError,
 )
-from steerkit_vectors_hub.refs import Ref, parse_ref
+from steerkit_vectors_hub.refs import FILE_SYSTEMS, Ref, parse_ref
 from steerkit_vectors_hub.resolve import resolve
+from steerkit_vectors_hub.sources import base
 from steerkit_vectors_hub.sources.web import _Redirects
 
 __all__ = ["cache"]  # a fixture
 
 PIN = "a" * 64
+WEB = ("http", "https")
 
 
 class TestReading:
@@ -48,10 +51,10 @@ class TestReading:
             ("./cmrm-llava-demo", Ref("path", "./cmrm-llava-demo")),
             ("a.safetensors", Ref("path", "a.safetensors")),
             ("sftp://me@h/a", Ref("fsspec", "sftp://me@h/a")),
-            ("ftp://localhost:1/a", Ref("fsspec", "ftp://localhost:1/a")),
-            ("github://owner:name@main/a", Ref("fsspec", "github://owner:name@main/a")),
-            ("zip://a::https://h/b.zip", Ref("fsspec", "zip://a::https://h/b.zip")),
-            ("zip://a::/tmp/[b.zip", Ref("fsspec", "zip://a::/tmp/[b.zip")),
+            ("gs://bucket/a", Ref("fsspec", "gs://bucket/a")),
+            ("abfs://me@account.example.net/a", Ref("fsspec", "abfs://me@account.example.net/a")),
+            ("HF://models/a/b", Ref("hf", "a/b")),
+            ("https://h/a::b", Ref("web", "https://h/a::b")),
             (f"C#/a.safetensors#sha256={PIN.upper()}", Ref("path", "C#/a.safetensors", sha256=PIN)),
         ],
     )
@@ -142,19 +145,55 @@ class TestReading:
 
     @pytest.mark.parametrize(
         "text",
-        ["ftp://u:secret@h/a", "s3://u:secret@bucket/a", "zip://a::ftp://u:secret@localhost/b", "http://u:secret@h/a"],
+        ["s3://u:secret@bucket/a", "https://u:secret@h/a", "http://u:secret@h/a", "sftp://u:secret@h/a"],
     )
-    def test_a_password_is_refused_and_not_repeated(self, text: str) -> None:
-        with pytest.raises(ReferenceFormatError, match="password") as caught:
+    def test_a_password_is_refused(self, text: str) -> None:
+        with pytest.raises(ReferenceFormatError):
             parse_ref(text)
-        assert "secret" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        "text", ["ftp://h/a", "FTP://h/a", "zip://a::http://h/b.zip", "zip://a::zip://b::ftp://h/c"]
+        "text",
+        [
+            *("s3://u:secret@bucket/a", "https://u:secret@h/a", "ftp://u:secret@h/a", "sftp://u:secret@h/a"),
+            *("zip://a::ftp://u:secret@localhost/b", "https://u:secret@h/a b", "http://u:secret@h/a\n"),
+            *("https://u:secret@[h/a", "https://u:secret@h/a#sha-256=1", "https://u:secret@h/a#sha256=1"),
+        ],
     )
-    def test_a_file_system_without_encryption_is_refused(self, text: str) -> None:
-        with pytest.raises(ReferenceFormatError, match="not encrypted"):
+    def test_no_message_repeats_a_password(self, text: str) -> None:
+        with pytest.raises(ReferenceFormatError) as caught:
             parse_ref(text)
+        error = caught.value
+        assert "secret" not in f"{error} {error.expected} {error.fix}"
+
+    @pytest.mark.parametrize("protocol", sorted(set(known_implementations) - {*FILE_SYSTEMS, "hf", "file", *WEB}))
+    def test_no_other_protocol_of_fsspec_is_spoken(self, protocol: str) -> None:
+        for text in (f"{protocol}://h/a", f"{protocol.upper()}://h/a", f"{protocol}://"):
+            with pytest.raises(ReferenceFormatError, match="not a protocol by which packs are fetched"):
+                parse_ref(text)
+
+    @pytest.mark.parametrize("inner", ["https://h/a", "file:///a", "s3://b/a", "memory://a", "hf://a/b/c.safetensors"])
+    @pytest.mark.parametrize(
+        "outer", ["simplecache", "filecache", "zip://a", "reference://a", "s3://a/b", "memory://a"]
+    )
+    def test_no_protocol_is_chained_with_another(self, outer: str, inner: str) -> None:
+        with pytest.raises(ReferenceFormatError, match="chains protocols"):
+            parse_ref(f"{outer}::{inner}")
+
+    @pytest.mark.parametrize("text", ["hf://datasets/a/b", "hf://spaces/a/b", "hf://buckets/a/b", "hf://dataset/a/b"])
+    def test_packs_are_in_repositories_of_models(self, text: str) -> None:
+        with pytest.raises(ReferenceFormatError):
+            parse_ref(text)
+
+    def test_a_reference_file_runs_nothing(self, tmp_path: Path) -> None:
+        """A file of references can hold templates, and four releases of fsspec ran what stood in them."""
+        ran = tmp_path / "ran"
+        template = "{{ cycler.__init__.__globals__.os.system('touch " + str(ran) + "') }}"
+        document = {"version": 1, "templates": {"u": template}, "refs": {"a.safetensors": ["{{u}}", 0, 1]}}
+        (tmp_path / "refs.json").write_text(json.dumps(document))
+        for ref in (f"reference://a.safetensors::file://{tmp_path}/refs.json", f"reference://{tmp_path}/refs.json"):
+            with pytest.raises(ReferenceFormatError):
+                resolve(ref)
+        assert not ran.exists()
 
     def test_two_different_answers_are_refused(self) -> None:
         with pytest.raises(ReferenceFormatError, match="revision"):
@@ -257,31 +296,23 @@ class TestFilesystems:
         pinned = hashlib.sha256(memory).hexdigest()
         assert resolve(f"memory://bucket/a.safetensors#sha256={pinned}").read() == memory
 
-    def test_a_pack_and_its_signature_in_an_archive(self, tmp_path: Path) -> None:
-        data = pack(tmp_path)
-        with zipfile.ZipFile(tmp_path / "it.zip", "w") as archive:
-            archive.writestr("a.safetensors", data)
-            archive.writestr("a.safetensors.sig", b"{}")
-        for ref in (f"zip://a.safetensors::{tmp_path}/it.zip", f"zip://::{tmp_path}/it.zip"):
-            found = resolve(ref)
-            assert found.read() == data
-            assert found.signature is not None
-            assert found.signature.read_bytes() == b"{}"
+    def test_a_signature_beside_a_file(self, memory: bytes) -> None:
+        fsspec.filesystem("memory").pipe("/bucket/a.safetensors.sig", b"{}")
+        found = resolve("memory://bucket/a.safetensors")
+        assert found.signature is not None
+        assert found.signature.read_bytes() == b"{}"
 
-    @pytest.mark.parametrize(
-        ("ref", "kind"),
-        [
-            ("ftp://127.0.0.1:1/x", DownloadError),
-            ("github://owner/x", DownloadError),
-            ("dir://x", DownloadError),
-            ("data://text/plain;base64,AA", DownloadError),
-            ("zip://a::/not-a-zip", PackNotFoundError),
-            (f"zip://a::{__file__}", DownloadError),
-        ],
-    )
-    def test_every_failure_is_an_error_of_ours(self, ref: str, kind: type[Exception]) -> None:
-        with pytest.raises(kind):
-            resolve(ref)
+    def test_a_file_that_is_none_of_a_packs_size_is_refused(
+        self, memory: bytes, monkeypatch: pytest.MonkeyPatch, cache: Path
+    ) -> None:
+        monkeypatch.setattr(base, "MAX_FILE", len(memory) - 1)
+        with pytest.raises(DownloadError, match=f"at most {len(memory) - 1}"):
+            resolve("memory://bucket/a.safetensors")
+        assert not list((cache / "blobs").glob("*"))
+        fsspec.filesystem("memory").pipe("/bucket/a.safetensors.sig", b"{" * (base.MAX_SIGNATURE + 1))
+        monkeypatch.undo()
+        with pytest.raises(DownloadError, match=f"at most {base.MAX_SIGNATURE}"):
+            resolve("memory://bucket/a.safetensors")
 
     def test_an_unknown_protocol(self) -> None:
         with pytest.raises(ReferenceFormatError, match="nonsense://"):

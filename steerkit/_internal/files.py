@@ -41,13 +41,13 @@ def open_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = Tru
     try:
         handle = os.open(path, flags)
     except ValueError as error:  # a null byte in the path
-        raise FileRefused(str(error)) from error
+        raise FileRefused(f"{_shown(path)} is not a path ({error})") from error
     try:
         opened = os.fstat(handle)
         if not stat.S_ISREG(opened.st_mode):
-            raise FileRefused("not a regular file")
+            raise FileRefused(f"{_shown(path)} is not a regular file")
         if opened.st_size > limit:
-            raise FileRefused(f"{opened.st_size} bytes, and at most {limit} are read")
+            raise FileRefused(f"{_shown(path)} has {opened.st_size} bytes, and at most {limit} are read")
     except BaseException:
         os.close(handle)
         raise
@@ -77,9 +77,9 @@ def read_bounded(path: str | os.PathLike[str], limit: int, *, follow: bool = Tru
             count += len(part)
         after = os.fstat(file.fileno())
     if count > limit:
-        raise FileRefused(f"more than {limit} bytes")
+        raise FileRefused(f"{_shown(path)} has more than {limit} bytes")
     if before.st_size and (count, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise FileRefused("the file was changed while it was read")
+        raise FileRefused(f"{_shown(path)} was changed while it was read")
     return b"".join(parts)
 
 
@@ -116,7 +116,7 @@ def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
 def _replacing(path: Path, secret: bool) -> Iterator[tuple[Path, BinaryIO]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
-        raise FileRefused(f"{str(path)!r} is not a regular file")
+        raise FileRefused(f"{_shown(path)} is not a regular file")
     temporary = path.parent / f".steerkit-{secrets.token_hex(8)}"
     file = create(temporary, 0o600 if secret else 0o666)
     try:
@@ -143,6 +143,10 @@ def create(path: Path, mode: int = 0o666) -> BinaryIO:
         OSError: There is something at the path, or it can't be written.
     """
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode), "wb")
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(path)!r:.300}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -149,8 +149,12 @@ class Store:
 
     def records(self) -> list[Record]:
         """Every record, by reference."""
-        found = (_read_record(path) for path in sorted((self.root / "records").glob("*.json")))
-        return sorted({record for record in found if record is not None}, key=lambda record: (record.ref, record.time))
+        try:
+            found = [_read_record(path) for path in sorted((self.root / "records").glob("*.json"))]
+        except OSError:
+            return []
+        distinct = {(each.ref, each.time, each.sha256, each.signature or ""): each for each in found if each}
+        return [distinct[key] for key in sorted(distinct)]
 
     @contextmanager
     def work(self, key: str) -> Iterator[Path]:

@@ -31,7 +31,7 @@ FILE_SYSTEMS = ("s3", "gs", "gcs", "az", "abfs", "sftp", "memory")
 _PIN = re.compile(r"(?P<place>.*)#sha256=(?P<digest>.*)", re.DOTALL)
 _NEAR_PIN = re.compile(r"#\s*sha-?\d", re.IGNORECASE)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
+_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+._-]+)://")
 _PASSWORD = re.compile(r"://[^@\s]*:[^@\s]*@")
 _BUNDLED = re.compile(r"[a-z0-9][a-z0-9_-]{0,95}")
 _UNQUOTED = ":/?#[]@!$&'()*+,;=%"

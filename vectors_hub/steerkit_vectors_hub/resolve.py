@@ -99,16 +99,15 @@ def resolve(
     key = source.key(parsed)
     record = store.record(key)
     quiet = offline if offline is not None else is_offline()
+    fixed = quiet or (parsed.is_immutable and parsed.file)
+    digest = parsed.sha256 or (record.sha256 if record is not None and fixed else None)
     whole = quiet or record is None or record.signature is None or store.find(record.signature) is not None
-    if parsed.sha256 is not None and whole and (path := store.find(parsed.sha256)) is not None:
-        if not quiet and record is not None:
-            record = _signed_since(parsed, store, source, key, path, record)
-        return _from_store(store, parsed, path, parsed.sha256, record)
+    if digest is not None and whole and store.find(digest) is not None:
+        if record is not None and record.sha256 == digest and not quiet:
+            record = _signed_since(parsed, store, source, key, record)
+        return _resolved(parsed, store, digest, record)
     if quiet:
-        return _offline(parsed, store, record)
-    if parsed.is_immutable and parsed.file and record is not None and whole and (path := store.find(record.sha256)):
-        _check_pin(parsed, record.sha256)
-        return _from_store(store, parsed, path, record.sha256, record)
+        raise _not_here(parsed, store, record)
     return _over_the_network(parsed, store, source)
 
 
@@ -174,64 +173,109 @@ def _no_such(parsed: Ref) -> PackNotFoundError:
 def _over_the_network(parsed: Ref, store: Store, source: Source) -> Resolved:
     target = source.locate(parsed)
     check_size(target.size, parsed.unpinned)
-    if target.sha256 is not None:
-        _check_pin(parsed, target.sha256)
-    exact = source.key(_exactly(parsed, target))
-    versioned = f"{exact} {target.version}"
-    found = _known(store, target, versioned)
-    transferred = found is None
-    if found is None:
-        with store.work(versioned) as folder:
-            found = _known(store, target, versioned)  # another process may have been faster
-            transferred = found is None
-            if found is None:
-                found = _transfer(parsed, store, source, target, folder)
-                if target.version is not None:
-                    store.remember(versioned, _record(parsed, target, store, found))
-    _check_pin(parsed, found)
-    record = replace(_record(parsed, target, store, found), signature=_signature(store, source, target, exact, found))
-    _remember(parsed, store, source, target, record)
-    path = store.path(found)
-    return _from_store(store, parsed, path, found, record, transferred=transferred)
+    _check_pin(parsed, target.sha256)
+    key = source.key(_exactly(parsed, target))
+    if (digest := _known(store, target, key)) is not None:
+        return _noted(parsed, store, source, target, digest)
+    with store.work(key) as folder:
+        if (digest := _known(store, target, key)) is not None:  # another process was faster
+            return _noted(parsed, store, source, target, digest)
+        return _noted(parsed, store, source, target, _transfer(parsed, store, source, target, folder), transferred=True)
 
 
-def _remember(parsed: Ref, store: Store, source: Source, target: Target, record: Record) -> None:
-    """Note what a reference led to, under it and under the more exact ones that it stands for."""
-    file = replace(parsed, place=target.place, file=_file_in(parsed, target))
-    for each in {source.key(parsed), source.key(file), source.key(_exactly(parsed, target))}:
+def _known(store: Store, target: Target, key: str) -> str | None:
+    """The digest of a target whose content is in the store already."""
+    digest = target.sha256
+    if digest is None and target.version is not None and (record := store.record(key)) is not None:
+        digest = record.sha256 if record.version == target.version else None
+    return digest if digest is not None and store.find(digest) is not None else None
+
+
+def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder: Path) -> str:
+    """Transfer a target into the store; a file that is no pack, or another than announced, never gets there."""
+    data = source.download(target, folder)
+    try:
+        digest = hashlib.sha256(data).hexdigest()
+        for announced in (target.sha256, parsed.sha256):
+            if announced not in (None, digest):
+                raise _mismatch(parsed.unpinned, digest, str(announced))
+        if target.git_sha1 is not None and (found := _git_sha1(data)) != target.git_sha1:
+            raise _mismatch(parsed.unpinned, f"{digest} and git's sha1 {found}", f"git's sha1 {target.git_sha1}")
+        parse_pack(data, name=parsed.unpinned)
+        return store.keep(data)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _noted(
+    parsed: Ref, store: Store, source: Source, target: Target, digest: str, *, transferred: bool = False
+) -> Resolved:
+    """What was found, once it is noted under the reference and under the more exact ones that it stands for."""
+    _check_pin(parsed, digest)
+    record = _remember(parsed, store, source, target, digest, _signature(parsed, store, source, target, digest))
+    return _resolved(parsed, store, digest, record, transferred=transferred)
+
+
+def _remember(parsed: Ref, store: Store, source: Source, target: Target, digest: str, signature: str | None) -> Record:
+    record = Record(
+        ref=parsed.unpinned,
+        sha256=digest,
+        size=store.path(digest).stat().st_size,
+        revision=target.revision,
+        file=target.file,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        signature=signature,
+        version=target.version,
+    )
+    exact = _exactly(parsed, target)
+    for each in {source.key(parsed), source.key(replace(exact, revision=parsed.revision)), source.key(exact)}:
         known = store.record(each)
-        if known is None or replace(known, time=record.time, ref=record.ref) != record:
+        if known is None or known.model_copy(update={"time": record.time, "ref": record.ref}) != record:
             store.remember(each, record)
+    return record
 
 
-def _signed_since(parsed: Ref, store: Store, source: Source, key: str, path: Path, record: Record) -> Record:
-    """What is known of a pinned pack in the cache, once it was asked, if it had no signature, whether it has one now.
+def _signature(parsed: Ref, store: Store, source: Source, target: Target, digest: str) -> str | None:
+    """Have the signature beside a file in the store; its digest, or None if there is none."""
+    if target.signed is False:
+        return None
+    key = source.key(_exactly(parsed, target))
+    known = store.record(key)
+    same = known is not None and known.sha256 == digest
+    before = known.signature if known is not None and same else None
+    if target.signed and before is not None and store.find(before) is not None:
+        return before  # of this very commit
+    try:
+        with store.work(f"{key} signature") as folder:
+            data = source.signature(target, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    except DownloadError:
+        if target.signed or not same:  # it is there, or may be, so nothing else would be true
+            raise
+        return before  # of the very same file
+    return None if data is None else store.keep(data)
 
-    It is asked at most once an hour. Where the server can't be reached, or has another pack or another pack's signature
-    by now, the pack stays what it was: a pinned pack that is here needs no network.
+
+def _signed_since(parsed: Ref, store: Store, source: Source, key: str, record: Record) -> Record:
+    """What is known of a fixed pack in the cache, once it was asked, if it had no signature, whether it has one now.
+
+    It is asked at most once an hour, and never at a commit, which gains no file. Where the server can't be reached, or
+    has another pack or another pack's signature by now, the pack stays what it was: it needs no network.
     """
-    if record.sha256 != parsed.sha256 or record.signature is not None:
-        return record
-    if parsed.is_immutable:  # a commit never gains a file
-        return record
     age = store.age(key)
-    if age is not None and 0 <= age < FRESH:
+    if record.signature is not None or parsed.is_immutable or (age is not None and 0 <= age < FRESH):
         return record
     try:
         store.renew(key)  # before it is asked: one that does not answer would else be waited for at every load
         target = source.locate(parsed)
         if target.sha256 not in (None, record.sha256):
             return record
-        if target.git_sha1 is not None and _git_sha1(read_file(path)) != target.git_sha1:
+        signature = _signature(parsed, store, source, target, record.sha256)
+        if signature is None or _is_of_another(store.path(signature), record.sha256):
             return record
-        signature = _signature(store, source, target, source.key(_exactly(parsed, target)), record.sha256)
+        return _remember(parsed, store, source, target, record.sha256, signature)
     except SteerKitError:
         return record
-    if signature is None or _is_of_another(store.path(signature), record.sha256):
-        return record
-    record = replace(_record(parsed, target, store, record.sha256), signature=signature)
-    _remember(parsed, store, source, target, record)
-    return record
 
 
 def _is_of_another(signature: Path, digest: str) -> bool:
@@ -244,124 +288,51 @@ def _is_of_another(signature: Path, digest: str) -> bool:
         return False
 
 
-def _known(store: Store, target: Target, versioned: str) -> str | None:
-    """The digest of a target whose content is in the store already."""
-    digest = target.sha256
-    if digest is None and target.version is not None and (record := store.record(versioned)) is not None:
-        digest = record.sha256
-    return digest if digest is not None and store.find(digest) is not None else None
-
-
-def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder: Path) -> str:
-    """Transfer a target into the store; a file that is no pack, or another than announced, never gets there."""
-    path = source.download(target, folder)
-    try:
-        data = read_file(path)
-        digest = hashlib.sha256(data).hexdigest()
-        for announced in (target.sha256, parsed.sha256):
-            if announced not in (None, digest):
-                raise _mismatch(parsed.unpinned, digest, str(announced))
-        if target.git_sha1 is not None and (found := _git_sha1(data)) != target.git_sha1:
-            raise _mismatch(parsed.unpinned, f"{digest} and git's sha1 {found}", f"git's sha1 {target.git_sha1}")
-        parse_pack(data, name=parsed.unpinned)
-        store.adopt(path, digest)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return digest
-
-
-def _signature(store: Store, source: Source, target: Target, exact: str, digest: str) -> str | None:
-    """Have the signature beside a file in the store; its digest, or None if there is none."""
-    if target.signed is False:
-        return None
-    known = store.record(exact)
-    if known is not None and known.sha256 != digest:
-        known = None  # of what was there before
-    if target.signed and known is not None and known.signature is not None and store.find(known.signature) is not None:
-        return known.signature  # of this very commit
-    with store.work(f"{exact} signature") as folder:
-        try:
-            data = source.signature(target, folder)
-        except DownloadError:
-            if known is None or target.signed:  # it is there, so nothing else would be true
-                raise
-            return known.signature  # of the very same file
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    return None if data is None else store.keep(data)
-
-
-def _offline(parsed: Ref, store: Store, record: Record | None) -> Resolved:
+def _not_here(parsed: Ref, store: Store, record: Record | None) -> SteerKitError:
     if record is None:
-        raise OfflineError(
-            f"{parsed} is not in the cache {str(store.root)!r}",
+        return OfflineError(
+            f"{parsed} is not in the cache {str(store.root)!r:.300}",
             expected="a pack that was pulled before",
             fix="run `steerkit pull` with a network first, or leave the offline mode",
         )
-    _check_pin(parsed, record.sha256)
-    path = store.find(record.sha256)
-    if path is None:
-        damaged = store.path(record.sha256).exists()
-        raise OfflineError(
-            f"the copy of {parsed} in the cache is " + ("damaged" if damaged else "gone"),
-            expected=f"a file with sha256 {record.sha256}",
-            fix="run `steerkit pull` with a network again",
-        )
-    return _from_store(store, parsed, path, record.sha256, record)
+    if parsed.sha256 not in (None, record.sha256):
+        return _mismatch(parsed.unpinned, record.sha256, str(parsed.sha256))
+    return OfflineError(
+        f"the copy of {parsed} in the cache is " + ("damaged" if store.path(record.sha256).exists() else "gone"),
+        expected=f"a file with sha256 {record.sha256}",
+        fix="run `steerkit pull` with a network again",
+    )
 
 
-def _from_store(
-    store: Store, parsed: Ref, path: Path, digest: str, record: Record | None, *, transferred: bool = False
-) -> Resolved:
-    if record is None or record.sha256 != digest:
-        record = Record(
-            ref=parsed.unpinned,
-            sha256=digest,
-            size=path.stat().st_size,
-            revision=parsed.revision if parsed.is_immutable else None,
-            file=parsed.file or parsed.place.rpartition("/")[2],
-            time="",
-            signature=next(
-                (each.signature for each in store.records() if each.sha256 == digest and each.signature), None
-            ),
-        )
-    exact = parsed
-    if parsed.kind == "hf" and record.revision:
-        exact = Ref("hf", parsed.place, record.revision, parsed.file or record.file)
+def _resolved(parsed: Ref, store: Store, digest: str, record: Record | None, *, transferred: bool = False) -> Resolved:
+    """A file of the store; what is known of another file of the same reference is not said of it."""
+    known = record if record is not None and record.sha256 == digest else None
+    file, revision = parsed.file, parsed.revision if parsed.is_immutable else None
+    if known is not None:
+        file, revision = known.file, known.revision
+        signature = known.signature
+    else:
+        signature = next((each.signature for each in store.records() if each.sha256 == digest and each.signature), None)
+    exact = Ref("hf", parsed.place, revision, file) if parsed.kind == "hf" and revision else parsed
     return Resolved(
         ref=parsed.unpinned,
         kind=parsed.kind,
-        path=path,
+        path=store.path(digest),
         sha256=digest,
-        size=record.size,
-        revision=record.revision,
-        file=record.file,
-        pinned=f"{exact.unpinned}#sha256={digest}",
+        size=store.path(digest).stat().st_size,
+        revision=revision,
+        file=file or parsed.place.rpartition("/")[2],
+        pinned=str(replace(exact, sha256=digest)),
         transferred=transferred,
-        signature=None if record.signature is None else store.path(record.signature),
+        signature=None if signature is None else store.path(signature),
     )
 
 
 def _exactly(parsed: Ref, target: Target) -> Ref:
     """The reference to the very file that was found."""
     if parsed.kind == "hf":
-        return Ref("hf", target.place, target.revision, _file_in(parsed, target))
+        return Ref("hf", target.place, target.revision, target.file)
     return Ref(parsed.kind, target.place)
-
-
-def _file_in(parsed: Ref, target: Target) -> str | None:
-    return target.file if parsed.kind == "hf" else None
-
-
-def _record(parsed: Ref, target: Target, store: Store, digest: str) -> Record:
-    return Record(
-        ref=parsed.unpinned,
-        sha256=digest,
-        size=store.path(digest).stat().st_size,
-        revision=target.revision,
-        file=target.file,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
 
 
 def _git_sha1(data: bytes) -> str:
@@ -369,9 +340,9 @@ def _git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _check_pin(parsed: Ref, found: str) -> None:
-    if parsed.sha256 is not None and parsed.sha256 != found:
-        raise _mismatch(parsed.unpinned, found, parsed.sha256)
+def _check_pin(parsed: Ref, found: str | None) -> None:
+    if None not in (parsed.sha256, found) and parsed.sha256 != found:
+        raise _mismatch(parsed.unpinned, str(found), str(parsed.sha256))
 
 
 def _mismatch(what: str, found: str, expected: str) -> DigestMismatchError:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from steerkit._internal.files import read_bounded
+from steerkit._internal.files import FileRefused, read_bounded
 from steerkit._internal.json import json_object
 from steerkit.errors import PackFormatError
 
@@ -100,7 +100,7 @@ def read_file(path: str | Path) -> bytes:
         return read_bounded(path, MAX_FILE)
     except OSError as error:
         raise refused(
-            f"{str(path)!r:.300} can't be read ({error})",
+            str(error) if isinstance(error, FileRefused) else f"{str(path)!r:.300} can't be read ({error})",
             expected=f"an existing .safetensors file of at most {MAX_FILE} bytes",
             fix="check the path",
         ) from error
