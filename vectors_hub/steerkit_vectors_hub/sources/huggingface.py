@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -136,15 +136,15 @@ class HuggingFaceSource(Source):
         return self._file(signed, f"hf://{target.place}/{signed.file}", folder, MAX_SIGNATURE)
 
     def _file(self, target: Target, what: str, folder: Path, limit: int) -> bytes:
-        mine = folder / "hub"
-        shutil.rmtree(mine, ignore_errors=True)  # the client can't go on with what a killed attempt left
+        with saving():  # a new one: the client can't go on with what a killed attempt left, and follows links
+            mine = tempfile.mkdtemp(dir=folder)
         with translated(what, cached=True):
             path = api().hf_hub_download(
                 target.place,
                 target.file,
                 revision=target.revision,
                 local_dir=mine,
-                cache_dir=folder / "unused",
+                cache_dir=Path(mine, "unused"),
                 tqdm_class=bounded(what, limit),
             )
         with saving():

@@ -134,14 +134,12 @@ def _transfer(url: str, part: Path, tag: Path) -> None:
                     left.unlink(missing_ok=True)
                 with create(tag) as file:
                     file.write((_strong_etag(response) or "").encode())
-            written = part.open("ab") if resumed else create(part)
-        with written:
-            while chunk := response.read1(CHUNK):
-                count += len(chunk)
-                check_size(count, url)
-                with saving():
-                    written.write(chunk)
-                    written.flush()  # so that it outlives a kill
+                create(part).close()
+        while chunk := response.read1(CHUNK):
+            count += len(chunk)
+            check_size(count, url)
+            with saving(), part.open("ab") as file:  # written at once, so that it outlives a kill
+                file.write(chunk)
         if expected is not None and count < expected:
             raise http.client.IncompleteRead(b"", expected - count)
 
