@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from steerkit._internal.files import read_bounded
 from steerkit.cli import options as opt
 from steerkit.cli.console import clean, console, print_json, say
 from steerkit.errors import OptionError, SampleError
@@ -248,7 +249,7 @@ def read_suite(path: Path, refusals: list[str] | None, max_new_tokens: int | Non
     from steerkit.models import read_samples
 
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in read_bounded(path, 2**28).decode().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise SampleError(f"the prompts {str(path)!r} can't be read ({error})", expected="JSON lines") from error
     samples = read_samples(path, columns={"answer": None} if any("answer" in row for row in rows) else None)

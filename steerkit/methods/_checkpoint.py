@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from steerkit._internal.files import replacing
+from steerkit._internal.files import read_bounded, replacing
 from steerkit._internal.json import json_object
 from steerkit.errors import CheckpointError
 from steerkit.methods._moments import Groups, Moments
 
+MAX_CHECKPOINT = 2**36
 MAX_VALUES = 2**26
 """Of the record of a checkpoint, which holds a digest for each anchor."""
 
@@ -51,6 +53,13 @@ def save_checkpoint(path: Path, state: Progressed) -> None:
         safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
 
 
+def _record(data: bytes) -> dict[str, Any]:
+    """What a checkpoint says of itself, from the header of the file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json_object(data[8:end], "its header", most=MAX_VALUES)
+    return json_object(header["__metadata__"]["extraction"], "its record", most=MAX_VALUES)
+
+
 def load_checkpoint(path: Path, identity: str) -> Progressed:
     """Read the state back, or an empty one where there is no file.
 
@@ -60,10 +69,9 @@ def load_checkpoint(path: Path, identity: str) -> Progressed:
     if not path.exists():
         return Progressed(identity)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {})["extraction"]
-            head = json_object(text, "its record", most=MAX_VALUES)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        data = read_bounded(path, MAX_CHECKPOINT)
+        head = _record(data)
+        tensors = safetensors.torch.load(data)
         state = Progressed(head["identity"], list(head["digests"]))
         for key, count in head["counts"].items():
             name, _, layer = key.rpartition("/")

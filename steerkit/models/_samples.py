@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object, json_value
 from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
@@ -30,6 +32,9 @@ else:
     ImageLike: TypeAlias = Any
 
 OnError: TypeAlias = "Literal['raise', 'skip'] | Callable[[int, SampleError], object]"
+
+MAX_SAMPLE_FILE = 2**31
+"""Bytes; a larger file of samples is not read. Images are files of their own."""
 
 _FIELDS = ("text", "image", "images", "caption", "label", "chat_template_kwargs")
 _NOT_OPTIONS = frozenset(
@@ -330,15 +335,18 @@ def anchor_digest(digests: Iterable[str]) -> str:
 
 
 def _file_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if not path.is_file():
+    if not path.exists():
         raise SampleError(f"no file {str(path)!r}", expected="a .jsonl or .csv file")
     if path.suffix not in (".jsonl", ".ndjson", ".csv"):
         raise SampleError(f"{str(path)!r} ends in {path.suffix!r}", expected=".jsonl or .csv")
     try:
-        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as lines:
-            yield from _csv_rows(path, lines) if path.suffix == ".csv" else _json_rows(lines)
+        text = read_bounded(path, MAX_SAMPLE_FILE).decode("utf-8-sig")
+    except OSError as error:
+        raise SampleError(f"{str(path)!r:.300} can't be read ({error})", expected="a .jsonl or .csv file") from error
     except UnicodeDecodeError as error:
         raise SampleError(f"{str(path)!r} is not UTF-8 ({error})", expected="text in UTF-8") from error
+    lines = io.StringIO(text, newline="" if path.suffix == ".csv" else None)
+    yield from _csv_rows(path, lines) if path.suffix == ".csv" else _json_rows(lines)
 
 
 def _json_rows(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from steerkit._internal.faults import faults
-from steerkit._internal.files import write_atomically
+from steerkit._internal.files import read_bounded, write_atomically
 from steerkit._internal.json import json_object
 from steerkit._internal.text import one_line
 from steerkit.interventions import Frozen
@@ -27,8 +27,9 @@ from steerkit_vectors_hub.norms import NormSeries, norm_series
 from steerkit_vectors_hub.resolve import Resolved
 
 MAX_INDEX = 2**26
-MAX_VALUES = 2**23
 """Bytes; a larger file is not read."""
+
+MAX_VALUES = 2**23
 
 SCHEMA = Path(__file__).parent / "schema" / "index-v1.json"
 
@@ -146,13 +147,9 @@ def read_index(path: Path) -> Index:
         IndexFormatError: It is missing, too large, or not an index of a known version.
     """
     try:
-        if path.stat().st_size > MAX_INDEX:
-            raise IndexFormatError(f"{str(path)!r} is too large", expected=f"at most {MAX_INDEX} bytes")
-        data = path.read_bytes()
-    except IndexFormatError:
-        raise
-    except (OSError, ValueError) as error:
-        raise IndexFormatError(f"{str(path)!r} can't be read ({error})", expected="an index of packs") from error
+        data = read_bounded(path, MAX_INDEX)
+    except OSError as error:
+        raise IndexFormatError(f"{str(path)!r:.300} can't be read ({error})", expected="an index of packs") from error
     document = json_object(data, repr(str(path)), error=IndexFormatError, most=MAX_VALUES)
     return parse_index(document, name=str(path))
 

@@ -12,9 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from steerkit._internal.faults import faults
-from steerkit._internal.files import replacing
+from steerkit._internal.files import open_regular, replacing
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
 from steerkit.vectors import PackMetadata, SteeringVector
+from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignWriter, malformed, same_width
 from steerkit_vectors_hub.interop.expressible import directions_to_add
 from steerkit_vectors_hub.interop.facts import ModelFacts
@@ -130,7 +131,7 @@ def _digests(files: tuple[Path, ...]) -> str:
     """Names and sha256 of files; of many, the sha256 of that list."""
     lines = []
     for file in files:
-        with file.open("rb") as handle:
+        with open_regular(file, MAX_FILE) as handle:
             lines.append(f"{file.name[:200]} sha256 {hashlib.file_digest(handle, 'sha256').hexdigest()}")
     text = ", ".join(lines)
     if len(files) <= 4:

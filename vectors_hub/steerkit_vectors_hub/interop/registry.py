@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from steerkit._internal import plugins
+from steerkit._internal.files import open_regular
 from steerkit.errors import OptionError
-from steerkit.vectors.formats.container import MAX_HEADER
+from steerkit.vectors.formats.container import MAX_FILE, MAX_HEADER
 from steerkit_vectors_hub.interop.base import ForeignReader
 from steerkit_vectors_hub.interop.safetensors_file import metadata_of
 
@@ -57,7 +58,8 @@ def is_pack(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    if not path.is_file():
+    try:
+        with open_regular(path, MAX_FILE) as file:
+            return file.read(MAX_HEADER + 8)
+    except OSError:  # a folder is a format as well; what else can't be read, reading it will say
         return b""
-    with path.open("rb") as file:
-        return file.read(MAX_HEADER + 8)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError
 
 from steerkit._internal.faults import faults
+from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit.errors import OptionError, SampleError
 from steerkit.interventions import Frozen
@@ -99,6 +100,10 @@ class CanarySet:
             raise SampleError(f"max_new_tokens is {self.max_new_tokens}", expected="at least 1")
 
 
+MAX_CANARIES = 2**24
+"""Bytes; a larger file of canaries is not read."""
+
+
 class _Row(Frozen):
     text: Annotated[str, Field(min_length=1)]
     label: Label
@@ -125,10 +130,12 @@ def read_canaries(path: str | Path) -> CanarySet:
     """
     path = Path(path)
     try:
-        found = _File.model_validate(json_object(path.read_bytes(), f"the canary set {str(path)!r}", error=SampleError))
+        found = _File.model_validate(
+            json_object(read_bounded(path, MAX_CANARIES), f"the canary set {str(path)!r}", error=SampleError)
+        )
     except OSError as error:
         raise SampleError(
-            f"the canary set {str(path)!r} can't be read ({error.strerror})",
+            f"the canary set {str(path)!r} can't be read ({error})",
             expected="a JSON file of canaries, 'general' or 'demo'",
         ) from error
     except ValidationError as error:

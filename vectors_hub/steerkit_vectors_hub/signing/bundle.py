@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from steerkit._internal.faults import faults
+from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit_vectors_hub.errors import SignatureFormatError
 from steerkit_vectors_hub.sources.base import MAX_SIGNATURE
@@ -164,15 +165,9 @@ def read_signature(path: Path) -> bytes:
         SignatureFormatError: It can't be read, or is too large.
     """
     try:
-        if not path.is_file():
-            raise _refused(f"{str(path)!r} is not a file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_SIGNATURE + 1)
+        return read_bounded(path, MAX_SIGNATURE)
     except OSError as error:
-        raise _refused(f"{str(path)!r} can't be read ({error})") from error
-    if len(raw) > MAX_SIGNATURE:
-        raise _refused(f"{str(path)!r} has more than {MAX_SIGNATURE} bytes")
-    return raw
+        raise _refused(f"{str(path)!r:.300} can't be read ({error})") from error
 
 
 def _validated(kind: type[PartT], raw: bytes, what: str) -> PartT:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steerkit._internal.files import write_atomically
+from steerkit._internal.files import read_bounded, write_atomically
 from steerkit.errors import OptionError
 from steerkit.vectors import parse_metadata
 from steerkit.vectors.formats import parse_pack, read_file
@@ -20,6 +20,8 @@ from steerkit_vectors_hub.sources.base import SIGNATURE, require_network
 
 PASSWORD = "STEERKIT_KEY_PASSWORD"
 """Environment variable: the password of an encrypted key."""
+
+_MAX_KEY = 2**16
 
 
 def sign(
@@ -140,12 +142,12 @@ def _checked_key(path: Path, password: str | None) -> Any:
     given = password or os.environ.get(PASSWORD)
     secret = given.encode() if given else None
     try:
-        check_curve(serialization.load_pem_private_key(path.read_bytes(), secret))
+        check_curve(serialization.load_pem_private_key(read_bounded(path, _MAX_KEY), secret))
     except TypeError as error:  # a password without need, or none where one is needed
         if secret is None:
             raise SigningError(f"the key {str(path)!r} is encrypted", expected=f"its password in {PASSWORD}") from error
         secret = None
-        check_curve(serialization.load_pem_private_key(path.read_bytes(), None))
+        check_curve(serialization.load_pem_private_key(read_bounded(path, _MAX_KEY), None))
     except (OSError, ValueError) as error:
         raise SigningError(f"the key {str(path)!r} can't be used ({error})", expected="a private key in PEM") from error
     return secret
@@ -154,7 +156,7 @@ def _checked_key(path: Path, password: str | None) -> Any:
 def _check_certificate(path: Path) -> None:
     x509, encoding = imported("cryptography.x509"), imported("cryptography.hazmat.primitives.serialization").Encoding
     try:
-        signing_certificate(x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(encoding.DER))
+        signing_certificate(x509.load_pem_x509_certificate(read_bounded(path, _MAX_KEY)).public_bytes(encoding.DER))
     except (OSError, ValueError) as error:
         raise SigningError(
             f"the certificate {str(path)!r} can't be used ({error})", expected="a PEM certificate for signatures"

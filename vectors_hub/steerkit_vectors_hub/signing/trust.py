@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from steerkit._internal.faults import faults
+from steerkit._internal.files import read_bounded
 from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
 from steerkit_vectors_hub.places import place
 from steerkit_vectors_hub.refs import checked_url
@@ -56,8 +57,7 @@ def _pem(value: str, info: ValidationInfo) -> str:
         return value
     path = _relative(value, info)
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_TRUST).decode("ascii")
+        return read_bounded(path, MAX_TRUST).decode("ascii")
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} can't be read ({error}): give PEM text, or the path of a PEM file") from error
 
@@ -247,13 +247,9 @@ def bounded(path: Path, limit: int) -> bytes:
         TrustFileError: It can't be read, or is longer.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
-        raise TrustFileError(f"{str(path)!r} can't be read ({error})", expected="a TOML file") from error
-    if len(data) > limit:
-        raise TrustFileError(f"{str(path)!r} has more than {limit} bytes", expected="a short TOML file")
-    return data
+        return read_bounded(path, limit)
+    except OSError as error:
+        raise TrustFileError(f"{str(path)!r:.300} can't be read ({error})", expected="a short TOML file") from error
 
 
 def parsed(kind: type[ModelT], data: bytes, name: str, *, folder: Path | None = None) -> ModelT:
