@@ -19,13 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from importlib.util import find_spec
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from bare_passes import needed
+from peers import peers
 from rich.console import Console
 from rich.table import Table
 
@@ -193,66 +193,6 @@ def composition(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     return compare(variants, "unsteered", rounds, device)
 
 
-class Reached(Exception):
-    """Ends a bare forward pass where the method that needs it looks no further."""
-
-
-def bare_pass(vlm: sk.VLM, batch: Sequence[sk.Sample], images: Any, layer: int, tower: str) -> None:
-    """A forward pass over a batch, to one block of a tower and no further, from which nothing is kept."""
-
-    def stop(*_: Any) -> None:
-        raise Reached
-
-    handle = vlm.model.get_submodule(vlm.architecture.site(layer, "resid_post", tower)).register_forward_hook(stop)
-    try:
-        with torch.no_grad(), suppress(Reached):
-            vlm.model.model(**vlm.inputs(batch, images), use_cache=False)
-    finally:
-        handle.remove()
-
-
-def needed(vlm: sk.VLM, fit: Callable[[], Any]) -> Callable[[], None]:
-    """The bare forward passes of a fit: what it captures, and what it lets the model answer, and nothing else.
-
-    A vision tower is read one sample at a time, as `capture` says.
-    """
-    calls: list[Callable[[], Any]] = []
-    capture = vlm.capture
-
-    def captured(samples: Sequence[sk.Sample], *, images: Any = True, **options: Any) -> Any:
-        tower = options.get("tower", "language")
-        layer = max(vlm.check_layers(options.get("layers"), tower))
-        shown = list(samples)
-        size = 1 if tower == "vision" else options.get("batch_size", 8)
-        for start in range(0, len(shown), size):
-            batch = shown[start : start + size]
-            calls.append(partial(bare_pass, vlm, batch, images, layer, tower))
-        return capture(samples, images=images, **options)
-
-    def repeated(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            calls.append(partial(method, *args, **options))
-            return method(*args, **options)
-
-        return call
-
-    with ExitStack() as stack:
-        for name, double in (
-            ("capture", captured),
-            ("generate", repeated(vlm.generate)),
-            ("log_likelihood", repeated(vlm.log_likelihood)),
-        ):
-            setattr(vlm, name, double)
-            stack.callback(delattr, vlm, name)
-        fit()
-
-    def run() -> None:
-        for call in calls:
-            call()
-
-    return run
-
-
 def fitting(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     """Fitting each method, against the bare forward passes that it needs.
 
@@ -332,7 +272,10 @@ def references(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
 
 
 def others(rounds: int) -> list[dict[str, Any]]:
-    """Other libraries, where they are installed, on a plain Llama of the same size: every layer, every step."""
+    """Other libraries, where they are installed, on a plain Llama of the same size: every layer, every step.
+
+    One that fails here, or that does not steer, is a row that says why.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = PRESETS["50m"]
@@ -370,29 +313,9 @@ def others(rounds: int) -> list[dict[str, Any]]:
         "plain hooks": with_plain_hooks,
         "steerkit hooks": with_steerkit,
     }
-    if find_spec("steering_vectors"):
-        import steering_vectors
-
-        def with_steering_vectors() -> None:
-            with steering_vectors.SteeringVector(directions, "decoder_block").apply(model):
-                run()
-
-        variants["steering-vectors"] = with_steering_vectors
-    if find_spec("repeng"):
-        import repeng
-
-        vector = repeng.ControlVector("llama", {i: d.numpy() for i, d in directions.items()})
-
-        def with_repeng() -> None:
-            control = repeng.ControlModel(model, list(directions))
-            try:
-                control.set_control(vector)
-                run(control)
-            finally:
-                control.unwrap()
-
-        variants["repeng"] = with_repeng
-    return compare(variants, "unsteered", rounds, "cpu")
+    working, failing = peers(model, directions, run)
+    rows = compare(variants | working, "unsteered", rounds, "cpu")
+    return rows + [{"variant": f"{name} can't run here: {why}"} for name, why in failing.items()]
 
 
 class Endless(Sequence[sk.Sample]):
@@ -424,10 +347,11 @@ def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
     for head in rows[0]:
         table.add_column(head.replace("_", " "), justify="left" if head == "variant" else "right")
     for row in rows:
+        values = [row.get(head, "") for head in rows[0]]
         table.add_row(
             *(
                 f"{v:.3f}" if isinstance(v, float) else f"{v[0]:.3f}-{v[1]:.3f}" if isinstance(v, list) else str(v)
-                for v in row.values()
+                for v in values
             )
         )
     console.print(table)
