@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from steerkit.engines.receipt import SiteCount
-from steerkit.errors import EngineError, LayerRangeError, NonFiniteError
-from steerkit.interventions import OPERATIONS, Intervention, Prompts, Selector, Site, Tower
-from steerkit.models import Architecture
-from steerkit.vectors import SteeringVector
+from steerkit.errors import NonFiniteError
+from steerkit.interventions import Gate, Intervention, Measure, MeasuredContrast, Prompts, Selector, Site, Tower
+from steerkit.interventions import _arithmetic as ops
+
+LARGEST = 1e18
+"""Entry of an addition beyond which every norm that the model takes overflows, since it squares in float32."""
 
 
 class Place(NamedTuple):
@@ -25,17 +27,96 @@ class Place(NamedTuple):
     tower: Tower = "language"
 
 
+class Kept:
+    """A tensor that is made once for each device and type; anew in each pass where gradients must reach the vector.
+
+    The graph of one pass is no other's, nor is what was made without gradients. What is kept is made outside inference
+    mode, to serve passes with gradients too.
+    """
+
+    def __init__(self, make: Callable[[torch.dtype], Tensor], *, keeps: bool) -> None:
+        self.make = make
+        self._keeps = keeps
+        self._made: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The tensor there."""
+        found = self._made.get((device, dtype))
+        # asked for here, because the mode that making one needs costs more than all the rest
+        return self._on(device, dtype) if found is None else found
+
+    @torch.inference_mode(False)
+    def _on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        made = self.make(dtype).to(device=device, dtype=dtype)
+        if self._keeps:
+            self._made[device, dtype] = made
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """A contrast that is measured on each prompt, in one pass at all layers that need it.
+
+    Attributes:
+        contrast: The contrast.
+        site: Where in the blocks.
+        among: Of increments, the layers among which they are taken.
+        layers: The layers at which it is measured, gathered while a program is compiled.
+    """
+
+    contrast: MeasuredContrast
+    site: Site
+    among: tuple[int, ...]
+    layers: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A measure, ready to be read off hidden states.
+
+    Attributes:
+        measure: The measure.
+        direction: Its direction.
+        reference: What is subtracted first.
+        layer: Where what it reads is; of a measure of the very token that is steered, that token's.
+        state: The contrast that is read instead of the hidden state.
+    """
+
+    measure: Measure
+    direction: Kept
+    reference: Kept | None
+    layer: int
+    state: Together | None = None
+
+    def of(self, h: Tensor) -> Tensor:
+        """`[n]` from `[n, hidden]`."""
+        reference = None if self.reference is None else self.reference.on(h.device)
+        return ops.MEASURES[self.measure.kind](h, self.direction.on(h.device), reference)
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One intervention at one place; `layers` are all that it steers."""
+    """One intervention at one place.
 
-    vector: SteeringVector
+    Attributes:
+        index: Which of the vectors it comes from.
+        intervention: The intervention.
+        layer: The layer.
+        dose: The strength there, but for what is measured and for the factors of rows and steps.
+        direction: What its operation uses of the stored direction.
+        contrast: The contrast that its operation needs.
+        gates: Its gates, each with what it reads.
+        rule: What its strength is read off.
+    """
+
+    index: int
     intervention: Intervention
     layer: int
     dose: float
-    layers: tuple[int, ...] = ()
-    index: int = 0
-    """Which of the vectors it comes from."""
+    direction: Kept | None = None
+    contrast: Together | None = None
+    gates: tuple[tuple[Gate, Reading], ...] = ()
+    rule: Reading | None = None
 
     @property
     def plain(self) -> bool:
@@ -43,13 +124,75 @@ class Step:
         change = self.intervention
         return change.fixed and change.operation.additive and not change.norm_preserving
 
+    def added(self) -> Tensor:
+        """What a plain addition adds: float64, on the CPU, so that no tiny or huge factor is lost on the way."""
+        assert self.direction is not None
+        return self.dose * self.direction.on(torch.device("cpu")).double()
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Refuse a direction that is not finite, or would not be at its doses in this type, or would be nothing.
+
+        A vector refuses such directions when it is made; its tensors can be written to since, and a dose can overflow.
+
+        Raises:
+            NonFiniteError: It is so.
+        """
+        if self.direction is None:
+            return
+        direction = self.direction.on(torch.device("cpu")).detach().double()
+        if not bool(direction.any()):
+            raise NonFiniteError(f"the direction at layer {self.layer} is zero", expected="a direction")
+        if not self.intervention.operation.additive:
+            check_added(direction, dtype, self.layer, "the direction")
+            return
+        ends = self.intervention.strength_bounds(self.layer)
+        fixed = self.intervention.strength_at(self.layer)
+        for end in ends:
+            dose = self.dose * end / fixed if fixed else 0.0
+            check_added(dose * direction, dtype, self.layer, f"the direction, times its dose of {dose:g},")
+
+
+def check_added(added: Tensor, dtype: torch.dtype, layer: int, what: str) -> None:
+    """Refuse what can't be added in a type.
+
+    Raises:
+        NonFiniteError: It holds NaN or infinity there, or values that the model can't take, or vanishes.
+    """
+    there = added.to(dtype)
+    largest = float(added.abs().max())
+    if not bool(torch.isfinite(there).all()):
+        problem = f"holds NaN or infinity in {dtype}"
+    elif largest > LARGEST:
+        problem = f"has an entry of {largest:.3g}, whose square overflows in every norm of the model"
+    elif largest and not bool(there.any()):
+        problem = f"vanishes: its largest entry is {largest:.3g}, which is 0 in {dtype}"
+    else:
+        return
+    raise NonFiniteError(
+        f"{what} at layer {layer} {problem}",
+        expected="finite values that the type can hold",
+        fix="use another strength, vector.normalized(), or load or fit the vector again",
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class Sum:
     """Plain additions that follow each other on the same tokens: they commute, so they are one addition."""
 
     steps: tuple[Step, ...]
-    scaled: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
+    total: Kept
+
+    @classmethod
+    def of(cls, steps: tuple[Step, ...], *, keeps: bool) -> Sum:
+        """The sum of steps, in double precision so that their order makes no difference."""
+
+        def total(dtype: torch.dtype) -> Tensor:
+            found = torch.stack([step.added() for step in steps]).sum(dim=0)
+            what = "the direction, times its dose," if len(steps) == 1 else f"the sum of {len(steps)} additions"
+            check_added(found.detach(), dtype, steps[0].layer, what)
+            return found.float()
+
+        return cls(steps, Kept(total, keeps=keeps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +202,11 @@ class Group:
     selector: Selector
     changes: tuple[Step | Sum, ...]
     steps: tuple[Step, ...]
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether no token of a prompt is changed."""
+        return not self.selector.reaches_prompts
 
 
 @dataclass(eq=False)
@@ -76,7 +224,7 @@ class Decoding:
     """Where it is counted, once something was."""
 
 
-def grouped(steps: Sequence[Step]) -> list[Group]:
+def grouped(steps: Sequence[Step], *, keeps: bool) -> list[Group]:
     """The steps of a place in order: neighbours on the same tokens together, plain additions among them summed."""
     groups: list[Group] = []
     for selector, run in groupby(steps, key=lambda step: step.intervention.selector):
@@ -84,7 +232,7 @@ def grouped(steps: Sequence[Step]) -> list[Group]:
         changes: list[Step | Sum] = []
         for plain, neighbours in groupby(members, key=lambda step: step.plain):
             same = tuple(neighbours)
-            changes += [Sum(same)] if plain else same
+            changes += [Sum.of(same, keeps=keeps)] if plain else same
         groups.append(Group(selector, tuple(changes), members))
     return groups
 
@@ -99,63 +247,4 @@ def decoding(groups: Sequence[Group]) -> Decoding | None:
     numbered = any(each.selector.counts or each.selector.rows for each in steering)
     if len(steering) > 1 or len(group.changes) > 1 or not isinstance(change, Sum) or numbered:
         return None
-    return Decoding(change, answers_only(group), group.selector.prompts)
-
-
-def answers_only(group: Group) -> bool:
-    """Whether no token of a prompt is changed."""
-    return not group.selector.reaches_prompts
-
-
-def steered_layers(vector: SteeringVector, intervention: Intervention, architecture: Architecture) -> tuple[int, ...]:
-    """The layers that an intervention steers.
-
-    Raises:
-        LayerRangeError: The model does not have one of them.
-    """
-    layers = tuple(vector.layers_of(intervention))
-    if layers and layers[-1] >= (count := architecture.count(intervention.tower)):
-        raise LayerRangeError(f"an intervention steers layer {layers[-1]}", expected=f"0 to {count - 1}")
-    return layers
-
-
-def check_single(vector: SteeringVector, intervention: Intervention, layers: Sequence[int]) -> None:
-    """Refuse several directions where one is wanted: only projections know what to do with more.
-
-    Raises:
-        EngineError: It is so.
-    """
-    for stored in intervention.stored[1 if intervention.operation.spans else 0 :]:
-        for layer in layers:
-            found = vector.direction(stored, layer, intervention.site, intervention.tower)
-            if found is not None and found.dim() != 1:
-                raise EngineError(
-                    f"an intervention of kind {intervention.operation.kind!r} reads {found.shape[0]} directions "
-                    f"{stored.name!r} at layer {layer}",
-                    expected="one direction [hidden]; "
-                    f"only {' and '.join(kind for kind, each in OPERATIONS.items() if each.spans)} take [k, hidden]",
-                )
-
-
-def check_finite(step: Step, dtype: torch.dtype) -> None:
-    """Refuse a direction that is not finite, at the dose and in the type in which it will be added.
-
-    A vector refuses such directions when it is made; its tensors can be written to since, and a dose can overflow.
-
-    Raises:
-        NonFiniteError: It is so.
-    """
-    operation = step.intervention.operation
-    stored = operation.stored
-    if stored is None:
-        return
-    found = step.vector.direction(stored, step.layer, step.intervention.site, step.intervention.tower)
-    if found is None:
-        return
-    used = (step.dose if operation.additive else 1.0) * found.detach().float()
-    if not bool(torch.isfinite(used.to(dtype) if operation.additive else used).all()):
-        raise NonFiniteError(
-            f"the direction at layer {step.layer}, times its dose of {step.dose:g}, holds NaN or infinity in {dtype}",
-            expected="finite values",
-            fix="use a lower strength, or load or fit the vector again",
-        )
+    return Decoding(change, group.answers_only, group.selector.prompts)

@@ -248,8 +248,12 @@ class Intervention(Frozen):
     @property
     def fixed(self) -> bool:
         """Whether the same happens to every token that it selects: no gate, no measured strength, no factors."""
-        plain = self.gate is None and not isinstance(self.strength, LinearStrength)
-        return plain and self.rows is None and self.steps is None
+        return not self.measures and self.rows is None and self.steps is None
+
+    @property
+    def rule(self) -> LinearStrength | None:
+        """What the strength is measured by, if it is."""
+        return self.strength if isinstance(self.strength, LinearStrength) else None
 
     @property
     def selector(self) -> Selector:
@@ -304,6 +308,11 @@ class Intervention(Frozen):
         if self.gate is None:
             return ()
         return self.gate.gates if isinstance(self.gate, Gates) else (self.gate,)
+
+    @property
+    def needs_all_gates(self) -> bool:
+        """Whether all of the gates must be open; else one is enough."""
+        return isinstance(self.gate, Gates) and self.gate.combine == "all"
 
     @property
     def measures(self) -> tuple[Measure, ...]:
