@@ -267,7 +267,7 @@ class TestExtract:
         done = run(*arguments, "--skip-bad-rows")
         assert done.code == 0, done.err
         assert "2 of 14 rows" in done.err
-        assert "row 13" in done.err
+        assert "line 13" in done.err
         config = read_pack(pack).document["method"]["config"]
         assert (config["mode"], config["layer"], config["images"]) == ("ablate", 2, True)
 

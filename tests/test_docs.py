@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
-RUN += ("methods",)
+RUN += ("methods", "samples")
 
 
 @pytest.fixture
@@ -98,6 +98,13 @@ def test_every_page_with_code_is_run(page: str) -> None:
 def test_methods_page_runs(vlm_of: Any, anchors: list[sk.Sample]) -> None:
     names = run_page(DOCS / "methods.md", sk=sk, replace=replace, vlm=vlm_of("llava"), anchors=anchors, samples=anchors)
     assert len(names["answers"]) == len(anchors)
+
+
+def test_samples_page_runs() -> None:
+    chat = run_page(DOCS / "samples.md")["chat"]
+    assert [role for role, _ in chat.turns] == ["user", "assistant", "user"]
+    assert chat.images == ("photo.jpg",)
+    assert chat.messages(1)[2]["content"][0] == {"type": "image"}
 
 
 def test_interop_page_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,19 +282,19 @@ def bad_file(folder: Path, request: pytest.FixtureRequest) -> Path:
 @pytest.mark.parametrize(("bad_file", "kind"), [(kind, kind) for kind in BAD_ROWS], indirect=["bad_file"], ids=BAD_ROWS)
 def test_a_bad_row_is_named_by_its_line_under_every_policy(bad_file: Path, kind: str) -> None:
     problem = BAD_ROWS[kind][1]
-    with pytest.raises(SampleError, match=f"(?s)row 3: .*{problem}") as caught:
+    with pytest.raises(SampleError, match=f"(?s)line 3: .*{problem}") as caught:
         read_samples(bad_file)
     assert caught.value.expected
     assert caught.value.fix
 
     good = [Sample("First"), Sample("Last")]
-    with pytest.warns(UserWarning, match="row 3"):
+    with pytest.warns(UserWarning, match="line 3"):
         assert read_samples(bad_file, on_error="skip") == good
 
     told: list[tuple[int, SampleError]] = []
     assert read_samples(bad_file, on_error=lambda row, error: told.append((row, error))) == good
     assert [row for row, _ in told] == [3]
-    assert "row 3" in str(told[0][1])
+    assert "line 3" in str(told[0][1])
 
 
 def test_a_bad_csv_row_is_named_by_its_line(tmp_path: Path) -> None:

@@ -37,6 +37,21 @@ if TYPE_CHECKING:
     from steerkit.models._chat import (
         IMAGE as IMAGE,
     )
+    from steerkit.models._download import (
+        download_image as download_image,
+    )
+    from steerkit.models._images import (
+        check_image as check_image,
+    )
+    from steerkit.models._images import (
+        image_name as image_name,
+    )
+    from steerkit.models._images import (
+        open_image as open_image,
+    )
+    from steerkit.models._reading import (
+        read_samples as read_samples,
+    )
     from steerkit.models._registry import (
         adapter_for as adapter_for,
     )
@@ -60,12 +75,6 @@ if TYPE_CHECKING:
     )
     from steerkit.models._samples import (
         named as named,
-    )
-    from steerkit.models._samples import (
-        open_image as open_image,
-    )
-    from steerkit.models._samples import (
-        read_samples as read_samples,
     )
     from steerkit.models._views import (
         decode as decode,
@@ -98,9 +107,12 @@ __getattr__, __dir__ = lazy(
             "tokenizer_of",
         ),
         "_chat": ("IMAGE",),
+        "_download": ("download_image",),
+        "_images": ("check_image", "image_name", "open_image"),
+        "_reading": ("read_samples",),
         "_registry": ("adapter_for", "adapter_names", "get_adapter"),
         "_rendering": ("hides_images", "prompt_of", "shown"),
-        "_samples": ("Sample", "anchor_digest", "as_samples", "named", "open_image", "read_samples"),
+        "_samples": ("Sample", "anchor_digest", "as_samples", "named"),
         "_views": ("decode", "encode", "meaningless_image", "system_lengths", "view"),
     },
 )

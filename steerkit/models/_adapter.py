@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_ch
 
 from steerkit.errors import EngineError
 from steerkit.interventions import Pool, Site, Tower, View
-from steerkit.models._samples import ImageLike, Sample
+from steerkit.models._images import ImageLike
+from steerkit.models._samples import Sample
 from steerkit.vectors import Fingerprint, ModelRecord
 
 if TYPE_CHECKING:

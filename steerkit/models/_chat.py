@@ -73,6 +73,8 @@ def read_chat(turns: Any, images: Iterable[Any]) -> tuple[tuple[Turn, ...], tupl
         kept.append((role, parts[0] if len(parts) == 1 and isinstance(parts[0], str) else tuple(parts)))
     if (waiting and found) or (found and len(found) != places):
         raise _uneven(places, len(beside))
+    if waiting:
+        _show_alone(kept, len(waiting))
     _check_order(kept)
     return _plainest(kept), tuple(found or waiting)
 
@@ -185,6 +187,13 @@ def _checked(text: str) -> str:
 def places(turns: Sequence[Turn]) -> int:
     """How many `IMAGE`s stand in a chat."""
     return sum(0 if isinstance(content, str) else content.count(IMAGE) for _, content in turns)
+
+
+def _show_alone(turns: list[Turn], images: int) -> None:
+    """Images in front of an empty text are the whole turn: chat templates put something beside an empty text."""
+    first = next((index for index, (role, _) in enumerate(turns) if role == "user"), None)
+    if first is not None and isinstance(text := turns[first][1], str) and not text.strip():
+        turns[first] = ("user", (IMAGE,) * images)
 
 
 def _check_order(turns: Sequence[Turn]) -> None:

@@ -9,7 +9,8 @@ from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.interventions import View
 from steerkit.models._adapter import Images
 from steerkit.models._chat import IMAGE, Turn
-from steerkit.models._samples import Sample, open_image
+from steerkit.models._images import open_image
+from steerkit.models._samples import Sample
 from steerkit.models._views import meaningless_image
 
 
