@@ -142,7 +142,6 @@ class steer:
 
     def _compile(self, receipt: Receipt) -> Application:
         vlm = self._vlm
-        _check_kept(vlm.model)
 
         def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site) -> Contrasts:
             return measure_contrast(vlm, prompt, contrast, layers, site)
@@ -199,7 +198,7 @@ class steer:
     ) -> None:
         """Restore the model; complain if nothing was steered."""
         stack, receipt = self._open.pop()
-        stack.close()
+        stack.__exit__(kind, error, trace)
         if kind is None and receipt.empty and not receipt.shipped and not receipt.spared:
             raise NothingSteeredError(
                 f"{self._vlm.record.architecture} was not steered once",
@@ -316,20 +315,6 @@ def _check_eager(model: nn.Module) -> None:
                 fix="steer the model as it was before it was compiled; inside the block, generate(..., "
                 "cache_implementation='static') compiles by itself, or model.forward = torch.compile(model.forward)",
             )
-
-
-def _check_kept(model: nn.Module) -> None:
-    """Refuse gradient checkpointing: its backward pass runs blocks again, outside of any call that could be followed.
-
-    Raises:
-        EngineError: The model would run blocks again.
-    """
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise EngineError(
-            f"{type(model).__name__} is trained with gradient checkpointing",
-            expected="a model that keeps its activations: steering would be missing where blocks are run again",
-            fix="model.gradient_checkpointing_disable(), or model.eval()",
-        )
 
 
 def measure_contrast(

@@ -272,20 +272,30 @@ def touched(model: Any, family: str, layer: int, steered: Callable[[], Any], cal
         model: The model.
         family: Its name in `tiny`.
         layer: The block.
-        steered: Opens the steering context; hooks before and after it see the output before and after the change.
+        steered: Opens the steering context. What the block's `forward` returns is before the change, what a hook sees
+            that was there before is after it.
         call: Calls the model.
     """
     before: list[Tensor] = []
     after: list[Tensor] = []
     block = module_at(model, family, layer)
-    handles = [block.register_forward_hook(lambda m, a, output: before.append(tensor_of(output).detach().clone()))]
+    own, forward = vars(block).get("forward"), block.forward
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        before.append(tensor_of(output).detach().clone())
+        return output
+
+    block.forward = noted
+    handle = block.register_forward_hook(lambda m, a, o: after.append(tensor_of(o).detach().clone()))
     try:
         with steered():
-            handles.append(block.register_forward_hook(lambda m, a, o: after.append(tensor_of(o).detach().clone())))
             call()
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
+        del block.forward
+        if own is not None:  # nnsight's, or accelerate's
+            block.forward = own
     return [(one != other).any(dim=-1) for one, other in zip(before, after, strict=True)]
 
 

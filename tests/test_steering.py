@@ -394,7 +394,7 @@ def test_a_context_that_can_not_open_leaves_nothing(llava: sk.VLM, plain: sk.Ste
 
     with restored(llava):
         context = sk.steer(llava.model, plain)
-        monkeypatch.setattr(hooks, "_hook", refuse)
+        monkeypatch.setattr(hooks, "_Outlet", refuse)
         with pytest.raises(Stop):
             context.__enter__()
 

@@ -113,6 +113,16 @@ class Application:
                     _check_finite(place, each.selection.read(h))
         return h
 
+    def apply_again(self, place: Place, h: Tensor, now: Observed) -> Tensor:
+        """The same as `apply` did in this pass before; nothing is read for later, nor counted."""
+        if h.dim() == 2:
+            return self.apply_again(place, h[None], now)[0]
+        for group in self._program.groups.get(place, ()):
+            selection = now.select(group.selector, h.device)
+            if selection is not None:
+                h, _, _ = self._apply(group, h, selection, now, measures=False)
+        return h
+
     def _check_fits(self, dtype: torch.dtype) -> None:
         self._program.check(dtype)
         self._fitting.add(dtype)

@@ -49,6 +49,8 @@ class Prompt:
     past: int = 0
     memo: dict[Any, Any] = field(default_factory=dict)
     reached: int = 0
+    graded: bool = field(default_factory=torch.is_grad_enabled)
+    """Whether gradients can flow through it."""
 
     @property
     def input_ids(self) -> Tensor | None:
@@ -132,6 +134,7 @@ class Pass:
     length: int
     prompt_length: int
     redone: int = 0
+    graded: bool = field(default_factory=torch.is_grad_enabled)
     visited: set[Any] = field(default_factory=set)
     selections: dict[Selector, Selection | None] = field(default_factory=dict)
 

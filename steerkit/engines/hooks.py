@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steerkit.engines import compiled
-from steerkit.engines.application import Application
+from steerkit.engines.application import Application, Observed
+from steerkit.engines.attached import Attached, Attachments, shared
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.reruns import Rerun, again
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
@@ -41,45 +41,130 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
         tracker: The tracker installed on it.
         application: What to apply.
         any_thread: Steer calls from any thread, not only from the one that opens the context.
+
+    Raises:
+        EngineError: One module stands at several places; for what happens inside, see `Attachments.of`.
     """
-    owner = None if any_thread else threading.get_ident()
+    architecture = tracker.architecture
+    for place in {place[1:]: place for place in application.places}.values():
+        _check_distinct(model, architecture, place.site, place.tower)
+    turn = _Turn(tracker, application, None if any_thread else threading.get_ident())
     with ExitStack() as stack:
         stack.callback(setattr, application, "closed", True)
+        hooks: list[Attached] = []
         for place in application.places:
             slot = compiled.acquire(model, place)
             stack.callback(compiled.release, slot)
-            slot.steer = _traced(tracker, application, place, owner)
-            module = model.get_submodule(tracker.architecture.site(*place))
-            hook = _hook(tracker, application, place, owner, slot.number)
-            if place.site == "head_out":
-                stack.callback(module.register_forward_pre_hook(_on_input(hook)).remove)
-                continue
-            handle = module.register_forward_hook(hook)
-            stack.callback(handle.remove)
-            if place.tower == "vision":
-                _ahead_of_others(module, handle.id)
+            slot.steer = _traced(tracker, application, place, turn.owner)
+            hooks.append(_Steering(turn, place, slot.number))
+        outlets = {architecture.site(layer, "resid_post", tower) for layer, _, tower in application.places}
+        outlets = {*outlets, architecture.decoder} - {hook.path for hook in hooks}
+        hooks += [_Outlet(path, tracker) for path in sorted(outlets)]
+        stack.enter_context(Attachments.of(model, hooks, _owners(architecture, application), turn.refuse))
         yield
 
 
-def _hook(
-    tracker: CallTracker, application: Application, place: Place, owner: int | None, slot: int
-) -> Callable[..., Any]:
-    in_decoder = place.tower == "language"
+def _owners(architecture: Architecture, application: Application) -> list[str]:
+    """Paths of the modules whose passes are followed."""
+    owners = [architecture.decoder]
+    if architecture.vision is not None and any(place.tower == "vision" for place in application.places):
+        owners.append(architecture.vision.layers.rpartition(".")[0])
+    return [*owners, architecture.text_module] if architecture.text_module else owners
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return with_hidden(output, compiled.steered(hidden(output), slot))
-        if application.closed or (owner is not None and threading.get_ident() != owner):
+
+def _check_distinct(model: nn.Module, architecture: Architecture, site: Site, tower: Tower) -> None:
+    """Refuse a model that runs one module at several places.
+
+    Raises:
+        EngineError: It does.
+    """
+    taken: dict[nn.Module, str] = {}
+    for layer in range(architecture.count(tower)):
+        path = architecture.site(layer, site, tower)
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:  # blocks may differ in what they have inside
+            continue
+        if taken.setdefault(module, path) != path:
+            raise shared(taken[module], path)
+
+
+class _Turn:
+    """Whose turn it is: which calls an application steers."""
+
+    def __init__(self, tracker: CallTracker, application: Application, owner: int | None) -> None:
+        self.tracker = tracker
+        self.application = application
+        self.owner = owner
+
+    def now(self, place: Place, h: Tensor) -> Observed | None:
+        """The pass that a hidden state belongs to; None if the application has nothing to do with it."""
+        if self.application.closed or (self.owner is not None and threading.get_ident() != self.owner):
             return None
-        h = hidden(output)
-        now = tracker.current if in_decoder else pass_at(tracker, place, h)
+        return self.tracker.current if place.tower == "language" else pass_at(self.tracker, place, h)
+
+    def refuse(self, module: nn.Module) -> None:
+        """Refuse a pass that a backward pass will run again as a whole, with nothing of ours around it.
+
+        Raises:
+            EngineError: The pass is this application's.
+        """
+        owned = self.owner in (None, threading.get_ident()) and not self.tracker.thread.unobserved
+        if owned and not self.application.closed:
+            raise EngineError(
+                f"{type(module).__name__} runs inside torch.utils.checkpoint as a whole while it is steered",
+                expected="checkpoints around its blocks, or inside them",
+                fix="model.gradient_checkpointing_enable()",
+            )
+
+
+class _Steering(Attached):
+    """What one application does at one place."""
+
+    def __init__(self, turn: _Turn, place: Place, slot: int) -> None:
+        super().__init__(turn.tracker.architecture.site(*place), on_input=place.site == "head_out")
+        self._turn = turn
+        self._place = place
+        self._slot = slot
+
+    def run(self, module: nn.Module, value: Any) -> Any:
+        """See `Attached`."""
+        h = value[0] if isinstance(value, tuple) else value
+        if torch.compiler.is_compiling():
+            return with_hidden(value, compiled.steered(h, self._slot))
+        application, place = self._turn.application, self._place
+        now = again(self)
+        if now is not None:
+            changed = application.apply_again(place, h, now)
+            return None if changed is h else with_hidden(value, changed)
+        now = self._turn.now(place, h)
         if now is None:
             return None
+        self.check_turn(module)
         changed = application.apply(place, h, now)
-        return None if changed is h else with_hidden(output, changed)
+        if now.graded:
+            rerun = Rerun.of(now)
+            rerun.note(self, module, now)
+            if place.site == "resid_post":
+                rerun.follow(changed)
+        return None if changed is h else with_hidden(value, changed)
 
-    _OURS.add(hook)
-    return hook
+
+class _Outlet(Attached):
+    """Where the states of a pass leave a block, or the decoder, and where its gradients will come in."""
+
+    def __init__(self, path: str, tracker: CallTracker) -> None:
+        super().__init__(path, on_input=False)
+        self._tracker = tracker
+
+    def run(self, module: nn.Module, value: Any) -> None:
+        """See `Attached`."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        prompt = self._tracker.thread.prompts[-1] if self._tracker.thread.prompts else None
+        rerun = None if prompt is None else prompt.memo.get(Rerun)
+        if rerun is not None:
+            rerun.follow(value)
 
 
 def _traced(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> compiled.Steer:
@@ -98,26 +183,6 @@ def _traced(tracker: CallTracker, application: Application, place: Place, owner:
         return h if now is None else application.apply(place, h, now)
 
     return steer
-
-
-def _on_input(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for what a module is given, a tuple like some outputs."""
-    return lambda module, args: hook(module, (), args)
-
-
-_OURS: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _ahead_of_others(module: nn.Module, hook: int) -> None:
-    """Let a hook run behind those of outer blocks, and ahead of all others.
-
-    transformers reads the features of a vision tower by hooks that it leaves on the blocks: they must see what is
-    steered.
-    """
-    registered = cast("OrderedDict[int, Any]", module._forward_hooks)
-    for other, function in list(registered.items()):
-        if other != hook and function not in _OURS:
-            registered.move_to_end(other)
 
 
 class _Reached(Exception):

@@ -41,6 +41,11 @@ class VisionPass:
     decodes: bool = False
 
     @property
+    def graded(self) -> bool:
+        """Whether gradients can flow through it; a block that will be run again does not show that."""
+        return self.prompt.graded
+
+    @property
     def prompt_length(self) -> int:
         """All of the pass."""
         return self.length
