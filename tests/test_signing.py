@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import model_signing
 import pytest
@@ -819,6 +819,63 @@ class TestRevocationOnTheWeb:
         self.put(hub, list_of("2026-01-01"))
         self.age(hours=2)
         assert self.asked(file, trust) == ("fail", "revoked")
+
+    OTHERS: ClassVar = [{"sha256": digit * 64, "reason": "another"} for digit in "12"]
+
+    @pytest.mark.parametrize("answered", ["older", "fewer", "of the year 9999"])
+    def test_going_back_is_noticed_at_once(self, hub: LoopbackHub, file: Path, trust: TrustFile, answered: str) -> None:
+        later = datetime.now(UTC) + timedelta(days=2)
+        served = {
+            "older": list_of("2026-01-01", packs=self.OTHERS[0]),
+            "fewer": list_of("2026-01-02", packs=self.OTHERS[1]),
+            "of the year 9999": list_of(later.isoformat()),
+        }
+        self.put(hub, list_of("2026-01-02", packs=self.OTHERS[0]))
+        assert self.asked(file, trust) == ("pass", "not_revoked")
+        self.put(hub, served[answered])
+        self.age(hours=2)
+        assert self.asked(file, trust) == ("warn", "rolled_back")
+        assert set(read_revocations(trust).packs) == {"1" * 64}
+        self.put(hub, list_of("2026-01-03"))
+        assert self.asked(file, trust) == ("pass", "not_revoked")
+        assert not read_revocations(trust).packs
+
+    def test_a_list_may_grow_on_one_day(self, hub: LoopbackHub, file: Path, trust: TrustFile) -> None:
+        self.put(hub, list_of(packs=self.OTHERS[0]))
+        assert self.asked(file, trust) == ("pass", "not_revoked")
+        second = "\n[[packs]]\nsha256 = '{}'\nreason = 'harmful'\n"
+        self.put(hub, list_of(packs=self.OTHERS[0]) + second.format(hashlib.sha256(file.read_bytes()).hexdigest()))
+        self.age(hours=2)
+        assert self.asked(file, trust) == ("fail", "revoked")
+
+    def test_a_first_list_of_the_year_9999_is_none(self, hub: LoopbackHub, file: Path, trust: TrustFile) -> None:
+        self.put(hub, list_of("9999-12-31"))
+        assert self.asked(file, trust) == ("fail", "unavailable")
+        self.put(hub, list_of())
+        assert self.asked(file, trust) == ("pass", "not_revoked")
+
+    def test_a_copy_of_the_year_9999_keeps_no_list_out(self, hub: LoopbackHub, file: Path, trust: TrustFile) -> None:
+        self.put(hub, list_of())
+        assert self.asked(file, trust) == ("pass", "not_revoked")
+        (copy,) = (Store.default().root / "revocations").iterdir()
+        copy.write_text(list_of("9999-12-31"))
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.put(hub, list_of("2026-01-02", packs={"sha256": digest, "reason": "harmful"}))
+        assert self.asked(file, trust) == ("fail", "revoked")
+
+    def test_a_list_that_is_held_back_expires(self, hub: LoopbackHub, file: Path, trust: TrustFile) -> None:
+        now = datetime.now(UTC)
+        for days, expected in ((1, ("pass", "not_revoked")), (-1, ("warn", "stale"))):
+            until = (now + timedelta(days=days)).isoformat()
+            self.put(hub, f"updated = {(now + timedelta(minutes=-days)).isoformat()}\nexpires = {until}\n")
+            for copy in (Store.default().root / "revocations").glob("*"):
+                copy.unlink()
+            assert self.asked(file, trust) == expected
+
+    def test_a_list_on_disk_of_the_future_is_an_error(self, file: Path, tmp_path: Path) -> None:
+        (tmp_path / "revoked.toml").write_text(list_of("9999-12-31"))
+        with pytest.raises(TrustFileError, match="in the future"):
+            check_revocation(file, signature=None, trust=TrustFile(revocations=(str(tmp_path / "revoked.toml"),)))
 
 
 class TestHub:

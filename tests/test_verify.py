@@ -82,8 +82,8 @@ def test_a_sound_pack_passes_on_its_model(tmp_path: Path, qwen: sk.VLM) -> None:
         "a random model refuses nothing"
     )
     assert report.ok
-    assert report.pinned is not None
-    assert report.pinned.startswith(f"{path}#sha256=")
+    assert report.pinned[0] is not None
+    assert report.pinned[0].startswith(f"{path}#sha256=")
     assert str(report).splitlines()[0].startswith("pass  integrity: ")
     assert lines(sk.verify(path)) == {
         **FILE,
@@ -114,7 +114,7 @@ def test_a_damaged_file_and_another_than_pinned_fail_and_a_missing_one_is_an_err
     tmp_path: Path, qwen: sk.VLM
 ) -> None:
     path = pack(tmp_path / "v.safetensors", qwen)
-    pinned = sk.verify(path).pinned
+    (pinned,) = sk.verify(path).pinned
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -123,7 +123,7 @@ def test_a_damaged_file_and_another_than_pinned_fail_and_a_missing_one_is_an_err
         assert lines(report)["integrity"] == "fail"
         assert set(lines(report)) <= set(FILE)
         assert reason in report.checks[0].message
-        assert report.pinned is None
+        assert report.pinned == (None,)
         assert [sk.verify(str(ref), policy=policy).ok for policy in ("strict", "warn", "off")] == [False] * 3
         assert not report.ok
     with pytest.raises(PackNotFoundError):
@@ -139,7 +139,7 @@ def test_a_pack_with_nan_from_a_hub_fails_and_is_not_loaded(tmp_path: Path, qwen
     report = sk.verify("hf://owner/name/v.safetensors", model=qwen)
     assert lines(report)["integrity"] == "fail"
     assert "NaN" in report.checks[0].message
-    assert report.pinned is None
+    assert report.pinned == (None,)
     for policy in ("strict", "off"):
         with pytest.raises(NonFiniteError, match=r"directions\.1\.resid_post holds NaN"):
             sk.load_vector("hf://owner/name/v.safetensors", policy=policy)
@@ -350,3 +350,55 @@ def test_a_forged_pack_is_only_seen_through_by_the_screening(tmp_path: Path) -> 
     assert not report.ok
     trial = sk.verify(genuine.save(tmp_path / "genuine.safetensors"), model=vlm, strength=1.0, canaries=canaries)
     assert trial.ok, str(trial)
+
+
+class TestTogether:
+    """Packs that are used together are judged together."""
+
+    def test_each_pack_is_named_and_all_are_screened_as_one(self, tmp_path: Path, qwen: sk.VLM) -> None:
+        one, other = (pack(tmp_path / f"{name}.safetensors", qwen) for name in ("one", "other"))
+        report = sk.verify([one, other], model=qwen)
+        assert report.refs == (str(one), str(other))
+        assert [
+            pinned is not None and pinned.startswith(f"{path}#")
+            for pinned, path in zip(report.pinned, (one, other), strict=True)
+        ]
+        of_each = [check for check in report.checks if check.name == "integrity"]
+        assert [check.details["pack"] for check in of_each] == [str(one), str(other)]
+        assert all(check.details["pack"] in check.message for check in of_each)
+        assert len({check.name for check in report.checks if check.name.startswith("screening.")}) >= 3
+        assert [each["ref"] for each in report.as_json()["packs"]] == [str(one), str(other)]
+        assert report.ok
+
+    def test_two_doses_that_pass_alone_may_fail_together(self, tmp_path: Path, qwen: sk.VLM) -> None:
+        for size in (2.0**exponent for exponent in range(-8, 12)):
+            paths = [pack(tmp_path / f"{name}-{size}.safetensors", qwen, size) for name in ("one", "other")]
+            alone = [lines(sk.verify(path, model=qwen, screening=False))["dose"] for path in paths]
+            together = lines(sk.verify(paths, model=qwen, screening=False))["dose"]
+            if alone == ["pass", "pass"] and together != "pass":
+                return
+        pytest.fail("no size passes alone and not together")
+
+    def test_a_pack_that_is_not_sound_fails_the_report(self, tmp_path: Path, qwen: sk.VLM) -> None:
+        good, bad = pack(tmp_path / "good.safetensors", qwen), tmp_path / "bad.safetensors"
+        bad.write_bytes(good.read_bytes()[:-1])
+        report = sk.verify([good, bad], policy="off")
+        assert not report.ok
+        assert report.pinned[0] is not None
+        assert report.pinned[1] is None
+        assert [check.details.get("pack") for check in report.checks if check.status == "fail"] == [str(bad)]
+
+    def test_strengths_and_pins_are_for_each(self, tmp_path: Path, qwen: sk.VLM) -> None:
+        one, other = (pack(tmp_path / f"{name}.safetensors", qwen) for name in ("one", "other"))
+        assert sk.verify([one, other], strength=[1.0, 0.5]).ok
+        for options in (
+            {"strength": [1.0]},
+            {"strength": [1.0, float("nan")]},
+            {"sha256": "0" * 64},
+            {"revision": "main"},
+        ):
+            with pytest.raises(OptionError):
+                sk.verify([one, other], **options)
+        for refs in ([], [one, one]):
+            with pytest.raises(OptionError, match="each once"):
+                sk.verify(refs)

@@ -47,7 +47,7 @@ def load_vector(
     resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
     data = resolved.read()
     vector = SteeringVector.from_bytes(data, source=resolved.pinned)
-    checks = [*check_origin(resolved, data, trust=trust, offline=offline), pack_dose(vector)]
+    checks = [*check_origin(resolved, data, trust=trust, offline=offline), pack_dose([vector])]
     enforce([each for each in checks if trust.signers or not _unsigned(each)], policy, UntrustedPackError)
     return vector
 

@@ -4,7 +4,7 @@
 
     signature    unsigned, trusted, stranger, tampered, malformed, expired, not_yet_valid, revoked, out_of_scope,
                  unchecked
-    revocation   no_lists, not_revoked, stale, unavailable, revoked
+    revocation   no_lists, not_revoked, stale, rolled_back, unavailable, revoked
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def check_revocation(
         offline: Whether to use no network; default: as the environment says.
 
     Returns:
-        `fail` if it was, or if a list was never to be had; `warn` if a list is old and can't be renewed; `skip` if
-        the trust file names no list and no entry.
+        `fail` if it was, or if a list could never be fetched; `warn` if a list is old and can't be renewed, or if its
+        server answers with one that can't follow the last copy; `skip` if the trust file names no list and no entry.
 
     Raises:
         TrustFileError: A list on this machine is missing or malformed.
@@ -164,10 +164,13 @@ def check_revocation(
         return _revocation("fail", "revoked", f"{what} was revoked{when}: {entry.reason}", _DONT)
     if known.missing:
         fix = "get a network once, or take the list out of the trust file"
-        return _revocation("fail", "unavailable", f"a list can't be had: {'; '.join(known.missing)}", fix)
+        return _revocation("fail", "unavailable", f"there is no list: {'; '.join(known.missing)}", fix)
+    if known.refused:
+        fix = "the last copy counts; ask who keeps the list, over another channel, and check the clock of this machine"
+        return _revocation("warn", "rolled_back", f"a list was refused: {'; '.join(known.refused)}", fix)
     if known.stale:
         fix = "get a network, or ask who keeps the list"
-        return _revocation("warn", "stale", f"a list is more than a week old: {'; '.join(known.stale)}", fix)
+        return _revocation("warn", "stale", f"a list is old: {'; '.join(known.stale)}", fix)
     if not (known.lists or known.packs or known.keys):
         return _revocation("skip", "no_lists", "the trust file names no revocation list")
     return _revocation("pass", "not_revoked", f"not among {len(known.packs)} packs and {len(known.keys)} keys")

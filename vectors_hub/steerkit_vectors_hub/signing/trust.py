@@ -185,9 +185,15 @@ class Revoked(_Part):
 
 
 class RevocationList(Revoked):
-    """A file of what was revoked; `updated` must rise whenever it changes."""
+    """A file of what was revoked.
+
+    Attributes:
+        updated: When it was last changed; must rise whenever it is.
+        expires: When there will be a newer one, so that a list that is held back is noticed.
+    """
 
     updated: Moment
+    expires: Moment | None = None
 
 
 class TrustFile(_Part):
