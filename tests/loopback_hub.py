@@ -295,7 +295,7 @@ class _HubHandler(_Handler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        path, _ = self.note()
+        path, query = self.note()
         body = self.body()
         if path == "/api/validate-yaml":
             self._check_card(json.loads(body)["content"])
@@ -315,7 +315,7 @@ class _HubHandler(_Handler):
             elif action == "preupload":
                 self._upload_modes(self.hub.repositories[repo_id], json.loads(body))
             else:
-                self._commit(repo_id, branch, [json.loads(line) for line in body.splitlines()])
+                self._commit(repo_id, branch, [json.loads(line) for line in body.splitlines()], "create_pr" in query)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -431,7 +431,7 @@ class _HubHandler(_Handler):
         ]
         self.answer(200, {"transfer": "basic", "objects": offers})
 
-    def _commit(self, repo_id: str, branch: str, lines: list[dict[str, Any]]) -> None:
+    def _commit(self, repo_id: str, branch: str, lines: list[dict[str, Any]], proposed: bool) -> None:
         files: dict[str, bytes] = {}
         removed: list[str] = []
         for line in lines:
@@ -442,9 +442,15 @@ class _HubHandler(_Handler):
                 files[value["path"]] = self.hub.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 removed.append(value["path"])
+        answer: dict[str, Any] = {"hookOutput": ""}
+        if proposed:
+            branches = self.hub.repositories[repo_id].branches
+            number = 1 + sum(name.startswith("refs/pr/") for name in branches)
+            branches[f"refs/pr/{number}"], branch = branches[branch], f"refs/pr/{number}"
+            answer["pullRequestUrl"] = f"{self.hub.url}/{repo_id}/discussions/{number}"
         commit = self.hub.publish(repo_id, files, branch, removed=removed)
         url = f"{self.hub.url}/{repo_id}/commit/{commit}"
-        self.answer(200, {"commitUrl": url, "commitOid": commit, "hookOutput": ""})
+        self.answer(200, {**answer, "commitUrl": url, "commitOid": commit})
 
 
 def _git_digest(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 import pytest
 import yaml
 from hub_support import COMPLETE, cache, hub, vector
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard, ModelHubMixin
 from loopback_hub import TOKEN, LoopbackHub
+from markdown_it import MarkdownIt
 from PIL import Image
 
 import steerkit as sk
+from steerkit._internal.text import clean
 from steerkit_vectors_hub.card import CURVE, PACK, PLOT
 from steerkit_vectors_hub.charts import COLOR, SECOND, Axis
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PublishError, ReferenceFormatError
-from steerkit_vectors_hub.push import Publication, missing_fields
+from steerkit_vectors_hub.push import Publication, missing_fields, push_to_hub
+from steerkit_vectors_hub.refs import Ref, parse_ref
 from steerkit_vectors_hub.sources.huggingface import published
 
 __all__ = ["cache", "hub"]  # fixtures
@@ -171,6 +175,54 @@ class TestCard:
         assert "\n# Title" not in body
 
 
+MARKUP = [
+    *("# Title", "## x", "> quoted", "- item", "+ item", "* item", "1. item", "2) item", "```\ncode\n```"),
+    *("~~~\ncode\n~~~", "---", "***", "___", "===", "-", "1.", "    code", "\tcode"),
+    *("| a | b |\n|---|---|\n| c | d |", "a | b", "<b>x</b>", "<script>alert(1)</script>", "<!-- x"),
+    *("<https://e.example>", "https://e.example", "www.e.example", "a@e.example", "[a](https://e.example)"),
+    *("![a](https://e.example/a.png)", "[a]: https://e.example", "**b**", "_i_", "`c`", "~~s~~", "&lt;script&gt;"),
+    *("&#x202e;", "\\# x", "a\\", "---\nlicense: mit\n---", "$x$", "$$x$$", "[^1]: note", ": term", "a  \nb"),
+    *("a\n# b", "a\n\n# b", "a\n---", "a\r# b", "a\u2028# b", "a\u001b[31mb", "a\u202eb", "- [ ] task"),
+    *("HTTP://e.example", "===\n"),
+]
+
+
+class TestMarkdown:
+    """What a renderer of CommonMark with GitHub's tables, strikethrough and links makes of a card."""
+
+    @staticmethod
+    def rendered(markdown: str) -> list[Any]:
+        parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+        return parser.parse(markdown)
+
+    @pytest.mark.parametrize("text", MARKUP)
+    def test_a_description_is_one_paragraph_of_text(self, text: str) -> None:
+        card = vector(description=text, authors=()).push_to_hub("someone/pack", dry_run=True).card
+        body = card.split("\n---\n", 1)[1]
+        tokens = self.rendered(body)
+        kinds = [token.type for token in tokens if token.level == 0]
+        plain = self.rendered(
+            vector(description="x", authors=()).push_to_hub("someone/pack", dry_run=True).card.split("\n---\n", 1)[1]
+        )
+        assert kinds == [token.type for token in plain if token.level == 0]
+        paragraph = tokens[4]
+        assert {each.type for each in paragraph.children} <= {"text", "text_special"}
+        assert "".join(each.content for each in paragraph.children) == " ".join(clean(text).split())
+        line = body.split("\n\n")[1]
+        assert not re.search(r"(?i)(https?|ftp|mailto):|www\.|(?<!\\)[@$]", line)  # what other dialects make of it
+
+    @pytest.mark.parametrize("text", MARKUP)
+    def test_a_cell_of_a_table_stays_one(self, text: str) -> None:
+        metric = {"name": text, "value": 0.5, "condition": text, "judge": text, "dataset": text}
+        card = vector(metrics=[metric], license="MIT").push_to_hub("someone/pack", dry_run=True).card
+        cells = [token for token in self.rendered(card.split("\n---\n", 1)[1]) if token.type == "td_open"]
+        usual = {**metric, "name": "a", "condition": "a", "judge": "a", "dataset": "a"}
+        plain = vector(metrics=[usual], license="MIT").push_to_hub("someone/pack", dry_run=True).card
+        assert len(cells) == len([t for t in self.rendered(plain.split("\n---\n", 1)[1]) if t.type == "td_open"])
+        assert ModelCard(card).data.license == "mit"
+        assert card.replace("\n", "").isprintable()
+
+
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, uploading large files
 class TestUpload:
     @pytest.fixture(autouse=True)
@@ -190,7 +242,7 @@ class TestUpload:
             loaded = sk.load_vector(ref)
             assert loaded.source == done.ref
             assert loaded.metadata.license == "MIT"
-        again = vector(1).push_to_hub("someone/pack", message="Better")
+        again = vector(1).push_to_hub("someone/pack", commit_message="Better")
         assert sk.load_vector("hf://someone/pack").digest() == vector(1).digest()
         assert sk.load_vector(done.ref).digest() == vector().digest()
         (shown,) = re.findall(r'load_vector\("(.*)"\)', done.card)  # by whoever copied it from the card that was then
@@ -198,12 +250,35 @@ class TestUpload:
         assert again.revision != done.revision
 
     def test_a_branch_and_a_private_repository(self, hub: LoopbackHub) -> None:
-        done = vector().push_to_hub("someone/pack", private=True, branch="try/next")
+        done = vector().push_to_hub("someone/pack", private=True, revision="try/next")
         assert hub.repositories["someone/pack"].private
         assert sk.load_vector("hf://someone/pack@try%2Fnext").digest() == vector().digest()
         (shown,) = re.findall(r'load_vector\("(.*)"\)', done.card)
         assert sk.load_vector(shown).source == done.ref
         assert not hub.repositories["someone/pack"].commits[hub.repositories["someone/pack"].branches["main"]]
+
+    def test_a_pull_request(self, hub: LoopbackHub) -> None:
+        first = vector().push_to_hub("someone/pack")
+        done = vector(1).push_to_hub("someone/pack", create_pr=True, commit_message="Another")
+        assert hub.repositories["someone/pack"].branches == {"main": first.revision, "refs/pr/1": done.revision}
+        assert sk.load_vector("hf://someone/pack").digest() == vector().digest()
+        for ref in (done.ref, "hf://someone/pack@refs/pr/1"):
+            assert sk.load_vector(ref).digest() == vector(1).digest()
+
+    def test_the_parameters_are_those_of_huggingface_hub(self) -> None:
+        theirs = inspect.signature(ModelHubMixin.push_to_hub).parameters
+        for ours in (sk.SteeringVector.push_to_hub, push_to_hub):
+            for name in ("repo_id", "commit_message", "private", "token", "create_pr"):
+                assert name in theirs
+                assert name in inspect.signature(ours).parameters
+            assert "revision" in inspect.signature(HfApi.upload_file).parameters
+            assert "revision" in inspect.signature(ours).parameters
+
+    @pytest.mark.parametrize("revision", ['refs/pr/1")\nimport os', "a b", "x`y", "--"])
+    def test_a_branch_writes_no_code_into_the_card(self, revision: str) -> None:
+        card = vector().push_to_hub("someone/pack", revision=revision, dry_run=True).card
+        (shown,) = re.findall(r'^vector = sk.load_vector\("([^"\s]*)"\)$', card, re.MULTILINE)
+        assert parse_ref(shown) == Ref("hf", "someone/pack", revision)
 
     def test_a_private_pack_is_not_put_where_everybody_reads(self, hub: LoopbackHub) -> None:
         commit = hub.publish("someone/open", {"README.md": b"x"})

@@ -59,8 +59,8 @@ def push(
     done = vector.push_to_hub(
         repo_id,
         private=True if private else None,
-        branch=branch,
-        message=message,
+        revision=branch,
+        commit_message=message,
         dry_run=dry_run,
         signature=signature if signature.exists() else None,
         sign_key=sign_key,

@@ -384,10 +384,11 @@ class SteeringVector:
         self,
         repo_id: str,
         *,
+        commit_message: str | None = None,
         private: bool | None = None,
-        branch: str | None = None,
-        message: str | None = None,
-        token: str | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
         dry_run: bool = False,
         signature: str | Path | None = None,
         sign_key: str | Path | None = None,
@@ -396,10 +397,11 @@ class SteeringVector:
 
         Args:
             repo_id: `owner/name`; it is created if need be.
+            commit_message: Of the commit.
             private: Whether a repository that is created is private; default: as the hub has it for the owner.
-            branch: Where the commit goes; default: the main branch.
-            message: Of the commit.
             token: Default: that of `hf auth login` or HF_TOKEN.
+            revision: The branch that the commit goes to; default: the main branch.
+            create_pr: Propose the commit as a pull request instead.
             dry_run: Make everything and upload nothing.
             signature: A signature of exactly this pack, to be published with it.
             sign_key: A private key, in a PEM file, to sign it with instead.
@@ -415,8 +417,18 @@ class SteeringVector:
             DownloadError: The hub can't be reached.
         """
         push = importlib.import_module("steerkit_vectors_hub.push").push_to_hub  # the core imports no hub by itself
-        options = {"private": private, "branch": branch, "message": message, "token": token, "dry_run": dry_run}
-        return push(self, repo_id, **options, signature=signature, sign_key=sign_key)
+        return push(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            dry_run=dry_run,
+            signature=signature,
+            sign_key=sign_key,
+        )
 
     def __repr__(self) -> str:
         """Method, model, layers and type on one line."""

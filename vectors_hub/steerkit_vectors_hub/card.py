@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from steerkit._internal.text import clean
+from steerkit._internal.text import clean, one_line
 from steerkit.vectors import Metric, PackMetadata, StrengthRecord
 from steerkit_vectors_hub.norms import NormSeries
 from steerkit_vectors_hub.strength import strength_series
@@ -26,6 +26,9 @@ LICENSES = frozenset(
 )
 """Licences by the identifier that the hub gives them; it calls any other `other`, with a name."""
 
+_MARKUP = re.compile(r"[\\`*_\[\]<>|#!&~$@]")
+_AT_THE_START = re.compile(r"^([0-9]*)([-+=:.)])")
+_LINKED = re.compile(r"\b(?:https?|ftp|mailto|xmpp|www)(?=[:.])", re.IGNORECASE)
 _TASK = "image-text-to-text"
 
 
@@ -74,7 +77,7 @@ _LIMITS = """\
 def _front_matter(metadata: PackMetadata, repo_id: str) -> str:
     license_ = (metadata.license or "").strip()
     known = license_.lower() in LICENSES
-    tags = ["steerkit", "steering-vector", "activation-steering", metadata.method.name]
+    tags = ["steerkit", "steering-vector", "activation-steering", one_line(metadata.method.name)]
     extra: dict[str, Any] = {} if known else {"license_name": re.sub(r"[^a-z0-9.]+", "-", license_.lower()).strip("-")}
     data = ModelCardData(
         base_model=metadata.model.id,
@@ -91,13 +94,14 @@ def _front_matter(metadata: PackMetadata, repo_id: str) -> str:
 
 
 def _result(metric: Metric) -> EvalResult:
-    dataset = metric.dataset.strip() or "not named"
+    dataset, name = one_line(metric.dataset).strip() or "not named", one_line(metric.name)
+    condition = one_line(metric.condition)
     return EvalResult(
         task_type=_TASK,
         dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "custom",
         dataset_name=dataset,
-        metric_type=re.sub(r"[^a-z0-9]+", "_", metric.name.lower()).strip("_") or "metric",
-        metric_name=f"{metric.name}, {metric.condition}" if metric.condition else metric.name,
+        metric_type=re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "metric",
+        metric_name=f"{name}, {condition}" if condition else name,
         metric_value=metric.value,
     )
 
@@ -188,6 +192,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _line(text: str) -> str:
-    """Text of unknown origin as one line of Markdown that is nothing but text."""
+    """Text of unknown origin as one line of Markdown that is nothing but text, wherever on a line it stands.
+
+    Markdown takes a backslash before any punctuation. Beyond what always marks something up, it goes before what does
+    so at the beginning of a line (lists, rules, underlines of headings), and into what would become a link.
+    """
     flat = " ".join(clean(text).split())
-    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", flat)
+    escaped = _MARKUP.sub(r"\\\g<0>", flat)
+    return _LINKED.sub(r"\g<0>\\", _AT_THE_START.sub(r"\g<1>\\\g<2>", escaped))

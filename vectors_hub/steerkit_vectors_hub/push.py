@@ -75,7 +75,7 @@ def prepare(
     vector: SteeringVector,
     repo_id: str,
     *,
-    branch: str | None = None,
+    revision: str | None = None,
     signature: Path | None = None,
     sign_key: Path | None = None,
 ) -> Publication:
@@ -84,7 +84,7 @@ def prepare(
     Args:
         vector: The vector.
         repo_id: The repository.
-        branch: Where it goes; default: `main`.
+        revision: The branch that it goes to; default: `main`.
         signature: A signature of exactly this pack, to go with it.
         sign_key: A private key to sign it with instead.
 
@@ -98,7 +98,7 @@ def prepare(
         raise ReferenceFormatError(
             f"{repo_id!r} names more than a repository",
             expected="owner/name",
-            fix="give a branch as --branch (branch=); the file's name is always " + PACK,
+            fix="give a branch by itself (revision=); the file's name is always " + PACK,
         )
     if missing := missing_fields(vector.metadata):
         raise PublishError(
@@ -108,7 +108,7 @@ def prepare(
         )
     data = vector.to_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    ref = Ref("hf", repo_id, branch, None, digest)
+    ref = Ref("hf", repo_id, revision, None, digest)
     by_layer = norms.norm_series(parse_pack(data))
     by_strength = strength.strength_series(vector.metadata.strength)
     files = {PACK: data}
@@ -141,10 +141,11 @@ def push_to_hub(
     vector: SteeringVector,
     repo_id: str,
     *,
+    commit_message: str | None = None,
     private: bool | None = None,
-    branch: str | None = None,
-    message: str | None = None,
-    token: str | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
     dry_run: bool = False,
     signature: str | Path | None = None,
     sign_key: str | Path | None = None,
@@ -153,7 +154,7 @@ def push_to_hub(
     made = prepare(
         vector,
         repo_id,
-        branch=branch,
+        revision=revision,
         signature=None if signature is None else Path(signature),
         sign_key=None if sign_key is None else Path(sign_key),
     )
@@ -171,9 +172,9 @@ def push_to_hub(
                 fix="make it private on the hub's page, or name another",
             )
         client.create_repo(repo_id, private=private, exist_ok=True)
-        if branch is not None:
-            client.create_branch(repo_id, branch=branch, exist_ok=True)
-        there = {each.rfilename for each in client.model_info(repo_id, revision=branch).siblings or ()}
+        if revision is not None and not create_pr:
+            client.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = {each.rfilename for each in client.model_info(repo_id, revision=revision).siblings or ()}
         if others := sorted(name for name in there - {PACK} if name.endswith(_WEIGHTS)):
             raise PublishError(
                 f"the repository {repo_id} holds {', '.join(others[:5])}",
@@ -186,6 +187,12 @@ def push_to_hub(
             *(CommitOperationAdd(name, data) for name, data in made.files.items()),
             *(CommitOperationDelete(name) for name in sorted(stale)),
         ]
-        done = client.create_commit(repo_id, operations, commit_message=message or f"Add {PACK}", revision=branch)
+        done = client.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or f"Add {PACK}",
+            revision=revision,
+            create_pr=create_pr,
+        )
     ref = f"hf://{repo_id}@{done.oid}/{PACK}#sha256={made.sha256}"
     return Publication(repo_id, made.files, made.sha256, done.oid, ref)

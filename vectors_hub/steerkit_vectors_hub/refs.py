@@ -35,6 +35,7 @@ _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+._-]+)://")
 _PASSWORD = re.compile(r"://[^@\s]*:[^@\s]*@")
 _BUNDLED = re.compile(r"[a-z0-9][a-z0-9_-]{0,95}")
 _UNQUOTED = ":/?#[]@!$&'()*+,;=%"
+_SPECIAL = re.compile(r"refs/(pr/[0-9]+|convert/[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -245,6 +246,5 @@ def _parts(url: str) -> SplitResult:
         raise ReferenceFormatError(f"{shown(url)} is no URL ({error})", expected="https://host/path") from error
 
 
-def _quoted(revision: str | None) -> str:
-    text = revision or ""
-    return text if re.fullmatch(r"refs/(pr|convert)/[^/]+", text) else quote(text, safe="")
+def _quoted(revision: str) -> str:
+    return revision if _SPECIAL.fullmatch(revision) else quote(revision, safe="")

@@ -194,7 +194,7 @@ def bounded(what: str, limit: int) -> type[Any]:
     return Bounded
 
 
-def api(token: str | None = None) -> HfApi:
+def api(token: bool | str | None = None) -> HfApi:
     """The client, for the hub that the environment names now.
 
     Raises:
