@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steerkit._internal.files import read_bounded
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, console, print_json, say
-from steerkit.errors import OptionError, SampleError
+from steerkit.cli.console import console, print_json, say
+from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -239,33 +238,10 @@ def refuse_repeated(names: Sequence[str]) -> None:
 
 
 def read_suite(path: Path, refusals: list[str] | None, max_new_tokens: int | None) -> Suite:
-    """The suite of a file of prompts.
+    """The suite of a file of prompts; see `steerkit.evaluation.load_suite`."""
+    from steerkit.evaluation import load_suite
 
-    Raises:
-        SampleError: The file can't be read, or a row is bad.
-        OptionError: A label is none of the three, or a row's answer is not a text.
-    """
-    from steerkit.evaluation import REFUSALS, Case, PhraseJudge, Suite
-    from steerkit.models import read_samples
-
-    try:
-        rows = [json.loads(line) for line in read_bounded(path, 2**28).decode().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise SampleError(f"the prompts {str(path)!r} can't be read ({error})", expected="JSON lines") from error
-    samples = read_samples(path, columns={"answer": None} if any("answer" in row for row in rows) else None)
-    groups: dict[str, list[Case]] = {"harmful": [], "harmless": [], "utility": []}
-    for number, (sample, row) in enumerate(zip(samples, rows, strict=True), 1):
-        answer = row.get("answer")
-        if sample.label not in groups or not (answer is None or isinstance(answer, str)):
-            raise OptionError(
-                f"{path}, row {number}: label {sample.label!r}, answer {clean(answer)!r:.60}",
-                expected="a label of " + ", ".join(groups) + ", and a text or nothing as the answer",
-            )
-        groups[sample.label].append(Case(sample, answer))
-    judge = PhraseJudge(tuple(refusals) if refusals else REFUSALS)
-    return Suite(
-        path.stem, *(tuple(cases) for cases in groups.values()), judge=judge, max_new_tokens=max_new_tokens or 64
-    )
+    return load_suite(path, refusals=refusals or None, max_new_tokens=max_new_tokens)
 
 
 def _swept(points: Sequence[Point]) -> Table:
