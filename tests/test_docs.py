@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import steerkit as sk
 from steerkit import errors
-from steerkit.cli import COMMANDS, app
+from steerkit.cli.app import Group, Root, app
 from steerkit.cli.new import Kind, scaffold
 from steerkit.demo import model_path, world
 from steerkit.interventions import (
@@ -70,8 +70,8 @@ def test_method_of_the_guide_runs() -> None:
 @pytest.mark.parametrize(
     ("page", "kind", "name"), [("add-a-method", "method", "mean_centring"), ("add-a-model", "adapter", "blip2")]
 )
-def test_guides_show_what_steerkit_new_writes(page: str, kind: str, name: str, tmp_path: Path) -> None:
-    written = (scaffold(Kind(kind), name, tmp_path) / f"steerkit_{name}" / "__init__.py").read_text(encoding="utf-8")
+def test_guides_show_what_steerkit_new_writes(page: str, kind: Kind, name: str, tmp_path: Path) -> None:
+    written = (scaffold(kind, name, tmp_path) / f"steerkit_{name}" / "__init__.py").read_text(encoding="utf-8")
     assert f"```python\n{written}```" in (DOCS / f"{page}.md").read_text(encoding="utf-8")
 
 
@@ -241,7 +241,7 @@ def test_format_page_lists_every_field_of_the_document() -> None:
 
 def test_adapter_of_the_guide_serves_its_family(tmp_path: Path) -> None:
     adapter = run_page(DOCS / "add-a-model.md")["Blip2Adapter"]()
-    project = scaffold(Kind.ADAPTER, "blip2", tmp_path)
+    project = scaffold("adapter", "blip2", tmp_path)
     made: dict[str, Any] = {"__name__": "tiny_blip2"}
     exec((project / "steerkit_blip2" / "tiny.py").read_text(encoding="utf-8"), made)
     model, processor = made["tiny_model"]()
@@ -274,14 +274,27 @@ def test_every_error_is_documented() -> None:
                 assert f"| `{kind.__name__}` | `{base.__name__}` |" in page
 
 
+def _commands(group: type[Group] = Root, before: str = "") -> list[str]:
+    found: list[str] = []
+    for section in group.table.values():
+        for name, home in section.items():
+            found += [f"{before}{name}"] if isinstance(home, str) else _commands(home, f"{before}{name} ")
+    return found
+
+
 def test_every_command_and_option_of_the_page_exists() -> None:
     page = (DOCS / "command-line.md").read_text(encoding="utf-8")
-    for command in COMMANDS:
-        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
-        for line in re.findall(rf"^steerkit {command} .*$", page, re.MULTILINE):
-            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", line.partition("#")[0]):
-                assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), f"{command} {option}"
-        assert re.search(rf"^## .*\b{command}\b", page, re.MULTILINE), command
+    lines = re.findall(r"^steerkit .*$", page, re.MULTILINE)
+    assert len(lines) > 40
+    known = _commands()
+    for line in lines:
+        words = line.partition("#")[0].split()[1:]
+        command = next(each for each in (" ".join(words[:2]), words[0]) if each in known)
+        shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+        for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", line.partition("#")[0]):
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), f"{command} {option}"
+    for command in known:
+        assert re.search(rf"^## .*\b{command.split()[-1]}\b", page, re.MULTILINE), command
 
 
 def test_readme_and_ci_use_the_same_commands() -> None:

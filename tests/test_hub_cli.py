@@ -109,7 +109,7 @@ class TestPush:
 
     def test_a_folder_is_no_file(self, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        for args in (("push", ".", "a/b"), ("sign", ".", "--key", "k"), ("pull", "cmrm-llava-demo", "-o", ".")):
+        for args in (("push", ".", "a/b"), ("pack", "sign", ".", "--key", "k"), ("pull", "cmrm-llava-demo", "-o", ".")):
             refused = run(*args)
             assert refused.code == 1
             assert "'.' is" in refused.err
@@ -145,22 +145,22 @@ class TestFinding:
     def test_index_search_and_catalogue(self, file: Path, tmp_path: Path) -> None:
         other = vector(1, method={"name": "caa"}, metrics=[]).save(tmp_path / "other.safetensors")
         index, page = tmp_path / "index.json", tmp_path / "page.html"
-        assert run("index", file, "-o", index, "--title", "Ours").out == f"Wrote {index}: 1 packs\n"
-        assert run("index", other, "-o", index).code == 1
-        assert run("index", other, "-o", index, "--add").out == f"Wrote {index}: 2 packs\n"
-        names = [entry["name"] for entry in document("search", "--index", index)["packs"]]
+        assert run("hub", "index", file, "-o", index, "--title", "Ours").out == f"Wrote {index}: 1 packs\n"
+        assert run("hub", "index", other, "-o", index).code == 1
+        assert run("hub", "index", other, "-o", index, "--add").out == f"Wrote {index}: 2 packs\n"
+        names = [entry["name"] for entry in document("hub", "search", "--index", index)["packs"]]
         assert names == ["cmrm-things", "other"]
-        (found,) = document("search", "refusals", "--index", index, "--metric", "unsafe_rate")["packs"]
+        (found,) = document("hub", "search", "refusals", "--index", index, "--metric", "unsafe_rate")["packs"]
         assert found["name"] == "cmrm-things"
-        assert "other" in run("search", "--index", index, "--method", "caa").out
-        assert run("search", "--index", index, "nothing").out == "No pack matches.\n"
-        assert run("catalogue", index, "-o", page).code == 0
+        assert "other" in run("hub", "search", "--index", index, "--method", "caa").out
+        assert run("hub", "search", "--index", index, "nothing").out == "No pack matches.\n"
+        assert run("hub", "catalogue", index, "-o", page).code == 0
         assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-        assert run("catalogue", file, "-o", page, "--force").code == 1
+        assert run("hub", "catalogue", file, "-o", page, "--force").code == 1
 
     def test_two_packs_of_one_name_are_not_one(self, tmp_path: Path) -> None:
         files = [vector(seed).save(tmp_path / str(seed) / "a.safetensors") for seed in (0, 1)]
-        done = run("index", *files, "-o", tmp_path / "index.json")
+        done = run("hub", "index", *files, "-o", tmp_path / "index.json")
         assert done.code == 1
         assert "are both named 'a'" in done.err
         assert not (tmp_path / "index.json").exists()
@@ -169,46 +169,52 @@ class TestFinding:
         hub.publish("someone/cmrm-llava", {}, tags=["steerkit", "cmrm"])
         hub.publish("someone/caa-llava", {}, tags=["steerkit", "caa"])
         hub.publish("someone/llava", {}, tags=["transformers"])
-        assert run("search", "--hub", "llava").out == "hf://someone/caa-llava\nhf://someone/cmrm-llava\n"
-        found = document("search", "--hub", "--method", "cmrm")["packs"]
+        assert run("hub", "search", "--hub", "llava").out == "hf://someone/caa-llava\nhf://someone/cmrm-llava\n"
+        found = document("hub", "search", "--hub", "--method", "cmrm")["packs"]
         assert found == [{"name": "someone/cmrm-llava", "ref": "hf://someone/cmrm-llava"}]
 
     def test_an_index_that_grows_keeps_its_title(self, file: Path, tmp_path: Path) -> None:
         other = vector(1).save(tmp_path / "other.safetensors")
         index = tmp_path / "index.json"
-        assert run("index", file, "-o", index, "--title", "Ours").code == 0
-        done = run("index", other, "-o", index, "--add")
+        assert run("hub", "index", file, "-o", index, "--title", "Ours").code == 0
+        done = run("hub", "index", other, "-o", index, "--add")
         assert done.code == 0
         assert json.loads(index.read_text())["title"] == "Ours"
         assert "is a path" in done.err
-        assert "is a path" not in run("index", "cmrm-llava-demo", "-o", index, "--add").err
-        assert run("index", other, "-o", index, "--add", "--title", "Theirs").code == 0
+        assert "is a path" not in run("hub", "index", "cmrm-llava-demo", "-o", index, "--add").err
+        assert run("hub", "index", other, "-o", index, "--add", "--title", "Theirs").code == 0
         assert json.loads(index.read_text())["title"] == "Theirs"
 
     def test_what_the_hub_cannot_look_for_is_refused(self, hub: LoopbackHub) -> None:
-        refused = run("search", "--hub", "--model", "llava", "--metric", "utility")
+        refused = run("hub", "search", "--hub", "--model", "llava", "--metric", "utility")
         assert refused.code == 1
         assert "--model and --metric with --hub" in refused.err
         assert not hub.requests
-        assert "No repository matches." in run("search", "--hub", "nothing").err
+        assert "No repository matches." in run("hub", "search", "--hub", "nothing").err
 
     def test_a_reference_in_a_table_is_whole(self, hub: LoopbackHub, tmp_path: Path) -> None:
         repo_id = "somebody-with-a-name/and-a-pack-with-a-name-that-is-long"
         hub.publish(repo_id, {"a.safetensors": pack(tmp_path)})
-        assert run("index", f"hf://{repo_id}", "-o", tmp_path / "index.json").code == 0
-        for args in (("list",), ("search", "--index", tmp_path / "index.json")):
+        assert run("hub", "index", f"hf://{repo_id}", "-o", tmp_path / "index.json").code == 0
+        for args in (
+            (
+                "hub",
+                "list",
+            ),
+            ("hub", "search", "--index", tmp_path / "index.json"),
+        ):
             out = run(*args).out
             assert "…" not in out
         run("pull", f"hf://{repo_id}/a.safetensors")
         run("pull", f"hf://{repo_id}@main")
-        rows = [(row["ref"], row["sha256"]) for row in document("list")["packs"] if row["kind"] == "cache"]
+        rows = [(row["ref"], row["sha256"]) for row in document("hub", "list")["packs"] if row["kind"] == "cache"]
         assert len(rows) == len(set(rows))
 
     def test_a_search_tells_the_figures_of_the_pack_from_those_without_it(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("COLUMNS", "200")
-        out = run("search", "llava").out
+        out = run("hub", "search", "llava").out
         without = re.search(r"\bunsteered, 100 prompts: unsafe_rate ([0-9.]+)", out)
         with_it = re.search(r"\bsteered, 100 prompts: unsafe_rate ([0-9.]+)", out)
         assert without is not None
@@ -217,21 +223,23 @@ class TestFinding:
 
     def test_info_shows_every_figure(self, tmp_path: Path) -> None:
         metrics = [{"name": "unsafe_rate", "value": value, "condition": str(value)} for value in (0.9, 0.1)]
-        out = run("info", vector(metrics=metrics).save(tmp_path / "v.safetensors")).out
+        out = run("hub", "info", vector(metrics=metrics).save(tmp_path / "v.safetensors")).out
         assert "0.9 0.9" in out
         assert "0.1 0.1" in out
 
     def test_list_and_info(self, hub: LoopbackHub, tmp_path: Path) -> None:
-        assert document("list")["packs"] == [row for row in document("list")["packs"] if row["kind"] == "bundled"]
+        assert document("hub", "list")["packs"] == [
+            row for row in document("hub", "list")["packs"] if row["kind"] == "bundled"
+        ]
         commit = hub.publish("someone/pack", {"a.safetensors": pack(tmp_path)})
-        shown = run("info", "hf://someone/pack")
+        shown = run("hub", "info", "hf://someone/pack")
         assert shown.code == 0, shown.err
         for text in ("someone/pack", "owner/model", "cmrm", "MIT", "figure unsafe_rate", commit):
             assert text in shown.out
-        assert document("info", "hf://someone/pack")["pack"]["name"] == "someone/pack"
-        cached = [row for row in document("list")["packs"] if row["kind"] == "cache"]
+        assert document("hub", "info", "hf://someone/pack")["pack"]["name"] == "someone/pack"
+        cached = [row for row in document("hub", "list")["packs"] if row["kind"] == "cache"]
         assert {row["revision"] for row in cached} == {commit}
-        assert "hf://someone/pack" in run("list").out
+        assert "hf://someone/pack" in run("hub", "list").out
 
 
 def test_what_a_pack_says_passes_for_no_line_of_ours(tmp_path: Path) -> None:
@@ -248,8 +256,13 @@ def test_what_a_pack_says_passes_for_no_line_of_ours(tmp_path: Path) -> None:
     unknown = tmp_path / "unknown.safetensors"
     unknown.write_bytes(_with_fields(vector().to_bytes(), {forged: 1}))
     index = tmp_path / "index.json"
-    assert run("index", named, "-o", index).code == 0
-    for args in (("info", named), ("inspect", named), ("verify", unknown), ("search", "--index", index)):
+    assert run("hub", "index", named, "-o", index).code == 0
+    for args in (
+        ("hub", "info", named),
+        ("pack", "inspect", named),
+        ("verify", unknown),
+        ("hub", "search", "--index", index),
+    ):
         out = run(*args).out
         assert out
         assert not [line for line in out.splitlines() if line.lstrip().startswith(("pass  signature", "licence  A"))]
@@ -263,7 +276,7 @@ def test_what_is_wrong_with_a_pack_is_said_in_our_words(tmp_path: Path) -> None:
     ):
         path = tmp_path / "faulty.safetensors"
         path.write_bytes(_with_fields(vector().to_bytes(), fields))
-        done = run("inspect", path)
+        done = run("pack", "inspect", path)
         assert done.code == 1
         assert said in done.err
         assert "Value error" not in done.err
@@ -280,13 +293,17 @@ def _with_fields(data: bytes, fields: dict[str, Any]) -> bytes:
     return len(raw).to_bytes(8, "little") + raw + data[end:]
 
 
-@pytest.mark.parametrize("command", ["search", "list", "info", "pull", "push", "index", "catalogue"])
+@pytest.mark.parametrize(
+    "command", ["hub search", "hub list", "hub info", "pull", "push", "hub index", "hub catalogue", "pack inspect"]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = (
         "import sys\nfrom steerkit.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
         "print('TOP', *{name.partition('.')[0] for name in sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--help"], capture_output=True, text=True, check=True
+    )
     loaded = set(done.stdout.rpartition("TOP ")[2].split())
     assert "typer" in loaded
     assert not loaded & {"torch", "numpy", "pydantic", "rich", "huggingface_hub", "steerkit_vectors_hub", "filelock"}
@@ -300,9 +317,9 @@ def test_inspect_and_generate_take_a_reference(hub: LoopbackHub) -> None:
     data = sk.SteeringVector(directions, metadata).to_bytes()
     commit = hub.publish("someone/pack", {"a.safetensors": data})
     pinned = f"hf://someone/pack@{commit}/a.safetensors#sha256={hashlib.sha256(data).hexdigest()}"
-    assert document("inspect", "hf://someone/pack")["pinned"] == pinned
-    assert "hf://someone/pack@" in run("inspect", pinned, "--offline").out
-    assert run("inspect", "hf://someone/pack", "--sha256", "0" * 64).code == 1
+    assert document("pack", "inspect", "hf://someone/pack")["pinned"] == pinned
+    assert "hf://someone/pack@" in run("pack", "inspect", pinned, "--offline").out
+    assert run("pack", "inspect", "hf://someone/pack", "--sha256", "0" * 64).code == 1
     shown = document("generate", model, "describe the picture", "--vector", pinned, "--max-new-tokens", 2)
     (used,) = shown["vectors"]
     assert (used["vector"], used["source"]) == (pinned, pinned)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import steerkit as sk
 from steerkit._internal import plugins
-from steerkit.cli import app
+from steerkit.cli.app import app
 from steerkit.errors import OptionError, PluginError, UnknownNameError, UnsupportedModelError
 from steerkit.models import adapter_for
 from steerkit_vectors_hub import interop
@@ -292,7 +292,7 @@ def test_a_format_that_fails_to_import_is_named_and_the_rest_works(install: Inst
         interop.detect(tmp_path / "nothing.bin")
     foreign.control_vector(tmp_path / "happy.gguf", foreign.directions(0, 1))
     assert interop.detect(tmp_path / "happy.gguf") in ("llamacpp", "repeng")
-    listed = CliRunner().invoke(app, ["convert", "--formats"])
+    listed = CliRunner().invoke(app, ["formats", "--json"])
     assert listed.exit_code == 0
     assert "torn-format" in listed.stdout
     with pytest.raises(UnknownNameError, match=r"unknown format 'repeg'\. Did you mean 'repeng'"):

@@ -15,16 +15,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit.cli import app
+from steerkit.cli.app import app
 from steerkit.cli.new import Kind, check_name, class_name, scaffold
 from steerkit.errors import OptionError
 from steerkit.testing import tiny
 from steerkit.vectors.formats import read_pack
 
-NAMES = {Kind.METHOD: "mean_centring", Kind.ADAPTER: "blip2"}
+NAMES = {"method": "mean_centring", "adapter": "blip2"}
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", ["method", "adapter"])
 def test_a_new_package_passes_its_own_tests(kind: Kind, tmp_path: Path) -> None:
     project = scaffold(kind, NAMES[kind], tmp_path)
     site = tmp_path / "site"
@@ -61,8 +61,8 @@ def test_a_new_method_works_from_the_command_line(tmp_path: Path) -> None:
         kind = sk.get_method("mean_centring")
         assert kind.__module__ == "steerkit_mean_centring"
         with pytest.raises(OptionError, match="the method 'mean_centring' exists already"):
-            check_name(Kind.METHOD, "mean_centring")
-        check_name(Kind.ADAPTER, "mean")
+            check_name("method", "mean_centring")
+        check_name("adapter", "mean")
     assert read_pack(pack).document["method"]["name"] == "mean_centring"
     assert "mean_centring" not in sk.methods.method_names()
 
@@ -70,7 +70,7 @@ def test_a_new_method_works_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["Foo", "1st", "a-b", "a b", "_a", "a__b", "a_", "class", "", "é", "../up"])
 def test_impossible_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="the name is") as caught:
-        scaffold(Kind.METHOD, name, tmp_path)
+        scaffold("method", name, tmp_path)
     assert "lower-case" in str(caught.value.expected)
     assert list(tmp_path.iterdir()) == []
 
@@ -78,14 +78,14 @@ def test_impossible_names_are_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        (Kind.METHOD, "add", "'Add', which is what the package imports"),
-        (Kind.METHOD, "intervention", "'Intervention', which is what the package imports"),
-        (Kind.METHOD, "class_var", "'ClassVar', which is what the package imports"),
-        (Kind.METHOD, "sequence", "'Sequence', which is what the package imports"),
-        (Kind.ADAPTER, "model", "'ModelAdapter', which is what the package imports"),
-        (Kind.METHOD, "none", "'None', which is a word of Python"),
-        (Kind.METHOD, "true", "'True', which is a word of Python"),
-        (Kind.METHOD, "false", "'False', which is a word of Python"),
+        ("method", "add", "'Add', which is what the package imports"),
+        ("method", "intervention", "'Intervention', which is what the package imports"),
+        ("method", "class_var", "'ClassVar', which is what the package imports"),
+        ("method", "sequence", "'Sequence', which is what the package imports"),
+        ("adapter", "model", "'ModelAdapter', which is what the package imports"),
+        ("method", "none", "'None', which is a word of Python"),
+        ("method", "true", "'True', which is a word of Python"),
+        ("method", "false", "'False', which is a word of Python"),
     ],
 )
 def test_names_whose_class_could_not_be_are_refused(kind: Kind, name: str, words: str, tmp_path: Path) -> None:
@@ -95,17 +95,17 @@ def test_names_whose_class_could_not_be_are_refused(kind: Kind, name: str, words
 
 
 def test_a_name_that_only_looks_like_an_import_is_taken() -> None:
-    check_name(Kind.ADAPTER, "none")  # NoneAdapter
-    check_name(Kind.METHOD, "additive")
+    check_name("adapter", "none")  # NoneAdapter
+    check_name("method", "additive")
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        (Kind.METHOD, "cmrm", "the method 'cmrm' exists already"),
-        (Kind.ADAPTER, "llava", "the adapter 'llava' exists already"),
-        (Kind.METHOD, "adapters", "the package 'steerkit_adapters' exists already"),
-        (Kind.METHOD, "vlm", "the distribution 'steerkit-vlm' exists already"),
+        ("method", "cmrm", "the method 'cmrm' exists already"),
+        ("adapter", "llava", "the adapter 'llava' exists already"),
+        ("method", "adapters", "the package 'steerkit_adapters' exists already"),
+        ("method", "vlm", "the distribution 'steerkit-vlm' exists already"),
     ],
 )
 def test_taken_names_are_refused(kind: Kind, name: str, words: str, tmp_path: Path) -> None:
@@ -123,5 +123,5 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_classes_are_named_for_what_they_are() -> None:
-    assert class_name(Kind.METHOD, "mean_centring") == "MeanCentring"
-    assert class_name(Kind.ADAPTER, "blip2") == "Blip2Adapter"
+    assert class_name("method", "mean_centring") == "MeanCentring"
+    assert class_name("adapter", "blip2") == "Blip2Adapter"

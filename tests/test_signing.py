@@ -1157,13 +1157,13 @@ class TestPublishing:
         return answer(check_origin(found, found.read(), trust=trust)[0])
 
     def test_sign_push_and_pull(self, file: Path, lab: KeyPair, tmp_path: Path) -> None:
-        done = run("sign", file, "--key", lab.private, "--json")
+        done = run("pack", "sign", file, "--key", lab.private, "--json")
         assert done.code == 0, done.err
         shown = json.loads(done.out)
         assert shown["signature"] == str(beside(file))
         assert shown["fingerprint"] == hashlib.sha256(lab.public.read_bytes()).hexdigest()
-        assert run("sign", file, "--key", lab.private).code == 1
-        assert run("sign", file, "--key", lab.private, "--force").code == 0
+        assert run("pack", "sign", file, "--key", lab.private).code == 1
+        assert run("pack", "sign", file, "--key", lab.private, "--force").code == 0
         done = run("push", file, "someone/pack")
         assert done.code == 0, done.err
         assert f"uploaded  {PACK}.sig" in done.err

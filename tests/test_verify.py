@@ -17,7 +17,7 @@ from signers import KeyPair, key_pair
 from typer.testing import CliRunner
 
 import steerkit as sk
-from steerkit.cli import app
+from steerkit.cli.app import app
 from steerkit.demo import model_path
 from steerkit.demo.evaluation import anchors
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError
@@ -198,7 +198,7 @@ def test_the_command_prints_a_line_for_each_check_and_exits_for_ci(tmp_path: Pat
     assert code == 0
     assert "fail  dose" in out
     assert "fix: use a lower strength" in out
-    assert run(path, "--policy", "lax")[0] == 1
+    assert run(path, "--policy", "lax")[0] == 2
     # before a model is loaded: there is none of this name
     for given, read in (("nan", "nan"), ("1e400", "inf"), ("-inf", "-inf")):
         result = CliRunner().invoke(app, ["verify", path, f"--strength={given}", "--model", "no/model", "--json"])

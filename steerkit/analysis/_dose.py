@@ -181,7 +181,7 @@ def check_dose(
             "dose",
             "warn",
             f"{text}; a layer stands out among a vector's layers: {named}",
-            "look at the norms (steerkit inspect): a direction may have been scaled or put in another's place",
+            "look at the norms (steerkit pack inspect): a direction may have been scaled or put in another's place",
             details,
         )
     return Check("dose", "pass", text, details=details)

@@ -1,9 +1,19 @@
-"""What goes to the terminal: results to stdout, everything else to stderr, control characters to nowhere."""
+"""What goes to the terminal: results to stdout, everything else to stderr.
+
+All of it passes here: text of others is cleaned, rich's markup is off, characters that the terminal lacks are escaped,
+and a terminal that takes nothing (a full disk, a closed pipe) is an error like any other.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,42 +23,154 @@ from steerkit.errors import SteerKitError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+_FIXES = {
+    errno.ENOSPC: "free some space, or choose another place for the output",
+    errno.EDQUOT: "free some space, or choose another place for the output",
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f), or choose another place for the output",
+    errno.EROFS: "choose another place for the output",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 
-def console() -> Console:
-    """For results."""
-    from rich.console import Console
+_LEFT = (errno.EPIPE, errno.EINVAL)
+"""Whoever reads the pipe has left, as `head` does (the second, on Windows): nothing is wrong, and nobody to be told."""
 
-    return Console(highlight=False, markup=False, emoji=False)
+
+def prepare() -> None:
+    """Let what the encoding of a terminal lacks, such as bars in ASCII, be escaped instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def echo(text: object) -> None:
+    """One line of a result."""
+    _write(one_line(text))
+
+
+def echo_lines(text: object) -> None:
+    """A result of several lines."""
+    _write(clean(text))
+
+
+def show(part: Any) -> None:
+    """A part of a result: a text is one line; anything else is drawn by rich."""
+    if isinstance(part, str):
+        echo(part)
+    else:
+        console = _console()
+        with console.capture() as drawn:
+            console.print(part)
+        _write(drawn.get().removesuffix("\n"))
 
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+    _write(json.dumps(document, indent=2, allow_nan=False))
 
 
-def say(text: str) -> None:
-    """One line for people, on stderr."""
-    typer.echo(one_line(text), err=True)
+def say(text: object) -> None:
+    """One line for people, on stderr; where that can't be written, there is nobody to tell."""
+    with suppress(OSError):
+        typer.echo(one_line(text), err=True)
 
 
-def wants_traceback(ctx: Any) -> bool:
-    """Whether `--debug` was given, to the program or to the command."""
-    return bool(ctx.meta.get("steerkit.debug"))
+def table(heads: Iterable[str], rows: Iterable[Iterable[Any]], *, right: Iterable[int] = (), **options: Any) -> Table:
+    """A table for `show`; cells are texts or drawn by rich.
+
+    Args:
+        heads: Titles of the columns.
+        rows: Their cells.
+        right: Columns that hold numbers.
+        **options: As for rich's `Table`.
+    """
+    from rich.table import Table
+
+    made = Table(**options)
+    for index, head in enumerate(heads):
+        made.add_column(clean(head), justify="right" if index in right else "left", overflow="fold")
+    if options.get("title"):
+        made.title = clean(options["title"])
+    for row in rows:
+        made.add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
 
 
-def print_error(error: Exception, *, traceback: bool = False) -> None:
+def bar(value: float, largest: float, width: int) -> str:
+    """A bar as long as a value, in characters that the terminal has."""
+    mark = "#" if _console().options.ascii_only else "\N{FULL BLOCK}"
+    return mark * max(1, round(width * value / largest))
+
+
+def print_error(error: Exception, *, debug: bool = False) -> None:
     """An error as one block on stderr: the problem, what was expected, how to mend it."""
-    if traceback:
-        from traceback import print_exception
+    shown = described(error)
+    with suppress(OSError):
+        if debug:
+            typer.echo(clean("".join(traceback.format_exception(error))), err=True)
+        typer.echo(typer.style("error: ", fg="red", bold=True) + shown.problem, err=True)
+        for name, text in (("expected", shown.expected), ("fix", shown.fix)):
+            if text:
+                typer.echo(f"  {name}: {text}", err=True)
 
-        print_exception(error, file=sys.stderr)
+
+def described(error: BaseException) -> SteerKitError:
+    """Any error in the three parts of ours. What the system refuses is foreseen: it says which file, and why."""
     if isinstance(error, SteerKitError):
-        problem, expected, fix = error.problem, error.expected, error.fix
-    else:
-        problem, expected = f"{type(error).__name__}: {error}", None
-        fix = "this was not foreseen: run the command again with --debug to see where it happened"
-    lines = [(typer.style("error: ", fg="red", bold=True), problem)]
-    lines += [(f"  {name}: ", text) for name, text in (("expected", expected), ("fix", fix)) if text]
-    for head, text in lines:
-        typer.echo(head + clean(text).replace("\n", "\n    "), err=True)
+        return error
+    if isinstance(error, OSError) and (error.strerror or error.errno is None):
+        reason = error.strerror or str(error)
+        where = f"{os.fsdecode(error.filename)!r}: " if isinstance(error.filename, str | bytes) else ""
+        fix = _FIXES.get(error.errno or 0, "check the path, and that you may use it")
+        return SteerKitError(f"{where}{reason}", expected="files and folders that can be read and written", fix=fix)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        fix = "a smaller --batch-size, --dtype bfloat16, or --device-map auto"
+        return SteerKitError(f"out of memory ({error})", expected="memory for the model and one batch", fix=fix)
+    fix = "this was not foreseen: run the command again with --debug to see where it happened"
+    return SteerKitError(f"{type(error).__name__}: {error}", fix=fix)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def close(code: int) -> int:
+    """Write what is left in the buffer, at the end; returns the exit code, which is 1 where that failed."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _let_go()
+        if error.errno not in _LEFT and code == 0:
+            print_error(_unwritten(error))
+        return code or 1
+    return code
+
+
+def _write(text: str) -> None:
+    try:
+        typer.echo(text)
+    except OSError as error:
+        _let_go()
+        if error.errno in _LEFT:
+            raise typer.Exit(1) from error
+        raise _unwritten(error) from error
+
+
+def _let_go() -> None:
+    """What stays in the buffer of stdout would fail once more at exit, with an exit code of its own."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unwritten(error: OSError) -> SteerKitError:
+    return SteerKitError(
+        f"the output can't be written: {error.strerror}",
+        expected="a terminal, a pipe or a file that takes it",
+        fix=_FIXES.get(error.errno or 0),
+    )

@@ -3,85 +3,92 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import clean, console, print_json
+from steerkit.cli.command import Result
+from steerkit.cli.console import table
 from steerkit.errors import OptionError
+from steerkit.policy import Policy
 
 if TYPE_CHECKING:
     from steerkit.engines.receipt import Receipt
     from steerkit.models import Sample
-    from steerkit.policy import Policy
     from steerkit.vectors import SteeringVector
     from steerkit.vlm import VLM
 
 
 def generate(
-    model: opt.Model,
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)] = None,
+    model: str,
+    prompt: str | None = None,
     *,
-    image: Annotated[list[Path] | None, typer.Option(help="An image of the prompt. Repeat for more.")] = None,
-    samples: Annotated[Path | None, typer.Option(help="Prompts from a .jsonl or .csv file instead.")] = None,
-    vector: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="REF", help="A pack to steer with, as for `pull`: a file, a name, hf://... Repeat for more."
-        ),
-    ] = None,
-    strength: Annotated[
-        list[float] | None,
-        typer.Option(help="Strength of all vectors, or of each in order. Default: what each pack recommends."),
-    ] = None,
-    policy: opt.PolicyOption = "strict",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
-    batch_size: opt.BatchSize = 8,
-    dtype: opt.Dtype = None,
-    device_map: opt.DeviceMap = None,
-    revision: opt.Revision = None,
-    columns: opt.Columns = None,
-    skip_bad_rows: opt.SkipBadRows = False,
-    as_json: opt.AsJson = False,
-    debug: opt.Debug = False,
-) -> None:
+    image: list[Path] | None = None,
+    samples: Path | None = None,
+    vector: list[str] | None = None,
+    strength: list[float] | None = None,
+    policy: Policy = "strict",
+    max_new_tokens: int = 128,
+    rows: opt.SampleFile,
+    loading: opt.Loading,
+    batch_size: int = 8,
+) -> Result:
     """Answer prompts without and with steering vectors.
 
     Answers are greedy and are shown side by side, with a receipt of what the steering changed.
+
+    Args:
+        model: Repository id or folder of the model, or the name of a demo model.
+        prompt (PROMPT): The prompt.
+        image: An image of the prompt.
+        samples: Prompts from a .jsonl or .csv file instead.
+        vector (REF): A pack to steer with, as for `pull`: a file, a name, hf://...
+        strength: Strength of all vectors, or of each in order. Default: what each pack recommends.
+        policy: strict: a failed check is an error. warn: it is a warning. off: checks are not enforced.
+        max_new_tokens: Tokens to generate at most.
+        rows: How the sample file is read.
+        loading: How the model is loaded.
+        batch_size: Samples per batch.
     """
     if (prompt is None) == (samples is None):
         raise typer.BadParameter("give either a PROMPT or --samples", param_hint="PROMPT")
     if samples is not None and image:
         raise typer.BadParameter("the sample file names its own images", param_hint="--image")
-    from steerkit.cli.loading import check_without_weights, import_libraries, load_model, load_options
+    from steerkit.cli.loading import check_without_weights, import_libraries, load_model
 
-    asked = _asked(prompt, image or [], samples, opt.columns(columns), skip=skip_bad_rows)
+    asked = rows.read(samples) if samples is not None else [_sample(prompt or "", image or [])]
+    given = loading.given()
     import_libraries()
-    from steerkit.steering import check_match
+    from steerkit.steering import check_match, steer
+    from steerkit_vectors_hub.load import load_vector
 
-    allowed = opt.policy(policy)
-    vectors = _vectors(vector or [])
+    refs = vector or []
+    vectors = [load_vector(ref) for ref in refs]
     doses = _doses(vectors, strength or [])
-    loading = load_options(dtype, device_map, revision)
-    check_without_weights(model, loading, lambda skeleton: [check_match(each, skeleton, allowed) for each in vectors])
-    vlm = load_model(model, loading)
+    check_without_weights(model, given, lambda skeleton: [check_match(each, skeleton, policy) for each in vectors])
+    vlm = load_model(model, given)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "do_sample": False}
     plain = _answer(vlm, asked, "Generating", options)
-    steered, receipt = _steer(vlm, asked, vectors, doses, allowed, options)
-    used = [
-        {
-            "vector": ref,
-            "source": each.source,
-            "method": each.metadata.method.name,
-            "strength": dose,
-            "sha256": each.digest(),
-        }
-        for ref, each, dose in zip(vector or [], vectors, doses, strict=True)
-    ]
-    if as_json:
-        answers = [
+    steered, receipt = None, None
+    if vectors:
+        with steer(vlm, vectors, strength=doses, policy=policy) as receipt:
+            steered = _answer(vlm, asked, "Generating, steered", options)
+    document = {
+        "model": model,
+        "vectors": [
+            {
+                "vector": ref,
+                "source": each.source,
+                "method": each.metadata.method.name,
+                "strength": dose,
+                "sha256": each.digest(),
+            }
+            for ref, each, dose in zip(refs, vectors, doses, strict=True)
+        ],
+        "answers": [
             {
                 "prompt": each.text if isinstance(each.text, str) else [list(turn) for turn in each.turns],
                 "images": [str(path) for path in each.images],
@@ -89,36 +96,23 @@ def generate(
                 "steered": after,
             }
             for each, before, after in zip(asked, plain, steered or [None] * len(asked), strict=True)
-        ]
-        print_json({"model": model, "vectors": used, "answers": answers, "receipt": _receipt(receipt)})
-    else:
-        _show(asked, plain, steered, used, receipt)
+        ],
+        "receipt": None if receipt is None else _receipt(receipt),
+    }
+    return Result(document, _side_by_side(asked, document, receipt))
 
 
-def _asked(
-    prompt: str | None, images: list[Path], samples: Path | None, columns: dict[str, str | None], *, skip: bool
-) -> list[Sample]:
-    from steerkit.cli.extract import read_file
-    from steerkit.errors import SampleError
+def _sample(prompt: str, images: list[Path]) -> Sample:
     from steerkit.models import Sample, open_image
 
-    if samples is None:
-        for path in images:
-            open_image(path)
-        return [Sample(prompt or "", images=tuple(images))]
-    found = read_file(samples, columns, skip=skip)
-    if not found:
-        raise SampleError(f"{str(samples)!r} holds no samples", expected="at least one")
-    return found
-
-
-def _vectors(refs: list[str]) -> list[SteeringVector]:
-    from steerkit_vectors_hub.load import load_vector
-
-    return [load_vector(ref) for ref in refs]
+    for path in images:
+        open_image(path)
+    return Sample(prompt, images=tuple(images))
 
 
 def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
+    if given and not vectors:
+        raise OptionError("--strength is given without a vector", expected="--vector REF")
     if given and len(given) not in (1, len(vectors)):
         raise OptionError(
             f"{len(given)} strengths are given for {len(vectors)} vectors",
@@ -126,8 +120,6 @@ def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
         )
     if bad := [dose for dose in given if not math.isfinite(dose)]:
         raise OptionError(f"--strength is {bad[0]}", expected="a finite number")
-    if given and not vectors:
-        raise OptionError("--strength is given without a vector", expected="--vector REF")
     if not given:
         return [each.metadata.strength.recommended for each in vectors]
     return given * len(vectors) if len(given) == 1 else given
@@ -142,26 +134,7 @@ def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) 
         return vlm.generate(asked, progress=tokens.batch_done, stopping_criteria=tokens.criteria, **options)
 
 
-def _steer(
-    vlm: VLM,
-    asked: list[Sample],
-    vectors: list[SteeringVector],
-    doses: list[float],
-    policy: Policy,
-    options: dict[str, Any],
-) -> tuple[list[str] | None, Receipt | None]:
-    if not vectors:
-        return None, None
-    from steerkit.steering import steer
-
-    with steer(vlm, vectors, strength=doses, policy=policy) as receipt:
-        answers = _answer(vlm, asked, "Generating, steered", options)
-    return answers, receipt
-
-
-def _receipt(receipt: Receipt | None) -> dict[str, Any] | None:
-    if receipt is None:
-        return None
+def _receipt(receipt: Receipt) -> dict[str, Any]:
     return {
         "layers": receipt.layers,
         "prompt_tokens": receipt.prompt_tokens,
@@ -180,28 +153,15 @@ def _receipt(receipt: Receipt | None) -> dict[str, Any] | None:
     }
 
 
-def _show(
-    asked: list[Sample],
-    plain: list[str],
-    steered: list[str] | None,
-    used: list[dict[str, Any]],
-    receipt: Receipt | None,
-) -> None:
-    from rich.table import Table
-
-    out = console()
-    for index, sample in enumerate(asked):
-        title = clean(sample.turns[-1][1]) + "".join(f"  [{Path(str(path)).name}]" for path in sample.images)
-        table = Table(title=clean(title), title_justify="left", expand=True, show_lines=True)
-        table.add_column("unsteered", ratio=1)
-        cells = [clean(plain[index])]
-        if steered is not None:
-            table.add_column(clean(" + ".join(f"{_short(x['vector'])} x {x['strength']:g}" for x in used)), ratio=1)
-            cells.append(clean(steered[index]))
-        table.add_row(*cells)
-        out.print(table)
+def _side_by_side(asked: list[Sample], document: dict[str, Any], receipt: Receipt | None) -> Iterator[Any]:
+    steering = " + ".join(f"{_short(each['vector'])} x {each['strength']:g}" for each in document["vectors"])
+    heads = ["unsteered", steering] if steering else ["unsteered"]
+    for sample, answer in zip(asked, document["answers"], strict=True):
+        title = sample.turns[-1][1] + "".join(f"  [{Path(str(path)).name}]" for path in sample.images)
+        cells = [answer["unsteered"], answer["steered"]][: len(heads)]
+        yield table(heads, [cells], title=title, title_justify="left", expand=True)
     if receipt is not None:
-        out.print(str(receipt), soft_wrap=True)
+        yield str(receipt)
 
 
 def _short(ref: str) -> str:

@@ -1,40 +1,41 @@
-"""`steerkit index`: write an index of packs."""
+"""`steerkit hub index` and `steerkit hub catalogue`: an index of packs, and a web page made from it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from steerkit.cli import options as opt
-from steerkit.cli.console import one_line, say
+from steerkit.cli.console import echo, say
+from steerkit.errors import OptionError
 
 
 def index(
-    refs: Annotated[list[str], typer.Argument(metavar="REF...", help="The packs.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The index to write.")],
-    title: Annotated[
-        str | None,
-        typer.Option(help="Of the index and its catalogue page. Default: with --add, the one it has; steerkit packs."),
-    ] = None,
-    add: Annotated[
-        bool, typer.Option("--add", help="Keep what the index holds; a pack of the same name is replaced.")
-    ] = False,
-    offline: opt.Offline = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
-    debug: opt.Debug = False,
+    refs: list[str],
+    *,
+    output: Path,
+    title: str | None = None,
+    add: bool = False,
+    offline: bool = False,
+    force: bool = False,
 ) -> None:
     """Write an index of packs.
 
-    Each is found, audited and described with a reference that is pinned to its digest. `steerkit search --index` and
-    `steerkit catalogue` read it.
+    Each is found, audited and described with a reference that is pinned to its digest. `steerkit hub search --index`
+    and `steerkit hub catalogue` read it.
+
+    Args:
+        refs (REF...): The packs.
+        output (FILE): The index to write.
+        title: Of the index and its catalogue page. Default: with --add, the one it has; steerkit packs.
+        add: Keep what the index holds; a pack of the same name is replaced.
+        offline: Use the cache alone. Also: STEERKIT_OFFLINE=1.
+        force: Overwrite the output.
     """
-    from steerkit.errors import OptionError
     from steerkit_vectors_hub.index import Index, entry_of, make_index, read_index, write_index
     from steerkit_vectors_hub.resolve import resolve
 
-    opt.check_output(output, force=force or add)
+    for ref in refs:
+        opt.output(output, force=force or add, REF=ref)
     before = read_index(output) if add and output.exists() else Index()
     entries = {entry.name: entry for entry in before.packs}
     given: dict[str, str] = {}
@@ -52,4 +53,29 @@ def index(
         given[entry.name] = ref
         entries[entry.name] = entry
     write_index(make_index(entries.values(), title=before.title if title is None else title), output)
-    typer.echo(one_line(f"Wrote {output}: {len(entries)} packs"))
+    echo(f"Wrote {output}: {len(entries)} packs")
+
+
+def catalogue(
+    index: Path,
+    *,
+    output: Path,
+    force: bool = False,
+) -> None:
+    """Make a web page from an index.
+
+    One HTML file that needs nothing else: packs with figures and norms, to be filtered by model, method and metric.
+
+    Args:
+        index (INDEX): The index file.
+        output (FILE): The page to write.
+        force: Overwrite the output.
+    """
+    from steerkit._internal.files import write_atomically
+    from steerkit_vectors_hub.catalogue import page
+    from steerkit_vectors_hub.index import read_index
+
+    opt.output(output, force=force, INDEX=index)
+    read = read_index(index)
+    write_atomically(output, page(read).encode())
+    echo(f"Wrote {output}: {len(read.packs)} packs")

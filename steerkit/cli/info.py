@@ -1,36 +1,25 @@
-"""`steerkit info`: where a pack comes from and what it is, by reference."""
+"""`steerkit hub info`: where a pack comes from and what it is, by reference."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import typer
-
+from steerkit._internal.text import one_line
 from steerkit.cli import options as opt
-from steerkit.cli.console import one_line, print_json
+from steerkit.cli.command import Result
 from steerkit.cli.pull import describe
 
 
-def info(
-    ref: opt.Ref,
-    revision: opt.PackRevision = None,
-    sha256: opt.Pin = None,
-    offline: opt.Offline = False,
-    as_json: opt.AsJson = False,
-    debug: opt.Debug = False,
-) -> None:
+def info(pack: opt.PackRef) -> Result:
     """Show what a pack is, by reference.
 
-    Where it comes from, its digest, and what its makers say of it; `steerkit inspect` shows every field of the file.
+    Where it comes from, its digest, and what its makers say of it; `steerkit pack inspect` shows every field of the
+    file.
     """
     from steerkit_vectors_hub.index import entry_of
-    from steerkit_vectors_hub.resolve import resolve
 
-    found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
+    found = pack.resolve()
     entry = entry_of(found)
-    if as_json:
-        print_json({**describe(found), "pack": entry.model_dump(mode="json")})
-        return
     spans = [f"{each.title}: layers {each.layers[0]} to {each.layers[-1]}" for each in entry.norms]
     rows: list[tuple[str, Any]] = [
         ("name", entry.name),
@@ -49,5 +38,7 @@ def info(
         ("pinned", found.pinned),
     ]
     width = max(len(key) for key, _ in rows)
-    for key, value in rows:
-        typer.echo(one_line(f"{key:<{width}}  {value or '-'}"))
+    return Result(
+        {**describe(found), "pack": entry.model_dump(mode="json")},
+        [f"{key:<{width}}  {value or '-'}" for key, value in rows],
+    )

@@ -1,54 +1,37 @@
-"""`steerkit inspect`: everything that a pack says of itself, and how large its directions are."""
+"""`steerkit pack inspect`: everything that a pack says of itself, and how large its directions are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from steerkit._internal.text import one_line
 from steerkit.cli import options as opt
-from steerkit.cli.console import console, one_line, print_json
+from steerkit.cli.command import Result
+from steerkit.cli.console import bar, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from steerkit.vectors.formats import RawPack
 
 BAR = 40
 
 
-def inspect(
-    ref: opt.Ref,
-    revision: opt.PackRevision = None,
-    sha256: opt.Pin = None,
-    offline: opt.Offline = False,
-    as_json: opt.AsJson = False,
-    debug: opt.Debug = False,
-) -> None:
+def inspect(pack: opt.PackRef) -> Result:
     """Show what a pack holds, after an audit.
 
     Every field of its document, and the norm of its directions by layer. No model is needed.
     """
-    from steerkit.vectors import parse_metadata
-    from steerkit.vectors.formats import parse_pack
-    from steerkit_vectors_hub.resolve import resolve
-
-    found = resolve(ref, revision=revision, sha256=sha256, offline=True if offline else None)
-    file = str(found.path)
-    raw = parse_pack(found.read(), name=found.ref)
-    document = parse_metadata(raw.document, name=found.ref).model_dump(mode="json")
+    found = pack.resolve()
+    raw, metadata = opt.read_pack(found)
     tensors = _tensors(raw)
-    if as_json:
-        print_json(
-            {"file": file, "pinned": found.pinned, "bytes": len(raw.data), "metadata": document, "tensors": tensors}
-        )
-        return
-    out = console()
-    out.print(f"{one_line(found.ref)}  {len(raw.data)} bytes, {len(tensors)} directions, audit passed", soft_wrap=True)
-    out.print(_fields(document), soft_wrap=True)
-    if tensors:
-        out.print(_chart(tensors))
-    else:
-        out.print("No stored directions: this vector is measured on each prompt.")
+    document = {
+        "file": str(found.path),
+        "pinned": found.pinned,
+        "bytes": len(raw.data),
+        "metadata": metadata,
+        "tensors": tensors,
+    }
+    return Result(document, _lines(found.ref, document))
 
 
 def _tensors(raw: RawPack) -> list[dict[str, Any]]:
@@ -58,23 +41,28 @@ def _tensors(raw: RawPack) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name, info in raw.tensors.items():
         layer, site, part, tower = parse_tensor_name(name)
-        found.append(
-            {
-                "layer": layer,
-                "site": site_label(site, tower),
-                "name": part,
-                "dtype": info.dtype,
-                "shape": list(info.shape),
-                "norms": raw.norms(name).tolist(),
-            }
-        )
+        stored = {"dtype": info.dtype, "shape": list(info.shape), "norms": raw.norms(name).tolist()}
+        found.append({"layer": layer, "site": site_label(site, tower), "name": part, **stored})
     return sorted(found, key=lambda entry: (entry["site"], entry["name"], entry["layer"]))
 
 
-def _fields(document: dict[str, Any]) -> str:
-    rows = list(_flat(document))
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"{one_line(key):<{width}}  {one_line(value)}" for key, value in rows)
+def _lines(ref: str, document: dict[str, Any]) -> Iterator[Any]:
+    tensors = document["tensors"]
+    yield f"{ref}  {document['bytes']} bytes, {len(tensors)} directions, audit passed"
+    fields = [(one_line(key), value) for key, value in _flat(document["metadata"])]
+    width = max(len(key) for key, _ in fields)
+    yield from (f"{key:<{width}}  {value}" for key, value in fields)
+    if not tensors:
+        yield "No stored directions: this vector is measured on each prompt."
+        return
+    largest = max(max(entry["norms"]) for entry in tensors)
+    rows = []
+    for entry in tensors:
+        norm, count = max(entry["norms"]), len(entry["norms"])
+        site = f"{entry['site']} {entry['name']}".strip() + (f" ({count} rows)" if count > 1 else "")
+        rows.append((str(entry["layer"]), site, bar(norm, largest, BAR), f"{norm:.4g}"))
+    options: dict[str, Any] = {"title_justify": "left", "box": None, "pad_edge": False}
+    yield table(("layer", "site", "", "norm"), rows, right=(0, 3), title="Norm of the directions, by layer", **options)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -91,21 +79,3 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, ", ".join(map(str, value)) or "-"
     else:
         yield path, "-" if value in (None, "", {}) else str(value)
-
-
-def _chart(tensors: list[dict[str, Any]]) -> Table:
-    """One bar for each direction, as long as its norm; of several rows, the longest."""
-    from rich.bar import Bar
-    from rich.table import Table
-
-    table = Table(title="Norm of the directions, by layer", title_justify="left", box=None, pad_edge=False)
-    table.add_column("layer", justify="right")
-    table.add_column("site")
-    table.add_column("", width=BAR, no_wrap=True)
-    table.add_column("norm", justify="right")
-    largest = max(max(entry["norms"]) for entry in tensors)
-    for entry in tensors:
-        norm, rows = max(entry["norms"]), len(entry["norms"])
-        site = f"{entry['site']} {entry['name']}".strip() + (f" ({rows} rows)" if rows > 1 else "")
-        table.add_row(str(entry["layer"]), one_line(site), Bar(largest, 0, norm, width=BAR), f"{norm:.4g}")
-    return table

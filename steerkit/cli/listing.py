@@ -1,12 +1,15 @@
-"""`steerkit list`: the packs that are on this machine."""
+"""`steerkit hub list`: the packs that are on this machine."""
 
 from __future__ import annotations
 
-from steerkit.cli import options as opt
-from steerkit.cli.console import console, one_line, print_json
+from collections.abc import Iterator
+from typing import Any
+
+from steerkit.cli.command import Result
+from steerkit.cli.console import table
 
 
-def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
+def listing() -> Result:
     """List the packs on this machine.
 
     The bundled ones, and those in the cache with the reference that they came from. All of them load without a network.
@@ -15,13 +18,10 @@ def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
     from steerkit_vectors_hub.cache import Store
 
     store = Store.default()
-    rows = [{"ref": name, "kind": "bundled", "file": str(bundled_path(name))} for name in bundled_names()]
     there = (record for record in store.records() if store.path(record.sha256).is_file())
-    cached = {
-        (record.ref, record.sha256, record.revision, record.file): record for record in there
-    }  # the latest of each
-    documents = [
-        *rows,
+    latest = {(record.ref, record.sha256, record.revision, record.file): record for record in there}
+    packs: list[dict[str, Any]] = [
+        *({"ref": name, "kind": "bundled", "file": str(bundled_path(name))} for name in bundled_names()),
         *(
             {
                 "ref": record.ref,
@@ -32,20 +32,19 @@ def listing(as_json: opt.AsJson = False, debug: opt.Debug = False) -> None:
                 "revision": record.revision,
                 "time": record.time,
             }
-            for record in cached.values()
+            for record in latest.values()
         ),
     ]
-    if as_json:
-        print_json({"cache": str(store.root), "packs": documents})
-        return
-    from rich.table import Table
+    return Result({"cache": str(store.root), "packs": packs}, _table(packs, str(store.root)))
 
-    table = Table()
-    table.add_column("reference", overflow="fold")  # cut off, it could not be copied
-    for head in ("where", "sha256", "revision", "resolved"):
-        table.add_column(head, no_wrap=True)
-    for each in documents:
+
+def _table(packs: list[dict[str, Any]], cache: str) -> Iterator[Any]:
+    if not packs:
+        yield f"No pack is here. The cache is {cache}."
+        return
+    rows = []
+    for each in packs:
         shown = [str(each.get(key) or "-") for key in ("ref", "kind", "sha256", "revision")]
-        shown.append(str(each.get("time") or "-")[:10])  # the day: with the hour, references would be broken in two
-        table.add_row(*(one_line(text[:12] if len(text) in (40, 64) else text) for text in shown))
-    console().print(table if documents else f"No pack is here. The cache is {one_line(store.root)}.")
+        day = str(each.get("time") or "-")[:10]
+        rows.append([*(text[:12] if len(text) in (40, 64) else text for text in shown), day])
+    yield table(("reference", "where", "sha256", "revision", "resolved"), rows)

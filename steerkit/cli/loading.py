@@ -9,37 +9,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerkit.cli import interrupts
 from steerkit.cli.progress import loading_progress, progress
 from steerkit.errors import OptionError, SteerKitError
 
 if TYPE_CHECKING:
     from steerkit.vlm import VLM
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-
 
 def import_libraries() -> None:
     """Import torch and what needs it, with progress: it takes seconds."""
     if "steerkit.steering" in sys.modules:
         return
-    with progress("Importing torch and transformers"):
-        for name in ("torch", "transformers", "steerkit.methods._base", "steerkit.steering"):
+    with progress("Importing torch and transformers"), interrupts.ending():
+        for name in ("torch", "transformers", "steerkit.steering"):
             importlib.import_module(name)
 
 
-def load_options(dtype: str | None, device_map: str | None, revision: str | None) -> dict[str, Any]:
-    """Keyword arguments for `steerkit.load` from what was given.
+def folder_of(model: str) -> str:
+    """The folder of a demo model, for its name; anything else is what it is."""
+    from steerkit.demo import MODELS, model_path
 
-    Raises:
-        OptionError: The type is unknown.
-    """
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"--dtype is {dtype!r}", expected="one of " + ", ".join(DTYPES))
-    given = {"dtype": dtype, "device_map": device_map, "revision": revision}
-    return {key: value for key, value in given.items() if value is not None}
+    return model_path(model) if model in MODELS and not Path(model).exists() else model
 
 
-def check_without_weights(source: str, options: Mapping[str, Any], check: Callable[[VLM], object]) -> None:
+def check_without_weights(model: str, options: Mapping[str, Any], check: Callable[[VLM], object]) -> None:
     """Run a check on the model's skeleton, which has every shape and no weights.
 
     A model that can't be built so is left to the same check after loading.
@@ -54,6 +48,7 @@ def check_without_weights(source: str, options: Mapping[str, Any], check: Callab
     import steerkit as sk
     from steerkit.vlm import adapter_of
 
+    source = folder_of(model)
     shared = {key: value for key, value in options.items() if key == "revision"}
     adapter = _readable(source, lambda: adapter_of(source, **shared))
     # its type is served, so transformers has its class and needs none of the repository's code
@@ -65,7 +60,7 @@ def check_without_weights(source: str, options: Mapping[str, Any], check: Callab
         check(skeleton)
 
 
-def load_model(source: str, options: Mapping[str, Any]) -> VLM:
+def load_model(model: str, options: Mapping[str, Any]) -> VLM:
     """`steerkit.load` with progress, on the GPU where there is one.
 
     Raises:
@@ -75,7 +70,8 @@ def load_model(source: str, options: Mapping[str, Any]) -> VLM:
 
     import steerkit as sk
 
-    with loading_progress(f"Loading {source}"):
+    source = folder_of(model)
+    with loading_progress(f"Loading {model}"):
         vlm = _readable(source, lambda: sk.load(source, **options))
         if "device_map" not in options and torch.cuda.is_available():
             vlm.model.to("cuda")
@@ -83,14 +79,16 @@ def load_model(source: str, options: Mapping[str, Any]) -> VLM:
 
 
 def _readable(source: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns; the errors that transformers has for a wrong source or option, in our form."""
+    """What `load` returns; whatever transformers raises about a source that is no sound model, in our form."""
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise OptionError(f"the folder {source!r} holds no config.json", expected="a folder that holds a model")
     try:
         return load()
-    except SteerKitError:
+    except (SteerKitError, MemoryError):
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a config.json that is a list, a number where a text is meant: any type at all
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise OptionError(
             f"the model {source!r} can't be loaded ({reason.strip()})",

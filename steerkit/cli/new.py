@@ -4,61 +4,46 @@ from __future__ import annotations
 
 import keyword
 import re
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
-from typing import Annotated
+from typing import Literal
 
-import typer
-
-from steerkit.cli.console import clean
-from steerkit.cli.options import Debug
+from steerkit.cli.console import echo
 from steerkit.errors import OptionError
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-class Kind(StrEnum):
-    """What a package extends steerkit by."""
-
-    METHOD = "method"
-    ADAPTER = "adapter"
-
-
-_FILES: dict[Kind, dict[str, str]] = {
-    Kind.METHOD: {
-        "pyproject.toml": "pyproject.toml",
-        "README.md": "README.md",
-        "$package/__init__.py": "package.py",
-        "tests/test_$name.py": "checks.py",
-    },
-    Kind.ADAPTER: {
-        "pyproject.toml": "pyproject.toml",
-        "README.md": "README.md",
-        "$package/__init__.py": "package.py",
-        "$package/tiny.py": "tiny.py",
-        "tests/test_$name.py": "checks.py",
-    },
+Kind = Literal["method", "adapter"]
+_SHARED = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "$package/__init__.py": "package.py",
+    "tests/test_$name.py": "checks.py",
 }
+_FILES: dict[Kind, dict[str, str]] = {"method": _SHARED, "adapter": {**_SHARED, "$package/tiny.py": "tiny.py"}}
 """Each file of a package, and the template that it is made from."""
 
 
 def new(
-    kind: Annotated[Kind, typer.Argument(help="What the package is to hold.", show_default=False)],
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Its name: lower-case letters, digits, _.", show_default=False)
-    ],
-    path: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the package's folder is made.")] = Path(),
-    debug: Debug = False,
+    kind: Kind,
+    name: str,
+    *,
+    path: Path = Path(),
 ) -> None:
-    """Write a package that adds a method or a model family to steerkit.
+    """Write a package that adds a method or a model family.
 
     It can be installed with pip, is found by its name, and passes its own tests as it is: change it from there.
+
+    Args:
+        kind: What the package is to hold.
+        name (NAME): Its name: lower-case letters, digits, _.
+        path (FOLDER): Where the package's folder is made.
     """
     folder = scaffold(kind, name, path)
-    typer.echo(clean(f"Wrote {folder}. Next: pip install -e '{folder}[test]' && pytest {folder}"))
+    echo(f"Wrote {folder}. Next: pip install -e '{folder}[test]' && pytest {folder}")
 
 
 def scaffold(kind: Kind, name: str, path: Path) -> Path:
@@ -100,7 +85,7 @@ def scaffold(kind: Kind, name: str, path: Path) -> Path:
 
 def class_name(kind: Kind, name: str) -> str:
     """`mean_centring` as a class: MeanCentring, or MeanCentringAdapter."""
-    return "".join(map(str.capitalize, name.split("_"))) + ("Adapter" if kind is Kind.ADAPTER else "")
+    return "".join(map(str.capitalize, name.split("_"))) + ("Adapter" if kind == "adapter" else "")
 
 
 def check_name(kind: Kind, name: str) -> None:
@@ -124,7 +109,7 @@ def check_name(kind: Kind, name: str) -> None:
         raise OptionError(
             f"the name is {name!r}: its class would be {made!r}, which {taken}", expected="a name that is free", fix=fix
         )
-    if name in (method_names() if kind is Kind.METHOD else adapter_names()):
+    if name in (method_names() if kind == "method" else adapter_names()):
         raise OptionError(f"the {kind} {name!r} exists already", expected="a name that is free", fix=fix)
     if find_spec(f"steerkit_{name}") is not None:
         raise OptionError(f"the package 'steerkit_{name}' exists already", expected="a name that is free", fix=fix)

@@ -1,61 +1,184 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and what they mean."""
 
 from __future__ import annotations
 
 import difflib
-import json
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from steerkit.errors import OptionError
-from steerkit.policy import Policy
+from steerkit.cli.console import say
+from steerkit.errors import OptionError, SampleError
+
+if TYPE_CHECKING:
+    from steerkit.methods import SteeringMethod
+    from steerkit.models import Sample
+    from steerkit.vectors.formats import RawPack
+    from steerkit_vectors_hub.resolve import Resolved
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-def _set_debug(ctx: typer.Context, wanted: bool) -> bool:
-    ctx.meta["steerkit.debug"] = wanted or ctx.meta.get("steerkit.debug", False)
-    return wanted
+@dataclass(frozen=True)
+class Weights:
+    """How a model is loaded.
+
+    Attributes:
+        dtype: Type of the weights.
+        device_map: Where the weights go, as in transformers. Default: the GPU where there is one, else the CPU.
+    """
+
+    dtype: Dtype | None = None
+    device_map: str | None = None
+
+    def given(self, revision: str | None = None) -> dict[str, Any]:
+        """Keyword arguments for `steerkit.load`."""
+        given = {"revision": revision, **vars(self)}
+        return {key: value for key, value in given.items() if value is not None}
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Repository id or folder of the model.", show_default=False)
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
-Dtype = Annotated[str | None, typer.Option(help="Type of the weights: bfloat16, float16, float32 or auto.")]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(help="Where the weights go, as in transformers. Default: the GPU where there is one, else the CPU."),
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's repository.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(metavar="OLD=NEW", help="Rename a field of the sample file; OLD= drops it. Repeat for more."),
-]
-Ref = Annotated[
-    str,
-    typer.Argument(
-        metavar="REF",
-        help="A file, a folder, a bundled name, hf://owner/name[@revision][/file], https://..., or what fsspec knows; "
-        "#sha256=... at its end pins the file.",
-        show_default=False,
-    ),
-]
-PackRevision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")]
-Pin = Annotated[str | None, typer.Option("--sha256", help="The only digest to accept.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Use the cache alone. Also: STEERKIT_OFFLINE=1.")]
-PolicyOption = Annotated[
-    str,
-    typer.Option(
-        "--policy", help="strict: a failed check is an error. warn: it is a warning. off: checks are not enforced."
-    ),
-]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave malformed rows out and say which.")]
+@dataclass(frozen=True)
+class Loading(Weights):
+    """How a model is loaded, and which revision of it.
+
+    Attributes:
+        revision: Branch, tag or commit of the model's repository.
+    """
+
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class PackRef:
+    """A pack by reference.
+
+    Attributes:
+        ref (REF): A file, a folder, a bundled name, hf://owner/name[@revision][/file], https://..., or what fsspec
+            knows; #sha256=... at its end pins the file.
+        revision: Branch, tag or commit of the pack's repository.
+        sha256: The only digest to accept.
+        offline: Use the cache alone. Also: STEERKIT_OFFLINE=1.
+    """
+
+    ref: str
+    revision: str | None = None
+    sha256: str | None = None
+    offline: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for what takes a reference."""
+        return {"revision": self.revision, "sha256": self.sha256, "offline": True if self.offline else None}
+
+    def resolve(self) -> Resolved:
+        """The file on this machine."""
+        from steerkit_vectors_hub.resolve import resolve
+
+        return resolve(self.ref, **self.options())
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """How a sample file is read.
+
+    Attributes:
+        columns (OLD=NEW): Rename a field of the sample file; OLD= drops it.
+        skip_bad_rows: Leave malformed rows out and say which.
+    """
+
+    columns: list[str] | None = None
+    skip_bad_rows: bool = False
+
+    def read(self, path: Path) -> list[Sample]:
+        """The samples of a file; bad rows end the command, or are named and left out.
+
+        Raises:
+            SampleError: A row is bad, or there is no such file, or nothing in it.
+        """
+        from steerkit.models import read_samples
+
+        bad: list[int] = []
+
+        def leave_out(number: int, error: Exception) -> None:
+            bad.append(number)
+            say(f"left out: {error}")
+
+        renamed = {old: new or None for old, new in pairs(self.columns, "--columns").items()}
+        samples = read_samples(path, columns=renamed, on_error=leave_out if self.skip_bad_rows else "raise")
+        if bad:
+            say(f"{len(bad)} of {len(samples) + len(bad)} rows of {path} were left out")
+        if not samples:
+            raise SampleError(f"{str(path)!r} holds no samples", expected="at least one")
+        return samples
+
+
+def output(path: Path, *, force: bool, **inputs: Path | str | None) -> Path:
+    """An output that can be written.
+
+    Args:
+        path: The output.
+        force: Whether it may exist.
+        **inputs: What the command reads, by name.
+
+    Raises:
+        OptionError: It exists, is a folder, can't be written, or is one of the inputs: that would be lost, whatever
+            `--force` says.
+    """
+    for name, each in inputs.items():
+        if each is not None and _same(path, Path(each)):
+            raise OptionError(f"the output {str(path)!r} is also {name}", expected="a file for each")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise OptionError(f"the output {str(path)!r} is {what}", expected="a file name")
+    if path.exists() and not force:
+        raise OptionError(
+            f"the output {str(path)!r} exists", expected="a new file", fix="name another file, or pass --force"
+        )
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OptionError(f"{str(folder)!r} can't be written to", expected="a folder that you may write to")
+    return path
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
+def read_pack(found: Resolved) -> tuple[RawPack, dict[str, Any]]:
+    """A pack, audited, and its document as JSON.
+
+    Raises:
+        PackFormatError: It is none.
+    """
+    from steerkit.vectors import parse_metadata
+    from steerkit.vectors.formats import parse_pack
+
+    raw = parse_pack(found.read(), name=found.ref)
+    return raw, parse_metadata(raw.document, name=found.ref).model_dump(mode="json")
+
+
+def method(name: str, given: Mapping[str, Any]) -> SteeringMethod:
+    """A method with its options.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        OptionError: It has no such option, or not of this value.
+    """
+    from steerkit.methods import get_method
+
+    kind = get_method(name)
+    for option in given:
+        if option not in kind.model_fields:
+            near = difflib.get_close_matches(option, kind.model_fields, n=1)
+            raise OptionError(
+                f"method {name!r} has no option {option!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+                expected="one of " + ", ".join(kind.model_fields),
+                fix="`steerkit methods` lists the options of every method",
+            )
+    return kind(**given)
 
 
 def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
@@ -75,65 +198,33 @@ def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def policy(given: str) -> Policy:
-    """The policy of that name.
-
-    Raises:
-        OptionError: There is none.
-    """
-    if given not in get_args(Policy):
-        raise OptionError(f"--policy is {given!r}", expected=", ".join(get_args(Policy)))
-    return cast("Policy", given)
-
-
 def settings(given: Iterable[str] | None) -> dict[str, Any]:
-    """The options of a method from `--set key=value`: JSON where the value is JSON, else text."""
-    return {key: _json_or_text(value) for key, value in pairs(given, "--set").items()}
-
-
-def columns(given: Iterable[str] | None) -> dict[str, str | None]:
-    """New names of fields from `--columns old=new`; an empty name drops the field."""
-    return {old: new or None for old, new in pairs(given, "--columns").items()}
-
-
-def check_names(given: Mapping[str, Any], known: Iterable[str], owner: str) -> None:
-    """Refuse a setting that the method does not have, and name the nearest.
+    """The options of a method from `--set key=value`: JSON where the value is JSON, else text.
 
     Raises:
-        OptionError: A name is unknown.
+        OptionError: A value begins as a list or an object, and is none.
     """
-    known = list(known)
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise OptionError(
-                f"{owner} has no option {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
-                expected="one of " + ", ".join(known),
-                fix="`steerkit methods` lists the options of every method",
-            )
+    return {key: _json_or_text(value, key) for key, value in pairs(given, "--set").items()}
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Refuse an output that exists or can't be written.
+def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
+    """Numbers from a text with commas between them.
 
     Raises:
-        OptionError: See above.
+        typer.BadParameter: One is none.
     """
-    import os
-
-    if path.is_dir():
-        raise OptionError(f"the output {str(path)!r} is a folder", expected="a file name")
-    if path.exists() and not force:
-        raise OptionError(
-            f"the output {str(path)!r} exists", expected="a new file", fix="name another file, or pass --force"
-        )
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OptionError(f"{str(folder)!r} can't be written to", expected="a folder that you may write to")
-
-
-def _json_or_text(value: str) -> Any:
     try:
-        return json.loads(value)
-    except ValueError:
+        return [kind(item) for item in text.split(",") if item.strip()]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} are not numbers with commas between", param_hint=option) from error
+
+
+def _json_or_text(value: str, key: str) -> Any:
+    from steerkit._internal.json import json_value
+
+    try:
+        return json_value(value, f"--set {key}", error=OptionError)
+    except OptionError:
+        if value.lstrip()[:1] in ("[", "{"):
+            raise
         return value

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from steerkit._internal.text import one_line
 from steerkit.cli.console import say
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ def progress(label: str, *, total: int | None = None, done: int = 0) -> Iterator
         total: Number of steps, where it is known.
         done: Steps that were done before, which say nothing of the speed.
     """
-    if not sys.stderr.isatty():
+    if not _on_a_terminal():
         start = time.monotonic()
         say(f"{label} ..." if total is None else f"{label}: {done} of {total} ...")
         yield lambda done, total: None
         say(f"{label}: done in {time.monotonic() - start:.1f} s")
         return
     with _bars() as bars:
-        task = bars.add_task(label, total=total, completed=done)
+        task = bars.add_task(one_line(label), total=total, completed=done)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
@@ -42,7 +43,7 @@ def loading_progress(label: str) -> Iterator[None]:
     """Show how far transformers is with loading weights; downloads show bars of the hub's own."""
     from transformers.utils import logging
 
-    if not sys.stderr.isatty():
+    if not _on_a_terminal():
         enabled = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
@@ -60,6 +61,10 @@ def loading_progress(label: str) -> Iterator[None]:
     finally:
         if hook:
             hook(previous)
+
+
+def _on_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _rich_instead(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -99,7 +99,7 @@ def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
         raise IndexFormatError(
             f"{shown:.300} can't be described ({faults(error)})",
             expected="a pack within the bounds of an index",
-            fix="`steerkit inspect` shows its fields",
+            fix="`steerkit pack inspect` shows its fields",
         ) from error
 
 
@@ -172,7 +172,7 @@ def parse_index(document: Any, *, name: str) -> Index:
         raise IndexFormatError(
             f"{name} is no index ({faults(error)})",
             expected="an index of version 1",
-            fix="make it with `steerkit index`",
+            fix="make it with `steerkit hub index`",
         ) from error
 
 

@@ -187,6 +187,6 @@ def _decoded(text: str, field: str) -> bytes:
 def _refused(problem: str) -> SignatureFormatError:
     return SignatureFormatError(
         problem,
-        expected="a signature of one pack, as `steerkit sign` or model-signing makes it",
+        expected="a signature of one pack, as `steerkit pack sign` or model-signing makes it",
         fix=_FIX,
     )

@@ -1,0 +1,182 @@
+"""`steerkit doctor`: what is installed here, and what is wrong with it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, Literal
+
+from steerkit._version import __version__
+from steerkit.cli.command import Result
+from steerkit.cli.installation import OURS, problems
+from steerkit.cli.loading import import_libraries
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        section: What it is about.
+        status: `note`: something optional is absent.
+        text: What was found.
+        fix: What to do about it.
+    """
+
+    section: str
+    status: Literal["ok", "note", "wrong"]
+    text: str
+    fix: str = ""
+
+
+def doctor() -> Result:
+    """Check the installation, and show what is wrong.
+
+    Versions, adapters, methods, formats, engines, devices and caches; other distributions that overwrite steerkit's
+    files, plug-ins that do not load, versions out of bounds, extras that are missing. Exit code 1 if anything is wrong.
+    """
+    found: list[Finding] = []
+    for section, check in _CHECKS.items():
+        try:
+            found += [Finding(section, *each) for each in check()]
+        except Exception as error:  # the others are still worth knowing
+            found.append(Finding(section, "wrong", f"{type(error).__name__}: {error}", "see `steerkit doctor --debug`"))
+    wrong = sum(each.status == "wrong" for each in found)
+    document = {"steerkit": __version__, "ok": not wrong, "findings": [asdict(each) for each in found]}
+    return Result(document, _lines(found, wrong), code=1 if wrong else 0)
+
+
+def _lines(found: list[Finding], wrong: int) -> Iterator[str]:
+    for each in found:
+        yield f"{each.status:<5}  {each.section:<12}  {each.text}"
+        if each.fix:
+            yield f"                     fix: {each.fix}"
+    yield f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong." if wrong else "Nothing is wrong."
+
+
+def _installation() -> Iterator[tuple[Any, ...]]:
+    imported = Path(__file__).resolve().parent.parent
+    yield "ok", f"steerkit {__version__} in {imported}, Python {platform.python_version()}, {platform.platform()}"
+    for text, fix in problems(imported):
+        yield "wrong", text, fix
+
+
+def _versions() -> Iterator[tuple[Any, ...]]:
+    """Every requirement, and what is installed of it."""
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, requires(OURS) or ()):
+        marker, there = requirement.marker, _version(requirement.name)
+        extra = next((each for each in _EXTRAS if marker is None or marker.evaluate({"extra": each})), None)
+        if extra is None or requirement.name == OURS:  # of another system, or for those who work on steerkit
+            continue
+        wanted = f"{requirement.name}{requirement.specifier}"
+        install = f"pip install '{OURS}[{extra}]'" if extra else f"pip install '{wanted}'"
+        if there is None and extra:
+            yield "note", f"{wanted} is not installed (extra {extra})", install
+        elif there is None:
+            yield "wrong", f"{wanted} is not installed", install
+        elif not requirement.specifier.contains(there, prereleases=True):
+            yield "wrong", f"{requirement.name} {there} is installed, and {wanted} is needed", install
+        else:
+            yield "ok", f"{requirement.name} {there}"
+
+
+def _plugins(group: str, home: str, base: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
+    def check() -> Iterator[tuple[Any, ...]]:
+        from steerkit._internal import plugins
+
+        import_libraries()
+        rows = plugins.registered(getattr(plugins, group), getattr(importlib.import_module(home), base))
+        good = [each.name for each in rows if each.error is None]
+        yield ("ok" if good else "wrong"), ", ".join(good) or "none", "" if good else f"reinstall {OURS}"
+        for each in rows:
+            if each.error is not None:
+                yield (
+                    "wrong",
+                    f"{each.name} of {each.distribution}: {each.error}",
+                    "reinstall or remove that distribution",
+                )
+
+    return check
+
+
+def _engines() -> Iterator[tuple[Any, ...]]:
+    import_libraries()
+    for name in ("hooks", "nnsight"):
+        try:
+            importlib.import_module(f"steerkit.engines.{name}")
+            yield "ok", name
+        except Exception as error:
+            yield "wrong", f"{name}: {type(error).__name__}: {error}", f"pip install --force-reinstall {OURS}"
+
+
+def _devices() -> Iterator[tuple[Any, ...]]:
+    import torch
+
+    yield "ok", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        yield "ok", f"cuda:{index} {device.name}, {device.total_memory / 2**30:.0f} GiB"
+    if torch.version.cuda and not torch.cuda.is_available():
+        yield "note", f"torch is built for CUDA {torch.version.cuda} and finds no GPU"
+    if torch.backends.mps.is_available():
+        yield "ok", "mps"
+
+
+def _caches() -> Iterator[tuple[Any, ...]]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from steerkit_vectors_hub.cache import PLACE, Store
+
+    for what, folder, variable in (
+        ("packs", Store.default().root, PLACE),
+        ("models", Path(HF_HUB_CACHE), "HF_HUB_CACHE"),
+    ):
+        existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing) as probe:
+                probe.write(b"0" * 4096)
+            yield "ok", f"{what} in {folder}"
+        except OSError as error:
+            yield (
+                "wrong",
+                f"{what} in {folder}, which can't be written: {error.strerror}",
+                f"set {variable} to another folder",
+            )
+
+
+def _trust() -> Iterator[tuple[Any, ...]]:
+    from steerkit_vectors_hub.signing.trust import default_trust, trust_path
+
+    trust = default_trust()
+    yield "ok", f"{trust_path()}: " + (f"{len(trust.signers)} signers" if trust_path().exists() else "there is none")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+_EXTRAS = ("", "plot", "fsspec", "gguf", "sign")
+"""What everybody has, and what users add."""
+
+_CHECKS: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
+    "installation": _installation,
+    "versions": _versions,
+    "adapters": _plugins("ADAPTERS", "steerkit.models", "ModelAdapter"),
+    "methods": _plugins("METHODS", "steerkit.methods", "SteeringMethod"),
+    "formats": _plugins("FORMATS", "steerkit_vectors_hub.interop.base", "ForeignReader"),
+    "engines": _engines,
+    "devices": _devices,
+    "caches": _caches,
+    "trust file": _trust,
+}

@@ -1,0 +1,94 @@
+"""Whether steerkit is installed as it was published; needs the standard library only.
+
+An unrelated distribution of the public index is named `steerkit` and installs a package of that name. Of two such, pip
+lets the later one overwrite the files of the earlier, and removes them with either, without a word.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+OURS = "steerkit-vlm"
+PACKAGES = ("steerkit", "steerkit_adapters", "steerkit_vectors_hub")
+
+_REINSTALL = f"pip uninstall NAME, then pip install --force-reinstall --no-deps {OURS}"
+
+
+def problems(imported: Path) -> Iterator[tuple[str, str]]:
+    """What is wrong, and how to mend it.
+
+    Args:
+        imported: The folder from which `steerkit` was imported.
+    """
+    try:
+        ours = distribution(OURS)
+    except PackageNotFoundError:
+        yield f"no distribution {OURS!r} is installed; steerkit comes from {imported}", f"pip install {OURS}"
+        return
+    for name, version, packages in _others():
+        shared = ", ".join(packages)
+        yield f"{name} {version} installs files of {shared} as well", _REINSTALL.replace("NAME", name)
+    source = _editable_source(ours)
+    at_home = imported.parent == source if source else imported == Path(str(ours.locate_file("steerkit"))).resolve()
+    if not at_home:
+        where = source or ours.locate_file("")
+        yield (
+            f"steerkit is imported from {imported}, and {OURS} is installed in {where}",
+            "leave that folder, or PYTHONPATH",
+        )
+    missing, changed = _compared(ours)
+    for files, what in ((missing, "missing"), (changed, "not those that were installed")):
+        if files:
+            shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+            yield f"{len(files)} files of {OURS} are {what}: {shown}", _REINSTALL.partition("then ")[2]
+
+
+def _others() -> Iterator[tuple[str, str, list[str]]]:
+    """Distributions but ours that own files of our packages."""
+    seen = set()
+    for each in distributions():
+        name = each.metadata["Name"] or "?"
+        packages = sorted(
+            {path.parts[0] for path in each.files or () if path.parts[0] in PACKAGES and len(path.parts) > 1}
+        )
+        if packages and _normal(name) != OURS and name not in seen:
+            seen.add(name)
+            yield name, each.version, packages
+
+
+def _compared(ours: Distribution) -> tuple[list[str], list[str]]:
+    """Files of ours that are gone, and those whose content is not the recorded one."""
+    missing, changed = [], []
+    for file in ours.files or ():
+        path = Path(str(file.locate()))
+        if file.parts[0] not in PACKAGES or file.suffix == ".pyc":
+            continue
+        if not path.is_file():
+            missing.append(str(file))
+        elif file.hash is not None and file.hash.value != _digest(path, file.hash.mode):
+            changed.append(str(file))
+    return missing, changed
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        return base64.urlsafe_b64encode(hashlib.file_digest(file, kind).digest()).decode().rstrip("=")
+
+
+def _editable_source(ours: Distribution) -> Path | None:
+    """The folder of an editable installation, whose files may change."""
+    origin = json.loads(ours.read_text("direct_url.json") or "{}")
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return Path(url2pathname(urlsplit(origin["url"]).path)).resolve()
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
