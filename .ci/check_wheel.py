@@ -13,6 +13,8 @@ NEEDED = (
     "steerkit_adapters/py.typed",
     "steerkit_vectors_hub/py.typed",
     "steerkit_vectors_hub/schema/index-v1.json",
+    "steerkit_vectors_hub/page/catalogue.css",
+    "steerkit_vectors_hub/page/catalogue.js",
     *(str(path) for path in Path("steerkit/cli/templates").rglob("*") if path.is_file()),
     "steerkit/demo/models/llava/model.safetensors",
     *(str(path) for path in Path("steerkit/demo/models").rglob("*") if path.is_file()),

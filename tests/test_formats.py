@@ -608,3 +608,13 @@ def test_two_processes_saving_to_one_path_leave_a_whole_file(tmp_path: Path) -> 
     seen.add(SteeringVector.load(target).digest())
     assert seen <= expected
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(data + data[:1])[:-1]])
+def test_bytes_of_any_kind_are_a_pack_and_may_change_afterwards(kind: Any) -> None:
+    data = a_vector().to_bytes()
+    given = kind(bytearray(data)) if kind is memoryview else kind(data)
+    loaded = SteeringVector.from_bytes(given)
+    if not isinstance(given, bytes) and not memoryview(given).readonly:
+        memoryview(given)[:] = b"\0" * len(data)
+    assert loaded.to_bytes() == data

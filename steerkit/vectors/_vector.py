@@ -352,7 +352,7 @@ class SteeringVector:
         return cls.from_bytes(read_file(path), source=str(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, source: str = "the data") -> SteeringVector:
+    def from_bytes(cls, data: bytes | bytearray | memoryview, *, source: str = "the data") -> SteeringVector:
         """The same as `load`, from the bytes of a pack.
 
         Args:
@@ -360,7 +360,7 @@ class SteeringVector:
             source: Where they are from, for messages and for the attribute of that name.
         """
         expect(bytes | bytearray | memoryview, "the bytes of a pack", data=data)
-        raw = parse_pack(data, name=source)
+        raw = parse_pack(bytes(data), name=source)  # a copy of what can be changed: what is checked is what is used
         metadata = parse_metadata(raw.document, name=source)
         try:
             loaded = safetensors.torch.load(raw.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from steerkit._internal.validation import PATH, expect
 from steerkit.policy import Check, Policy, enforce
 from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.errors import UntrustedPackError
@@ -43,6 +44,7 @@ def load_vector(
         TrustFileError: The trust file or a revocation list in it is malformed.
         SteerKitError: The kinds that `steerkit_vectors_hub.errors` and `SteeringVector.load` name.
     """
+    expect(PATH, "a reference: a text, or a path", ref=ref)
     trust = default_trust() if trust is None else trust
     resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
     data = resolved.read()

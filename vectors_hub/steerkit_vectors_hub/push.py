@@ -10,7 +10,7 @@ from pathlib import Path
 
 from steerkit.vectors import PackMetadata, SteeringVector
 from steerkit.vectors.formats import parse_pack
-from steerkit_vectors_hub import norms, strength
+from steerkit_vectors_hub import charts, norms, strength
 from steerkit_vectors_hub.card import CURVE, PACK, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref, is_commit, parse_ref
@@ -119,9 +119,9 @@ def prepare(
     card = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref.unpinned, sha256=digest)
     files["README.md"] = card.encode()
     if by_layer:
-        files[PLOT] = norms.png(by_layer)
+        files[PLOT] = charts.png([norms.chart(each) for each in by_layer])
     if by_strength:
-        files[CURVE] = strength.png(by_strength, vector.metadata.strength.recommended)
+        files[CURVE] = charts.png(strength.charts(by_strength, vector.metadata.strength.recommended))
     return Publication(repo_id, files, digest, None, str(ref))
 
 

@@ -1,4 +1,4 @@
-"""What a calibration measured by strength, as series and as PNG for a model card."""
+"""What a calibration measured by strength, as numbers and as charts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from steerkit._internal.text import one_line
 from steerkit.vectors import StrengthPoint, StrengthRecord
-from steerkit_vectors_hub.charts import COLOR, GREY, SECOND, THIRD, Axis, Canvas, Chart
+from steerkit_vectors_hub.charts import Chart, Curve
 
 _SHARES = {"over_refusal": "over-refusal", "utility_loss": "loss of utility"}
 """Costs that are shares of answers, as the unsafe rate is: they are drawn over it, in per cent."""
 
 _UNITS = {"kl": "KL from the unsteered model, nats"}
 _ONE_LAYER = re.compile(r".*, layer [0-9]+")
-_COLORS = (COLOR, SECOND, THIRD)
 _MOST = 3
 """Kinds of cost that are drawn; a calibration measures one."""
 
@@ -58,34 +57,10 @@ def _points(points: Sequence[StrengthPoint], field: str) -> tuple[tuple[float, f
     return tuple(sorted((each.strength, value) for each in points if (value := getattr(each, field)) is not None))
 
 
-def png(series: Sequence[StrengthSeries], recommended: float) -> bytes:
+def charts(series: Sequence[StrengthSeries], recommended: float) -> list[Chart]:
     """Shares of answers in one chart, each other figure in one of its own, with the recommended strength marked."""
-    shares = [each for each in series if each.share]
-    charts = [*([shares] if shares else []), *([each] for each in series if not each.share)]
-    canvas = Canvas(len(charts))
-    x = Axis.around([recommended, *(strength for each in series for strength, _ in each.points)])
-    for number, drawn in enumerate(charts):
-        factor, title = (100.0, "Share of answers, %") if drawn is shares else (1.0, drawn[0].title)
-        values = [value for each in drawn for _, value in each.points]
-        chart = Chart(canvas, number, Axis.around(values, least=1.0 if drawn is shares else 0.0), factor)
-        key = chart.frame(title, "strength") + 24
-        for tick in x.ticks(10):
-            canvas.text(_across(chart, x, tick), chart.bottom + 4, f"{tick:.4g}", "middle")
-        marked = _across(chart, x, recommended)
-        canvas.dashed(marked, chart.top, chart.bottom, GREY)
-        for index, each in reversed(list(enumerate(drawn))):
-            line = [(_across(chart, x, strength), chart.height(value)) for strength, value in each.points]
-            canvas.line(line, _COLORS[index], 1.5)
-            for point in line:
-                canvas.marker(*point, _COLORS[index], square=index % 2 == 1)
-        for index, each in enumerate(drawn if drawn is shares else ()):
-            canvas.marker(key, chart.top - 18, _COLORS[index], square=index % 2 == 1)
-            key += 10 + canvas.text(key + 10, chart.top - 24, each.title) + 20
-        canvas.dashed(key, chart.top - 24, chart.top - 12, GREY)
-        canvas.text(key + 10, chart.top - 24, f"recommended: {recommended:.3g}")
-    return canvas.png()
-
-
-def _across(chart: Chart, x: Axis, strength: float) -> float:
-    """How far to the right a strength lies."""
-    return chart.left + (chart.right - chart.left) * x.share(strength)
+    marked = (recommended, f"recommended: {recommended:.3g}")
+    shares = tuple(Curve(each.title, each.points) for each in series if each.share)
+    together = [Chart("Share of answers, %", "strength", (), shares, marked, 1.0, 100.0)] if shares else []
+    others = [each for each in series if not each.share]
+    return together + [Chart(each.title, "strength", (), (Curve("", each.points),), marked) for each in others]
