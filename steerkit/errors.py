@@ -6,6 +6,9 @@ are also a familiar built-in kind of error derive from that as well, so `except 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from steerkit._internal.text import one_line
 
 
@@ -19,7 +22,12 @@ class SteerKitError(Exception):
         problem: What is wrong, with the value at fault.
         expected: What would have been right.
         fix: What the caller can do about it.
+
+    Attributes:
+        finished: The answers that were finished when it interrupted `VLM.generate`, by the number of the sample.
     """
+
+    finished: Mapping[int, str] = MappingProxyType({})
 
     def __init__(self, problem: str, *, expected: str | None = None, fix: str | None = None) -> None:
         self.problem = one_line(problem)
@@ -33,8 +41,9 @@ class SteerKitError(Exception):
         super().__init__(" ".join(parts))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the three parts when an error crosses a process boundary."""
-        return _rebuild, (type(self), self.problem, self.expected, self.fix)
+        """Keep the three parts, and what is beside them, when an error crosses a process boundary."""
+        beside = {name: value for name, value in vars(self).items() if name not in ("problem", "expected", "fix")}
+        return _rebuild, (type(self), self.problem, self.expected, self.fix), beside
 
 
 def _rebuild(cls: type[SteerKitError], problem: str, expected: str | None, fix: str | None) -> SteerKitError:
@@ -61,9 +70,6 @@ class LabelError(EmptyAnchorSetError):
     ) -> None:
         super().__init__(problem, expected=expected, fix=fix)
         self.labels = labels
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (*super().__reduce__(), {"labels": self.labels})
 
 
 class MissingImageError(SteerKitError, ValueError):
@@ -108,6 +114,10 @@ class OptionError(SteerKitError, ValueError):
 
 class EngineError(SteerKitError, RuntimeError):
     """An engine can't run what it was asked to run; raised before it runs anything."""
+
+
+class ModelError(SteerKitError, RuntimeError):
+    """The model itself failed while it ran, as when memory is short; `__cause__` is what it raised."""
 
 
 class NothingSteeredError(SteerKitError, RuntimeError):

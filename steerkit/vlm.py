@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from steerkit._internal.text import one_line
+from steerkit._internal.text import described, one_line
 from steerkit._internal.validation import PATH, as_layers, expect, expect_each, expect_one_of, expect_whole
 from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
@@ -24,10 +21,11 @@ from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
     LayerRangeError,
     MissingImageError,
+    ModelError,
     OptionError,
     ProcessorError,
     SampleError,
-    UnsupportedModelError,
+    SteerKitError,
 )
 from steerkit.interventions import Pool, Site, Tower, View
 from steerkit.models import (
@@ -35,16 +33,29 @@ from steerkit.models import (
     Images,
     Inputs,
     ModelAdapter,
+    Prepared,
     Sample,
     adapter_for,
+    adapter_of,
+    all_prepared,
     as_samples,
+    batched,
+    check_dtype,
+    check_one_answer,
+    check_processor,
+    check_room,
+    commit_of,
+    generation_settings,
     hides_images,
+    hugging_face,
+    model_record,
     named,
-    open_image,
+    numbers,
+    prepare,
     prompt_of,
-    shown,
     tokenizer_of,
     view,
+    weights_digest,
 )
 from steerkit.vectors import Fingerprint, ModelRecord
 
@@ -54,23 +65,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """Samples of which some are the prompts of a call, how they are shown, and the inputs that were made of them."""
+    """Samples of which some are the prompts of a call, and how they are shown."""
 
     vlm: VLM
     samples: Sequence[Sample]
-    batch: Sequence[int]
     images: Images
-    inputs: Inputs
+    prepared: Prepared
 
     def by(self, vlm: VLM, given: Mapping[str, Any]) -> bool:
         """Whether a call of this VLM is about them: it may read an answer behind each prompt, too."""
-        own, ids = self.inputs["input_ids"], given.get("input_ids")
+        own, ids = self.prepared.inputs["input_ids"], given.get("input_ids")
         if vlm is not self.vlm or not isinstance(ids, Tensor) or ids.shape[0] != own.shape[0]:
             return False
-        return ids is own or torch.equal(ids[:, : own.shape[1]], own)
+        return torch.equal(ids[:, : own.shape[1]].to(own.device), own)
 
 
-_asked: ContextVar[_Asked | None] = ContextVar("asked", default=None)
+_asked: ContextVar[_Asked | None] = ContextVar("steerkit_asked", default=None)
 """What a call that is under way is about."""
 
 
@@ -90,11 +100,13 @@ class VLM:
 
     def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter, *, revision: str | None = None) -> None:
         expect(ModelAdapter, "the family's adapter", "sk.wrap(model, processor) finds it", adapter=adapter)
-        self.model = model = _hugging_face(model)
+        self.model = model = hugging_face(model)
         self.processor = processor
         self.adapter = adapter
         self.architecture: Architecture = adapter.architecture(model)
-        self.record: ModelRecord = _record(model, processor, self.architecture, revision)
+        if processor is not None:
+            check_processor(processor, self.architecture, type(model).__name__)
+        self.record: ModelRecord = model_record(model, processor, self.architecture, revision)
         self._traced = threading.local()
 
     @property
@@ -131,24 +143,9 @@ class VLM:
             ProcessorError: The VLM was wrapped without a processor.
         """
         expect_whole(0, seed=seed)
-        processor = self.require_processor("building inputs")
         if not len(as_samples(samples)):
             raise SampleError("there are no samples", expected="at least one")
-        posed: list[Sample] = []
-        texts: list[str] = []
-        for index, sample in enumerate(samples):
-            with named(index, sample):
-                posed.append(shown(sample, images, seed))
-                texts.append(self.adapter.render(processor, posed[-1], len(posed[-1].images)))
-        if len({bool(sample.images) for sample in posed}) > 1:
-            without = next(index for index, sample in enumerate(posed) if not sample.images)
-            raise MissingImageError(
-                f"sample {without} of the batch has no image and others have",
-                expected="images in every sample of a batch, or in none",
-                fix="pass the samples without images separately, or images=False",
-            )
-        encoded = self.adapter.encode(processor, texts, [list(map(open_image, sample.images)) for sample in posed])
-        return {key: self._placed(value) for key, value in encoded.items()}
+        return self.placed(self._prepared(samples, range(len(samples)), images, seed).inputs)
 
     def generate(
         self,
@@ -161,51 +158,105 @@ class VLM:
     ) -> list[str]:
         """Answer samples, in batches of left-padded prompts.
 
+        All prompts are prepared before the model runs. What interrupts it later does not lose the answers that are
+        there: the exception has them as `error.finished`, a dictionary from the sample's number to its answer.
+
         Args:
             samples: The samples, with images or without; both kinds may be mixed.
             images: As for `inputs`.
             batch_size: Prompts per call of the model.
             progress: Called with (done, total) after each batch.
-            **options: What `model.generate` takes, such as `max_new_tokens`.
+            **options: What `model.generate` takes, such as `max_new_tokens` or a `generation_config`.
 
         Returns:
             One text per sample, in order, without the prompt and without special tokens.
 
         Raises:
-            SampleError: A sample can't be a prompt of this model; found before the model runs, as all of these are.
+            SampleError: A sample can't be a prompt of this model, with its number; found before the model runs, as all
+                of these are.
             MissingImageError: An image file is missing, or is not an image.
-            OptionError: An option has an impossible value.
+            OptionError: An option has an impossible value, whether it is given here or by a generation config.
             ProcessorError: The VLM was wrapped without a processor.
+            ModelError: The model failed on a batch.
+
+        Example:
+            >>> try:
+            ...     answers = vlm.generate(samples)
+            ... except sk.SteerKitError as error:
+            ...     left = [sample for number, sample in enumerate(samples) if number not in error.finished]
         """
-        if options.get("num_return_sequences", 1) != 1:
-            raise OptionError(
-                "num_return_sequences is not 1", expected="one answer per sample", fix="repeat the sample"
-            )
-        if options.get("return_dict_in_generate"):
-            raise OptionError(
-                "return_dict_in_generate is set",
-                expected="options under which generate returns ids",
-                fix="for scores call model.generate(**vlm.inputs(samples), ...)",
-            )
+        finished: dict[int, str] = {}
+        try:
+            for number, text in self.answers(
+                samples, images=images, batch_size=batch_size, progress=progress, **options
+            ):
+                finished[number] = text
+        except BaseException as error:
+            error.finished = finished  # type: ignore[attr-defined]
+            raise
+        return [finished[number] for number in range(len(samples))]
+
+    def answers(
+        self,
+        samples: Sequence[Sample],
+        *,
+        images: Images = True,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[int, str]]:
+        """The same as `generate`, one batch after the other, so that answers can be kept as they come.
+
+        Args:
+            samples: The samples.
+            images: As for `inputs`.
+            batch_size: Prompts per call of the model.
+            progress: Called with (done, total) after each batch, before its answers are given.
+            **options: What `model.generate` takes.
+
+        Returns:
+            Pairs of a sample's number and its answer, in the order in which they are finished: samples with images
+            first. Every prompt is prepared when the first is asked for.
+
+        Raises:
+            OptionError: As for `generate`, at once; its other errors come when the first answer is asked for.
+        """
+        expect_whole(batch_size=batch_size)
         expect(Callable | None, "a function of (done, total)", progress=progress)
-        if options.get("max_new_tokens") is not None:
-            expect_whole(max_new_tokens=options["max_new_tokens"])
-        tokenizer = tokenizer_of(self.require_processor("generate"))
-        texts: list[str | None] = [None] * len(as_samples(samples))
+        self.require_processor("generate")
+        as_samples(samples)
+        self._check_settings(options)
+        return self._answers(samples, images, batch_size, progress, options)
+
+    def _answers(
+        self, samples: Sequence[Sample], images: Images, batch_size: int, progress: Progress | None, options: Any
+    ) -> Iterator[tuple[int, str]]:
+        tokenizer = tokenizer_of(self.processor)
+
+        def prepared(batch: Sequence[int]) -> Prepared:
+            made = self._prepared(samples, batch, images)
+            target: Any = hooks.call_target(self.model, made.inputs, self.architecture)
+            settings = self._check_settings(options, target)
+            if not self.architecture.encoder_decoder:
+                check_room(settings, options, target.generation_config, made)
+            return made
+
         done = 0
-        for batch in self._batches(samples, images, batch_size):
-            inputs = self.inputs([samples[index] for index in batch], images)
-            self.reset()
-            with torch.no_grad(), self._asking(samples, batch, images, inputs):
+        for made in all_prepared(prepared, batched(samples, images, batch_size)):
+            with self._asking(samples, images, made) as inputs, torch.no_grad():
                 output = self._generate(inputs, options)
-            length = inputs["input_ids"].shape[1]
-            answers = output if self.architecture.encoder_decoder else output[:, length:]
-            for index, text in zip(batch, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
-                texts[index] = text.strip()
-            done += len(batch)
+            answers = output if self.architecture.encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+            done += len(made.indices)
             if progress is not None:
                 progress(done, len(samples))
-        return cast("list[str]", texts)
+            for index, text in zip(made.indices, texts, strict=True):
+                yield index, text.strip()
+
+    def _check_settings(self, options: Mapping[str, Any], target: nn.Module | None = None) -> Any:
+        settings = generation_settings(self.model if target is None else target, options)
+        check_one_answer(settings, options)
+        return settings
 
     def capture(
         self,
@@ -261,11 +312,10 @@ class VLM:
             read = nnsight.capture
         else:
             read = hooks.capture
-        parts: list[tuple[list[int], dict[int, Tensor]]] = []
-        for batch in self._batches(samples, images, batch_size):
-            inputs = self.inputs([samples[index] for index in batch], images, seed=seed)
-            self.reset()
-            parts.append((batch, read(self.model, inputs, self.architecture, wanted, site, tower, pool)))
+        parts: list[tuple[Sequence[int], dict[int, Tensor]]] = []
+        for made in self._all(samples, images, batch_size, seed):
+            with self._asking(samples, images, made) as inputs:
+                parts.append((made.indices, read(self.model, inputs, self.architecture, wanted, site, tower, pool)))
         order = torch.tensor([index for batch, _ in parts for index in batch]).argsort()
         return {
             layer: torch.cat([found[layer] for _, found in parts])[order.to(parts[0][1][layer].device)]
@@ -288,13 +338,7 @@ class VLM:
         It differs for a model that was trained further, or loaded in another type. Weights that are offloaded, or kept
         in a format of their own, count by their type alone.
         """
-        state = hashlib.sha256()
-        for name, tensor in self.model.named_parameters():
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            if type(tensor) is nn.Parameter and not tensor.is_meta and tensor.numel():
-                few = tensor.detach().flatten()[:: max(tensor.numel() // 16, 1)]
-                state.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return state.hexdigest()
+        return weights_digest(self.model)
 
     def log_likelihood(
         self,
@@ -333,15 +377,13 @@ class VLM:
             for start in ("", " ")
         ]
         found: list[Tensor] = [torch.empty(0)] * len(answers)
-        for batch in self._batches(samples, images, batch_size):
-            inputs = self.inputs([samples[index] for index in batch], images)
+        for made in self._all(samples, images, batch_size):
             both = []
             for ids in begun:
-                self.reset()
-                with self._asking(samples, batch, images, inputs):
-                    answered = [ids[index] for index in batch]
+                with self._asking(samples, images, made) as inputs:
+                    answered = [ids[index] for index in made.indices]
                     both.append(hooks.answer_log_likelihood(self.model, inputs, answered, self.architecture))
-            for index, one, other in zip(batch, *both, strict=True):
+            for index, one, other in zip(made.indices, *both, strict=True):
                 found[index] = max(one, other, key=lambda values: float(values.sum()))
         self.reset()
         return found
@@ -365,14 +407,12 @@ class VLM:
         """
         self.require_processor("the distribution of the next token")
         rows: dict[int, Tensor] = {}
-        for batch in self._batches(as_samples(samples), images, batch_size):
-            inputs = self.inputs([samples[index] for index in batch], images)
-            self.reset()
-            with torch.no_grad(), self._asking(samples, batch, images, inputs):
+        for made in self._all(as_samples(samples), images, batch_size):
+            with torch.no_grad(), self._asking(samples, images, made) as inputs:
                 target = hooks.call_target(self.model, inputs, self.architecture)
                 logits = target(**hooks.forward_inputs(self.model, inputs, self.architecture)).logits
             # prompts are padded on the left; a decoder of an encoder's has one position
-            for index, row in zip(batch, logits[:, -1].float().log_softmax(-1).cpu(), strict=True):
+            for index, row in zip(made.indices, logits[:, -1].float().log_softmax(-1).cpu(), strict=True):
                 rows[index] = row
         self.reset()
         if not rows:
@@ -380,19 +420,18 @@ class VLM:
         return torch.stack([rows[index] for index in range(len(samples))])
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:
-        """Build the prompt of a sample as text, without opening its images.
+        """Prepare a sample as the model would be given it, images included.
 
         Args:
             sample: The sample.
             images: As for `inputs`.
 
         Raises:
-            SampleError: A text contains the image token, or there are more images than the model takes.
+            SampleError: It can't be a prompt of this model.
+            MissingImageError: An image can't be read.
             ProcessorError: There is no processor, or it has no chat template that places the images.
         """
-        as_samples([sample])
-        prompt = prompt_of(sample, images)
-        self.adapter.render(self.require_processor("building a prompt"), prompt, len(prompt.images))
+        self._prepared(as_samples([sample]), [0], images)
 
     def _check_seen(self, samples: Sequence[Sample], images: Images) -> None:
         for index in range(len(samples)):
@@ -476,13 +515,24 @@ class VLM:
             self._traced.generate = outer
 
     @contextmanager
-    def _asking(
-        self, samples: Sequence[Sample], batch: Sequence[int], images: Images, inputs: Inputs
-    ) -> Iterator[None]:
-        """While some of the samples are the prompts of a call."""
-        token = _asked.set(_Asked(self, samples, batch, images, inputs))
+    def _asking(self, samples: Sequence[Sample], images: Images, prepared: Prepared) -> Iterator[Inputs]:
+        """While some of the samples are the prompts of a call: their inputs, placed where the model is.
+
+        Raises:
+            ModelError: Another library's exception came out.
+        """
+        token = _asked.set(_Asked(self, samples, images, prepared))
         try:
-            yield
+            self.reset()
+            yield self.placed(prepared.inputs)
+        except SteerKitError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the model failed on {numbers(prepared.indices)} of {len(samples)}: {described(error)}",
+                expected="a model that runs",
+                fix="the traceback above is the model's; answers that were finished before are in error.finished",
+            ) from error
         finally:
             _asked.reset(token)
 
@@ -506,14 +556,15 @@ class VLM:
         if asked is None or not asked.by(self, given):
             return view(name, given, self.adapter, self.architecture, self.processor, seed)
         if name == "original" or asked.images == name:
-            return asked.inputs
+            return self.placed(asked.prepared.inputs)
         if name == "caption":
             for index in range(len(asked.samples)):
                 if asked.samples[index].images:
-                    self._check(index, asked.samples[index], name)
+                    with named(index, asked.samples[index]):
+                        prompt_of(asked.samples[index], name)
         elif hides_images(asked.images):
-            return asked.inputs
-        return self.inputs([asked.samples[index] for index in asked.batch], name, seed=seed)
+            return self.placed(asked.prepared.inputs)
+        return self.placed(self._prepared(asked.samples, asked.prepared.indices, name, seed).inputs)
 
     def _generate(self, inputs: Inputs, options: dict[str, Any]) -> Tensor:
         target = hooks.call_target(self.model, inputs, self.architecture)
@@ -526,27 +577,23 @@ class VLM:
         paths = [path.rpartition(".") for path in self.architecture.transient]
         return [(self.model.get_submodule(owner), name) for owner, _, name in paths]
 
-    def _placed(self, value: Tensor) -> Tensor:
-        return value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+    def placed(self, inputs: Inputs) -> Inputs:
+        """Inputs on the model's device, floating-point ones in its type."""
+        return {
+            key: value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+            for key, value in inputs.items()
+        }
 
-    def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
-        """Batches of indices, samples with images apart from those without; bad samples are found here."""
-        expect_whole(batch_size=size)
-        hidden = hides_images(images)
-        groups: dict[bool, list[int]] = {True: [], False: []}
-        for index in range(len(samples)):
-            groups[bool(samples[index].images) and not hidden].append(index)
-        batches = [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
-        if len(batches) > 1:  # a single batch is built whole before the model runs
-            for index in range(len(samples)):
-                self._check(index, samples[index], images)
-        return batches
+    def _prepared(
+        self, samples: Sequence[Sample], indices: Sequence[int], images: Images = True, seed: int = 0
+    ) -> Prepared:
+        return prepare(self.adapter, self.require_processor("building inputs"), samples, indices, images, seed)
 
-    def _check(self, index: int, sample: Sample, images: Images) -> None:
-        with named(index, sample):
-            if not hides_images(images):
-                sample.check_images()
-            self.check_prompt(sample, images)
+    def _all(self, samples: Sequence[Sample], images: Images, batch_size: int, seed: int = 0) -> Iterator[Prepared]:
+        expect_whole(batch_size=batch_size)
+        expect_whole(0, seed=seed)
+        batches = batched(samples, images, batch_size)
+        return all_prepared(lambda batch: self._prepared(samples, batch, images, seed), batches)
 
     def __repr__(self) -> str:
         """Class and sizes of the model."""
@@ -577,60 +624,14 @@ def load(source: str, **options: Any) -> VLM:
 
     expect(PATH, "a repository id or a folder", source=source)
     for name in {"dtype", "torch_dtype"} & options.keys():
-        _check_dtype(name, options[name])
+        check_dtype(name, options[name])
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     adapter = adapter_of(source, **shared)
-    if (commit := _commit(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
+    if (commit := commit_of(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
         shared["revision"] = options["revision"] = commit
     processor = adapter.load_processor(str(source), **shared)
     model = getattr(transformers, adapter.auto_class).from_pretrained(source, **options)
     return VLM(model.eval(), processor, adapter, revision=commit)
-
-
-def _check_dtype(name: str, dtype: object) -> None:
-    """Refuse a type that torch does not have; a mapping gives parts of the model types of their own."""
-    for one in dtype.values() if isinstance(dtype, Mapping) else [dtype]:
-        known = getattr(torch, one, None) if isinstance(one, str) else one
-        if one not in (None, "auto") and not isinstance(known, torch.dtype):
-            raise OptionError(f"{name} is {one!r:.80}", expected="'auto' or a type of torch, such as 'bfloat16'")
-
-
-def _commit(source: str, options: Mapping[str, Any]) -> str | None:
-    """The commit that a repository's config was just read from; None for a folder."""
-    if Path(source).exists():
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(
-        source, "config.json", cache_dir=options.get("cache_dir"), revision=options.get("revision")
-    )
-    return Path(found).parent.name if isinstance(found, str) else None
-
-
-def adapter_of(source: str, **options: Any) -> ModelAdapter:
-    """The adapter of the model in a repository or folder, from its config alone: none of the repository's code is run.
-
-    Args:
-        source: Repository id or folder.
-        **options: What `from_pretrained` takes: `revision`, `token`, `cache_dir`, `local_files_only`.
-
-    Raises:
-        UnsupportedModelError: There is no config, or no adapter serves its model type.
-    """
-    from transformers import PretrainedConfig
-
-    try:
-        # AutoConfig refuses the types that it does not know, or asks whether to run what the repository brings
-        config, _ = PretrainedConfig.get_config_dict(source, **options)
-        if not config:
-            raise OSError("there is no config.json")
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"{str(source)!r} has no model config that can be read ({str(error).strip().splitlines()[0]})",
-            expected="a folder with a config.json, or a repository id of the Hugging Face hub that you have access to",
-            fix="check the name and the revision; `hf auth login` for a gated repository",
-        ) from error
-    return adapter_for(str(config.get("model_type", "")))
 
 
 def wrap(model: nn.Module, processor: Any = None) -> VLM:
@@ -646,7 +647,7 @@ def wrap(model: nn.Module, processor: Any = None) -> VLM:
     """
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
-    return VLM(model, processor, adapter_for(cast("Any", _hugging_face(model)).config.model_type))
+    return VLM(model, processor, adapter_for(cast("Any", hugging_face(model)).config.model_type))
 
 
 def check_vlm(given: object) -> None:
@@ -656,82 +657,3 @@ def check_vlm(given: object) -> None:
         OptionError: It is something else.
     """
     expect(VLM, "a VLM: a model with its processor", "sk.wrap(model, processor), or what sk.load returns", vlm=given)
-
-
-def _hugging_face(model: nn.Module) -> nn.Module:
-    """The model, unwrapped, once it is known to be one that says its type."""
-    model = unwrapped(model)
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model, nn.Module) or not isinstance(model_type, str):
-        raise OptionError(
-            f"{type(model).__name__} is not a Hugging Face model",
-            expected="a model with a config",
-            fix="pass what from_pretrained returned; of what holds it, the model inside: pipe.model of a pipeline",
-        )
-    return model
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside a PEFT model, or the model itself.
-
-    PEFT changes the layers of that model in place and calls it, so whatever is done to it is done to both.
-
-    Raises:
-        UnsupportedModelError: An adapter puts tokens of its own in front of the prompt, at positions that no selector
-            knows.
-    """
-    peft: Any = sys.modules.get("peft")  # whoever holds a PEFT model has imported it
-    if peft is None or not isinstance(model, peft.PeftModel):
-        return model
-    wrapper = cast("Any", model)
-    if prompting := sorted(name for name, config in wrapper.peft_config.items() if config.is_prompt_learning):
-        raise UnsupportedModelError(
-            f"the PEFT adapters {prompting} put tokens of their own in front of the prompt",
-            expected="adapters that change layers, such as LoRA",
-            fix="steer the model without them: model.get_base_model()",
-        )
-    return wrapper.get_base_model()
-
-
-def _record(model: nn.Module, processor: Any, architecture: Architecture, revision: str | None) -> ModelRecord:
-    config = cast("Any", model).config
-    tokenizer = None if processor is None else tokenizer_of(processor)
-    try:
-        vocabulary = None if tokenizer is None else tokenizer.get_vocab()
-    except AttributeError as error:
-        raise ProcessorError(
-            f"the processor is {processor!r:.80} of type {type(processor).__name__}",
-            expected="a processor with a tokenizer, or a tokenizer",
-            fix="AutoProcessor.from_pretrained(name); of a language model, AutoTokenizer",
-        ) from error
-    images = getattr(processor, "image_processor", None)
-    return ModelRecord(
-        id=str(config.name_or_path or ""),
-        revision=revision or getattr(config, "_commit_hash", None),
-        architecture=type(model).__name__,
-        model_type=config.model_type,
-        hidden_size=architecture.hidden_size,
-        layer_count=architecture.layer_count,
-        head_count=None if architecture.heads is None else architecture.heads.count,
-        head_size=None if architecture.heads is None else architecture.heads.size,
-        vision_hidden_size=None if architecture.vision is None else architecture.vision.hidden_size,
-        vision_layer_count=None if architecture.vision is None else architecture.vision.layer_count,
-        config_sha256=_digest(_stable(config.to_dict())),
-        tokenizer_sha256=None
-        if tokenizer is None
-        else _digest({"vocabulary": vocabulary, "template": getattr(processor, "chat_template", None)}),
-        processor_sha256=None if images is None else _digest(_stable(images.to_dict())),
-    )
-
-
-def _stable(settings: Any) -> Any:
-    """Settings without what changes from one library version or loading option to the next."""
-    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "_commit_hash"}
-    volatile |= {"quantization_config"}
-    if isinstance(settings, dict):
-        return {str(key): _stable(value) for key, value in settings.items() if key not in volatile}
-    return settings
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

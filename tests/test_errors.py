@@ -19,6 +19,7 @@ BUILT_IN = {
     "PluginError": ImportError,
     "LayerRangeError": IndexError,
     "EngineError": RuntimeError,
+    "ModelError": RuntimeError,
     "NothingSteeredError": RuntimeError,
     "ContractError": AssertionError,
 }

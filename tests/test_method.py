@@ -16,6 +16,7 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import ReadByHooks
 from PIL import Image
@@ -221,30 +222,6 @@ def test_more_images_than_the_model_takes(vlm_of: Callable[[str], VLM], anchors:
     sk.methods.RefusalDirection().fit(ReadByHooks(vlm), two)  # shows none
 
 
-def test_no_pixel_is_read_to_check_anchors(
-    measured_llava: ReadByHooks, anchors: list[Sample], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    anchors[0].images[0].save(tmp_path / "a.png")  # type: ignore[union-attr]
-    on_disk = [dataclasses.replace(sample, images=(tmp_path / "a.png",)) for sample in anchors]
-
-    class Reached(Exception):
-        pass
-
-    def loaded(sample: Sample) -> Sample:
-        raise Reached
-
-    checked: list[str] = []
-    check = ReadByHooks.check_prompt
-    monkeypatch.setattr(
-        ReadByHooks, "check_prompt", lambda self, *given: (checked.append(str(given[0].text)), check(self, *given))
-    )
-    monkeypatch.setattr(Sample, "loaded", loaded)
-    monkeypatch.setattr(Image.Image, "convert", None)
-    with pytest.raises(Reached):
-        sk.CMRM().fit(measured_llava, on_disk, batch_size=1)
-    assert checked == [sample.text for sample in anchors]
-
-
 WRONG_ANCHORS: dict[str, tuple[Callable[[list[Sample]], Any], str]] = {
     "one sample": (lambda anchors: anchors[0], "[sample]"),
     "texts": (lambda anchors: ["a"], "sk.Sample("),
@@ -264,8 +241,8 @@ def test_anchors_of_another_type_are_refused(
     assert fix in str(caught.value.fix)
 
 
-def test_a_raw_model_is_refused_with_the_way_to_wrap_it(llava: VLM, anchors: list[Sample]) -> None:
-    for model in (llava.model, "llava", None):
+def test_what_is_no_model_is_refused_with_the_way_to_wrap_one(anchors: list[Sample]) -> None:
+    for model in ("llava", None):
         with pytest.raises(OptionError, match=f"the model is a {type(model).__name__}") as caught:
             sk.CMRM().fit(model, anchors)  # type: ignore[arg-type]
         assert "sk.wrap(model, processor)" in str(caught.value.fix)
@@ -573,3 +550,58 @@ def test_memory_does_not_grow_with_the_anchor_set(measured_llava: ReadByHooks) -
     SecondMoments().fit(measured_llava, Generated(2000), progress=lambda done, total: held.append(_resident()))
     assert len(held) == 250
     assert max(held[50:]) - max(held[:50]) < 10 * 2**20
+
+
+# -- what a fit is given, and how it reads the model -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3"])
+def test_a_raw_model_with_its_processor_is_fitted_as_a_vlm_is(family: str, picture: Callable[..., Any]) -> None:
+    model, processor = tiny.build(family)
+    vlm = sk.wrap(model, processor)
+    anchors = [
+        Sample(f"What is {at}?", () if family == "qwen3" else (picture(at),), label="ab"[at % 2]) for at in range(4)
+    ]
+    method = sk.methods.CAA(positive="a", negative="b", images=family != "qwen3")
+    expected = method.fit(vlm, anchors)
+    for found in (
+        method.fit(model, processor, anchors),
+        method.fit(model, processor=processor, anchors=anchors),
+        method.fit(vlm, anchors=anchors),
+    ):
+        assert found.digest() == expected.digest()
+        assert found.metadata.model == expected.metadata.model
+        assert found.metadata.anchors == expected.metadata.anchors
+
+
+def test_the_sample_level_needs_no_anchors_of_a_raw_model() -> None:
+    model, processor = tiny.build("llava")
+    assert sk.CMRM(level="sample").fit(model, processor).tensors == {}
+
+
+def test_a_fit_without_a_processor_or_with_two_is_refused(llava: VLM, anchors: list[Sample]) -> None:
+    with counted_calls(llava.model) as calls:
+        without: tuple[dict[str, Any], ...] = ({}, {"processor": anchors}, {"anchors": anchors})
+        for given in without:
+            with pytest.raises(OptionError, match="fitted without its processor"):
+                sk.CMRM().fit(llava.model, **given)
+        with pytest.raises(OptionError, match="fitted with another processor"):
+            sk.CMRM().fit(llava, llava.processor, anchors)
+        with pytest.raises(ProcessorError, match="without an image processor"):
+            sk.CMRM().fit(llava.model, llava.processor.tokenizer, anchors)
+        with pytest.raises(OptionError, match="engine"):
+            sk.CMRM().fit(llava, anchors, engine="torch")  # type: ignore[arg-type]
+    assert calls == []
+
+
+@pytest.mark.parametrize("kind", FITTED)
+def test_both_engines_extract_equal_vectors(
+    llava: VLM, anchors: list[Sample], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = FITTED[kind].fit(llava, anchors, batch_size=2)
+    monkeypatch.setattr("steerkit.engines.nnsight.capture", None)  # it is not asked
+    found = FITTED[kind].fit(llava, anchors, batch_size=2, engine="hooks")
+    assert found.tensors.keys() == expected.tensors.keys()
+    for key, tensor in expected.tensors.items():
+        assert torch.allclose(found.tensors[key], tensor, rtol=1e-4, atol=1e-5)
+    assert found.interventions == expected.interventions

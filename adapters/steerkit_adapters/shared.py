@@ -279,13 +279,18 @@ def encode_chat(processor: Any, texts: Sequence[str], images: Sequence[Sequence[
     batch = processor(
         text=list(texts),
         images=[list(own) for own in images] if any(images) else None,
-        padding=True,
-        padding_side="left",
+        padding=False,  # a processor pads only with a token for it, which some tokenizers lack
         # Some templates write the token that begins a text, which the tokenizer would add again.
         add_special_tokens=begin is None or not all(text.startswith(begin) for text in texts),
-        return_tensors="pt",
+        images_kwargs={"return_tensors": "pt"},
     )
-    return tensors(batch)
+    rows = batch["input_ids"]
+    padded = pad_left(rows, processor.tokenizer.pad_token_id)
+    for key, value in batch.items():
+        if key not in (*padded, "token_type_ids"):
+            of_tokens = isinstance(value, list) and [len(row) for row in value] == [len(row) for row in rows]
+            padded[key] = pad_left(value, 0)["input_ids"] if of_tokens else value
+    return tensors(padded)
 
 
 def check_images(texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> None:

@@ -39,5 +39,10 @@ def quoted(value: object, most: int = 80) -> str:
         return f"<{type(value).__name__}>"
 
 
+def described(error: BaseException) -> str:
+    """The type and the beginning of the message of another library's exception."""
+    return f"{type(error).__name__}: {one_line(error)[:300]}".removesuffix(": ")
+
+
 def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()

@@ -40,6 +40,14 @@ if TYPE_CHECKING:
     from steerkit.models._download import (
         download_image as download_image,
     )
+    from steerkit.models._generation import check_one_answer as check_one_answer
+    from steerkit.models._generation import check_room as check_room
+    from steerkit.models._generation import generation_settings as generation_settings
+    from steerkit.models._identity import check_processor as check_processor
+    from steerkit.models._identity import hugging_face as hugging_face
+    from steerkit.models._identity import model_record as model_record
+    from steerkit.models._identity import unwrapped as unwrapped
+    from steerkit.models._identity import weights_digest as weights_digest
     from steerkit.models._images import (
         check_image as check_image,
     )
@@ -49,6 +57,16 @@ if TYPE_CHECKING:
     from steerkit.models._images import (
         open_image as open_image,
     )
+    from steerkit.models._loading import adapter_of as adapter_of
+    from steerkit.models._loading import check_dtype as check_dtype
+    from steerkit.models._loading import commit_of as commit_of
+    from steerkit.models._preparing import Prepared as Prepared
+    from steerkit.models._preparing import all_prepared as all_prepared
+    from steerkit.models._preparing import batched as batched
+    from steerkit.models._preparing import named as named
+    from steerkit.models._preparing import numbered_from as numbered_from
+    from steerkit.models._preparing import numbers as numbers
+    from steerkit.models._preparing import prepare as prepare
     from steerkit.models._reading import (
         read_samples as read_samples,
     )
@@ -72,9 +90,6 @@ if TYPE_CHECKING:
     )
     from steerkit.models._samples import (
         as_samples as as_samples,
-    )
-    from steerkit.models._samples import (
-        named as named,
     )
     from steerkit.models._views import (
         decode as decode,
@@ -108,11 +123,15 @@ __getattr__, __dir__ = lazy(
         ),
         "_chat": ("IMAGE",),
         "_download": ("download_image",),
+        "_generation": ("check_one_answer", "check_room", "generation_settings"),
+        "_identity": ("check_processor", "hugging_face", "model_record", "unwrapped", "weights_digest"),
         "_images": ("check_image", "image_name", "open_image"),
+        "_loading": ("adapter_of", "check_dtype", "commit_of"),
+        "_preparing": ("Prepared", "all_prepared", "batched", "named", "numbered_from", "numbers", "prepare"),
         "_reading": ("read_samples",),
         "_registry": ("adapter_for", "adapter_names", "get_adapter"),
         "_rendering": ("hides_images", "prompt_of", "shown"),
-        "_samples": ("Sample", "anchor_digest", "as_samples", "named"),
+        "_samples": ("Sample", "anchor_digest", "as_samples"),
         "_views": ("decode", "encode", "meaningless_image", "system_lengths", "view"),
     },
 )

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from steerkit.errors import MissingImageError, SampleError
+from steerkit.errors import SampleError
 from steerkit.models._chat import IMAGE, Place, Turn, places, read_chat
 from steerkit.models._images import ImageLike, check_image, image_name, open_image
 
@@ -186,17 +185,6 @@ def as_samples(given: Any) -> Sequence[Sample]:
                 fix="sk.Sample(text, images=[...]), or sk.read_samples(list) for texts and mappings",
             )
     return given  # type: ignore[return-value]
-
-
-@contextmanager
-def named(index: int, sample: Sample) -> Iterator[None]:
-    """Let an error about a sample inside say which one it is."""
-    try:
-        yield
-    except (SampleError, MissingImageError) as error:
-        raise type(error)(
-            f"sample {index} ({sample.turns[-1][1][:60]!r}): {error.problem}", expected=error.expected, fix=error.fix
-        ) from error
 
 
 def anchor_digest(digests: Iterable[str]) -> str:

@@ -86,7 +86,7 @@ class AdapterCase:
         adapter, processor = self.vlm.adapter, self.vlm.processor
         texts = [adapter.render(processor, sample, len(sample.images)) for sample in prompts]
         images = [[image for image in sample.images if isinstance(image, Image.Image)] for sample in prompts]
-        return {key: self.vlm._placed(value) for key, value in adapter.encode(processor, texts, images).items()}
+        return self.vlm.placed(adapter.encode(processor, texts, images))
 
     @property
     def kinds(self) -> list[list[Sample]]:

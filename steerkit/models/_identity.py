@@ -1,0 +1,142 @@
+"""Which model it is: the Hugging Face model inside what was given, its record, and whether a processor is its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from steerkit.errors import OptionError, ProcessorError, UnsupportedModelError
+from steerkit.models._adapter import Architecture, tokenizer_of
+from steerkit.vectors import ModelRecord
+
+
+def hugging_face(model: nn.Module) -> nn.Module:
+    """The model, unwrapped, once it is known to be one that says its type.
+
+    Raises:
+        OptionError: It is something else.
+        UnsupportedModelError: See `unwrapped`.
+    """
+    model = unwrapped(model)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if not isinstance(model, nn.Module) or not isinstance(model_type, str):
+        raise OptionError(
+            f"{type(model).__name__} is not a Hugging Face model",
+            expected="a model with a config",
+            fix="pass what from_pretrained returned; of what holds it, the model inside: pipe.model of a pipeline",
+        )
+    return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside a PEFT model, or the model itself.
+
+    PEFT changes the layers of that model in place and calls it, so whatever is done to it is done to both.
+
+    Raises:
+        UnsupportedModelError: An adapter puts tokens of its own in front of the prompt, at positions that no selector
+            knows.
+    """
+    peft: Any = sys.modules.get("peft")  # whoever holds a PEFT model has imported it
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return model
+    wrapper = cast("Any", model)
+    if prompting := sorted(name for name, config in wrapper.peft_config.items() if config.is_prompt_learning):
+        raise UnsupportedModelError(
+            f"the PEFT adapters {prompting} put tokens of their own in front of the prompt",
+            expected="adapters that change layers, such as LoRA",
+            fix="steer the model without them: model.get_base_model()",
+        )
+    return wrapper.get_base_model()
+
+
+def check_processor(processor: Any, architecture: Architecture, name: str) -> None:
+    """Refuse what is no processor, or none of such a model.
+
+    Args:
+        processor: What was given.
+        architecture: The model's.
+        name: The model's class.
+
+    Raises:
+        ProcessorError: A vision-language model is given something else than a processor with a tokenizer and an image
+            processor; a language model something else than a tokenizer; or the processor is another model's.
+    """
+    tokenizer = tokenizer_of(processor)
+    reads = all(callable(getattr(tokenizer, method, None)) for method in ("get_vocab", "decode", "__call__"))
+    sees = getattr(processor, "image_processor", None) is not None
+    if not reads or sees is not bool(architecture.image_token_ids):
+        raise ProcessorError(
+            f"the processor of this {name} is {type(processor).__name__}, "
+            f"{'with' if reads else 'without'} a tokenizer and {'with' if sees else 'without'} an image processor",
+            expected="a processor with a tokenizer and an image processor"
+            if architecture.image_token_ids
+            else "its tokenizer: the model takes no images",
+            fix="AutoProcessor.from_pretrained(name)"
+            if architecture.image_token_ids
+            else "AutoTokenizer.from_pretrained(name), or processor.tokenizer",
+        )
+    token = getattr(processor, "image_token", None)
+    if not architecture.image_token_ids or token is None:
+        return
+    number = tokenizer.get_vocab().get(str(token))
+    if number not in architecture.image_token_ids:
+        raise ProcessorError(
+            f"the image token of this {type(processor).__name__} is {str(token)!r} with the id {number}, and that of "
+            f"this {name} has the id {' or '.join(map(str, sorted(architecture.image_token_ids)))}",
+            expected="the processor of this very model",
+            fix="load both by the same name: sk.load(name), or AutoProcessor.from_pretrained(name)",
+        )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of the type and of a few values of every weight; see `VLM.weights_digest`."""
+    state = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if type(tensor) is nn.Parameter and not tensor.is_meta and tensor.numel():
+            few = tensor.detach().flatten()[:: max(tensor.numel() // 16, 1)]
+            state.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def model_record(model: nn.Module, processor: Any, architecture: Architecture, revision: str | None) -> ModelRecord:
+    """What a model is, as written into packs."""
+    config = cast("Any", model).config
+    tokenizer = None if processor is None else tokenizer_of(processor)
+    images = getattr(processor, "image_processor", None)
+    return ModelRecord(
+        id=str(config.name_or_path or ""),
+        revision=revision or getattr(config, "_commit_hash", None),
+        architecture=type(model).__name__,
+        model_type=config.model_type,
+        hidden_size=architecture.hidden_size,
+        layer_count=architecture.layer_count,
+        head_count=None if architecture.heads is None else architecture.heads.count,
+        head_size=None if architecture.heads is None else architecture.heads.size,
+        vision_hidden_size=None if architecture.vision is None else architecture.vision.hidden_size,
+        vision_layer_count=None if architecture.vision is None else architecture.vision.layer_count,
+        config_sha256=_digest(_stable(config.to_dict())),
+        tokenizer_sha256=None
+        if tokenizer is None
+        else _digest({"vocabulary": tokenizer.get_vocab(), "template": getattr(processor, "chat_template", None)}),
+        processor_sha256=None if images is None else _digest(_stable(images.to_dict())),
+    )
+
+
+def _stable(settings: Any) -> Any:
+    """Settings without what changes from one library version or loading option to the next."""
+    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation", "_commit_hash"}
+    volatile |= {"quantization_config"}
+    if isinstance(settings, dict):
+        return {str(key): _stable(value) for key, value in settings.items() if key not in volatile}
+    return settings
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""What is known of a repository or folder before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steerkit._internal.text import one_line
+from steerkit.errors import OptionError, UnsupportedModelError
+from steerkit.models._adapter import ModelAdapter
+from steerkit.models._registry import adapter_for
+
+
+def adapter_of(source: str, **options: Any) -> ModelAdapter:
+    """The adapter of the model in a repository or folder, from its config alone: none of the repository's code is run.
+
+    Args:
+        source: Repository id or folder.
+        **options: What `from_pretrained` takes: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        UnsupportedModelError: There is no config, or no adapter serves its model type.
+    """
+    from transformers import PretrainedConfig
+
+    try:
+        # AutoConfig refuses the types that it does not know, or asks whether to run what the repository brings
+        config, _ = PretrainedConfig.get_config_dict(source, **options)
+        if not config:
+            raise OSError("there is no config.json")
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{str(source)!r} has no model config that can be read ({one_line(error).strip()[:300]})",
+            expected="a folder with a config.json, or a repository id of the Hugging Face hub that you have access to",
+            fix="check the name and the revision; `hf auth login` for a gated repository",
+        ) from error
+    return adapter_for(str(config.get("model_type", "")))
+
+
+def check_dtype(name: str, dtype: object) -> None:
+    """Refuse a type that torch does not have; a mapping gives parts of the model types of their own.
+
+    Raises:
+        OptionError: It has no such type.
+    """
+    import torch
+
+    for one in dtype.values() if isinstance(dtype, Mapping) else [dtype]:
+        known = getattr(torch, one, None) if isinstance(one, str) else one
+        if one not in (None, "auto") and not isinstance(known, torch.dtype):
+            raise OptionError(f"{name} is {one!r:.80}", expected="'auto' or a type of torch, such as 'bfloat16'")
+
+
+def commit_of(source: str, options: Mapping[str, Any]) -> str | None:
+    """The commit that a repository's config was just read from; None for a folder."""
+    if Path(source).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(
+        source, "config.json", cache_dir=options.get("cache_dir"), revision=options.get("revision")
+    )
+    return Path(found).parent.name if isinstance(found, str) else None

@@ -1,0 +1,175 @@
+"""From samples to the inputs of a model: each prompt is prepared once, before the model runs.
+
+What other libraries raise on the way (a chat template, a tokenizer, an image processor) becomes an error of ours that
+says which sample it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from steerkit._internal.text import described
+from steerkit.errors import MissingImageError, SampleError, SteerKitError
+from steerkit.models._adapter import Images, Inputs, ModelAdapter
+from steerkit.models._images import image_name, open_image
+from steerkit.models._rendering import hides_images, shown
+from steerkit.models._samples import Sample
+
+KEPT = 2**30
+"""Bytes of prepared inputs that wait for the model; what is beyond is checked, dropped, and prepared again."""
+
+_first: ContextVar[int] = ContextVar("steerkit_first_sample", default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The prompts of one call of a model.
+
+    Attributes:
+        indices: Which of the samples they are.
+        samples: The samples as the view shows them.
+        inputs: What the model takes, left padded, on the CPU.
+    """
+
+    indices: Sequence[int]
+    samples: Sequence[Sample]
+    inputs: Inputs
+
+
+@contextmanager
+def numbered_from(first: int) -> Iterator[None]:
+    """Let errors inside count samples from here on: those that are handed on are a part of a longer list."""
+    token = _first.set(_first.get() + first)
+    try:
+        yield
+    finally:
+        _first.reset(token)
+
+
+@contextmanager
+def named(index: int, sample: Sample) -> Iterator[None]:
+    """Let an error about a sample inside say which one it is, also one of another library.
+
+    Raises:
+        SampleError: Something else than an error of ours came out.
+        SteerKitError: One of ours, of its own type.
+    """
+    try:
+        yield
+    except (SampleError, MissingImageError) as error:
+        problem = f"{_label(index, sample)}: {error.problem}"
+        raise type(error)(problem, expected=error.expected, fix=error.fix) from error
+    except SteerKitError:
+        raise
+    except Exception as error:
+        raise SampleError(
+            f"{_label(index, sample)}{_files(sample)} can't be made a prompt of this model: {described(error)}",
+            expected="a prompt that the model's chat template, tokenizer and image processor take",
+            fix="change the sample, or leave it out; the traceback above is that of the library that refused it",
+        ) from error
+
+
+def numbers(indices: Sequence[int]) -> str:
+    """Which samples, as their numbers in the list that the caller gave."""
+    first = _first.get()
+    listed = sorted(index + first for index in indices)
+    if len(listed) == 1:
+        return f"sample {listed[0]}"
+    together = listed == list(range(listed[0], listed[-1] + 1))
+    return f"samples {listed[0]} to {listed[-1]}" if together else "samples " + ", ".join(map(str, listed))
+
+
+def prepare(
+    adapter: ModelAdapter,
+    processor: Any,
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    images: Images = True,
+    seed: int = 0,
+) -> Prepared:
+    """Render, open and encode some samples as one batch.
+
+    Args:
+        adapter: The model's adapter.
+        processor: Its processor.
+        samples: Samples.
+        indices: Those of the batch.
+        images: Which images they are shown with.
+        seed: Seed of noise images.
+
+    Raises:
+        SampleError: One can't be a prompt of this model.
+        MissingImageError: Some show images and others don't, or an image can't be read.
+        ProcessorError: The processor can't make prompts.
+    """
+    posed: list[Sample] = []
+    texts: list[str] = []
+    for index in indices:
+        with named(index, samples[index]):
+            posed.append(shown(samples[index], images, seed))
+            texts.append(adapter.render(processor, posed[-1], len(posed[-1].images)))
+    if len({bool(sample.images) for sample in posed}) > 1:
+        without = next(index for index, sample in zip(indices, posed, strict=True) if not sample.images)
+        raise MissingImageError(
+            f"sample {without + _first.get()} of the batch has no image and others have",
+            expected="images in every sample of a batch, or in none",
+            fix="pass the samples without images separately, or images=False",
+        )
+    opened = [list(map(open_image, sample.images)) for sample in posed]
+    try:
+        inputs = adapter.encode(processor, texts, opened)
+    except Exception as error:
+        for at, index in enumerate(indices):
+            with named(index, samples[index]):
+                adapter.encode(processor, texts[at : at + 1], opened[at : at + 1])
+        if isinstance(error, SteerKitError):
+            raise
+        raise SampleError(
+            f"{numbers(indices)} can't be prompts of one batch: {described(error)}",
+            expected="prompts that the processor takes together, as it takes each of them alone",
+            fix="use a smaller batch_size",
+        ) from error
+    return Prepared(tuple(indices), tuple(posed), inputs)
+
+
+def batched(samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
+    """Indices by batch: samples that are shown with images apart from those without."""
+    hidden = hides_images(images)
+    groups: dict[bool, list[int]] = {True: [], False: []}
+    for index in range(len(samples)):
+        groups[bool(samples[index].images) and not hidden].append(index)
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+
+def all_prepared(prepared: Callable[[Sequence[int]], Prepared], batches: Sequence[Sequence[int]]) -> Iterator[Prepared]:
+    """Each batch, once all of them have been prepared: a sample that can't be a prompt is found before the model runs.
+
+    Args:
+        prepared: Prepares the samples with these indices.
+        batches: Indices by batch.
+    """
+    waiting: list[Prepared | None] = []
+    size = 0
+    for batch in batches:
+        made = prepared(batch)
+        size += sum(value.nbytes for value in made.inputs.values())
+        waiting.append(made if size <= KEPT else None)
+    for at, batch in enumerate(batches):
+        made, waiting[at] = waiting[at], None
+        yield made if made is not None else prepared(batch)
+
+
+def _label(index: int, sample: Sample) -> str:
+    """Number and text of a sample."""
+    return f"sample {index + _first.get()} ({sample.turns[-1][1][:60]!r})"
+
+
+def _files(sample: Sample) -> str:
+    """The files of its images, for an error that does not say which image it is about."""
+    files = [image_name(image) for image in sample.images if isinstance(image, (str, PathLike))]
+    return f", with the image {', '.join(files)}," if files else ""
