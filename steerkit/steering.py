@@ -199,6 +199,12 @@ class steer:
         """Restore the model; complain if nothing was steered."""
         stack, receipt = self._open.pop()
         stack.__exit__(kind, error, trace)
+        if kind is None and receipt.lost:
+            raise NothingSteeredError(
+                "no hidden state changed: what the vectors add is lost to rounding next to what it is added to",
+                expected="directions, times their strength, of about the size of the hidden states",
+                fix="use a higher strength, or vector.normalized()",
+            )
         if kind is None and receipt.empty and not receipt.shipped and not receipt.spared:
             raise NothingSteeredError(
                 f"{self._vlm.record.architecture} was not steered once",

@@ -61,7 +61,8 @@ class Application:
             if place not in self._program.readings and (quick := decoding(groups)) is not None
         }
         self._last = self.places[-1] if self.places else None
-        receipt.name([vector.metadata.method.name for vector in vectors])
+        moved = ((place.layer, site_label(place.site, place.tower)) for place in self._program.moved)
+        receipt.name([vector.metadata.method.name for vector in vectors], moved)
 
     @property
     def places(self) -> list[Place]:

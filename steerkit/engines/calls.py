@@ -192,7 +192,7 @@ class Pass:
     def _select(self, selector: Selector, device: torch.device) -> Selection | None:
         tokens = selector.tokens
         if selector.counts_answers:
-            self._check_counted()
+            self.check_counted()
         if self.decodes and (decoded := selector.answers_at(self.start - self.prompt_length)) is not None:
             return Selection(0) if decoded else None
         roles = self.tracker.roles(self.prompt, self.prompt_length, device, tokens)
@@ -207,7 +207,7 @@ class Pass:
         rows, columns = mask.nonzero(as_tuple=True)
         return Selection(None, rows, columns) if rows.numel() else None
 
-    def _check_counted(self) -> None:
+    def check_counted(self) -> None:
         """Refuse to count the tokens of an answer whose beginning is not known.
 
         Raises:

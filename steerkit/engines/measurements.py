@@ -97,6 +97,7 @@ class Measurements:
             rows = cast("Pass", now).each_row(torch.tensor(intervention.rows, device=h.device))
             dose = dose * selection.per_row(rows)
         if intervention.steps is not None:
+            cast("Pass", now).check_counted()
             dose = dose * _of_steps(intervention.steps, h.device, selection, now)
         return dose
 

@@ -51,6 +51,15 @@ class Program:
         places = {*self.groups, *self.readings}
         return sorted(places, key=lambda place: (place.tower == "language", place.layer, _ORDER[place.site]))
 
+    @property
+    def moved(self) -> list[Place]:
+        """Where nothing is done but adding what does not cancel."""
+        return [
+            place
+            for place, groups in self.groups.items()
+            if all(isinstance(change, Sum) and bool(change.exact().any()) for each in groups for change in each.changes)
+        ]
+
     def check(self, dtype: torch.dtype) -> None:
         """Refuse what can't be added to hidden states of a type.
 

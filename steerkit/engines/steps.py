@@ -182,17 +182,25 @@ class Sum:
     steps: tuple[Step, ...]
     total: Kept
 
+    def exact(self) -> Tensor:
+        """The sum, float64."""
+        return _exact(self.steps).detach()
+
     @classmethod
     def of(cls, steps: tuple[Step, ...], *, keeps: bool) -> Sum:
         """The sum of steps, in double precision so that their order makes no difference."""
 
         def total(dtype: torch.dtype) -> Tensor:
-            found = torch.stack([step.added() for step in steps]).sum(dim=0)
+            found = _exact(steps)
             what = "the direction, times its dose," if len(steps) == 1 else f"the sum of {len(steps)} additions"
             check_added(found.detach(), dtype, steps[0].layer, what)
             return found.float()
 
         return cls(steps, Kept(total, keeps=keeps))
+
+
+def _exact(steps: Sequence[Step]) -> Tensor:
+    return torch.stack([step.added() for step in steps]).sum(dim=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from steerkit.interventions import (
     is_finite,
     site_label,
 )
+from steerkit.interventions import _arithmetic as ops
 from steerkit.vectors._metadata import ModelRecord, PackMetadata, StrengthRecord, parse_metadata
 from steerkit.vectors.formats import (
     encode_document,
@@ -188,8 +189,7 @@ class SteeringVector:
         measures = [m for i in self.interventions for m in i.measures]
         points = {m.reference.name for m in measures if m.reference is not None} - {m.direction.name for m in measures}
         tensors = {
-            key: t if key.name in points else (t.float() / t.float().norm(dim=-1, keepdim=True)).to(t.dtype)
-            for key, t in self.tensors.items()
+            key: t if key.name in points else ops.unit(t.double()).to(t.dtype) for key, t in self.tensors.items()
         }
         return self.derived(tensors, "normalise")
 
