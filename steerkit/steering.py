@@ -193,6 +193,18 @@ class steer:
 
         return begin
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy would steer a copy of the model, or none at all.
+
+        Raises:
+            EngineError: Always.
+        """
+        raise EngineError(
+            "a steering context is copied or pickled: it belongs to one model in one process",
+            expected="sk.steer(...) where the model is",
+            fix="save the vectors, and call sk.steer with them there",
+        )
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -111,18 +112,26 @@ class Application:
             # waited for in any case
             if place == self._last or any(each.measured for each in done):
                 for each in done:
-                    _check_finite(place, each.selection.read(h))
+                    _check_finite(place, each.selection.read(h.detach()))
         return h
 
     def apply_again(self, place: Place, h: Tensor, now: Observed) -> Tensor:
-        """The same as `apply` did in this pass before; nothing is read for later, nor counted."""
+        """The same as `apply` did in this pass before: nothing is counted, and what is read is known already."""
         if h.dim() == 2:
             return self.apply_again(place, h[None], now)[0]
+        for reading in self._program.readings.get(place, ()):  # torch wants to see the same operations
+            memo = {key: value for key, value in now.prompt.memo.items() if key not in (reading, (reading, "sums"))}
+            self._measurements.read(reading, place, h, replace(now, prompt=replace(now.prompt, memo=memo)))
         for group in self._program.groups.get(place, ()):
             selection = now.select(group.selector, h.device)
             if selection is not None:
                 h, _, _ = self._apply(group, h, selection, now, measures=False)
         return h
+
+    def follows(self, place: Place) -> bool:
+        """Whether how much is done at a place depends on what is read at another."""
+        rules = (step.rule for group in self._program.groups.get(place, ()) for step in group.steps)
+        return any(rule is not None and rule.measure.layer is not None and rule.state is None for rule in rules)
 
     def _check_fits(self, dtype: torch.dtype) -> None:
         self._program.check(dtype)
@@ -157,7 +166,7 @@ class Application:
         self.receipt.add_generated(quick.counts, now.rows * (1 - now.redone))
         changed = h + change.total.on(h.device, h.dtype)
         if h.dtype == torch.float16 and place == self._last:
-            _check_finite(place, changed)
+            _check_finite(place, changed.detach())
         return changed
 
     def _apply(

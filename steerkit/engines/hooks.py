@@ -47,7 +47,7 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
     """
     architecture = tracker.architecture
     for place in {place[1:]: place for place in application.places}.values():
-        _check_distinct(model, architecture, place.site, place.tower)
+        check_distinct(model, architecture, place.site, place.tower)
     turn = _Turn(tracker, application, None if any_thread else threading.get_ident())
     with ExitStack() as stack:
         stack.callback(setattr, application, "closed", True)
@@ -72,7 +72,7 @@ def _owners(architecture: Architecture, application: Application) -> list[str]:
     return [*owners, architecture.text_module] if architecture.text_module else owners
 
 
-def _check_distinct(model: nn.Module, architecture: Architecture, site: Site, tower: Tower) -> None:
+def check_distinct(model: nn.Module, architecture: Architecture, site: Site, tower: Tower) -> None:
     """Refuse a model that runs one module at several places.
 
     Raises:
@@ -126,6 +126,7 @@ class _Steering(Attached):
         self._turn = turn
         self._place = place
         self._slot = slot
+        self._follows = turn.application.follows(place)
 
     def run(self, module: nn.Module, value: Any) -> Any:
         """See `Attached`."""
@@ -141,6 +142,13 @@ class _Steering(Attached):
         if now is None:
             return None
         self.check_turn(module)
+        if self._follows and now.graded and not torch.is_grad_enabled():
+            raise EngineError(
+                f"the strength at {self.path} follows what is read in another layer, and reentrant gradient "
+                "checkpointing would cut the gradient between the two",
+                expected="checkpointing that is not reentrant, or a strength that is read where it is used",
+                fix="model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})",
+            )
         changed = application.apply(place, h, now)
         if now.graded:
             rerun = Rerun.of(now)

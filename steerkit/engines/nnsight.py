@@ -31,6 +31,7 @@ from steerkit.engines.application import Application
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
+from steerkit.errors import EngineError
 from steerkit.interventions import OPERATIONS, Pool, Site, Tower
 from steerkit.models import Architecture, Inputs, tokenizer_of
 
@@ -153,6 +154,8 @@ def applied(vlm: VLM, tracker: CallTracker, application: Application) -> Iterato
         EngineError: In a remote trace: an intervention can't be shipped.
     """
     model = vlm.model
+    for place in {place[1:]: place for place in application.places}.values():
+        hooks.check_distinct(model, tracker.architecture, place.site, place.tower)
     wrapped = _Wrapped.of(model)
     program = _Program(tracker, application)
     programs = [*wrapped.programs, program]
@@ -250,6 +253,7 @@ class _Part:
             return
         tracker, application = self.live
         envoys = [(place, root.get(path)) for place, path in self._places.items()]
+        _check(root._module, {path: root.get(path)._module for path in self._places.values()})
         mediator = Mediator.current("a steered place")
         served = dict.fromkeys(self._places, -1)
         # nnsight's own step loop warns when the run ends before it; this one ends by itself
@@ -288,6 +292,27 @@ class _Part:
         for module in (__name__, "steerkit.interventions._arithmetic", *operations):
             nnsight.register(module)
         return functools.partial, (_replay, places, decoder, images)
+
+
+def _check(model: nn.Module, wrapped: Mapping[str, nn.Module]) -> None:
+    """Refuse what runs past a trace.
+
+    Raises:
+        EngineError: A module was replaced after it had been wrapped; or blocks will be run again, outside of the trace.
+    """
+    for path, module in wrapped.items():
+        if model.get_submodule(path) is not module:
+            raise EngineError(
+                f"{path} was replaced inside a block that steers with nnsight",
+                expected="the modules that were there when the block was opened",
+                fix="replace it before the block opens, or use engine='hooks', which follows",
+            )
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise EngineError(
+            f"{type(model).__name__} is trained with gradient checkpointing, and steered with nnsight",
+            expected="engine='hooks': a backward pass runs blocks again, and no trace is there to steer them",
+            fix="use engine='hooks', or model.gradient_checkpointing_disable()",
+        )
 
 
 def _replay(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
 from steerkit._internal.text import one_line
@@ -145,6 +145,18 @@ class Receipt(Counts):
     _moved: frozenset[tuple[int, str]] = field(default=frozenset(), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: the counts so far, as numbers, and nothing of the model."""
+        with self._lock:
+            vectors = [replace(each, sites=_as_numbers(each.sites)) for each in self._vectors]
+            state = {**vars(self), "sites": _as_numbers(self.sites), "_vectors": vectors, "nnsight": None}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Be the receipt that was copied, as it was then."""
+        vars(self).update(state, _lock=threading.Lock())
+
     @property
     def vectors(self) -> tuple[VectorCount, ...]:
         """What each vector did, in the order in which they were given."""
@@ -250,6 +262,10 @@ def _at(sites: dict[tuple[int, str], SiteCount], layer: int, site: str) -> SiteC
     if count is None:
         count = sites[layer, site] = SiteCount()
     return count
+
+
+def _as_numbers(sites: Mapping[tuple[int, str], SiteCount]) -> dict[tuple[int, str], SiteCount]:
+    return {key: replace(count, _change=float(count._change)) for key, count in sites.items()}
 
 
 def _seen(site: str) -> bool:

@@ -24,6 +24,7 @@ _lock = threading.RLock()
 _waiting: dict[int, dict[Attached, list[Any]]] = {}
 """By the number of a backward pass: for each hook the passes of the model that it steers again, in that order."""
 _held: dict[int, list[Attached]] = {}
+_threads: dict[int, int] = {}
 
 
 class Rerun:
@@ -33,7 +34,7 @@ class Rerun:
         self._pass: Any = None
         self._acted: list[tuple[Attached, nn.Module, Any]] = []
         self._served: set[int] = set()
-        weakref.finalize(self, _end, self._served)  # a backward pass that fails does not call back
+        weakref.finalize(self, _end, self._served)
 
     @classmethod
     def of(cls, now: Any) -> Rerun:
@@ -63,7 +64,7 @@ class Rerun:
                 return
             self._served.add(number)
             if number not in _waiting:
-                _waiting[number], _held[number] = {}, []
+                _waiting[number], _held[number], _threads[number] = {}, [], threading.get_ident()
                 torch.autograd.Variable._execution_engine.queue_callback(lambda: _end((number,)))  # type: ignore[attr-defined]
             for hook, module, now in reversed(self._acted):  # what ran last is run again first
                 hook.hold(module)
@@ -75,6 +76,7 @@ def _end(numbers: Collection[int]) -> None:
     with _lock:
         for number in numbers:
             _waiting.pop(number, None)
+            _threads.pop(number, None)
             for hook in _held.pop(number, ()):
                 hook.let_go()
 
@@ -83,7 +85,12 @@ def again(hook: Attached) -> Any:
     """The pass that a hook is to steer again now, or None."""
     if not _waiting:
         return None
-    passes = _waiting.get(torch._C._current_graph_task_id(), {}).get(hook)
+    number = torch._C._current_graph_task_id()
+    if number < 0:  # a backward pass that failed did not say so; but this thread is in none any more
+        thread = threading.get_ident()
+        _end([number for number, owner in tuple(_threads.items()) if owner == thread])
+        return None
+    passes = _waiting.get(number, {}).get(hook)
     return passes.pop(0) if passes else None
 
 
