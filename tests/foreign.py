@@ -84,6 +84,34 @@ def probe(
     return path
 
 
+def plain(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Safetensors without metadata."""
+    save_file(dict(tensors), path)
+    return path
+
+
+def numpy_file(path: Path, value: Any) -> Path:
+    """An array, or arrays by name, as numpy writes them."""
+    if isinstance(value, Mapping):
+        np.savez(path, **value)
+    else:
+        np.save(path, value)
+    return path
+
+
+def stack(rows: int, directions: Layers, width: int = 48) -> Tensor:
+    """`[rows, width]`, where the rows that are not given are of another size."""
+    made = torch.full((rows, width), 1e3)
+    for row, direction in directions.items():
+        made[row] = direction
+    return made
+
+
+def refusal_direction(folder: Path, layer: Any, direction: Tensor) -> Path:
+    (folder / "direction_metadata.json").write_text(json.dumps({"pos": -1, "layer": layer}))
+    return pickled(folder / "direction.pt", direction)
+
+
 def astra(path: Path, activations: Mapping[int, Tensor]) -> Path:
     """Two prompts, whose activations at each index have the given mean."""
     spread = {index: torch.linspace(-1, 1, len(mean)) for index, mean in activations.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import foreign
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -107,6 +108,58 @@ CASES = {
     ),
     "easyedit": Case("easyedit", lambda f, n, d: foreign.pickled(f / f"layer_{n}.pt", d), detected=False),
     "astra": Case("astra", _read_astra, _astra, strength=3.0, block=1, detected=False),
+    "tensors, CAA": Case("tensors", lambda f, n, d: foreign.pickled(f / f"vec_layer_{n}_Llama-2-7b-chat-hf.pt", d)),
+    "tensors, persona vectors": Case(
+        "tensors",
+        lambda f, n, d: (
+            foreign.pickled(f / "evil_response_avg_diff.pt", foreign.stack(5, {n: d})),
+            Choice(layers=(n,)),
+        ),
+        lambda blocks, n, d: _output(blocks, n - 1, d),
+        block=1,
+    ),
+    "tensors, refusal direction": Case(
+        "tensors",
+        lambda f, n, d: foreign.refusal_direction(f, n, d),
+        lambda blocks, n, d: hooked({blocks[n]: adding(d)}, at_input=True),
+        block=1,
+    ),
+    "tensors, npy stack": Case(
+        "tensors",
+        lambda f, n, d: (foreign.numpy_file(f / "v.npy", foreign.stack(4, {n: d}).numpy()), Choice(layers=(n,))),
+    ),
+    "tensors, npz": Case("tensors", lambda f, n, d: foreign.numpy_file(f / "v.npz", {f"layer_{n}": d.numpy()})),
+    "tensors, big-endian by columns": Case(
+        "tensors",
+        lambda f, n, d: (
+            foreign.numpy_file(f / "v.npy", np.asfortranarray(foreign.stack(4, {n: d}).numpy().astype(">f8"))),
+            Choice(layers=(n,)),
+        ),
+    ),
+    "tensors, npz of hidden states": Case(
+        "tensors",
+        lambda f, n, d: (
+            foreign.numpy_file(f / "v.npz", {str(n): d.numpy()}),
+            Choice(numbering="hidden_states"),
+        ),
+        lambda blocks, n, d: _output(blocks, n - 1, d),
+        block=1,
+    ),
+    "tensors, safetensors": Case("tensors", lambda f, n, d: foreign.plain(f / "v.safetensors", {f"layer_{n}": d})),
+    "tensors, module paths": Case(
+        "tensors", lambda f, n, d: foreign.plain(f / "v.safetensors", {f"model.layers.{n}": d})
+    ),
+    "tensors, a direction's number": Case(
+        "tensors", lambda f, n, d: foreign.plain(f / "v.safetensors", {f"direction.{n}": d})
+    ),
+    "tensors, by number": Case("tensors", lambda f, n, d: foreign.pickled(f / "v.pt", {n: d[None]}), detected=False),
+    "tensors, at the MLP": Case(
+        "tensors",
+        lambda f, n, d: (foreign.pickled(f / "v.pt", {f"layer_{n}": d}), Choice(site="mlp_out")),
+        lambda blocks, n, d: hooked({blocks[n].mlp: adding(d)}),
+        detected=False,
+    ),
+    "tensors, bare": Case("tensors", lambda f, n, d: (foreign.numpy_file(f / "v.npy", d.numpy()), Choice(layers=(n,)))),
 }
 
 
@@ -278,3 +331,68 @@ def test_layer_norms_have_no_site(tmp_path: Path) -> None:
     with pytest.raises(PackFormatError, match="input_layernorm"):
         interop.read(foreign.pickled(tmp_path / "v.pt", value), "steering-vectors", model=FACTS)
     assert "decoder_block" in steering_vectors._SITES
+
+
+def test_hidden_states_of_a_stack_are_those_of_transformers(llava: sk.VLM, tmp_path: Path, picture: Any) -> None:
+    """Row N of a stack is measured at `hidden_states[N]`: that is where the converted vector must be seen."""
+    rows = 3 * torch.stack([foreign.directions(1, row)[row] for row in range(5)])
+    path = foreign.pickled(tmp_path / "kind_prompt_last_diff.pt", rows)
+    inputs = llava.inputs([sk.Sample("How do I bake a cake?", (picture(0),))])
+    for row in (1, 2, 3):
+        vector = interop.read(path, model=FACTS, choice=Choice(layers=(row,)))
+        with torch.no_grad():
+            plain = llava.model(**inputs, output_hidden_states=True).hidden_states
+            with sk.steer(llava, vector, policy="off"):
+                steered = llava.model(**inputs, output_hidden_states=True).hidden_states
+        assert all(torch.equal(plain[below], steered[below]) for below in range(row))
+        torch.testing.assert_close(steered[row] - plain[row], rows[row].expand_as(plain[row]), rtol=0, atol=1e-4)
+    with pytest.raises(LayerRangeError, match=r"holds \[1, 2, 3\]"):
+        interop.read(path, model=FACTS)
+    for edge in (0, 4):
+        with pytest.raises(LayerRangeError, match=f"index {edge} of output_hidden_states"):
+            interop.read(path, model=FACTS, choice=Choice(layers=(edge,)))
+
+
+@pytest.mark.parametrize(
+    ("made", "choice", "error", "said"),
+    [
+        (lambda f: foreign.pickled(f / "vec_layer_x.pt", torch.ones(48)), Choice(), OptionError, "of which layer"),
+        (lambda f: foreign.numpy_file(f / "v.npy", np.ones((3, 48))), Choice(), PackFormatError, "3 rows.* 4 blocks"),
+        (lambda f: foreign.numpy_file(f / "v.npy", np.ones((2, 4, 48))), Choice(), PackFormatError, "shape"),
+        (
+            lambda f: foreign.numpy_file(f / "v.npy", np.ones((5, 48))),
+            Choice(numbering="block"),
+            OptionError,
+            "5 rows for 4 blocks",
+        ),
+        (
+            lambda f: foreign.numpy_file(f / "v.npz", {"layer_1": np.ones(48), "block_1": np.ones(48)}),
+            Choice(),
+            PackFormatError,
+            "two keys name layer 1",
+        ),
+        (lambda f: foreign.pickled(f / "v.pt", {"mean": torch.ones(48)}), Choice(), PackFormatError, "names no layer"),
+        (lambda f: foreign.pickled(f / "v.pt", {True: torch.ones(48)}), Choice(), PackFormatError, "names no layer"),
+        (lambda f: foreign.pickled(f / "v.pt", {1: [1.0]}), Choice(), PackFormatError, "a list"),
+        (
+            lambda f: foreign.pickled(f / "v.pt", {1: torch.ones(48)}),
+            Choice(site="mlp_out", numbering="block_input"),
+            OptionError,
+            "no input of their own",
+        ),
+        (lambda f: foreign.refusal_direction(f, 0, torch.ones(48)), Choice(), LayerRangeError, "input of block 0"),
+        (lambda f: foreign.refusal_direction(f, "2", torch.ones(48)), Choice(), PackFormatError, "layer is '2'"),
+    ],
+)
+def test_plain_tensors_that_say_too_little_are_refused(
+    tmp_path: Path, made: Any, choice: Choice, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        interop.read(made(tmp_path), "tensors", model=FACTS, choice=choice)
+
+
+def test_what_a_number_was_taken_for_is_in_the_history(tmp_path: Path) -> None:
+    path = foreign.numpy_file(tmp_path / "v.npz", {"2": np.ones(48)})
+    for numbering, said in ((None, "the output of block N"), ("block_input", "the input of block N")):
+        vector = interop.read(path, model=FACTS, choice=Choice(numbering=numbering))
+        assert vector.metadata.history[1] == f"number N was taken as {said}"

@@ -8,6 +8,7 @@ import pickle
 import struct
 import sys
 import types
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerkit.errors import OptionError, PackFormatError, SteerKitError
+from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
 from steerkit_vectors_hub import interop
-from steerkit_vectors_hub.interop import Choice, ModelFacts, torch_file
+from steerkit_vectors_hub.interop import Choice, ModelFacts, numpy_file, torch_file
 
 FACTS = ModelFacts("Any", "any", 4)
 SMALL = foreign.directions(0, 1, 2, width=8)
@@ -46,6 +47,7 @@ def valid(folder: Path) -> dict[str, Path]:
         "repeng": foreign.control_vector(folder / "r.gguf", SMALL),
         "steering-vectors": foreign.pickled(folder / "s.pt", SMALL),
         "easyedit": foreign.pickled(folder / "layer_1.pt", SMALL[1]),
+        "tensors": foreign.numpy_file(folder / "t.npz", {str(n): d.numpy() for n, d in SMALL.items()}),
         "astra": foreign.astra(folder / "a.pt", SMALL),
         "activation-steering": foreign.svec(folder / "i.svec", SMALL),
         "steering-lite": foreign.lite(folder / "t.safetensors", SMALL),
@@ -374,3 +376,68 @@ def test_numpy_arrays_in_pickles_are_refused(tmp_path: Path) -> None:
     torch.save({1: np.ones(8)}, buffer)
     (tmp_path / "v.pt").write_bytes(buffer.getvalue())
     refused(tmp_path / "v.pt", "steering-vectors")
+
+
+# -- numpy -----------------------------------------------------------------------------------------------------------
+
+
+def npy(shape: str, data: bytes = b"\0" * 192, dtype: str = "'<f4'", version: bytes = b"\x01\x00") -> bytes:
+    """An `.npy` file with a header of one's own."""
+    header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY" + version + len(header).to_bytes(2 if version[0] == 1 else 4, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy("(100000000000,)"),
+        npy("(2**62, 2**62)"),
+        npy("(-48,)"),
+        npy("(49,)"),
+        npy("(47,)"),
+        npy("(48,)", dtype="'|O'"),
+        npy("(48,)", dtype="[('a', '<f4')]"),
+        npy("(48,)", dtype="'<i4'"),
+        npy("(24,)", dtype="'<c8'"),
+        npy("(12,)", dtype="'<f16'"),
+        npy("(48,)", dtype="'<M8[s]'"),
+        npy("(__import__('os').system('true'),)"),
+        npy("(" * 200 + ")" * 200),
+        npy("(48,)", version=b"\x07\x00"),
+        npy("(48,)", data=struct.pack("<48f", *[float("nan")] * 48)),
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\xff\xff",
+        b"PK\x03\x04",
+        b"",
+    ],
+)
+def test_arrays_that_are_not_what_they_say(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "v.npy").write_bytes(data)
+    with pytest.raises((PackFormatError, NonFiniteError)):
+        interop.read(tmp_path / "v.npy", model=FACTS, choice=Choice(layers=(1,)))
+
+
+def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([Path("a"), 1.0], dtype=object), allow_pickle=True)
+    with pytest.raises(PackFormatError, match="numbers of type object"):
+        interop.read(tmp_path / "v.npy", model=FACTS, choice=Choice(layers=(1,)))
+
+
+def test_archives_of_numpy_that_unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "v.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.npy", npy("(262144,)", b"\0" * 2**20))
+    monkeypatch.setattr(numpy_file, "MAX_FILE", 2**21)
+    with pytest.raises(PackFormatError, match="3 arrays of"):
+        interop.read(path, model=FACTS)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("1.npy", npy("(48,)"))
+    with pytest.raises(PackFormatError, match="two arrays of one name"):
+        interop.read(path, model=FACTS)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1.npz", path.read_bytes())
+    with pytest.raises(PackFormatError):
+        interop.read(path, model=FACTS)

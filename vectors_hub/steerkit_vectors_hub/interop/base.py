@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -26,6 +26,10 @@ def malformed(name: str, problem: str, expected: str, fix: str = FIX) -> PackFor
     return PackFormatError(f"{name}: {problem}", expected=expected, fix=fix)
 
 
+Numbering: TypeAlias = Literal["block", "block_input", "hidden_states"]
+"""What a layer number N means: the output of block N, its input, or index N of transformers' `output_hidden_states`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What the caller decides where the file leaves it open. A format refuses a choice that it has no use for.
@@ -35,12 +39,16 @@ class Choice:
         site: Where the directions are added, for a file that does not say.
         direction: Which of several directions of a layer.
         reference: A second file that belongs to the first.
+        numbering: What a layer number means; see `interop.tensors`.
+        layer_count: Number of decoder blocks of the model, filled in from what the caller knows of it.
     """
 
     layers: tuple[int, ...] | None = None
     site: Site | None = None
     direction: str | None = None
     reference: Path | None = None
+    numbering: Numbering | None = None
+    layer_count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class ForeignReader(ABC):
     Attributes:
         title: What the format is called among people.
         convention: Which layer a number of the file means, in one line.
-        takes: The fields of `Choice`, beside `layers`, that it has a use for.
+        takes: The fields of `Choice`, beside `layers` and `layer_count`, that it has a use for.
     """
 
     title: ClassVar[str]

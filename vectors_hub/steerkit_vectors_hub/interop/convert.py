@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,15 @@ def read(
     name = format or detect(path)
     reader = get_format(name)
     for field in fields(choice):
-        if field.name != "layers" and getattr(choice, field.name) is not None and field.name not in reader.takes:
+        if (
+            field.name not in ("layers", "layer_count")
+            and getattr(choice, field.name) is not None
+            and field.name not in reader.takes
+        ):
             raise OptionError(
                 f"{field.name!r} means nothing for {reader.title}", expected=f"of {sorted(reader.takes) or 'no choice'}"
             )
-    foreign = reader.read(path, choice)
+    foreign = reader.read(path, replace(choice, layer_count=model.layer_count))
     origin = f"converted from {reader.title} ({reader.convention}), {_digests(foreign.files or (path,))}"
     return assemble(foreign, model, str(path), origin)
 

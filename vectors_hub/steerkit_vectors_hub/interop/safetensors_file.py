@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -20,6 +21,14 @@ def metadata_of(head: bytes) -> dict[str, str]:
         return _metadata(head, "the file")
     except ValueError:
         return {}
+
+
+def names_of(head: bytes) -> list[str]:
+    """The names of the tensors of a file from its first bytes; errors as for `metadata_of`."""
+    try:
+        return [name for name in _header(head, "the file") if name != "__metadata__"]
+    except ValueError:
+        return []
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -39,6 +48,13 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _metadata(data: bytes, name: str) -> dict[str, str]:
+    metadata = _header(data, name).get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise malformed(name, "metadata that are not text", "text by name")
+    return metadata
+
+
+def _header(data: bytes, name: str) -> dict[str, Any]:
     if len(data) < 8:
         raise malformed(name, f"{len(data)} bytes", "a safetensors file, which has at least 8")
     (length,) = struct.unpack("<Q", data[:8])
@@ -49,7 +65,4 @@ def _metadata(data: bytes, name: str) -> dict[str, str]:
     header = json_object(data[8 : 8 + length], f"{name}: the header", fix=FIX, most=MAX_HEADER_VALUES)
     if len(header) > MAX_TENSORS:
         raise malformed(name, f"{len(header)} tensors", f"at most {MAX_TENSORS}")
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise malformed(name, "metadata that are not text", "text by name")
-    return metadata
+    return header

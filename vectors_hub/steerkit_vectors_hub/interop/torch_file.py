@@ -66,7 +66,12 @@ def load(path: Path, known: Callable[[], AbstractContextManager[Any]] = nullcont
 
 
 def vector(value: Any, what: str) -> Tensor:
-    """One direction out of a loaded file.
+    """One direction out of a loaded file; errors as for `dense`."""
+    return flat(dense(value, what), what).clone()
+
+
+def dense(value: Any, what: str) -> Tensor:
+    """One tensor out of a loaded file.
 
     Raises:
         PackFormatError: It is something else, or a tensor that claims more than its bytes.
@@ -75,7 +80,7 @@ def vector(value: Any, what: str) -> Tensor:
         raise malformed(what, f"a {type(value).__name__}", "a dense tensor")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise malformed(what, f"{value.numel()} elements in {value.untyped_storage().nbytes()} bytes", "all of them")
-    return flat(value.detach(), what).clone()
+    return value.detach()
 
 
 def layer_number(value: Any, what: str) -> int:
