@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_support import cache, hub, pack
+from hub_support import cache, hub, pack, vector
 from loopback_hub import LoopbackHub
 
 from steerkit_vectors_hub.cache import Store
@@ -76,7 +76,7 @@ def serving(answer: Callable[[str, str], Answer]) -> Iterator[str]:
             except OSError:
                 self.close_connection = True
 
-        do_HEAD = do_GET
+        do_HEAD = do_POST = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             """Stay silent."""
@@ -196,7 +196,19 @@ class TestHub:
             monkeypatch.setenv("HF_ENDPOINT", url)
             with pytest.raises(HubError):
                 resolve("hf://someone/pack")
-        assert not [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size > 2**17]
+        assert not [path for path in (cache / "work").rglob("*") if path.is_file()]
+
+    @pytest.mark.parametrize(
+        "answer", ["1", "null", "[]", "[1]", "{}", '{"url": 1, "files": 2, "commitOid": []}', "<html>"]
+    )
+    def test_a_push_that_is_answered_by_wrong_types(
+        self, cache: Path, answer: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_any")
+        with serving(lambda *_: (200, {}, answer.encode())) as url:
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            with pytest.raises(DownloadError):
+                vector().push_to_hub("someone/pack", private=True)
 
 
 class TestWeb:
@@ -318,6 +330,20 @@ class TestCacheOfOthers:
         with pytest.raises(CacheError, match="another user"):
             resolve(ref)
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+    def test_a_record_of_another_user_is_not_believed(self, ref: str, cache: Path, tmp_path: Path) -> None:
+        """Else it would say which pack a reference leads to, without a network."""
+        evil = Store.default().keep(pack(tmp_path, seed=7))
+        resolve(ref)
+        for path in (cache / "records").iterdir():
+            path.write_text(json.dumps({**json.loads(path.read_bytes()), "sha256": evil}))
+        assert resolve(ref, offline=True).sha256 == evil  # of one's own, it is
+        for path in (cache / "records").iterdir():
+            os.chown(path, 65534, -1)
+        with pytest.raises(OfflineError):
+            resolve(ref, offline=True)
+        assert resolve(ref).sha256 != evil
+
     def test_a_device_and_a_fifo_in_the_place_of_a_pack(self, ref: str, cache: Path) -> None:
         blob = resolve(ref).path
         blob.unlink()
@@ -366,6 +392,7 @@ class TestDisk:
         command = [sys.executable, "-c", code, refs[kind], str(tmp_path / "pack")]
         error = subprocess.run(command, capture_output=True, text=True, timeout=120).stderr.splitlines()[-1]
         assert error.startswith("steerkit_vectors_hub.errors.CacheError"), error
+        assert not [path for path in (Store.default().root / "work").rglob("*") if path.name == "part"]
 
     @pytest.mark.parametrize("folder", ["x" * 300, "y/" * 2500, "file/below", "/proc/1/nowhere", "/dev/null/cache"])
     def test_a_cache_that_can_not_be(

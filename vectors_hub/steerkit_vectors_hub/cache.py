@@ -24,7 +24,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from steerkit._internal.files import read_bounded, write_atomically
+from steerkit._internal.files import open_regular, read_bounded, write_atomically
 from steerkit._internal.json import json_object
 from steerkit.errors import PackFormatError
 from steerkit.interventions import Frozen
@@ -121,7 +121,7 @@ class Store:
 
     def record(self, key: str) -> Record | None:
         """What a key resolved to when it was last resolved."""
-        return _read_record(self._record_path(key))
+        return self._read(self._record_path(key))
 
     def remember(self, key: str, record: Record) -> None:
         """Note what a key resolved to.
@@ -150,7 +150,7 @@ class Store:
     def records(self) -> list[Record]:
         """Every record, by reference."""
         try:
-            found = [_read_record(path) for path in sorted((self.root / "records").glob("*.json"))]
+            found = [self._read(path) for path in sorted((self.root / "records").glob("*.json"))]
         except OSError:
             return []
         distinct = {(each.ref, each.time, each.sha256, each.signature or ""): each for each in found if each}
@@ -165,19 +165,32 @@ class Store:
         """
         from filelock import FileLock
 
-        user = os.geteuid() if hasattr(os, "geteuid") else 0
-        name = _name(f"{user} {key}")  # of one user: whose folder it is could put links into it
+        name = _name(f"{_user()} {key}")  # of one user: whose folder it is could put links into it
         with self._writing():
             lock = FileLock(self._folder("locks") / name)
             lock.acquire()
         try:
             with self._writing():  # only now: whoever held the lock before may have removed it
                 folder = self._folder("work", name, mode=0o700)
-                if hasattr(os, "geteuid") and folder.stat().st_uid != user:
+                if folder.stat().st_uid not in self._trusted():
                     raise OSError(f"{str(folder)!r} belongs to another user")
             yield folder
         finally:
             lock.release()
+
+    def _trusted(self) -> set[int]:
+        """The users whose word counts: this one, the superuser, and the owner of the cache."""
+        return {_user(), 0, self.root.stat().st_uid}
+
+    def _read(self, path: Path) -> Record | None:
+        """A record; None where there is none, or it was damaged, or is of others (it is then written anew)."""
+        try:
+            with open_regular(path, _MAX_RECORD, follow=False) as file:
+                theirs = os.fstat(file.fileno()).st_uid not in self._trusted()
+                data = b"" if theirs else file.read(_MAX_RECORD)
+            return Record.model_validate(json_object(data, "the record"))
+        except (OSError, PackFormatError, ValidationError):
+            return None
 
     def _folder(self, *names: str, mode: int = 0o777) -> Path:
         """A folder of the cache, made if need be; in a cache that others can write to, it may be a link of theirs."""
@@ -205,12 +218,8 @@ class Store:
             ) from error
 
 
-def _read_record(path: Path) -> Record | None:
-    """A record; None where there is none, or it was damaged (it is then written anew)."""
-    try:
-        return Record.model_validate(json_object(read_bounded(path, _MAX_RECORD), "the record"))
-    except (OSError, PackFormatError, ValidationError):
-        return None
+def _user() -> int:
+    return os.geteuid() if hasattr(os, "geteuid") else 0
 
 
 def _name(key: str) -> str:

@@ -224,10 +224,11 @@ def _refuse_page(url: str) -> None:
     if "/resolve/" in url:
         return
     file = page.path_in_repo if page.path_in_repo.endswith(".safetensors") else None
+    ref = Ref("hf", page.id, page.revision, file)
     raise ReferenceFormatError(
         f"{shown(url)} is a page of the Hugging Face hub",
-        expected="a pack",
-        fix=f"write {Ref('hf', page.id, page.revision, file)}",
+        expected="a pack, in a repository of a model",
+        fix=f"write {ref}" if page.type == "model" else None,
     )
 
 
@@ -243,7 +244,7 @@ def _parts(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as error:  # such as half a bracket, or an impossible address in brackets
-        raise ReferenceFormatError(f"{shown(url)} is no URL ({error})", expected="https://host/path") from error
+        raise ReferenceFormatError(f"{shown(url)} is not a URL", expected="https://host/path") from error
 
 
 def _quoted(revision: str) -> str:

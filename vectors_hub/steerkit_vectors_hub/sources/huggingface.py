@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,20 +137,25 @@ class HuggingFaceSource(Source):
         return self._file(signed, f"hf://{target.place}/{signed.file}", folder, MAX_SIGNATURE)
 
     def _file(self, target: Target, what: str, folder: Path, limit: int) -> bytes:
-        with saving():  # a new one: the client can't go on with what a killed attempt left, and follows links
-            mine = tempfile.mkdtemp(dir=folder)
-        with translated(what, cached=True):
-            path = api().hf_hub_download(
-                target.place,
-                target.file,
-                revision=target.revision,
-                local_dir=mine,
-                cache_dir=Path(mine, "unused"),
-                tqdm_class=bounded(what, limit),
-            )
+        for left in folder.iterdir():  # the client can't go on with what a killed attempt left, and follows links
+            shutil.rmtree(left, ignore_errors=True)
         with saving():
-            check_size(Path(path).stat().st_size, what, limit)
-            return read_bounded(path, limit, follow=False)
+            mine = Path(tempfile.mkdtemp(dir=folder))
+        try:
+            with translated(what, cached=True):
+                path = api().hf_hub_download(
+                    target.place,
+                    target.file,
+                    revision=target.revision,
+                    local_dir=mine,
+                    cache_dir=mine / "unused",
+                    tqdm_class=bounded(what, limit),
+                )
+            with saving():
+                check_size(Path(path).stat().st_size, what, limit)
+                return read_bounded(path, limit, follow=False)
+        finally:
+            shutil.rmtree(mine, ignore_errors=True)
 
 
 def bounded(what: str, limit: int) -> type[Any]:
@@ -236,15 +242,13 @@ def translated(what: str, *, cached: bool = False) -> Iterator[None]:
     except SteerKitError:
         raise
     except errors.GatedRepoError as error:
-        raise AccessError(
-            f"{what} is gated", expected="an account that was granted access", fix="ask for it on the hub's page"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise PackNotFoundError(f"{what}: no such revision", expected="a branch, tag or commit") from error
+        fix = "ask for access on the hub's page"
+        raise AccessError(f"{what} is gated", expected="an account that was granted access", fix=fix) from error
     except errors.RepositoryNotFoundError as error:
         raise _refused(what, error, "no such repository, or a private one") from error
-    except errors.EntryNotFoundError as error:
-        raise PackNotFoundError(f"{what}: no such file", expected="a file of the repository") from error
+    except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
+        missing = "revision" if isinstance(error, errors.RevisionNotFoundError) else "file"
+        raise PackNotFoundError(f"{what}: no such {missing}", expected=f"a {missing} of the repository") from error
     except errors.OfflineModeIsEnabled as error:
         raise OfflineError(f"{what} was asked for with HF_HUB_OFFLINE set", expected="a network") from error
     except errors.HfHubHTTPError as error:
@@ -305,7 +309,7 @@ def _answer(path: str, parameters: dict[str, Any]) -> bytes:
 
     client = api()
     headers = build_hf_headers(library_name=client.library_name, library_version=client.library_version)
-    url = f"{client.endpoint}/api/models{path}"
+    url = f"{client.endpoint.rstrip('/')}/api/models{path}"
     with get_session().stream("GET", url, params=parameters, headers=headers, timeout=_TIMEOUT) as response:
         data = b""
         for chunk in response.iter_bytes():

@@ -17,6 +17,7 @@ from steerkit._internal.files import create, read_bounded
 from steerkit.errors import SteerKitError
 from steerkit_vectors_hub.errors import (
     AccessError,
+    CacheError,
     DownloadError,
     PackNotFoundError,
     ReferenceFormatError,
@@ -69,6 +70,9 @@ class WebSource(Source):
                 _transfer(target.place, part, folder / "etag")
                 with saving():
                     return read_bounded(part, MAX_FILE, follow=False)
+            except CacheError:  # of a full disk: it is not kept full
+                part.unlink(missing_ok=True)
+                raise
             except DownloadError as error:
                 broken = isinstance(error.__cause__, (OSError, http.client.HTTPException))
                 if _status(error) == 416 and before:
