@@ -94,6 +94,14 @@ class Attached:
         else:
             self.handle = module.register_forward_hook(self._after)
         self.module = module
+        self.purge(module)
+
+    def purge(self, module: nn.Module) -> None:
+        """Remove what a quantiser has copied from the module that it replaced: it takes hooks along."""
+        hooks = _of(module, on_input=self.on_input)
+        for number, function in tuple(hooks.items()):
+            if getattr(function, "__self__", None) is self and (self.handle is None or number != self.handle.id):
+                del hooks[number]
 
     def hold(self, module: nn.Module) -> None:
         """Be on the module, ahead of all others, until everybody who holds the hook has let go."""
@@ -206,18 +214,21 @@ class Attachments:
                 self._undo.append(owner.register_forward_pre_hook(self._begin_owner).remove)
 
     def _close(self, hooks: Sequence[Attached], refuse: Refuse) -> None:
+        model = self._model()
         self._refusals.remove(refuse)
         self._stale = True
         for hook in hooks:
             self._hooks.remove(hook)
             if hook.handle is not None:
                 hook.let_go()
+            there = _there(model, hook.path)
+            if isinstance(there, nn.Module):
+                hook.purge(there)
         if self._hooks:
             return
         for undo in (*self._undo, *self._unmark.values()):
             undo()
         _put_early(self, ())
-        model = self._model()
         if model is not None:
             self._known.pop(model, None)
 
@@ -256,10 +267,7 @@ class Attachments:
     def _check_owners(self) -> None:
         model = cast("nn.Module", self._model())
         for path, owner in self._owners.items():
-            there: Any = model
-            for name in path.split("."):
-                there = getattr(there, name, None)
-            if there is not owner:
+            if _there(model, path) is not owner:
                 raise EngineError(
                     f"{path} was replaced inside the steering block, so that calls since may not have been steered",
                     expected="what is around the steered blocks to stay; they and what is in them may be replaced",
@@ -334,6 +342,14 @@ def _walk(model: nn.Module, path: str, links: dict[tuple[int, str], tuple[Any, s
     return module
 
 
+def _there(model: nn.Module | None, path: str) -> Any:
+    """What stands at a path; None for nothing."""
+    there: Any = model
+    for name in path.split("."):
+        there = getattr(there, name, None)
+    return there
+
+
 class _Attributes:
     """What a module names without owning it, looked up as in a mapping."""
 
@@ -355,6 +371,9 @@ def _mark(module: nn.Module) -> Callable[[], None]:
     A graph does not notice hooks that are added later. It does notice when one of these methods becomes an attribute of
     the module itself.
     """
+    dynamo = sys.modules.get("torch._dynamo.convert_frame")
+    if dynamo is None or not dynamo.FRAME_COUNTER:  # nothing has been compiled in this process
+        return lambda: None
     name = "_call_impl" if "forward" in vars(module) else "forward"
     method = types.MethodType(getattr(type(module), name), module)
     vars(module)[name] = method
