@@ -124,6 +124,27 @@ class Trusting(SoundAdapter):
         return super().render(processor, replace(sample, text=turns), image_count).replace("<picture>", "<image>")
 
 
+class Fronting(SoundAdapter):
+    """Puts every image in front of the first user turn."""
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        return super().render(processor, replace(sample, text=sample.turns, images=()), image_count)
+
+
+class Closing(SoundAdapter):
+    """Opens another turn behind the assistant's."""
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        return super().render(processor, sample, image_count) + (" ASSISTANT:" if sample.continues else "")
+
+
+class Unheeding(SoundAdapter):
+    """Tells the template nothing."""
+
+    def render(self, processor: Any, sample: Sample, image_count: int) -> str:
+        return super().render(processor, replace(sample, chat_template_kwargs={}), image_count)
+
+
 class Talkative(SoundAdapter):
     """Says more where there is an image."""
 
@@ -279,6 +300,9 @@ BROKEN: list[tuple[type[ModelAdapter], str, str]] = [
     (Peeking, "rendering_opens_no_image", "MissingImageError"),
     (Trusting, "image_tokens_in_texts_are_refused", "'What is <image>?' is rendered"),
     (Marked, "user_marker_opens_the_users_turn", "'HUMAN:' does not open"),
+    (Fronting, "every_part_of_a_chat_counts", "an image of a later turn stands in the first"),
+    (Closing, "every_part_of_a_chat_counts", "does not go on in"),
+    (Unheeding, "every_part_of_a_chat_counts", "an option that no template reads is ignored"),
     (Talkative, "only_the_image_differs", "without its placeholder the prompt is"),
     (Unplaced, "only_the_image_differs", "without its placeholder the prompt is"),
     (Mistaken, "image_tokens_hold_the_image", "which hold no image token"),

@@ -103,8 +103,8 @@ class DecoderAdapter(ModelAdapter):
                 expected="text only",
                 fix="use a vision-language model, or leave the images out: images=False",
             )
-        turns = shared.plain_turns(sample, "a language model")
-        options = shared.template_options(sample, processor.chat_template)
+        turns = sample.plain_turns("a language model")
+        options = sample.template_options(processor.chat_template)
         if processor.chat_template or "chat_template" in options:
             return processor.apply_chat_template(
                 [{"role": role, "content": text} for role, text in turns],

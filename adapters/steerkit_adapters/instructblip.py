@@ -82,8 +82,8 @@ class InstructBlipAdapter(ModelAdapter):
         """The bare text, with or without an image; earlier turns come before it, each on lines of its own."""
         _check_count(image_count)
         shared.check_text(sample, [_image_token(processor)])
-        shared.template_options(sample, None)
-        return "\n".join(text for _, text in shared.plain_turns(sample, "InstructBLIP"))
+        sample.template_options(None)
+        return "\n".join(text for _, text in sample.plain_turns("InstructBLIP"))
 
     def encode(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
         """The layout of the processor for one prompt, `<image> * n, text`, with all padding in front of it.

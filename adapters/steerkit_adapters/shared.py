@@ -193,7 +193,7 @@ def render_chat(
     shown = image_count or sample.places or 1
     prompt: str = processor.apply_chat_template(
         sample.messages(shown),
-        **{"chat_template": template, **template_options(sample, template or processor.chat_template)},
+        **{"chat_template": template, **sample.template_options(template or processor.chat_template)},
         tokenize=False,
         add_generation_prompt=not sample.continues,
         continue_final_message=sample.continues,
@@ -205,45 +205,6 @@ def render_chat(
             fix="set processor.chat_template to the template of the vision-language model, not of its language model",
         )
     return prompt if image_count else re.sub(placeholder, "", prompt)
-
-
-def template_options(sample: Sample, template: Any) -> dict[str, Any]:
-    """What the sample tells the chat template.
-
-    Args:
-        sample: The sample.
-        template: The model's template, or several by name; None where there is none.
-
-    Raises:
-        SampleError: The template does not read an option, which would change nothing.
-    """
-    options = dict(sample.chat_template_kwargs)
-    template = options.get("chat_template", template)
-    for name in options:
-        if name != "chat_template" and not re.search(rf"\b{re.escape(name)}\b", str(template or "")):
-            raise SampleError(
-                f"the chat template of this model does not read the option {name!r}"
-                if template
-                else f"the option {name!r} is for a chat template, and this model has none",
-                expected="options that the template reads",
-                fix="check the spelling, or leave it out of chat_template_kwargs",
-            )
-    return options
-
-
-def plain_turns(sample: Sample, kind: str) -> list[tuple[str, str]]:
-    """The turns of a chat as one text each, for models that take no images in their chats.
-
-    Raises:
-        SampleError: A turn has several parts, which are one text in no way that all models share.
-    """
-    if not isinstance(sample.text, str) and any(not isinstance(content, str) for _, content in sample.text):
-        raise SampleError(
-            f"a turn has several parts, and {kind} takes one text for each turn",
-            expected="images, where there are any, in front of the first user turn's text",
-            fix="write the texts of a turn as one, and pass the images as images=[...]",
-        )
-    return list(sample.turns)
 
 
 def check_text(sample: Sample, reserved: Sequence[str]) -> None:

@@ -113,10 +113,10 @@ def _source(image: Any) -> Any:
 
     if isinstance(image, Mapping) and not image.keys() - {"bytes", "path"}:
         image = image["path"] if image.get("bytes") is None else image["bytes"]
-    if isinstance(image, str) and (scheme := _scheme(image)):
-        return _uri(image, scheme)
     if isinstance(image, (str, os.PathLike)):
-        return Path(image)
+        text = os.fspath(image)
+        scheme = _scheme(text)
+        return _uri(text, scheme) if scheme else Path(text)
     if isinstance(image, (bytes, bytearray, memoryview)):
         if len(image) > MAX_IMAGE:
             raise MissingImageError(f"an image has {len(image)} bytes", expected=f"at most {MAX_IMAGE}")
@@ -127,7 +127,8 @@ def _source(image: Any) -> Any:
 
 
 def _scheme(text: str) -> str | None:
-    found = re.match(r"(file|data):|([a-z][a-z0-9+.-]+)://", text[:40], re.IGNORECASE)
+    # a Path of a URI has one slash where the URI has two
+    found = re.match(r"(file|data|https?(?=:/)):|([a-z][a-z0-9+.-]+)://", text[:40], re.IGNORECASE)
     return found and (found[1] or found[2]).lower()
 
 

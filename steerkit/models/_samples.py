@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -106,6 +107,45 @@ class Sample:
                 front = 0
             shown.append({"role": role, "content": parts})
         return shown
+
+    def plain_turns(self, family: str) -> list[tuple[str, str]]:
+        """The roles and texts of the chat, for a model whose chats have one text in a turn and no images in them.
+
+        Args:
+            family: What messages call the model.
+
+        Raises:
+            SampleError: A turn has several parts, which are one text in no way that all models share.
+        """
+        if not isinstance(self.text, str) and any(not isinstance(content, str) for _, content in self.text):
+            raise SampleError(
+                f"a turn has several parts, and {family} takes one text for each turn",
+                expected="images, where there are any, in front of the first user turn's text",
+                fix="write the texts of a turn as one, and pass the images as images=[...]",
+            )
+        return list(self.turns)
+
+    def template_options(self, template: object) -> dict[str, Any]:
+        """`chat_template_kwargs`, once the chat template is known to read them.
+
+        Args:
+            template: The model's chat template, or several by name; None where it has none.
+
+        Raises:
+            SampleError: The template does not read an option, which would change nothing.
+        """
+        options = dict(self.chat_template_kwargs)
+        template = options.get("chat_template", template)
+        for name in options:
+            if name != "chat_template" and not re.search(rf"\b{re.escape(name)}\b", str(template or "")):
+                raise SampleError(
+                    f"the chat template of this model does not read the option {name!r}"
+                    if template
+                    else f"the option {name!r} is for a chat template, and this model has none",
+                    expected="options that the template reads",
+                    fix="check the spelling, or leave it out of chat_template_kwargs",
+                )
+        return options
 
     def __repr__(self) -> str:
         """Its fields, with images by name: no pixel and no base64 is printed."""

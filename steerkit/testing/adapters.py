@@ -378,6 +378,28 @@ def user_marker_opens_the_users_turn(case: AdapterCase) -> None:
         raise ContractError(f"{marker!r} does not open the user's turn of {prompt!r}")
 
 
+def every_part_of_a_chat_counts(case: AdapterCase) -> None:
+    """Where images stand, a begun answer and an option of the template are in the prompt, or a SampleError."""
+    earlier = chat(LONG)
+    asked, begun = Sample(earlier), Sample((*earlier, ("assistant", SHORT)))
+    parts = ({"type": "image"}, {"type": "text", "text": LONG})
+    later = Sample((*earlier[:-1], ("user", parts)), (picture(1),)) if case.takes_images else None  # type: ignore[arg-type]
+
+    def prompt_of(sample: Sample, images: int) -> str | None:
+        try:
+            return case.vlm.adapter.render(case.vlm.processor, sample, images)
+        except SteerKitError:
+            return None
+
+    prompt = prompt_of(asked, int(case.takes_images))
+    if later is not None and prompt is not None and prompt_of(later, 1) == prompt:
+        raise ContractError("an image of a later turn stands in the first", fix="render sample.messages(image_count)")
+    if (found := prompt_of(begun, 0)) is not None and not found.endswith(SHORT):
+        raise ContractError(f"an answer that begins with {SHORT!r} does not go on in {found!r}", fix="sample.continues")
+    if prompt_of(replace(asked, chat_template_kwargs={"no_such_option": 1}), 0) is not None:
+        raise ContractError("an option that no template reads is ignored", fix="sample.template_options(template)")
+
+
 def processor_loads(case: AdapterCase) -> None:
     """`load_processor` reads a processor that was saved to a folder, and it encodes as the one that was saved."""
     with tempfile.TemporaryDirectory() as folder:
@@ -415,6 +437,7 @@ CHECKS: tuple[Callable[[AdapterCase], None], ...] = (
     rendering_opens_no_image,
     image_tokens_in_texts_are_refused,
     user_marker_opens_the_users_turn,
+    every_part_of_a_chat_counts,
     only_the_image_differs,
     image_tokens_hold_the_image,
     image_sizes_keep_the_shapes,

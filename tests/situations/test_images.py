@@ -36,6 +36,7 @@ def assert_as_transformers(path: Path) -> None:
     expected = np.asarray(load_image(base64.b64encode(data).decode()))
     for image in (
         path,
+        Path(path.as_uri()),
         str(path),
         file_uri,
         data,
@@ -194,6 +195,7 @@ SHORT: dict[str, tuple[Any, str]] = {
     "no image": ("data:image/png;base64," + NOISE, "no kind of image"),
     "base64 alone": (NOISE, "say so: 'data:image/png;base64,'"),
     "https": ("https://example.org/cat.png", "download_image"),
+    "path of a url": (Path("https://example.org/cat.png"), "download_image"),
     "HTTP": ("HTTP://example.org/" + "a" * 3000, "download_image"),
     "s3": ("s3://bucket/cat.png", "of the kind s3://"),
     "another machine": ("file://server/share/cat.png", "no file of this machine"),
