@@ -27,8 +27,8 @@ from test_cli import run
 import steerkit as sk
 from steerkit.errors import OptionError, PackFormatError
 from steerkit.policy import Check
+from steerkit.vectors import PACK
 from steerkit_vectors_hub.cache import Store
-from steerkit_vectors_hub.card import PACK
 from steerkit_vectors_hub.errors import DownloadError, OfflineError, PublishError, SigningError, TrustFileError
 from steerkit_vectors_hub.resolve import resolve
 from steerkit_vectors_hub.signing.check import check_origin, check_revocation, check_signature

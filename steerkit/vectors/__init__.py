@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from steerkit.vectors._metadata import (
         parse_metadata as parse_metadata,
     )
+    from steerkit.vectors._vector import (
+        PACK as PACK,
+    )
     from steerkit.vectors._vector import Key as Key
     from steerkit.vectors._vector import SteeringVector as SteeringVector
 
@@ -70,6 +73,6 @@ __getattr__, __dir__ = lazy(
             "Text",
             "parse_metadata",
         ),
-        "_vector": ("Key", "SteeringVector"),
+        "_vector": ("PACK", "Key", "SteeringVector"),
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -28,6 +29,7 @@ from steerkit.interventions import (
     site_label,
 )
 from steerkit.interventions import _arithmetic as ops
+from steerkit.policy import Policy
 from steerkit.vectors._metadata import ModelRecord, PackMetadata, StrengthRecord, parse_metadata
 from steerkit.vectors.formats import (
     encode_document,
@@ -43,6 +45,11 @@ if TYPE_CHECKING:
     from steerkit_vectors_hub.push import Publication
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+
+PACK = "steering_vector.safetensors"
+"""What a pack is called in a repository or a folder of its own."""
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 _TORCH: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -375,6 +382,67 @@ class SteeringVector:
                 f"{source}: directions in {vector.metadata.dtype}", expected=f"{metadata.dtype}, as documented"
             )
         return vector
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        sha256: str | None = None,
+        policy: Policy = "strict",
+    ) -> SteeringVector:
+        """Load a vector from the Hugging Face hub, or from a folder that `save_pretrained` has written.
+
+        The same as `steerkit.load_vector`, with the same checks, under the name that users of transformers and PEFT
+        know. The token is that of `hf auth login` or HF_TOKEN.
+
+        Args:
+            name: `owner/name` on the hub; a folder, which goes first; or any reference that `load_vector` takes.
+            revision: Branch, tag or commit of a repository.
+            local_files_only: Use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
+            sha256: The only digest of the file to accept.
+            policy: What becomes of a failed check: `strict` (an error), `warn` or `off`.
+
+        Raises:
+            UntrustedPackError: A check failed, under `strict`.
+            SteerKitError: Whatever else `load_vector` raises.
+
+        Example:
+            >>> vector = sk.SteeringVector.from_pretrained("owner/name", revision="v1.0")
+        """
+        expect(PATH, "owner/name, a folder, or another reference", name=name)
+        load = importlib.import_module("steerkit_vectors_hub.load").load_vector  # the core imports no hub by itself
+        ref: str | Path = name
+        if Path(name).exists():
+            ref = Path(name).absolute()  # a name without a slash would be that of a bundled pack
+        elif isinstance(name, str) and _REPOSITORY.fullmatch(name):
+            ref = f"hf://{name}"
+        return load(ref, revision=revision, sha256=sha256, offline=local_files_only, policy=policy)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: Dtype | None = None) -> Path:
+        """Write the pack into a folder, under the name that it has on the hub; `from_pretrained` loads it.
+
+        Args:
+            folder: Where to; made if need be. Other files in it stay.
+            dtype: Element type of the directions; default: as they are.
+
+        Returns:
+            The path of the pack.
+
+        Raises:
+            OptionError: The path is a file; or there is no such type.
+            PackFormatError: As for `save`.
+        """
+        expect(PATH, "a folder", folder=folder)
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise OptionError(
+                f"the path {str(folder)!r} is a file", expected="a folder, new or old", fix="save(path) writes one file"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.save(folder / PACK, dtype=dtype)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and other processes get a vector that has passed the same checks."""

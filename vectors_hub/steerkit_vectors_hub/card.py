@@ -13,9 +13,6 @@ from steerkit.vectors import Metric, PackMetadata, StrengthRecord
 from steerkit_vectors_hub.norms import NormSeries
 from steerkit_vectors_hub.strength import strength_series
 
-PACK = "steering_vector.safetensors"
-"""The file name of a published pack."""
-
 PLOT = "norms.png"
 CURVE = "strength.png"
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from steerkit.vectors import PackMetadata, SteeringVector
+from steerkit.vectors import PACK, PackMetadata, SteeringVector
 from steerkit.vectors.formats import parse_pack
 from steerkit_vectors_hub import charts, norms, strength
-from steerkit_vectors_hub.card import CURVE, PACK, PLOT, model_card
+from steerkit_vectors_hub.card import CURVE, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref, is_commit, parse_ref
 from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature

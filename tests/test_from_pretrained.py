@@ -1,0 +1,86 @@
+"""What a user of transformers or PEFT types: `from_pretrained` and `save_pretrained`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hub_support import cache, hub, vector
+from loopback_hub import LoopbackHub
+
+import steerkit as sk
+from steerkit.errors import OptionError, SteerKitError
+from steerkit_vectors_hub.errors import AccessError, OfflineError, UntrustedPackError
+
+__all__ = ["cache", "hub"]  # fixtures
+
+
+def test_a_repository_is_loaded_by_its_name(hub: LoopbackHub, tmp_path: Path) -> None:
+    first = hub.publish("someone/pack", {"steering_vector.safetensors": vector().to_bytes()})
+    second = hub.publish("someone/pack", {"steering_vector.safetensors": vector(1).to_bytes()})
+    newest = sk.SteeringVector.from_pretrained("someone/pack")
+    assert newest.digest() == vector(1).digest()
+    assert f"@{second}/" in str(newest.source)
+    pinned = sk.SteeringVector.from_pretrained("someone/pack", revision=first)
+    assert pinned.digest() == vector().digest()
+    hub.requests.clear()
+    assert sk.SteeringVector.from_pretrained("someone/pack", local_files_only=True).digest() == vector(1).digest()
+    assert not hub.requests
+    with pytest.raises(OfflineError):
+        sk.SteeringVector.from_pretrained("someone/other", local_files_only=True)
+    with pytest.raises(AccessError, match="no such repository"):
+        sk.SteeringVector.from_pretrained("someone/other")
+
+
+def test_what_is_saved_is_plain_safetensors_and_loads_again(cache: Path, tmp_path: Path) -> None:
+    made = vector()
+    path = made.save_pretrained(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "steering_vector.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    for key, tensor in made.tensors.items():
+        assert torch.equal(tensors[f"directions.{key.layer}.resid_post"], tensor)
+    for name in (tmp_path / "new" / "folder", str(tmp_path / "new" / "folder"), path):
+        loaded = sk.SteeringVector.from_pretrained(name)
+        assert loaded.digest() == made.digest()
+        assert loaded.metadata.license == made.metadata.license
+    half = made.save_pretrained(tmp_path / "half", dtype="float16")
+    assert {tensor.dtype for tensor in safetensors.torch.load_file(half).values()} == {torch.float16}
+
+
+def test_a_folder_goes_before_a_repository_and_a_bundled_pack(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("someone/pack", "cmrm-llava-demo"):
+        vector(3).save_pretrained(name)
+        assert sk.SteeringVector.from_pretrained(name).digest() == vector(3).digest()
+    assert not hub.requests
+
+
+def test_a_revoked_pack_is_refused_by_this_door_too(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = vector().save_pretrained(tmp_path / "pack")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    trust = tmp_path / "trust.toml"
+    trust.write_text(f"[[revoked.packs]]\nsha256 = '{digest}'\nreason = 'it removes refusals'\n")
+    monkeypatch.setenv("STEERKIT_TRUST", str(trust))
+    with pytest.raises(UntrustedPackError, match="it removes refusals"):
+        sk.SteeringVector.from_pretrained(tmp_path / "pack")
+    assert sk.SteeringVector.from_pretrained(tmp_path / "pack", policy="off").digest() == vector().digest()
+    with pytest.raises(SteerKitError, match="sha256"):
+        sk.SteeringVector.from_pretrained(tmp_path / "pack", sha256="0" * 64, policy="off")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OptionError, match="is a file"):
+        vector().save_pretrained(tmp_path / "file")
+    for wrong in (None, 3):
+        with pytest.raises(OptionError):
+            sk.SteeringVector.from_pretrained(wrong)  # type: ignore[arg-type]
+        with pytest.raises(OptionError):
+            vector().save_pretrained(wrong)  # type: ignore[arg-type]
