@@ -51,7 +51,7 @@ class LlavaAdapter(ModelAdapter):
                 layers="model.language_model.layers",
                 layer_count=config.text_config.num_hidden_layers,
                 hidden_size=config.text_config.hidden_size,
-                image_token_ids=frozenset({shared.image_token(config)}),
+                image_token_ids=shared.visual_tokens(config),
                 placeholder=_placeholder(config.model_type == "llava_onevision"),
                 user_marker=_user_marker(config),
             ),
@@ -112,7 +112,8 @@ def _vision(model: nn.Module, config: Any) -> VisionTower | None:
 
 def _placeholder(break_is_text: bool) -> str:
     # OneVision's template begins every text with a line break; the others end every image with one.
-    return r"(?:<image>)+" if break_is_text else r"(?:<image>)+\n?"
+    # Only OneVision takes videos.
+    return r"(?:<image>|<video>)+" if break_is_text else r"(?:<image>)+\n?"
 
 
 def _user_marker(config: Any) -> str:

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-_PLACEHOLDER = r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>"
+_PLACEHOLDER = (
+    r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>"
+    r"|(?:<\d+(?:\.\d+)? seconds>)?<\|vision_start\|>(?:<\|video_pad\|>)+<\|vision_end\|>"
+)
+"""An image, or a video (of Qwen3-VL: each of its frames, after its time)."""
 
 
 @final
@@ -35,7 +39,7 @@ class QwenVLAdapter(ModelAdapter):
                 layers="model.language_model.layers",
                 layer_count=text.num_hidden_layers,
                 hidden_size=text.hidden_size,
-                image_token_ids=frozenset({shared.image_token(config)}),
+                image_token_ids=shared.visual_tokens(config),
                 placeholder=_PLACEHOLDER,
                 user_marker="<|im_start|>user",
                 attention=attention,

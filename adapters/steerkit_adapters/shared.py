@@ -104,6 +104,16 @@ def image_token(config: Any) -> int:
     return int(token)
 
 
+def visual_tokens(config: Any) -> frozenset[int]:
+    """The ids that stand for images and, where the model takes them, videos.
+
+    Raises:
+        UnsupportedModelError: See `image_token`.
+    """
+    video = getattr(config, "video_token_id", None)
+    return frozenset({image_token(config)} | (set() if video is None else {int(video)}))
+
+
 @contextmanager
 def loading(what: str, source: str) -> Iterator[None]:
     """Name the repository or folder, and what was looked for in it, in the errors of transformers inside.
@@ -246,7 +256,7 @@ def encode_chat(processor: Any, texts: Sequence[str], images: Sequence[Sequence[
         images_kwargs={"return_tensors": "pt"},
     )
     rows = batch["input_ids"]
-    padded = pad_left(rows, processor.tokenizer.pad_token_id)
+    padded: dict[str, Any] = dict(pad_left(rows, processor.tokenizer.pad_token_id))
     for key, value in batch.items():
         if key not in (*padded, "token_type_ids"):
             of_tokens = isinstance(value, list) and [len(row) for row in value] == [len(row) for row in rows]

@@ -73,7 +73,7 @@ class Architecture:
         layers: The list of decoder blocks; its parent is the decoder, whose forward pass sees the KV cache.
         layer_count: Number of decoder blocks.
         hidden_size: Width of their output.
-        image_token_ids: Ids that stand for image content in `input_ids`.
+        image_token_ids: Ids that stand for image or video content in `input_ids`; videos are steered as images are.
         placeholder: Regular expression of everything that stands for the images in the prompt text once tokenised:
             image tokens as often as they repeat, their delimiters and the line break that belongs to them.
         user_marker: Text that opens the user's turn; the real tokens before it are the system's.

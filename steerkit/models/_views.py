@@ -82,6 +82,12 @@ def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_see
 
     Prompts without an image are as they were.
     """
+    if videos := sorted(key for key in inputs if "video" in key):
+        raise EngineError(
+            f"a vector measures a prompt with a meaningless image, and the call has {', '.join(videos)}",
+            expected="a prompt with images",
+            fix="fit the method with counterpart='original', which needs no such view",
+        )
     if not any(key.startswith("pixel_values") for key in inputs):
         return inputs  # without an image there is nothing to replace: the contrast with the text alone is zero
     images = [
