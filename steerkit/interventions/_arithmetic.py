@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     Dose: TypeAlias = float | Float[Tensor, "tokens"]
 
 
+_SMALL = 1e-30
+
+
 def column(strength: Dose) -> float | Tensor:
     """The strengths of tokens as `[n, 1]`; a number as it is."""
     return strength if isinstance(strength, float | int) else strength[:, None]
 
 
 def scaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row divided by its largest entry, and those entries `[..., 1]`; float32, or float64 as given.
+    """Each row divided by its largest entry, and what it was divided by, `[..., 1]`; float32, or float64 as given.
 
-    Rows of zeros stay zeros.
+    Rows whose entries are all below 1e-30 are divided by that: their squares then neither vanish nor overflow either.
     """
-    wide = x.double() if x.element_size() == 8 else x.float()
+    wide = x if x.element_size() == 8 else x.float()
     # detached: a length does not depend on what its entries were divided by on the way, nor does its gradient
-    largest = wide.detach().abs().amax(dim=-1, keepdim=True)
-    # 1e-42 has no reciprocal in float32, so rows of denormal numbers are brought to ordinary ones first
-    tiny = largest < 1e-30
-    wide, largest = wide.where(~tiny, wide * 2.0**100), largest.where(~tiny, largest * 2.0**100)
-    return wide / largest.where(largest > 0, 1.0), largest.where(~tiny, largest * 2.0**-100)
+    largest = wide.detach().abs().amax(dim=-1, keepdim=True).clamp_min(_SMALL)
+    return wide / largest, largest
 
 
 def norm(x: Tensor) -> Tensor:
@@ -50,8 +50,7 @@ def norm(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """Each row at length 1, whatever its length was; zeros stay zeros. float32, or float64 as given."""
     ratio, _ = scaled(x)
-    length = ratio.norm(dim=-1, keepdim=True)
-    return ratio / length.where(length > 0, 1.0)
+    return ratio / ratio.norm(dim=-1, keepdim=True).clamp_min(_SMALL)
 
 
 def orthonormal(directions: Vector | Basis) -> Basis:

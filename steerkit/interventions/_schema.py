@@ -106,6 +106,18 @@ class LinearStrength(Frozen):
             raise ValueError(f"minimum {self.minimum} exceeds maximum {self.maximum}")
         return self
 
+    def dosed(self, factor: float) -> LinearStrength:
+        """The same function times a factor."""
+        low, high = sorted((self.minimum * factor, self.maximum * factor))
+        return self.model_copy(
+            update={
+                "slope": self.slope * factor,
+                "intercept": self.intercept * factor,
+                "minimum": low,
+                "maximum": high,
+            }
+        )
+
 
 Strength: TypeAlias = FiniteFloat | dict[int, FiniteFloat] | LinearStrength
 """A number, a number per layer (absent layers: 0), or a bounded function of a measured quantity."""
@@ -296,6 +308,17 @@ class Intervention(Frozen):
             return ends
         found = [end * factor for end in ends for factor in self.factors]
         return (min(found),) if min(found) == max(found) else (min(found), max(found))
+
+    def dosed(self, factor: float) -> Intervention:
+        """The same at `factor` times the strength."""
+        strength = self.strength
+        if isinstance(strength, LinearStrength):
+            changed: object = strength.dosed(factor)
+        elif isinstance(strength, dict):
+            changed = {layer: value * factor for layer, value in strength.items()}
+        else:
+            changed = strength * factor
+        return self.model_copy(update={"strength": changed})
 
     @property
     def in_stream(self) -> bool:

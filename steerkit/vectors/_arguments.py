@@ -50,8 +50,16 @@ def as_strengths(given: Any, count: int) -> list[float]:
         _refuse(given)
     strengths = [_number(each) for each in given]
     if len(strengths) != count:
-        raise OptionError(f"{len(strengths)} strengths for {count} vectors", expected="one number, or one each")
+        raise OptionError(
+            f"{len(strengths)} strengths for {count} vectors", expected="one number, or one each", fix=_WITHIN
+        )
     return strengths
+
+
+_WITHIN = (
+    "strengths for each row of a batch, or each generated token, are of the intervention: "
+    "vector.applied(rows=[1.0, 0.0]), vector.applied(steps=[1.0, 0.5])"
+)
 
 
 def _is_scalar(given: Any) -> bool:
@@ -72,5 +80,5 @@ def _refuse(given: Any) -> NoReturn:
     raise OptionError(
         f"the strength is {given!r:.80} of type {type(given).__name__}",
         expected="a finite number, or one for each vector",
-        fix="strength=1.0 is the dose that the method intends",
+        fix=f"strength=1.0 is the dose that the method intends; {_WITHIN}",
     )

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from steerkit._internal.faults import faults
 from steerkit._internal.files import write_atomically
 from steerkit._internal.text import one_line
 from steerkit._internal.validation import PATH, as_layers, expect, expect_one_of
 from steerkit.errors import LayerRangeError, ModelMismatchError, NonFiniteError, OptionError, SteerKitError
 from steerkit.interventions import (
     Intervention,
-    LinearStrength,
     Site,
     StoredDirection,
     Tower,
@@ -220,7 +221,7 @@ class SteeringVector:
         dosed = [not _adds(i) or i.stored[0].name in kept for i in self.interventions]
         pairs = list(zip(self.interventions, dosed, strict=True))
         scaled = {key for i, by_dose in pairs if not by_dose for key in self._read_keys(i)}
-        interventions = tuple(_with_dose(i, factor) if by_dose else i for i, by_dose in pairs)
+        interventions = tuple(i.dosed(factor) if by_dose else i for i, by_dose in pairs)
         tensors = {key: (t.float() * factor).to(t.dtype) if key in scaled else t for key, t in self.tensors.items()}
         strength = _converted(self.metadata.strength, factor) if factor > 0 else None
         return self.derived(tensors, f"scale by {factor:g}", interventions, strength)
@@ -296,6 +297,29 @@ class SteeringVector:
                 f"metadata can't take {sorted(fields)} ({error})", expected="fields of PackMetadata"
             ) from error
         return SteeringVector(self.tensors, metadata)
+
+    def applied(self, **fields: object) -> SteeringVector:
+        """The same vector, whose interventions have other fields: tokens, positions, rows, steps, strength ...
+
+        What was measured of it at its own is not claimed of the new one.
+
+        Example:
+            >>> vector.applied(tokens="generated", positions=slice(4))  # the first four tokens of each answer
+            >>> vector.applied(rows=[1.0, 0.0])  # the first prompt of a batch of two
+            >>> vector.applied(steps=[1.0, 0.5, 0.25, 0.0])  # less and less, and none from the fourth token on
+
+        Raises:
+            OptionError: A field is unknown or has an impossible value.
+        """
+        given = [{name: getattr(each, name) for name in Intervention.model_fields} for each in self.interventions]
+        try:
+            changed = tuple(Intervention.model_validate({**each, **fields}) for each in given)
+        except ValidationError as error:
+            raise OptionError(
+                f"the vector can't be applied with {sorted(fields)} ({faults(error)})",
+                expected="fields of an Intervention",
+            ) from error
+        return self.derived(dict(self.tensors), f"apply with {', '.join(sorted(fields))}", changed)
 
     def digest(self) -> str:
         """sha256 of the tensors, as in the pack."""
@@ -619,25 +643,6 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
 def _adds(intervention: Intervention) -> bool:
     """Whether scaling its directions is the same as scaling its dose (a measure would see the scaled direction too)."""
     return intervention.operation.additive and not intervention.measures
-
-
-def _with_dose(intervention: Intervention, factor: float) -> Intervention:
-    strength = intervention.strength
-    if isinstance(strength, LinearStrength):
-        bounds = sorted((strength.minimum * factor, strength.maximum * factor))
-        changed: object = strength.model_copy(
-            update={
-                "slope": strength.slope * factor,
-                "intercept": strength.intercept * factor,
-                "minimum": bounds[0],
-                "maximum": bounds[1],
-            }
-        )
-    elif isinstance(strength, dict):
-        changed = {layer: value * factor for layer, value in strength.items()}
-    else:
-        changed = strength * factor
-    return intervention.model_copy(update={"strength": changed})
 
 
 def _converted(record: StrengthRecord, factor: float) -> StrengthRecord:

@@ -351,6 +351,29 @@ def test_numbers_given_as_tokens_are_told_where_they_belong(tokens: Any) -> None
         sk.Intervention(tokens=tokens)
 
 
+def test_a_vector_is_applied_otherwise_without_being_made_anew(llava: sk.VLM) -> None:
+    """What a user does with a loaded vector; one vector for each row is two of them."""
+    inputs, made = llava.inputs(WITH_IMAGE), steered(llava, layers=(0,))
+    other = made * -1.0
+    with sk.steer(llava, [made.applied(rows=[1, 0, 0]), other.applied(rows=[0, 1, 0])]) as receipt, torch.no_grad():
+        found = captured(llava.model, "llava", inputs)[0]
+    direction = made.tensors[sk.Key(0)]
+    expected = captured(llava.model, "llava", inputs)[0] + torch.tensor([[1.0], [-1.0], [0.0]]) * direction
+    assert float((found - expected).abs().max()) < CLOSE
+    assert [each.prompt_tokens for each in receipt.vectors] == [1, 1]
+    assert made.applied(steps=(1, 0)).metadata.history == ("apply with steps",)
+    with pytest.raises(OptionError, match="positions"):
+        made.applied(positions=[True])
+    with pytest.raises(OptionError, match="surprise"):
+        made.applied(surprise=1)
+
+
+@pytest.mark.parametrize("strength", [[1.0, 0.0], torch.tensor([1.0, 0.0]), lambda step: 1 / (1 + step)])
+def test_who_gives_strengths_by_row_or_step_to_steer_is_told_how(llava: sk.VLM, strength: Any) -> None:
+    with pytest.raises(OptionError, match=r"applied\(rows="):
+        sk.steer(llava, steered(llava), strength=strength)
+
+
 def test_what_adds_everywhere_can_not_be_written_with_factors(llava: sk.VLM) -> None:
     from steerkit_vectors_hub.interop.expressible import directions_to_add
 

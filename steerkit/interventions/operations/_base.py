@@ -125,3 +125,27 @@ class Operation(Frozen, ABC):
     @abstractmethod
     def describe(self) -> str:
         """What it does, in a few words for people."""
+
+
+class Rescaling(Operation, ABC):
+    """Base of the operations on what a token has along a stored direction."""
+
+    if TYPE_CHECKING:
+        direction: StoredDirection  # declared by each subclass, so that packs name it behind the kind
+
+    effect: ClassVar[Effect] = "rescales"
+
+    @property
+    def stored(self) -> StoredDirection:
+        """The direction."""
+        return self.direction
+
+    @property
+    def measured(self) -> None:
+        """None."""
+        return None
+
+    @property
+    def additive(self) -> bool:
+        """No: it depends on the token."""
+        return False

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from steerkit.interventions._arithmetic import column, orthonormal, project
-from steerkit.interventions._directions import MeasuredContrast, StoredDirection
-from steerkit.interventions.operations._base import Arithmetic, Effect, Operation, Size
+from steerkit.interventions._directions import StoredDirection
+from steerkit.interventions.operations._base import Arithmetic, Rescaling, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,29 +15,13 @@ if TYPE_CHECKING:
 
 
 @final
-class Ablate(Operation):
+class Ablate(Rescaling):
     """`h - s * P h` with P the projection on the direction, or on the span of `[k, hidden]` directions."""
 
     kind: Literal["ablate"] = "ablate"
     direction: StoredDirection = StoredDirection()
 
-    effect: ClassVar[Effect] = "rescales"
     spans: ClassVar[bool] = True
-
-    @property
-    def stored(self) -> StoredDirection:
-        """See the base."""
-        return self.direction
-
-    @property
-    def measured(self) -> MeasuredContrast | None:
-        """None."""
-        return None
-
-    @property
-    def additive(self) -> bool:
-        """It depends on the token."""
-        return False
 
     def prepare(self, direction: Tensor) -> Tensor:
         """A basis of the span."""

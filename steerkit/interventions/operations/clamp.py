@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from pydantic import model_validator
 
 from steerkit.interventions._arithmetic import column, unit
-from steerkit.interventions._directions import FiniteFloat, MeasuredContrast, StoredDirection
-from steerkit.interventions.operations._base import Arithmetic, Effect, Operation, Size
+from steerkit.interventions._directions import FiniteFloat, StoredDirection
+from steerkit.interventions.operations._base import Arithmetic, Rescaling, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Clamp(Operation):
+class Clamp(Rescaling):
     """Bound the coordinate of h along the unit direction to `[minimum, maximum]`; s blends from h to the result."""
 
     kind: Literal["clamp"] = "clamp"
@@ -26,7 +26,6 @@ class Clamp(Operation):
     minimum: FiniteFloat | None = None
     maximum: FiniteFloat | None = None
 
-    effect: ClassVar[Effect] = "rescales"
     spans: ClassVar[bool] = False
 
     @model_validator(mode="after")
@@ -36,21 +35,6 @@ class Clamp(Operation):
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"minimum {self.minimum} exceeds maximum {self.maximum}")
         return self
-
-    @property
-    def stored(self) -> StoredDirection:
-        """See the base."""
-        return self.direction
-
-    @property
-    def measured(self) -> MeasuredContrast | None:
-        """None."""
-        return None
-
-    @property
-    def additive(self) -> bool:
-        """It depends on the token."""
-        return False
 
     def prepare(self, direction: Tensor) -> Tensor:
         """The line."""

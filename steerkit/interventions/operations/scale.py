@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from steerkit.interventions._arithmetic import column, unit
-from steerkit.interventions._directions import FiniteFloat, MeasuredContrast, StoredDirection
-from steerkit.interventions.operations._base import Arithmetic, Effect, Operation, Size
+from steerkit.interventions._directions import FiniteFloat, StoredDirection
+from steerkit.interventions.operations._base import Arithmetic, Rescaling, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,30 +16,14 @@ if TYPE_CHECKING:
 
 
 @final
-class Scale(Operation):
+class Scale(Rescaling):
     """Multiply the coordinate of h along the direction by `factor`; s blends from h to the result."""
 
     kind: Literal["scale"] = "scale"
     direction: StoredDirection = StoredDirection()
     factor: FiniteFloat
 
-    effect: ClassVar[Effect] = "rescales"
     spans: ClassVar[bool] = False
-
-    @property
-    def stored(self) -> StoredDirection:
-        """See the base."""
-        return self.direction
-
-    @property
-    def measured(self) -> MeasuredContrast | None:
-        """None."""
-        return None
-
-    @property
-    def additive(self) -> bool:
-        """It depends on the token."""
-        return False
 
     def prepare(self, direction: Tensor) -> Tensor:
         """The line."""
