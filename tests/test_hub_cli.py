@@ -8,16 +8,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from hub_support import cache, hub, pack, vector
 from loopback_hub import TOKEN, LoopbackHub
 from test_cli import run
 
 import steerkit as sk
+from steerkit.cli.app import app
 from steerkit.demo import model_path
 from steerkit.vectors import MethodRecord, PackMetadata
 from steerkit_vectors_hub.errors import AccessError, OfflineError, PublishError
@@ -324,3 +327,53 @@ def test_inspect_and_generate_take_a_reference(hub: LoopbackHub) -> None:
     (used,) = shown["vectors"]
     assert (used["vector"], used["source"]) == (pinned, pinned)
     assert shown["receipt"]["layers"] == list(range(record.layer_count))
+
+
+class TestDoors:
+    """Every command that uses a vector refuses one that the trust file revokes."""
+
+    DOORS = {
+        "generate": lambda pack, out: ("generate", model_path("llava"), "Hi", "--vector", pack),
+        "compare": lambda pack, out: ("compare", model_path("llava"), "--vector", pack),
+        "calibrate": lambda pack, out: ("calibrate", model_path("llava"), pack, "-o", out),
+        "push": lambda pack, out: ("push", pack, "someone/pack", "--dry-run"),
+        "pack convert": lambda pack, out: ("pack", "convert", pack, out.with_suffix(".gguf"), "--lossy"),
+        "verify": lambda pack, out: ("verify", pack),
+        "verify, beside another": lambda pack, out: ("verify", pack.with_name("other.safetensors"), "--with", pack),
+    }
+
+    @pytest.mark.parametrize("door", DOORS)
+    def test_a_revoked_pack_is_refused(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: str
+    ) -> None:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        trust = tmp_path / "trust.toml"
+        trust.write_text(f"[[revoked.packs]]\nsha256 = '{digest}'\nreason = 'it lowers refusals'\n")
+        monkeypatch.setenv("STEERKIT_TRUST", str(trust))
+        vector().with_metadata(description="another").save(file.with_name("other.safetensors"))
+        out = tmp_path / "out.safetensors"
+        done = run(*self.DOORS[door](file, out))
+        assert done.code == 1
+        assert "it lowers refusals" in done.out + done.err
+        assert not out.exists()
+        assert not out.with_suffix(".gguf").exists()
+
+    def test_every_command_that_takes_a_pack_is_a_door_or_only_reads(self) -> None:
+        """What takes a pack and is not tested above shows the file, copies it or signs it, and builds no vector."""
+        reading = {"pull", "pack inspect", "pack diff", "pack sign", "hub pull", "hub index", "hub info"}
+        named = {"hub push": "push", "pack verify": "verify"}
+        taking = {named.get(name, name) for name, options in _commands(typer.main.get_command(app)) if PACKS & options}
+        assert taking - reading == {door.partition(",")[0] for door in self.DOORS}
+
+
+PACKS = {"pack", "packs", "vector", "ref", "refs", "file", "source", "first", "second"}
+"""What parameters of commands that are packs are called."""
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, set[str]]]:
+    for name in group.list_commands(None):
+        each = group.get_command(None, name)
+        if hasattr(each, "list_commands"):
+            yield from _commands(each, f"{prefix}{name} ")
+        else:
+            yield prefix + name, {parameter.name for parameter in each.params}

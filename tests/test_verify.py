@@ -388,6 +388,12 @@ class TestTogether:
         assert report.pinned[1] is None
         assert [check.details.get("pack") for check in report.checks if check.status == "fail"] == [str(bad)]
 
+    def test_packs_of_different_models_are_not_used_together(self, tmp_path: Path, qwen: sk.VLM, llava: sk.VLM) -> None:
+        paths = [pack(tmp_path / f"{vlm.record.model_type}.safetensors", vlm) for vlm in (qwen, llava)]
+        report = sk.verify(paths, policy="off")
+        assert not report.ok
+        assert lines(report)["model"] == "fail"
+
     def test_strengths_and_pins_are_for_each(self, tmp_path: Path, qwen: sk.VLM) -> None:
         one, other = (pack(tmp_path / f"{name}.safetensors", qwen) for name in ("one", "other"))
         assert sk.verify([one, other], strength=[1.0, 0.5]).ok

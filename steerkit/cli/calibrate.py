@@ -84,7 +84,7 @@ def calibrate(
     from steerkit.evaluation import Budget
 
     allowed = Budget(cast("Any", kind), limit)
-    vectors = [sk.SteeringVector.load(pack) for pack in packs]
+    vectors = [sk.load_vector(pack, policy=policy) for pack in packs]
     vlm, suite = _prepared(model, prompts, given)
     if equal_kl is not None:
         harmless = [case.sample for case in suite.harmless]

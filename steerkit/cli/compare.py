@@ -71,7 +71,7 @@ def compare(
 
     if output is not None and strengths:
         plotting()
-    packs = {path.stem: sk.SteeringVector.load(path) for path in vector or ()}
+    packs = {path.stem: sk.load_vector(path, policy=policy) for path in vector or ()}
     names = [path.stem for path in vector or ()]
     vlm, suite, chosen, methods = _prepared(model, anchors, prompts, method, names, opt.settings(set_), given)
     finished: list[Comparison] = []

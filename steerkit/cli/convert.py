@@ -29,6 +29,7 @@ class Foreign:
         model_id: Repository id of the model, for the record.
         revision: Commit of the model, for the record.
         site: Where IN adds its directions, if it does not say.
+        numbering: What a layer number of IN means, if its place does not tell (plain tensors).
         direction: Which of several directions of IN.
         reference (FILE): Reference activations that belong to IN (ASTRA).
     """
@@ -40,6 +41,7 @@ class Foreign:
     model_id: str | None = None
     revision: str | None = None
     site: Literal["resid_post", "mlp_out", "attn_out"] | None = None
+    numbering: Literal["block", "block_input", "hidden_states"] | None = None
     direction: str | None = None
     reference: Path | None = None
 
@@ -109,7 +111,11 @@ def convert(
         vector = _pack(source, to, foreign, chosen)
     else:
         choice = interop.Choice(
-            layers=chosen, site=foreign.site, direction=foreign.direction, reference=foreign.reference
+            layers=chosen,
+            site=foreign.site,
+            numbering=foreign.numbering,
+            direction=foreign.direction,
+            reference=foreign.reference,
         )
         vector = interop.read(file, from_, model=foreign.facts(), choice=choice)
     vector = vector if license_ is None else vector.with_metadata(license=license_)

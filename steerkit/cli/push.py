@@ -51,12 +51,12 @@ def push(
         sign_key (KEY): Sign the pack with this private key, a PEM file.
     """
     from steerkit._internal.files import write_atomically
-    from steerkit.vectors import SteeringVector
+    from steerkit_vectors_hub.load import load_vector
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
     if output is not None and output.exists() and not output.is_dir():
         raise OptionError(f"the output {str(output)!r} is a file", expected="a folder")
-    vector = SteeringVector.load(file)
+    vector = load_vector(file)  # what somebody revoked must not be published again by accident
     signature = file.with_name(file.name + SIGNATURE)
     own = {"license": license_, "description": description, "authors": tuple(author) if author else None}
     changes = _changes(vector.metadata, own, {"id": model_id, "revision": model_revision}, {"name": anchor_name})

@@ -14,6 +14,7 @@ from steerkit.policy import Policy
 def verify(
     pack: opt.PackRef,
     *,
+    with_: list[str] | None = None,
     model: str | None = None,
     strength: float | None = None,
     policy: Policy = "strict",
@@ -32,6 +33,7 @@ def verify(
 
     Args:
         pack: The pack.
+        with_ (REF): Another pack that will be used together with it; they are judged as one.
         model (MODEL): Repository id or folder of the model to check it against.
         strength: Strength to judge the dose and to screen at. Default: what the pack recommends.
         policy: strict: a failed check is an error. warn: it is a warning. off: checks are not enforced.
@@ -55,7 +57,7 @@ def verify(
     vlm = None if model is None else load_model(model, given)
     with progress(f"checking {pack.ref}") as shown:
         report = verified(
-            pack.ref,
+            [pack.ref, *(with_ or ())] if with_ else pack.ref,
             model=vlm,
             strength=strength,
             policy=policy,

@@ -124,7 +124,11 @@ def verify(
     checks = [_about(check, each.ref, len(refs)) for each in read for check in each.checks]
     pinned = tuple(each.pinned for each in read)
     vectors = [each.vector for each in read if each.vector is not None]
-    if len(vectors) < len(refs):
+    sizes = {(each.metadata.model.hidden_size, each.metadata.model.layer_count) for each in vectors}
+    if len(sizes) > 1:
+        said = " and ".join(f"{count} layers of {width}" for width, count in sorted(sizes))
+        checks.append(Check("model", "fail", f"the packs are for models of {said}", "give packs of one model"))
+    if len(vectors) < len(refs) or len(sizes) > 1:
         return Report(refs, tuple(checks), policy, pinned, unusable=True)
     if model is None:
         checks.append(pack_dose(vectors, given))
