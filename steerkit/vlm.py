@@ -519,6 +519,7 @@ class VLM:
         """While some of the samples are the prompts of a call: their inputs, placed where the model is.
 
         Raises:
+            OptionError: The model takes no such option.
             ModelError: Another library's exception came out.
         """
         token = _asked.set(_Asked(self, samples, images, prepared))
@@ -528,6 +529,12 @@ class VLM:
         except SteerKitError:
             raise
         except Exception as error:
+            if isinstance(error, ValueError) and "`model_kwargs` are not used" in str(error):  # before the first pass
+                raise OptionError(
+                    f"generate does not take these options ({described(error)})",
+                    expected="options of transformers' generate",
+                    fix="options of the chat template are the sample's: sk.Sample(text, chat_template_kwargs={...})",
+                ) from error
             raise ModelError(
                 f"the model failed on {numbers(prepared.indices)} of {len(samples)}: {described(error)}",
                 expected="a model that runs",

@@ -106,6 +106,7 @@ class DecoderAdapter(ModelAdapter):
         turns = sample.plain_turns("a language model")
         options = sample.template_options(processor.chat_template)
         if processor.chat_template or "chat_template" in options:
+            shared.check_bare(sample, processor)
             return processor.apply_chat_template(
                 [{"role": role, "content": text} for role, text in turns],
                 **options,

@@ -190,6 +190,7 @@ def render_chat(
     """
     token: str = processor.image_token
     check_text(sample, processor.all_special_multimodal_tokens)
+    check_bare(sample, processor.tokenizer)
     # None: the processor's own, which it finds itself.
     template = None if processor.chat_template else published or processor.tokenizer.chat_template
     if template is None and not processor.chat_template:
@@ -229,6 +230,22 @@ def check_text(sample: Sample, reserved: Sequence[str]) -> None:
                 f"the text of a sample contains {token!r}",
                 expected="text only: placeholders are put there by the adapter",
                 fix=f"remove {token!r} from the text and pass the images as images",
+            )
+
+
+def check_bare(sample: Sample, tokenizer: Any) -> None:
+    """No turn is a prompt that was rendered already: the chat template would put it into a turn once more.
+
+    Raises:
+        SampleError: One begins with a special token of the tokenizer.
+    """
+    for _, text in sample.turns:
+        token = next((each for each in tokenizer.all_special_tokens if text.lstrip().startswith(each)), None)
+        if token is not None:
+            raise SampleError(
+                f"a text begins with {token!r}, as a prompt that a chat template has made",
+                expected="what the turn says: the chat template writes the tokens around it",
+                fix="pass the turns as (role, text) pairs; the answer goes on in a last one of the assistant",
             )
 
 

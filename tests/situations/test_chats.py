@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import steerkit as sk
-from steerkit.errors import SampleError
+from steerkit.errors import OptionError, SampleError
 from steerkit.models import IMAGE
 
 CHATS = tuple(name for name in tiny.FAMILIES if not name.startswith("instructblip"))
@@ -275,3 +275,24 @@ def test_a_digest_knows_where_images_stand(pictures: list[Image.Image]) -> None:
     assert len({sample.digest() for sample in chats}) == len(chats)
     front = sk.Sample("What is it?", np.asarray(pictures[0]))  # type: ignore[arg-type]
     assert front.digest() == chats[0].digest()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2_5_vl", "llava_onevision", "llava"])
+def test_a_prompt_is_not_rendered_twice(vlm_of: Callable[[str], sk.VLM], family: str) -> None:
+    vlm = vlm_of(family)
+    begun = "<s>USER: Hi ASSISTANT: I feel"
+    if family != "llava":
+        begun = vlm.processor.apply_chat_template([message("user", text("Hi"))], tokenize=False) + "I feel"
+    with pytest.raises(SampleError, match=r"sample 0 .*as a prompt that a chat template has made"):
+        vlm.inputs([sk.Sample(begun)])
+    inside = sk.Sample("What does <|im_start|> mean?")
+    assert "mean?" in vlm.adapter.render(vlm.processor, inside, 0)
+
+
+@pytest.mark.parametrize("option", ["enable_thinking", "chat_template_kwargs"])
+def test_options_of_the_template_in_a_call_are_refused_with_their_place(
+    vlm_of: Callable[[str], sk.VLM], option: str
+) -> None:
+    with pytest.raises(OptionError, match=option) as caught:
+        vlm_of("qwen3_vl").generate([sk.Sample("Hi")], max_new_tokens=1, **{option: {"x": False}})
+    assert "sk.Sample(text, chat_template_kwargs=" in str(caught.value.fix)

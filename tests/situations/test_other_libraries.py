@@ -232,7 +232,7 @@ def test_options_that_do_not_go_together_are_refused_before_the_model_runs() -> 
     vlm = sk.wrap(*tiny.build("llava"))
     with pytest.raises(OptionError, match="generate does not take these options"):
         vlm.generate([sk.Sample("Hello?")], max_new_tokens=2, num_return_sequences=2, do_sample=False, num_beams=1)
-    with pytest.raises(ModelError, match="max_new_token'"):
+    with pytest.raises(OptionError, match="max_new_token'"):
         vlm.generate([sk.Sample("Hello?")], max_new_token=2)
 
 
