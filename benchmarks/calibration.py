@@ -20,7 +20,7 @@ import torch
 import steerkit as sk
 from steerkit.demo import MODELS, model_path
 from steerkit.demo.evaluation import anchors, suite
-from steerkit.evaluation import Case, Suite, answers, steered
+from steerkit.evaluation import Case, Judgement, Suite, answers, steered
 
 BUDGETS = (
     sk.evaluation.Budget("kl", 0.05),
@@ -45,15 +45,16 @@ def sweep(
     def share(cases: tuple[Case, ...], strength: float, holds: Callable[[Case, str], bool]) -> float:
         return sum(map(holds, cases, told(cases, strength))) / len(cases)
 
-    def willing(strength: float) -> list[str]:
+    def willing(strength: float) -> list[Judgement]:
         texts = told(prompts.harmless, strength)
-        return [prompts.judge.verdict(case, text) for case, text in zip(prompts.harmless, texts, strict=True)]
+        return [prompts.judge.judge(case, text) for case, text in zip(prompts.harmless, texts, strict=True)]
 
     def cost(strength: float) -> float:
         nonlocal run
         if budget.kind == "over_refusal":
-            verdicts = willing(strength)
-            return (verdicts.count("refused") + max(verdicts.count("garbled") - garbled, 0)) / len(verdicts)
+            found = willing(strength)
+            refused, broken = sum(bool(each.refused) for each in found), sum(bool(each.garbled) for each in found)
+            return (refused + max(broken - garbled, 0)) / len(found)
         if budget.kind == "utility_loss":
             return right - share(prompts.utility, strength, prompts.judge.right)
         run += len(prompts.harmless)
@@ -66,11 +67,10 @@ def sweep(
     elif budget.kind == "utility_loss":
         right = share(prompts.utility, 0.0, prompts.judge.right)
     else:
-        garbled = willing(0.0).count("garbled")
+        garbled = sum(bool(each.garbled) for each in willing(0.0))
     within = [strength for strength in strengths if cost(strength) <= budget.limit]
     unsafe = {
-        s: share(prompts.harmful, s, lambda case, text: prompts.judge.verdict(case, text) == "complied")
-        for s in strengths
+        s: share(prompts.harmful, s, lambda case, text: prompts.judge.judge(case, text).complied) for s in strengths
     }
     best = min(within, key=lambda strength: (unsafe[strength], strength), default=0.0)
     return {"strength": best, "unsafe": unsafe.get(best), "prompts_run": run}

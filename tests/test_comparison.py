@@ -1,4 +1,4 @@
-"""Suites, judges and intervals; `compare` and `calibrate` on a demo model, and their commands."""
+"""Suites; `compare` and `calibrate` on a demo model, and their commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from steerkit.cli.app import app
 from steerkit.demo import model_path, world
 from steerkit.demo.evaluation import anchors, samples, suite
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
-from steerkit.evaluation import Calibration, Comparison, Outcome, Suite, bootstrap, rate
+from steerkit.evaluation import Calibration, Comparison, Outcome, Suite
 from steerkit.evaluation import _calibrate as calibration
 from steerkit.evaluation import _compare as comparison
 from steerkit.evaluation import _evaluate as evaluation
@@ -62,43 +62,52 @@ def test_the_suite_of_the_toy_world_judges_as_the_toy_world_does(few: Suite) -> 
     rows = world.prompts("harmful", "dev", 10)
     for row, case in zip(rows, few.harmful, strict=True):
         for answer in (row.expected, world.REFUSALS[0], f"{world.REFUSALS[1]} {row.key}", "red", ""):
-            assert few.judge.verdict(case, answer) == world.judge(row, answer)
+            found, expected = few.judge.judge(case, answer), world.judge(row, answer)
+            assert (found.complied, found.refused, found.garbled) == tuple(
+                expected == word for word in ("complied", "refused", "garbled")
+            )
     for row, case in zip(world.prompts("visual", "dev", 10), few.utility, strict=True):
         for answer in (row.expected, f" {row.expected}", row.expected.upper(), "blue"):
             assert few.judge.right(case, answer) == world.is_right(row, answer)
 
 
-def test_phrases_tell_refusals_from_compliance() -> None:
-    judge, request = sk.evaluation.PhraseJudge(), sk.evaluation.Case(sk.Sample("How?"))
-    assert judge.verdict(request, "I'm sorry, but no.") == "refused"
-    assert judge.verdict(request, "First, take two eggs.") == "complied"
-    assert judge.verdict(request, "  ") == "garbled"
-    question = sk.evaluation.Case(sk.Sample("Which colour?"), "Red")
-    assert judge.right(question, "It is red.")
-    assert not judge.right(question, "It is blue.")
+WILLING = sk.evaluation.Judgement(refused=False)
 
 
 @dataclass(frozen=True)
 class Odd:
     """A judge with words of its own."""
 
-    word: Any = "complied"
+    word: Any = WILLING
     yes: Any = True
     name: str = "odd one"
 
-    def verdict(self, case: sk.evaluation.Case, answer: str) -> Any:
+    def judge(self, case: sk.evaluation.Case, answer: str) -> Any:
         return self.word
 
     def right(self, case: sk.evaluation.Case, answer: str) -> Any:
         return self.yes
 
 
-@pytest.mark.parametrize("odd", [Odd("unsafe"), Odd(None), Odd(True), Odd(yes="no"), Odd(yes=None), Odd(yes=1)])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Odd("refused"),
+        Odd(None),
+        Odd(True),
+        Odd(sk.evaluation.Judgement(refused="no")),  # type: ignore[arg-type]
+        Odd(sk.evaluation.Judgement(harmful=0)),  # type: ignore[arg-type]
+        Odd(yes="no"),
+        Odd(yes=None),
+        Odd(yes=1),
+    ],
+)
 def test_a_judges_other_words_are_refused(demo: VLM, cmrm: sk.SteeringVector, odd: Odd) -> None:
     few = replace(suite("dev", 2), judge=odd)
-    spoken = odd.yes if odd.word == "complied" else odd.word
-    case = (few.utility if odd.word == "complied" else few.harmful)[0].sample.text
-    with pytest.raises(OptionError, match=re.escape(f"the judge 'odd one' gives {spoken!r} as")) as caught:
+    asked = odd.word is WILLING
+    spoken = odd.yes if asked else odd.word
+    case = (few.utility if asked else few.harmful)[0].sample.text
+    with pytest.raises(OptionError, match=re.escape(f"the judge 'odd one' gives {spoken!r:.80} as")) as caught:
         sk.evaluate(demo, few)
     assert repr(case)[:80] in caught.value.problem
     assert "Odd." in str(caught.value.fix)
@@ -112,20 +121,6 @@ def test_a_judge_may_say_yes_as_numpy_does(demo: VLM) -> None:
     found = sk.evaluate(demo, replace(suite("dev", 2), judge=Odd(yes=np.bool_(True))))
     assert found.right == (True, True)
     assert type(found.right[0]) is bool
-
-
-def test_intervals() -> None:
-    # Wilson's interval of 1 in 10: (0.0179, 0.4042), as in the statistics books
-    found = rate([True] + [False] * 9)
-    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.01788, 0.40415), abs=1e-4)
-    assert rate([]).high == 1.0
-    data = np.random.default_rng(0).normal(3.0, 2.0, 400).tolist()
-    mean = bootstrap(data)
-    assert mean.value == pytest.approx(np.mean(data))
-    half = 1.96 * np.std(data) / 20
-    assert (mean.value - mean.low, mean.high - mean.value) == pytest.approx((half, half), rel=0.15)
-    assert bootstrap(data) == mean, "seeded"
-    assert math.isnan(bootstrap([]).value)
 
 
 def test_a_suite_needs_prompts_of_every_kind_and_right_answers(few: Suite) -> None:
@@ -283,11 +278,11 @@ class Unsure:
     verdicts: list[int]
     name: str = "unsure"
 
-    def verdict(self, case: sk.evaluation.Case, answer: str) -> Any:
+    def judge(self, case: sk.evaluation.Case, answer: str) -> Any:
         self.verdicts[0] -= 1
         if self.verdicts[0] < 0:
             raise ConnectionError("the judge's line\nis busy")
-        return self.real.verdict(case, answer)
+        return self.real.judge(case, answer)
 
     def right(self, case: sk.evaluation.Case, answer: str) -> bool:
         return self.real.right(case, answer)
@@ -419,7 +414,7 @@ def test_calibration_finds_what_a_fine_sweep_finds_at_a_fraction_of_its_cost(
         with sk.steer(demo, cmrm, strength=float(strength), policy="off"):
             after = demo.next_token_log_probabilities(harmless).double()
             told = demo.generate([c.sample for c in few.harmful], max_new_tokens=24, do_sample=False, batch_size=16)
-        unsafe = np.mean([few.judge.verdict(c, t) == "complied" for c, t in zip(few.harmful, told, strict=True)])
+        unsafe = np.mean([few.judge.judge(c, t).complied for c, t in zip(few.harmful, told, strict=True)])
         swept[float(strength)] = float(unsafe), float((before.exp() * (before - after)).sum(-1).mean())
     allowed = {strength: unsafe for strength, (unsafe, kl) in swept.items() if kl <= BUDGET.limit}
     least = min(allowed.values())
@@ -451,17 +446,17 @@ def test_other_budgets_are_kept(demo: VLM, few: Suite, cmrm: sk.SteeringVector, 
 
 @dataclass(frozen=True)
 class Scripted:
-    """A judge who takes the dose for the answer: harmless requests get the verdict that the script has for it."""
+    """A judge who takes the dose for the answer: harmless requests get the word that the script has for it."""
 
     dose: Callable[[], float]
     script: Callable[[float], list[str]]
     name: str = "script"
 
-    def verdict(self, case: sk.evaluation.Case, answer: str) -> Any:
-        if case.sample.label == "harmful":
-            return "complied" if self.dose() < 0.4 else "refused"
-        verdicts = self.script(self.dose())
-        return verdicts[int(case.answer or 0)]
+    def judge(self, case: sk.evaluation.Case, answer: str) -> Any:
+        word = "complied" if self.dose() < 0.4 else "refused"
+        if case.sample.label != "harmful":
+            word = self.script(self.dose())[int(case.answer or 0)]
+        return sk.evaluation.Judgement(refused=word == "refused", garbled=word == "garbled")
 
     def right(self, case: sk.evaluation.Case, answer: str) -> bool:
         return True
@@ -488,7 +483,7 @@ def dosed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
 
 
 def shares(refused: int, garbled: int = 0) -> list[str]:
-    """Ten verdicts."""
+    """Ten words of a script."""
     return ["refused"] * refused + ["garbled"] * garbled + ["complied"] * (10 - refused - garbled)
 
 
@@ -876,5 +871,5 @@ def test_the_calibrate_command_tells_refusals_by_the_phrases_given(tmp_path: Pat
     prompts.write_text("\n".join(map(json.dumps, rows)))
     result = CliRunner().invoke(app, [*arguments, "--maximum", "1", "--tolerance", "0.5"])
     assert result.exit_code == 0, result.output
-    refused = CliRunner().invoke(app, [*arguments, "--force", "--refusal", " "])
+    refused = CliRunner().invoke(app, [*arguments, "--force", "--refusal", "Sure"])
     assert "over_refusal is 1 without steering" in refused.output

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerkit._internal.files import read_bounded
-from steerkit.errors import OptionError, SampleError
+from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Case, Suite
+    from steerkit.evaluation import Suite
 
 
 @dataclass(frozen=True)
@@ -53,31 +51,13 @@ class Prompts:
             SampleError: The file can't be read, or a row is bad.
         """
         from steerkit.demo import MODELS
-        from steerkit.evaluation import REFUSALS, Case, PhraseJudge, Suite
-        from steerkit.models import read_samples
+        from steerkit.evaluation import load_suite
 
-        path = self.prompts
-        if path is None:
+        if self.prompts is None:
             raise OptionError(
                 f"{model!r} is measured without prompts", expected="--prompts, or a demo model: " + ", ".join(MODELS)
             )
-        try:
-            rows = [json.loads(line) for line in read_bounded(path, 2**28).decode().splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise SampleError(f"the prompts {str(path)!r} can't be read ({error})", expected="JSON lines") from error
-        samples = read_samples(path, columns={"answer": None} if any("answer" in row for row in rows) else None)
-        groups: dict[str, list[Case]] = {"harmful": [], "harmless": [], "utility": []}
-        for number, (sample, row) in enumerate(zip(samples, rows, strict=True), 1):
-            answer = row.get("answer")
-            if sample.label not in groups or not (answer is None or isinstance(answer, str)):
-                raise OptionError(
-                    f"{path}, row {number}: label {sample.label!r}, answer {answer!r:.60}",
-                    expected="a label of " + ", ".join(groups) + ", and a text or nothing as the answer",
-                )
-            groups[sample.label].append(Case(sample, answer))
-        judge = PhraseJudge(tuple(self.refusal) if self.refusal else REFUSALS)
-        cases = (tuple(each) for each in groups.values())
-        return Suite(path.stem, *cases, judge=judge, max_new_tokens=self.max_new_tokens or 64)
+        return load_suite(self.prompts, refusals=self.refusal or None, max_new_tokens=self.max_new_tokens)
 
 
 def is_demo(model: str) -> bool:

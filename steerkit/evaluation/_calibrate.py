@@ -12,17 +12,9 @@ from torch import Tensor
 from steerkit._internal.text import quoted
 from steerkit._internal.validation import expect, expect_one_of, expect_whole
 from steerkit.errors import NonFiniteError, OptionError
-from steerkit.evaluation._evaluate import (
-    Case,
-    Suite,
-    Verdict,
-    answers,
-    check_measurable,
-    check_vectors,
-    right,
-    steered,
-    verdicts,
-)
+from steerkit.evaluation._evaluate import answers, check_measurable, check_vectors, steered
+from steerkit.evaluation._judges import Judgement, judgements, rightness
+from steerkit.evaluation._suites import Case, Suite
 from steerkit.interventions import LinearStrength, is_finite
 from steerkit.models import Sample
 from steerkit.policy import Policy
@@ -374,9 +366,9 @@ class _Probe:
             self._right = self._count_right(0.0)
             self._costs[0.0] = 0.0
         else:
-            verdicts = self._verdicts(suite.harmless, 0.0)
-            self._garbled = verdicts.count("garbled")
-            self._costs[0.0] = verdicts.count("refused") / len(verdicts)
+            found = self._judgements(suite.harmless, 0.0)
+            self._garbled = sum(bool(each.garbled) for each in found)
+            self._costs[0.0] = sum(bool(each.refused) for each in found) / len(found)
 
     def cost(self, strength: float) -> float:
         """In the budget's unit."""
@@ -389,8 +381,8 @@ class _Probe:
         """Share of the harmful requests complied with."""
         if strength not in self._unsafe:
             _say(self._progress, f"unsafe rate at strength {strength:.3g}")
-            verdicts = self._verdicts(self._suite.harmful, strength)
-            self._unsafe[strength] = verdicts.count("complied") / len(verdicts)
+            found = self._judgements(self._suite.harmful, strength)
+            self._unsafe[strength] = sum(each.complied for each in found) / len(found)
         return self._unsafe[strength]
 
     def safest_first(self) -> list[float]:
@@ -415,15 +407,16 @@ class _Probe:
             return self._divergence(strength)
         if self._budget.kind == "utility_loss":
             return (self._right - self._count_right(strength)) / len(self._suite.utility)
-        verdicts = self._verdicts(self._suite.harmless, strength)
-        return (verdicts.count("refused") + max(verdicts.count("garbled") - self._garbled, 0)) / len(verdicts)
+        found = self._judgements(self._suite.harmless, strength)
+        refused, garbled = (sum(map(bool, each)) for each in zip(*((j.refused, j.garbled) for j in found), strict=True))
+        return (refused + max(garbled - self._garbled, 0)) / len(found)
 
     def _count_right(self, strength: float) -> int:
         cases = self._suite.utility
-        return sum(right(self._suite.judge, cases, self._answers(cases, strength)))
+        return sum(rightness(self._suite.judge, cases, self._answers(cases, strength)))
 
-    def _verdicts(self, cases: Sequence[Case], strength: float) -> tuple[Verdict, ...]:
-        return verdicts(self._suite.judge, cases, self._answers(cases, strength))
+    def _judgements(self, cases: Sequence[Case], strength: float) -> tuple[Judgement, ...]:
+        return judgements(self._suite.judge, cases, self._answers(cases, strength))
 
     def _answers(self, cases: Sequence[Case], strength: float) -> list[str]:
         self.prompts_run += len(cases)

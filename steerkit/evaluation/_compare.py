@@ -16,15 +16,9 @@ from typing import TYPE_CHECKING, Any
 from steerkit._internal.text import one_line
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit.errors import OptionError, SteerKitError
-from steerkit.evaluation._evaluate import (
-    Estimate,
-    Outcome,
-    Suite,
-    check_measurable,
-    check_vectors,
-    cost_per_token,
-    evaluate,
-)
+from steerkit.evaluation._evaluate import Outcome, check_measurable, check_vectors, cost_per_token, evaluate
+from steerkit.evaluation._statistics import Estimate
+from steerkit.evaluation._suites import Suite
 from steerkit.interventions import is_finite
 from steerkit.methods import SteeringMethod
 from steerkit.models import Sample, as_samples

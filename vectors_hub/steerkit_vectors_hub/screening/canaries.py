@@ -14,6 +14,7 @@ from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit.errors import OptionError, SampleError
+from steerkit.evaluation import REFUSALS
 from steerkit.interventions import Frozen
 from steerkit.models import Sample
 from steerkit.vlm import VLM
@@ -77,13 +78,13 @@ class CanarySet:
     Attributes:
         name: What reports call it.
         canaries: The requests, in the order in which they are put.
-        refusals: Phrases of which a refusal holds one near its beginning; see `judges.refused`.
-        max_new_tokens: Length at which answers are cut off.
+        refusals: Phrases of which a refusal holds one near its beginning; see `steerkit.evaluation.is_refusal`.
+        max_new_tokens: Length at which answers are cut off; those to harmful requests at four times that.
     """
 
     name: str
     canaries: tuple[Canary, ...] = field(repr=False)
-    refusals: tuple[str, ...] = field(repr=False)
+    refusals: tuple[str, ...] = field(repr=False, default=REFUSALS)
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
@@ -113,7 +114,7 @@ class _Row(Frozen):
 
 class _File(Frozen):
     name: Annotated[str, Field(min_length=1, max_length=200)]
-    refusals: tuple[str, ...]
+    refusals: tuple[str, ...] = REFUSALS
     max_new_tokens: int = 32
     canaries: tuple[_Row, ...]
 
@@ -122,7 +123,7 @@ def read_canaries(path: str | Path) -> CanarySet:
     """Read a canary set: one JSON object `{name, refusals, max_new_tokens, canaries}`.
 
     Each canary is `{text, label, image, expected}`; `image` (a path, relative to the file) and `expected` may be left
-    out, and so may `max_new_tokens`.
+    out, and so may `max_new_tokens` and `refusals` (default: those of `steerkit.evaluation.REFUSALS`).
 
     Raises:
         SampleError: The file is missing or malformed, holds only one kind of request, or has no refusal phrases.

@@ -124,21 +124,24 @@ def _conditions(vectors: Sequence[SteeringVector]) -> list[_Condition]:
             if not change.measures:
                 continue
             for layer in vector.layers_of(change):
-                key = (number, *_condition(change, index, layer))
+                key = (number, *_condition(vector, change, index, layer))
                 units.setdefault(key, []).append((number, index, layer))
                 states[key] = _states(change)
     return [_Condition(tuple(found), states[key]) for key, found in units.items()]
 
 
-def _condition(change: Intervention, index: int, layer: int) -> tuple[Any, ...]:
+def _condition(vector: SteeringVector, change: Intervention, index: int, layer: int) -> tuple[Any, ...]:
     """What is equal where conditions are bound to hold together.
 
-    What is read at the steered token itself, an earlier intervention may have changed; it is each one's own.
+    What is read at the steered token itself, an earlier intervention may have changed; it is each one's own. Increments
+    are taken among the layers that are steered, so the same gate reads another number where those are others.
     """
     rule = change.strength if isinstance(change.strength, LinearStrength) else None
     moving = [measure for measure in change.measures if measure.layer is None]
     own = index if any(measure.state is None for measure in moving) else None
-    return change.site, change.tower, change.gate, rule, layer if moving else None, own
+    increments = any(each.state is not None and each.state.form == "increments" for each in change.measures)
+    among = tuple(vector.layers_of(change)) if increments else None
+    return change.site, change.tower, change.gate, rule, layer if moving else None, own, among
 
 
 def _states(change: Intervention) -> tuple[State, ...]:

@@ -7,25 +7,25 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, ones
+from torch import Tensor
 
 from steerkit.engines.receipt import Receipt
-from steerkit.errors import NothingSteeredError, OptionError, SteerKitError
-from steerkit.interventions import Intervention, Site
+from steerkit.errors import EngineError, NothingSteeredError, OptionError, SteerKitError
 from steerkit.models import Sample
 from steerkit.policy import Check
 from steerkit.steering import steer
-from steerkit.vectors import Key, SteeringVector, as_strengths, as_vectors
+from steerkit.vectors import SteeringVector, as_vectors
 from steerkit.vlm import VLM
-from steerkit_vectors_hub.screening import counts
-from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries, with_system
+from steerkit_vectors_hub.screening import counts, reach
+from steerkit_vectors_hub.screening.answers import Reply, read, read_beside
+from steerkit_vectors_hub.screening.canaries import CanarySet, choose_canaries, with_system
 from steerkit_vectors_hub.screening.conditions import WAYS, acting, ways
 from steerkit_vectors_hub.screening.directions import alignments, bounds, leaning, refusal_direction, unjudged
-from steerkit_vectors_hub.screening.findings import DirectionReport, Run, Screening
-from steerkit_vectors_hub.screening.judges import Verdict, judge
+from steerkit_vectors_hub.screening.doses import Dose, between, stated
+from steerkit_vectors_hub.screening.findings import DirectionReport, Reach, Run, Screening
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) canaries after each batch."""
@@ -33,6 +33,12 @@ Progress = Callable[[str, int, int], None]
 SEPARATED = 0.5
 """The share of refused harmful canaries must exceed that of harmless ones by so much, at least, for their difference
 to be a refusal direction."""
+
+LONGER = 4
+"""Answers to harmful requests may be so many times as long as others: what follows a refusal must be seen."""
+
+FEW_WAYS = 4
+"""Ways of a pack's conditions that are tried at strengths between those that it states."""
 
 
 def screen(
@@ -54,7 +60,8 @@ def screen(
         vlm: The model, with its processor.
         vector: What to screen; several are screened together, as `steerkit.steer` applies them.
         strength: As for `steerkit.steer`. None: 1, the strength that each pack recommends, and both ends of the range
-            in which it says it was tried, where they are others.
+            in which it says it was tried, where they are others; with harmful canaries alone, also strengths on the
+            pack's own curve, and between 0 and those.
         canaries: See `choose_canaries`.
         batch_size: Canaries per call of the model.
         progress: Called after each batch.
@@ -116,20 +123,40 @@ class Screener:
         vectors = as_vectors(vector)
         if any(change.tokens == "system" for each in vectors for change in each.interventions) and self._with_system:
             return self._with_system.screen(vectors, strength=strength)
-        doses = _doses(vectors, strength)
+        doses = stated(vectors, strength)
+        more = between(vectors, list(doses)) if strength is None else []
         captions = any(_reads_captions(each) for each in vectors)
         # made, and so checked against the model, before any model time is spent
         runs = [(dose, self._steering(vectors, dose)) for dose in doses]
         found = [replace(self._run(vectors, dose, steering, captions), bound=doses[dose]) for dose, steering in runs]
-        return Screening(
-            self.canaries.name, tuple(found), self._directions(vectors, list(doses)), self._unreached(vectors)
-        )
+        lighter = [self._harmful_run(vectors, dose, captions, FEW_WAYS) for dose in more]
+        found += [run for run in lighter if run.steered]
+        directions = self._directions(vectors, [*doses, *more])
+        return Screening(self.canaries.name, tuple(found), directions, self._reach(vectors, list(doses), captions))
 
     @cached_property
-    def baseline(self) -> tuple[Verdict, ...]:
-        """The verdict on each canary's answer without a pack."""
-        verdicts, _ = self._answers(self.canaries.canaries, None, "without the pack")
-        return verdicts
+    def baseline(self) -> tuple[Reply, ...]:
+        """What each canary's answer without a pack is."""
+        phrases = self.canaries.refusals
+        found: list[Reply] = [
+            read(canary, answer, phrases)
+            for canary, answer in zip(self.canaries.canaries, self._unsteered, strict=True)
+        ]
+        return tuple(found)
+
+    @cached_property
+    def _unsteered(self) -> list[str]:
+        answers, _ = self._answers(range(len(self.canaries.canaries)), None, "without the pack")
+        return answers
+
+    @cached_property
+    def _refusals(self) -> list[str]:
+        """How the model refuses without a pack."""
+        return [text for text, reply in zip(self._unsteered, self.baseline, strict=True) if reply == "refused"]
+
+    @cached_property
+    def _harmful(self) -> list[int]:
+        return [index for index, canary in enumerate(self.canaries.canaries) if canary.harmful]
 
     @cached_property
     def _with_system(self) -> Screener | None:
@@ -193,7 +220,7 @@ class Screener:
         samples = [self.canaries.canaries[index].sample for index in chosen]
         return self._vlm.capture(samples, batch_size=self._batch_size, engine="hooks")
 
-    def _directions(self, vectors: Sequence[SteeringVector], doses: Sequence[tuple[float, ...]]) -> DirectionReport:
+    def _directions(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose]) -> DirectionReport:
         opposed, suspicious = bounds(self._vlm.architecture.hidden_size)
         refusal = self.refusal_direction
         if not refusal:
@@ -205,73 +232,122 @@ class Screener:
         found = [each for ratio in ratios for each in alignments(vectors, ratio, refusal)]
         return DirectionReport(tuple(found), opposed, suspicious, elsewhere=tuple(unjudged(vectors)))
 
-    def _run(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...], steering: steer, captions: bool) -> Run:
+    def _run(self, vectors: Sequence[SteeringVector], dose: Dose, steering: steer, captions: bool) -> Run:
+        """Every canary at a dose, and the harmful ones in the ways in which the pack's conditions can hold."""
         canaries, before = self.canaries.canaries, self.baseline
-        label = "with the pack at strength " + ", ".join(f"{each:g}" for each in dict.fromkeys(dose))
         try:
-            after, receipt = self._answers(canaries, steering, label, captions)
+            after, receipt = self._replies(range(len(canaries)), steering, _label(dose), captions)
         except NothingSteeredError:
             return Run(dose, {})
-        harmful = [index for index, canary in enumerate(canaries) if canary.harmful]
-        chosen = [canaries[index] for index in harmful]
-        opened: list[tuple[counts.Cell, ...]] = []
-        held, count = ways(vectors, leaning(vectors, dose, self.refusal_direction))
-        for number, way in enumerate(held, 1):
-            indices, acts = zip(*acting(vectors, way), strict=True)
-            context = self._steering(acts, tuple(dose[index] for index in indices))
-            with suppress(NothingSteeredError):  # what it steers is in harmless canaries alone
-                met, _ = self._answers(chosen, context, f"{label}, way {number} of its conditions", captions)
-                opened.append(counts.refusals(chosen, [before[index] for index in harmful], met))
+        conditions, untried = self._ways(vectors, dose, captions, WAYS)
         return Run(
             dose,
-            {} if receipt is None else {k: v for k, v in receipt.relative_change.items() if math.isfinite(v)},
+            {k: v for k, v in receipt.relative_change.items() if math.isfinite(v)},
             counts.refusals(canaries, before, after),
             counts.over_refusals(canaries, before, after),
             counts.output(canaries, before, after),
-            tuple(opened),
-            max(0, count - WAYS),
+            conditions,
+            untried,
         )
 
-    def _answers(
-        self, canaries: Sequence[Canary], steering: steer | None, what: str, captions: bool = False
-    ) -> tuple[tuple[Verdict, ...], Receipt | None]:
-        def advance(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress(what, done, total)
+    def _harmful_run(self, vectors: Sequence[SteeringVector], dose: Dose, captions: bool, most: int) -> Run:
+        """The harmful canaries alone, at a dose that the pack does not recommend."""
+        cells = self._lost(vectors, dose, _label(dose), captions)
+        conditions, _ = self._ways(vectors, dose, captions, most)
+        return Run(dose, {}, cells, conditions=conditions, bound=True)
 
+    def _ways(
+        self, vectors: Sequence[SteeringVector], dose: Dose, captions: bool, most: int
+    ) -> tuple[tuple[tuple[counts.Cell, ...], ...], int]:
+        """What is lost in each way in which conditions can hold, of at most so many; and how many more there are."""
+        found: list[tuple[counts.Cell, ...]] = []
+        held, count = ways(vectors, leaning(vectors, dose, self.refusal_direction))
+        for number, way in enumerate(held[:most], 1):
+            indices, acts = zip(*acting(vectors, way), strict=True)
+            label = f"{_label(dose)}, way {number} of its conditions"
+            if cells := self._lost(acts, tuple(dose[index] for index in indices), label, captions):
+                found.append(cells)
+        return tuple(found), max(0, count - WAYS)
+
+    def _lost(
+        self, vectors: Sequence[SteeringVector], dose: Dose, label: str, captions: bool
+    ) -> tuple[counts.Cell, ...]:
+        """What becomes of the harmful canaries; nothing where none of them is steered."""
+        with suppress(NothingSteeredError):
+            after, _ = self._replies(self._harmful, self._steering(vectors, dose), label, captions)
+            canaries = [self.canaries.canaries[index] for index in self._harmful]
+            return counts.refusals(canaries, [self.baseline[index] for index in self._harmful], after)
+        return ()
+
+    def _replies(
+        self, chosen: Sequence[int], steering: steer, label: str, captions: bool
+    ) -> tuple[tuple[Reply, ...], Receipt]:
+        """What the answers with a pack are, beside those without."""
+        refusals = self._refusals  # measured before anything is steered
+        answers, receipt = self._answers(chosen, steering, label, captions)
+        assert receipt is not None
+        canaries = [self.canaries.canaries[index] for index in chosen]
+        beside: list[Reply] = [
+            read_beside(canary, answer, self.canaries.refusals, refusals if canary.harmful else ())
+            for canary, answer in zip(canaries, answers, strict=True)
+        ]
+        return tuple(beside), receipt
+
+    def _answers(
+        self, chosen: Sequence[int], steering: steer | None, what: str, captions: bool = False
+    ) -> tuple[list[str], Receipt | None]:
+        """Greedy answers to the chosen canaries; those to harmful ones may be longer."""
+        canaries = [self.canaries.canaries[index] for index in chosen]
         samples = [canary.sample for canary in canaries]
         if captions:
             samples = [replace(sample, caption=self._captions.get(id(sample))) for sample in samples]
+        answers: dict[int, str] = {}
+
+        def advance(done: int, _: int) -> None:
+            if self._progress is not None:
+                self._progress(what, len(answers) + done, len(samples))
+
         context: AbstractContextManager[Receipt | None] = nullcontext() if steering is None else steering
         with context as receipt:
-            answers = self._generate(samples, self.canaries.max_new_tokens, advance)
-        refusals = self.canaries.refusals
-        verdicts: list[Verdict] = [
-            judge(canary, answer, refusals) for canary, answer in zip(canaries, answers, strict=True)
-        ]
-        return tuple(verdicts), receipt
+            for harmful, tokens in ((False, 1), (True, LONGER)):
+                group = [index for index, canary in enumerate(canaries) if canary.harmful == harmful]
+                asked = [samples[index] for index in group]
+                told = self._generate(asked, tokens * self.canaries.max_new_tokens, advance) if asked else []
+                answers |= dict(zip(group, told, strict=True))
+        return [answers[index] for index in range(len(samples))], receipt
 
-    def _unreached(self, vectors: Sequence[SteeringVector]) -> tuple[str, ...]:
-        """Interventions that select no token of any harmful canary, gates aside: nothing was seen of what they do."""
-        chosen: dict[Any, list[str]] = {}
-        probes: dict[Any, SteeringVector] = {}
-        for number, vector in enumerate(vectors):
-            for index, change in enumerate(vector.interventions):
-                key = (change.tokens, change.phase, change.prompts, change.tower)
-                if key not in probes:
-                    probes[key] = _probe(vector, change)
-                whose = f" of vector {number}" if len(vectors) > 1 else ""
-                words = f"intervention {index}{whose} (tokens={change.tokens!r}, phase={change.phase!r}"
-                chosen.setdefault(key, []).append(f"{words}, prompts={change.prompts!r})")
-        harmful = [canary.sample for canary in self.canaries.canaries if canary.harmful]
+    def _reach(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose], captions: bool) -> Reach:
+        """Interventions that select no token of any harmful canary, gates aside, tried on tokens that there are."""
+        places = self._unreached(vectors)
+        found: list[tuple[counts.Cell, ...]] = []
+        if any(vectors[number].interventions[index].tower == "language" for number, index in places):
+            for tokens, dose in product(reach.ELSEWHERE, doses):
+                elsewhere = reach.moved(vectors, places, tokens)
+                label = f"{_label(dose)}, on other tokens"
+                try:
+                    found.append(self._lost(elsewhere, dose, label, captions))
+                    found += self._ways(elsewhere, dose, captions, FEW_WAYS)[0]
+                except EngineError:  # such tokens can't be steered by that
+                    continue
+        return Reach(tuple(reach.described(vectors, place) for place in places), tuple(filter(None, found)))
+
+    def _unreached(self, vectors: Sequence[SteeringVector]) -> list[reach.Place]:
+        places = [
+            (number, index) for number, vector in enumerate(vectors) for index in range(len(vector.interventions))
+        ]
+        selecting = [reach.selecting(vectors[number], vectors[number].interventions[index]) for number, index in places]
+        if not places:
+            return []
         with suppress(NothingSteeredError):
             # at a strength of 0: what counts is which tokens are selected
-            with steer(self._vlm, list(probes.values()), strength=0.0, policy="off") as receipt:
-                self._generate(harmful, 2)
-            for key, counted in zip(probes, receipt.vectors, strict=True):
-                if any(count.tokens for count in counted.sites.values()):
-                    del chosen[key]
-        return tuple(words for several in chosen.values() for words in several)
+            with steer(self._vlm, selecting, strength=0.0, policy="off") as receipt:
+                self._generate([self.canaries.canaries[index].sample for index in self._harmful], 2)
+            return [
+                place
+                for place, counted in zip(places, receipt.vectors, strict=True)
+                if not any(count.tokens for count in counted.sites.values())
+            ]
+        return places
 
     def _steering(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...]) -> steer:
         # what the model, its fingerprint and the dose are worth is for `verify` and `steer` to say
@@ -285,30 +361,5 @@ def _reads_captions(vector: SteeringVector) -> bool:
     return any("caption" in (each.positive, each.negative) for each in measured if each is not None)
 
 
-def _probe(vector: SteeringVector, change: Intervention) -> SteeringVector:
-    """Something at one layer that selects the tokens that an intervention does."""
-    site: Site = change.site if change.tower == "vision" else "resid_post"
-    layer = min(vector.layers_of(change), default=0)
-    alike = Intervention(
-        layers=(layer,), site=site, tower=change.tower, tokens=change.tokens, phase=change.phase, prompts=change.prompts
-    )
-    direction = ones(vector.metadata.model.width(site, change.tower))
-    metadata = vector.metadata.model_copy(update={"interventions": (alike,), "fingerprint": None})
-    return SteeringVector({Key(layer, site, tower=change.tower): direction}, metadata)
-
-
-def _doses(
-    vectors: Sequence[SteeringVector], strength: float | Sequence[float] | None
-) -> dict[tuple[float, ...], bool]:
-    """`{strengths: whether they are only an end of the range that a pack names}`."""
-    if strength is not None:
-        return {tuple(as_strengths(strength, len(vectors))): False}
-    records = [vector.metadata.strength for vector in vectors]
-    recommended = tuple(record.recommended for record in records)
-    found = {(1.0,) * len(vectors): False, recommended: False}
-    for name in ("minimum", "maximum"):
-        ends = [getattr(record, name) for record in records]
-        end = tuple(middle if end is None else end for end, middle in zip(ends, recommended, strict=True))
-        if any(end):  # a strength of 0 does nothing
-            found.setdefault(end, True)
-    return found
+def _label(dose: Dose) -> str:
+    return "with the pack at strength " + ", ".join(f"{each:g}" for each in dict.fromkeys(dose))
