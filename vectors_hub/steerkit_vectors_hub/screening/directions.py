@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, product
 from typing import Any, NamedTuple
@@ -16,19 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steerkit.interventions import (
-    Ablate,
-    Add,
-    AddProjection,
-    Clamp,
-    Intervention,
-    LinearStrength,
-    Scale,
-    Site,
-    StoredDirection,
-    site_label,
-)
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import Intervention, LinearStrength, Operation, Site, Token, representatives, site_label
 from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.screening.conditions import Lean, Way, ways
 
@@ -44,15 +32,6 @@ SPREADS = 4.0
 _CANCELLED = 1e-6
 """Share of its parts' norms below which a sum is what rounding left of nothing."""
 
-_REACHED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "last": (("last", "all", "text", "after_image"), ("prompt", "both")),
-    "text": (("all", "text", "after_image"), ("prompt", "both")),
-    "image": (("all", "image"), ("prompt", "both")),
-    "system": (("all", "system"), ("prompt", "both")),
-    "generated": (("last", "all", "generated"), ("generation", "both")),
-}
-"""For each kind of token, the `tokens` and `phase` of interventions that may reach one and the same."""
-
 
 class _Part(NamedTuple):
     """What is added at a layer, as often as interventions there add it."""
@@ -60,8 +39,7 @@ class _Part(NamedTuple):
     layer: int
     vector: int
     site: Site
-    direction: StoredDirection
-    relative: bool
+    operation: Operation
     dose: float
 
 
@@ -137,15 +115,15 @@ def leaning(vectors: Sequence[SteeringVector], doses: Sequence[float], refusal: 
 
     def lean(vector: int, change: Intervention, layer: int) -> float:
         operation = change.operation
-        if layer not in refusal or not change.in_stream or not isinstance(operation.direction, StoredDirection):
+        if layer not in refusal or not _known(change):
             return 0.0
-        tensor = vectors[vector].direction(operation.direction, layer, change.site)
-        if tensor is None or isinstance(operation, AddProjection):
+        tensor = _direction(vectors[vector], change, layer)
+        if tensor is None:
             return 0.0
-        dose, tensor = doses[vector] * change.strength_at(layer), tensor.double()
-        if isinstance(operation, Add):
-            return dose * float(tensor @ refusal[layer]) / (float(tensor.norm()) if operation.relative else 1.0)
-        return dose * _shares(operation, tensor, refusal[layer])
+        dose = doses[vector] * change.strength_at(layer)
+        if operation.effect == "moves":
+            return dose * float(operation.prepare(tensor).double() @ refusal[layer])
+        return dose * operation.alignment(tensor, refusal[layer])
 
     return lean
 
@@ -157,9 +135,19 @@ def unjudged(vectors: Sequence[SteeringVector]) -> list[str]:
             site_label(change.site, change.tower)
             for vector in vectors
             for change in vector.interventions
-            if isinstance(change.operation.direction, StoredDirection) and not change.in_stream
+            if change.operation.stored is not None and not change.in_stream
         }
     )
+
+
+def _known(change: Intervention) -> bool:
+    """Whether what it does to the residual stream is known beforehand."""
+    return change.in_stream and change.operation.stored is not None and change.operation.effect != "injects"
+
+
+def _direction(vector: SteeringVector, change: Intervention, layer: int) -> Tensor | None:
+    stored = change.operation.stored
+    return None if stored is None else vector.direction(stored, layer, change.site)
 
 
 def _sums(
@@ -167,36 +155,31 @@ def _sums(
 ) -> dict[int, float]:
     """`{layer: cosine}`, the worst: of what several additions bring to one token up to each layer."""
     found: dict[int, float] = {}
-    cases = product(held, _REACHED.values(), ("with_image", "without_image"), (False, True))
-    for case in {_together(vectors, doses, *case) for case in cases}:
+    tokens = representatives(change.reach for vector in vectors for change in vector.interventions)
+    # a part relative to the state and one of a length of its own have no common measure
+    cases = {_together(vectors, doses, *case) for case in product(held, tokens, (False, True))}
+    for case in cases:
         for layer, cosine in _summed(vectors, case, refusal).items():
             found[layer] = min(cosine, found.get(layer, 1.0))
     return found
 
 
 def _together(
-    vectors: Sequence[SteeringVector],
-    doses: Sequence[float],
-    way: Way,
-    reached: tuple[tuple[str, ...], tuple[str, ...]],
-    prompts: str,
-    relative: bool,
+    vectors: Sequence[SteeringVector], doses: Sequence[float], way: Way, token: Token, additive: bool
 ) -> frozenset[_Part]:
-    """What several interventions add to such tokens; empty if it is only one that does."""
-    parts: dict[tuple[int, int, Site, StoredDirection], float] = defaultdict(float)
+    """What several interventions add to such a token; empty if it is only one that does."""
+    parts: dict[tuple[int, int, Site, Operation], float] = defaultdict(float)
     members = 0
     for number, changes in enumerate(way):
         for change in changes:
             operation = change.operation
-            if not isinstance(operation, Add) or not isinstance(operation.direction, StoredDirection):
-                continue
-            meant = change.tokens in reached[0] and change.phase in reached[1] and change.prompts in ("all", prompts)
-            if meant and change.in_stream and operation.relative == relative:
+            moves = _known(change) and operation.effect == "moves" and operation.additive == additive
+            if moves and change.reach.includes(token):
                 members += 1
                 for layer in vectors[number].layers_of(change):
                     dose = doses[number] * change.strength_at(layer)
-                    parts[layer, number, change.site, operation.direction] += dose
-    return frozenset(_Part(*key, relative, dose) for key, dose in parts.items() if dose and members > 1)
+                    parts[layer, number, change.site, operation] += dose
+    return frozenset(_Part(*key, dose) for key, dose in parts.items() if dose and members > 1)
 
 
 def _summed(
@@ -207,9 +190,10 @@ def _summed(
     total, norms = torch.zeros(()).double(), 0.0
     for layer, several in groupby(sorted(parts, key=lambda part: part.layer), key=lambda part: part.layer):
         for part in several:
-            tensor = vectors[part.vector].direction(part.direction, layer, part.site)
+            stored = part.operation.stored
+            tensor = None if stored is None else vectors[part.vector].direction(stored, layer, part.site)
             if tensor is not None:
-                added = part.dose * (tensor.double() / tensor.double().norm() if part.relative else tensor.double())
+                added = part.dose * part.operation.prepare(tensor).double()
                 total, norms = total + added, norms + float(added.norm())
         if layer in refusal and (norm := float(total.norm())) > _CANCELLED * norms:
             found[layer] = float(total @ refusal[layer]) / norm
@@ -219,62 +203,40 @@ def _summed(
 def _by_layer(
     vector: SteeringVector, change: Intervention, dose: float, refusal: Mapping[int, Tensor]
 ) -> dict[int, float]:
-    direction = change.operation.direction
-    if not change.in_stream or not isinstance(direction, StoredDirection):
+    if not _known(change):
         return {}
-    doses = [dose]
-    if isinstance(change.strength, LinearStrength):
-        doses = [dose * change.strength.minimum, dose * change.strength.maximum]
-    signs = [math.copysign(1.0, each) for each in doses if each]
-    if not signs:
+    rule = change.strength
+    ends = (rule.minimum, rule.maximum) if isinstance(rule, LinearStrength) else (1.0,)
+    signs = {math.copysign(1.0, dose * end * factor) for end, factor in product(ends, change.factors) if end * factor}
+    if not signs or not dose:
         return {}
     tensors = {
-        layer: tensor.double()
+        layer: tensor
         for layer in (range(vector.layer_count) if change.layers == "all" else sorted(change.layers))
-        if (tensor := vector.direction(direction, layer, change.site)) is not None
+        if (tensor := _direction(vector, change, layer)) is not None
     }
     operation = change.operation
-    if isinstance(operation, Add):
-        return _added(change, operation, tensors, signs, refusal)
-    if not isinstance(operation, (Ablate, Scale, Clamp)):
-        return {}
+    if operation.effect == "moves":
+        return _added(change, tensors, signs, refusal)
     found: dict[int, float] = {}
     for layer, tensor in tensors.items():
         if layer in refusal:
-            share = _shares(operation, tensor, refusal[layer])
+            share = operation.alignment(tensor, refusal[layer])
             fixed = change.strength_at(layer)
             found[layer] = min(sign * math.copysign(1.0, fixed) * share for sign in signs) if fixed else 0.0
     return found
 
 
 def _added(
-    change: Intervention,
-    operation: Add,
-    tensors: Mapping[int, Tensor],
-    signs: Sequence[float],
-    refusal: Mapping[int, Tensor],
+    change: Intervention, tensors: Mapping[int, Tensor], signs: Collection[float], refusal: Mapping[int, Tensor]
 ) -> dict[int, float]:
     """The residual stream carries what lower layers added: increments are judged by their sum up to each layer."""
     found: dict[int, float] = {}
-    total: Tensor | None = None
+    total = torch.zeros(()).double()
     for layer, tensor in tensors.items():
-        unit = tensor / tensor.norm() if operation.relative else tensor
-        part = change.strength_at(layer) * unit
-        total = part if total is None else total + part
+        total = total + change.strength_at(layer) * change.operation.prepare(tensor).double()
         norm = float(total.norm())
         if layer in refusal and norm > 0:
             cosine = float(total @ refusal[layer]) / norm
             found[layer] = min(sign * cosine for sign in signs)
     return found
-
-
-def _shares(operation: Ablate | Scale | Clamp, tensor: Tensor, refusal: Tensor) -> float:
-    """Share of the refusal direction in what an operation works on, negative where the operation takes it away."""
-    if isinstance(operation, Ablate):
-        return -float((ops.orthonormal(tensor).double() @ refusal).norm())
-    cosine = float(tensor @ refusal / tensor.norm())
-    if isinstance(operation, Scale):
-        return math.copysign(abs(cosine), operation.factor - 1.0) if operation.factor != 1.0 else 0.0
-    lowers = operation.maximum is not None and cosine > 0
-    keeps_down = operation.minimum is not None and cosine < 0
-    return -abs(cosine) if lowers or keeps_down else abs(cosine)

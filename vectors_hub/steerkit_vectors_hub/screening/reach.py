@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TypeAlias
 
 from torch import ones
 
-from steerkit.interventions import Intervention, Site, Tokens
+from steerkit.interventions import Intervention, LinearStrength, Site, Tokens
 from steerkit.vectors import Key, SteeringVector
 
 Place: TypeAlias = tuple[int, int]
@@ -45,21 +46,33 @@ def described(vectors: Sequence[SteeringVector], place: Place) -> str:
     return f"intervention {index}{whose} (tokens={change.tokens!r}, phase={change.phase!r}, prompts={change.prompts!r})"
 
 
-def moved(vectors: Sequence[SteeringVector], places: Sequence[Place], tokens: Tokens) -> list[SteeringVector]:
-    """The vectors with some interventions on other tokens, of every prompt; those in the vision tower stay."""
-    found = []
-    for number, vector in enumerate(vectors):
-        changes = [
-            _moved(change, tokens) if (number, index) in places and change.tower == "language" else change
-            for index, change in enumerate(vector.interventions)
-        ]
-        metadata = vector.metadata.model_copy(update={"interventions": tuple(changes), "fingerprint": None})
-        found.append(SteeringVector(vector.tensors, metadata))
-    return found
+def counted(change: Intervention) -> bool:
+    """Whether it picks tokens, prompts or steps by number: the canaries have few of those."""
+    return (change.positions, change.rows, change.steps) != (None, None, None)
 
 
-def _moved(change: Intervention, tokens: Tokens) -> Intervention:
-    """What is done, and how much of it, without what says where and when."""
+def moved(vectors: Sequence[SteeringVector], places: Sequence[Place]) -> Iterator[tuple[str, list[SteeringVector]]]:
+    """`(where, vectors)`: with some interventions on other tokens, of every prompt; those in the vision tower stay.
+
+    A factor of rows or steps counts at the ends of what it can be.
+    """
+    several = any(len(vectors[number].interventions[index].factors) > 1 for number, index in places)
+    for tokens, end in product(ELSEWHERE, (-1, 0) if several else (0,)):
+        found: list[SteeringVector] = []
+        for number, vector in enumerate(vectors):
+            changes = [
+                _moved(change, tokens, change.factors[end])
+                if (number, index) in places and change.tower == "language"
+                else change
+                for index, change in enumerate(vector.interventions)
+            ]
+            metadata = vector.metadata.model_copy(update={"interventions": tuple(changes), "fingerprint": None})
+            found.append(SteeringVector(vector.tensors, metadata))
+        yield f"tokens={tokens!r}", found
+
+
+def _moved(change: Intervention, tokens: Tokens, factor: float) -> Intervention:
+    """What is done, and how much of it, without what says where."""
     return Intervention(
         operation=change.operation,
         layers=change.layers,
@@ -67,6 +80,23 @@ def _moved(change: Intervention, tokens: Tokens) -> Intervention:
         tokens=tokens,
         phase=change.phase,
         gate=change.gate,
-        strength=change.strength,
+        strength=_times(change.strength, factor),
         norm_preserving=change.norm_preserving,
     )
+
+
+def _times(
+    strength: float | dict[int, float] | LinearStrength, factor: float
+) -> float | dict[int, float] | LinearStrength:
+    if isinstance(strength, LinearStrength):
+        ends = sorted((factor * strength.minimum, factor * strength.maximum))
+        return LinearStrength(
+            measure=strength.measure,
+            slope=factor * strength.slope,
+            intercept=factor * strength.intercept,
+            minimum=ends[0],
+            maximum=ends[1],
+        )
+    if isinstance(strength, dict):
+        return {layer: factor * each for layer, each in strength.items()}
+    return factor * strength

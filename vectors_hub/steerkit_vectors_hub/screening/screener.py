@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 from torch import Tensor
@@ -317,19 +316,26 @@ class Screener:
         return [answers[index] for index in range(len(samples))], receipt
 
     def _reach(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose], captions: bool) -> Reach:
-        """Interventions that select no token of any harmful canary, gates aside, tried on tokens that there are."""
+        """Interventions of which the canaries show nothing, or only a part, tried on tokens that there are."""
         places = self._unreached(vectors)
+        numbered = [
+            (number, index)
+            for number, vector in enumerate(vectors)
+            for index, change in enumerate(vector.interventions)
+            if (number, index) not in places and reach.counted(change)
+        ]
+        tried = [(n, i) for n, i in (*places, *numbered) if vectors[n].interventions[i].tower == "language"]
         found: list[tuple[counts.Cell, ...]] = []
-        if any(vectors[number].interventions[index].tower == "language" for number, index in places):
-            for tokens, dose in product(reach.ELSEWHERE, doses):
-                elsewhere = reach.moved(vectors, places, tokens)
-                label = f"{_label(dose)}, on other tokens"
-                try:
-                    found.append(self._lost(elsewhere, dose, label, captions))
+        for where, elsewhere in reach.moved(vectors, tried) if tried else ():
+            for dose in doses:
+                with suppress(EngineError):  # such tokens can't be steered by that
+                    found.append(self._lost(elsewhere, dose, f"{_label(dose)}, {where}", captions))
                     found += self._ways(elsewhere, dose, captions, FEW_WAYS)[0]
-                except EngineError:  # such tokens can't be steered by that
-                    continue
-        return Reach(tuple(reach.described(vectors, place) for place in places), tuple(filter(None, found)))
+        return Reach(
+            tuple(reach.described(vectors, place) for place in places),
+            tuple(filter(None, found)),
+            tuple(reach.described(vectors, place) for place in numbered),
+        )
 
     def _unreached(self, vectors: Sequence[SteeringVector]) -> list[reach.Place]:
         places = [
