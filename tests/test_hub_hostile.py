@@ -363,11 +363,8 @@ class TestCacheOfOthers:
     def places(ref: str) -> list[Path]:
         """The folders that transfers of a reference work in: of the pack, and of its signature."""
         parsed = parse_ref(ref)
-        source = source_of(parsed.kind)
-        target = source.locate(parsed)
-        key = source.key(parsed)
-        if parsed.kind == "hf":
-            key = source.key(parse_ref(f"{ref}@{target.revision}/{target.file}"))
+        target = source_of(parsed.kind).locate(parsed)
+        key = parse_ref(f"{ref}@{target.revision}/{target.file}").key if parsed.kind == "hf" else parsed.key
         folders = []
         for each in (key, f"{key} signature"):
             with Store.default().work(each) as folder:

@@ -33,7 +33,7 @@ def open_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = Tru
         The open file.
 
     Raises:
-        FileRefused: It is no regular file, or larger than the limit.
+        FileRefused: It is not a regular file, or larger than the limit.
         OSError: It can't be opened.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -64,7 +64,7 @@ def read_bounded(path: str | os.PathLike[str], limit: int, *, follow: bool = Tru
         follow: Whether the last part of the path may be a symbolic link.
 
     Raises:
-        FileRefused: It is no regular file, larger than the limit, or was changed while it was read.
+        FileRefused: It is not a regular file, larger than the limit, or was changed while it was read.
         OSError: It can't be opened or read.
     """
     with open_regular(path, limit, follow=follow) as file:

@@ -87,7 +87,7 @@ def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
     """What an index says of a pack, after its audit.
 
     Raises:
-        PackFormatError: It is no pack.
+        PackFormatError: It is not a pack.
         IndexFormatError: It is one that an index can't hold, such as one with a path of thousands of characters.
     """
     shown = one_line(resolved.ref)
@@ -170,7 +170,7 @@ def parse_index(document: Any, *, name: str) -> Index:
         return Index.model_validate(document)
     except ValidationError as error:
         raise IndexFormatError(
-            f"{name} is no index ({faults(error)})",
+            f"{name} is not an index ({faults(error)})",
             expected="an index of version 1",
             fix="make it with `steerkit hub index`",
         ) from error

@@ -67,7 +67,7 @@ def missing_fields(metadata: PackMetadata) -> dict[str, str]:
 
 
 def _says_nothing(text: str) -> bool:
-    """Whether a field is empty, or filled with what stands for nothing."""
+    """Whether a field is empty, or filled with a placeholder."""
     return text.strip(" -_.?/").lower() in ("", "unknown", "none", "null", "na", "n/a", "tbd", "todo", "unspecified")
 
 
@@ -90,9 +90,9 @@ def prepare(
 
     Raises:
         SigningError: The key can't be used.
-        SignatureFormatError: The signature is none.
+        SignatureFormatError: The signature can't be read.
         PublishError: The metadata are incomplete; the message names every field.
-        ReferenceFormatError: The repository's name is none.
+        ReferenceFormatError: The repository's name is malformed.
     """
     if parse_ref(f"hf://{repo_id}") != Ref("hf", repo_id):
         raise ReferenceFormatError(

@@ -13,8 +13,9 @@ Each may end in `#sha256=` and 64 hexadecimal digits: then only a file with that
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -27,6 +28,9 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 FILE_SYSTEMS = ("s3", "gs", "gcs", "az", "abfs", "sftp", "memory")
 """Protocols that are left to fsspec. They read bytes and nothing else."""
+
+ENDPOINT = "HF_ENDPOINT"
+"""Environment variable: another hub that speaks the protocol of the Hugging Face hub."""
 
 _PIN = re.compile(r"(?P<place>.*)#sha256=(?P<digest>.*)", re.DOTALL)
 _NEAR_PIN = re.compile(r"#\s*sha-?\d", re.IGNORECASE)
@@ -65,6 +69,13 @@ class Ref:
     def __str__(self) -> str:
         """The reference as text that `parse_ref` reads again."""
         return self.unpinned + (f"#sha256={self.sha256}" if self.sha256 else "")
+
+    @property
+    def key(self) -> str:
+        """The name under which the cache remembers what it led to: with the hub, where it is not the usual one."""
+        if self.kind != "hf":
+            return self.place
+        return f"{os.environ.get(ENDPOINT, '')} {replace(self, revision=self.revision or 'main').unpinned}".strip()
 
     @property
     def unpinned(self) -> str:
@@ -124,7 +135,7 @@ def parse_ref(text: str, *, revision: str | None = None, sha256: str | None = No
         parts = _parts(place)
         if parts.netloc not in ("", "localhost") or not parts.path or "\0" in unquote(parts.path):
             raise ReferenceFormatError(
-                f"{shown(place)} is no file of this machine", expected="file:///path, or the path"
+                f"{shown(place)} is not a file of this machine", expected="file:///path, or the path"
             )
         return Ref("path", unquote(parts.path), sha256=digest)
     if scheme not in FILE_SYSTEMS:
@@ -191,7 +202,7 @@ def checked_url(url: str) -> str:
     """
     parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ReferenceFormatError(f"{shown(url)} is no web address", expected="https://host/path")
+        raise ReferenceFormatError(f"{shown(url)} is not a web address", expected="https://host/path")
     if parts.username or parts.password:
         raise _password_in(parts)
     if not url.isascii() or " " in url:

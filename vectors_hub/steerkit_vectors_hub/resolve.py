@@ -87,7 +87,7 @@ def resolve(
         PackNotFoundError: There is no such pack.
         AccessError: A login or an agreement is missing, or a path may not be read.
         DigestMismatchError: The file is another than the one pinned or announced.
-        PackFormatError: What was transferred is no pack.
+        PackFormatError: What was transferred is not a pack.
         DownloadError: The transfer failed.
         OfflineError: It is not in the cache, and there must be no network.
         CacheError: The cache can't be written.
@@ -96,7 +96,7 @@ def resolve(
     if parsed.kind in ("path", "bundled"):
         return _on_this_machine(parsed)
     store, source = Store.default(), source_of(parsed.kind)
-    key = source.key(parsed)
+    key = parsed.key
     record = store.record(key)
     quiet = offline if offline is not None else is_offline()
     fixed = quiet or (parsed.is_immutable and parsed.file)
@@ -174,7 +174,7 @@ def _over_the_network(parsed: Ref, store: Store, source: Source) -> Resolved:
     target = source.locate(parsed)
     check_size(target.size, parsed.unpinned)
     _check_pin(parsed, target.sha256)
-    key = source.key(_exactly(parsed, target))
+    key = _exactly(parsed, target).key
     if (digest := _known(store, target, key)) is not None:
         return _noted(parsed, store, source, target, digest)
     with store.work(key) as folder:
@@ -192,7 +192,7 @@ def _known(store: Store, target: Target, key: str) -> str | None:
 
 
 def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder: Path) -> str:
-    """Transfer a target into the store; a file that is no pack, or another than announced, never gets there."""
+    """Transfer a target into the store; a file that is not a pack, or not the announced one, never gets there."""
     data = source.download(target, folder)
     try:
         digest = hashlib.sha256(data).hexdigest()
@@ -212,11 +212,11 @@ def _noted(
 ) -> Resolved:
     """What was found, once it is noted under the reference and under the more exact ones that it stands for."""
     _check_pin(parsed, digest)
-    record = _remember(parsed, store, source, target, digest, _signature(parsed, store, source, target, digest))
+    record = _remember(parsed, store, target, digest, _signature(parsed, store, source, target, digest))
     return _resolved(parsed, store, digest, record, transferred=transferred)
 
 
-def _remember(parsed: Ref, store: Store, source: Source, target: Target, digest: str, signature: str | None) -> Record:
+def _remember(parsed: Ref, store: Store, target: Target, digest: str, signature: str | None) -> Record:
     record = Record(
         ref=parsed.unpinned,
         sha256=digest,
@@ -228,7 +228,7 @@ def _remember(parsed: Ref, store: Store, source: Source, target: Target, digest:
         version=target.version,
     )
     exact = _exactly(parsed, target)
-    for each in {source.key(parsed), source.key(replace(exact, revision=parsed.revision)), source.key(exact)}:
+    for each in {parsed.key, replace(exact, revision=parsed.revision).key, exact.key}:
         known = store.record(each)
         if known is None or known.model_copy(update={"time": record.time, "ref": record.ref}) != record:
             store.remember(each, record)
@@ -239,7 +239,7 @@ def _signature(parsed: Ref, store: Store, source: Source, target: Target, digest
     """Have the signature beside a file in the store; its digest, or None if there is none."""
     if target.signed is False:
         return None
-    key = source.key(_exactly(parsed, target))
+    key = _exactly(parsed, target).key
     known = store.record(key)
     same = known is not None and known.sha256 == digest
     before = known.signature if known is not None and same else None
@@ -273,13 +273,13 @@ def _signed_since(parsed: Ref, store: Store, source: Source, key: str, record: R
         signature = _signature(parsed, store, source, target, record.sha256)
         if signature is None or _is_of_another(store.path(signature), record.sha256):
             return record
-        return _remember(parsed, store, source, target, record.sha256, signature)
+        return _remember(parsed, store, target, record.sha256, signature)
     except SteerKitError:
         return record
 
 
 def _is_of_another(signature: Path, digest: str) -> bool:
-    """Whether a signature names another pack. One that can't be read names none here; `signing` judges all the rest."""
+    """Whether a signature names another pack; of one that can't be read, that is for `signing` to judge."""
     try:
         bundle: Any = json_object(read_file(signature), "the signature")
         statement: Any = json_object(base64.b64decode(bundle["dsseEnvelope"]["payload"]), "what was signed")

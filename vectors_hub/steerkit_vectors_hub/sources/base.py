@@ -64,10 +64,6 @@ class Source(ABC):
     """A kind of place that packs are transferred from."""
 
     @abstractmethod
-    def key(self, ref: Ref) -> str:
-        """The name under which the cache remembers what a reference led to."""
-
-    @abstractmethod
     def locate(self, ref: Ref) -> Target:
         """Find the file that a reference means, without transferring it.
 

@@ -16,10 +16,6 @@ from steerkit_vectors_hub.sources.base import MAX_SIGNATURE, SIGNATURE, Source, 
 class FilesystemSource(Source):
     """`protocol://path`, a file or a folder that holds one pack."""
 
-    def key(self, ref: Ref) -> str:
-        """The URL."""
-        return ref.place
-
     def locate(self, ref: Ref) -> Target:
         """Ask the file system for a file's size and version."""
         place = ref.place

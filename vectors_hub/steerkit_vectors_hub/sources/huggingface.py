@@ -27,7 +27,7 @@ from steerkit_vectors_hub.errors import (
     PackNotFoundError,
     ReferenceFormatError,
 )
-from steerkit_vectors_hub.refs import Ref, checked_url, is_commit
+from steerkit_vectors_hub.refs import ENDPOINT, Ref, checked_url, is_commit
 from steerkit_vectors_hub.sources.base import (
     MAX_FILE,
     MAX_SIGNATURE,
@@ -49,9 +49,6 @@ MOST_PUBLISHED = 200
 
 MAX_ANSWER = 2**24
 """Bytes of a hub's description of a repository, or of its list of them."""
-
-ENDPOINT = "HF_ENDPOINT"
-"""Environment variable: another hub that speaks the same protocol."""
 
 _MAX_VALUES = 2**20
 _TIMEOUT = 30.0
@@ -86,11 +83,6 @@ class _Listed(BaseModel):
 
 class HuggingFaceSource(Source):
     """`hf://owner/name[@revision][/file]`."""
-
-    def key(self, ref: Ref) -> str:
-        """The reference with its revision, and the hub if it is not the usual one."""
-        named = ref if ref.revision else replace(ref, revision="main")
-        return f"{os.environ.get(ENDPOINT, '')} {named.unpinned}".strip()
 
     def locate(self, ref: Ref) -> Target:
         """Ask the hub for the commit and the files of a repository."""

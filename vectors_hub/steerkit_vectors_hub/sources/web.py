@@ -45,10 +45,6 @@ TRIES = 5
 class WebSource(Source):
     """`https://host/path`."""
 
-    def key(self, ref: Ref) -> str:
-        """The URL."""
-        return ref.place
-
     def locate(self, ref: Ref) -> Target:
         """Ask for the headers of a file; a server that does not answer that is asked for the file later."""
         name = unquote(urlsplit(ref.place).path).rpartition("/")[2] or "pack.safetensors"
