@@ -12,4 +12,6 @@ def main() -> None:
     interrupts.end_at_once()
     from steerkit.cli.app import run
 
-    sys.exit(run())
+    code = run()
+    interrupts.ignore()
+    sys.exit(code)

@@ -74,8 +74,7 @@ def print_json(document: Any) -> None:
 
 def say(text: object) -> None:
     """One line for people, on stderr; where that can't be written, there is nobody to tell."""
-    with suppress(OSError):
-        typer.echo(one_line(text), err=True)
+    _tell(one_line(text))
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[Any]], *, right: Iterable[int] = (), **options: Any) -> Table:
@@ -108,13 +107,13 @@ def bar(value: float, largest: float, width: int) -> str:
 def print_error(error: Exception, *, debug: bool = False) -> None:
     """An error as one block on stderr: the problem, what was expected, how to mend it."""
     shown = described(error)
-    with suppress(OSError):
-        if debug:
-            typer.echo(clean("".join(traceback.format_exception(error))), err=True)
-        typer.echo(typer.style("error: ", fg="red", bold=True) + shown.problem, err=True)
-        for name, text in (("expected", shown.expected), ("fix", shown.fix)):
-            if text:
-                typer.echo(f"  {name}: {text}", err=True)
+    if debug:
+        _tell(clean("".join(traceback.format_exception(error))))
+    colours = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    _tell((typer.style("error: ", fg="red", bold=True) if colours else "error: ") + shown.problem)
+    for name, text in (("expected", shown.expected), ("fix", shown.fix)):
+        if text:
+            _tell(f"  {name}: {text}")
 
 
 def described(error: BaseException) -> SteerKitError:
@@ -153,13 +152,22 @@ def close(code: int) -> int:
 
 
 def _write(text: str) -> None:
-    try:
-        typer.echo(text)
+    if sys.stdout is None:  # it was closed by whoever started the process
+        return
+    try:  # not by typer.echo, which writes UTF-8 to a terminal that says it has ASCII
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
     except OSError as error:
         _let_go()
         if error.errno in _LEFT:
             raise typer.Exit(1) from error
         raise _unwritten(error) from error
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError, AttributeError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def _let_go() -> None:

@@ -26,6 +26,12 @@ def end_at_once() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+def ignore() -> None:
+    """From here on, Ctrl-C changes nothing: the work is done and its exit code stands."""
+    if _ours:  # the interpreter would take the handler away before its last steps, and the signal would kill it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def raised() -> Iterator[None]:
     """Inside the block, Ctrl-C raises KeyboardInterrupt."""

@@ -144,7 +144,7 @@ def output(path: Path, *, force: bool, **inputs: Path | str | None) -> Path:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+    return os.path.realpath(one) == os.path.realpath(other) or (one.exists() and other.exists() and one.samefile(other))
 
 
 def read_pack(found: Resolved) -> tuple[RawPack, dict[str, Any]]:

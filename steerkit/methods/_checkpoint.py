@@ -49,8 +49,15 @@ def save_checkpoint(path: Path, state: Progressed) -> None:
                 if value is not None:
                     tensors[f"{key}/{part}"] = value.contiguous()
     head = {"identity": state.identity, "digests": state.digests, "counts": counts}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
+    try:
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"the checkpoint {str(path)!r} can't be written ({error})",
+            expected="a disk with space left, and files that may be as large",
+            fix="free some space, or choose another place for the checkpoint",
+        ) from error
 
 
 def _record(data: bytes) -> dict[str, Any]:
