@@ -141,17 +141,48 @@ def test_capture_equals_hooks(vlm: VLM, samples: list[Sample], images: bool, bat
         assert not by_default[layer].requires_grad
 
 
-def test_capture_of_sites_and_layers(vlm: VLM, samples: list[Sample]) -> None:
-    site: Site = "mlp_out"
-    last = vlm.record.layer_count - 1
+def seen_by_plain_hooks(vlm: VLM, samples: list[Sample], tower: Tower) -> dict[tuple[int, str], torch.Tensor]:
+    """`{(layer, site): [batch, tokens, hidden]}`, from one pass over the batch."""
+    found: dict[tuple[int, str], torch.Tensor] = {}
+    sites: list[Site] = ["resid_post", "mlp_out", "attn_out"]
+    if vlm.architecture.heads is not None and tower == "language":
+        sites.append("head_out")
+    handles = []
+    for layer in range(vlm.architecture.count(tower)):
+        for site in sites:
+            module = vlm.model.get_submodule(vlm.architecture.site(layer, site, tower))
+
+            def keep(m: Any, args: Any, output: Any = None, key: Any = (layer, site)) -> None:
+                given = args if output is None else output
+                found[key] = given[0] if isinstance(given, tuple) else given
+
+            heads = site == "head_out"
+            handles.append(module.register_forward_pre_hook(keep) if heads else module.register_forward_hook(keep))
     inputs = vlm.inputs(samples)
-    for layers in ([last, 0], [0]):
-        vlm.reset()
-        ours = nnsight.capture(vlm.model, inputs, vlm.architecture, layers, site)
-        vlm.reset()
-        theirs = hooks.capture(vlm.model, inputs, vlm.architecture, layers, site)
-        assert list(ours) == layers
-        assert all(torch.equal(ours[layer], theirs[layer]) for layer in layers)
+    start = {"decoder_input_ids": torch.zeros(len(samples), 1, dtype=torch.long)}
+    vlm.reset()
+    with torch.no_grad():
+        vlm.model(**inputs, **(start if vlm.architecture.encoder_decoder else {}))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("engine", ["nnsight", "hooks"])
+def test_capture_reads_every_place_and_pool(vlm: VLM, samples: list[Sample], engine: Any) -> None:
+    mask = vlm.inputs(samples)["attention_mask"].float()
+    for (layer, site), h in seen_by_plain_hooks(vlm, samples, "language").items():
+        real = torch.ones(len(samples), 1) if vlm.architecture.encoder_decoder else mask
+        last = vlm.capture(samples, layers=[layer], site=site, engine=engine, batch_size=8)[layer]
+        mean = vlm.capture(samples, layers=[layer], site=site, pool="mean", engine=engine, batch_size=8)[layer]
+        assert (last - h[:, -1]).abs().max() < 1e-5  # padded on the left
+        assert (mean - (h * real[..., None]).sum(1) / real.sum(1, keepdim=True)).abs().max() < 1e-5
+    seen = [seen_by_plain_hooks(vlm, [sample], "vision") for sample in samples]
+    for layer, site in seen[0]:
+        found = vlm.capture(samples, layers=[layer], site=site, tower="vision", engine=engine)[layer]
+        for row, of_sample in zip(found, seen, strict=True):
+            h = of_sample[layer, site]
+            assert (row - h.reshape(-1, h.shape[-1]).mean(0)).abs().max() < 1e-5
 
 
 def test_capture_stops_at_the_highest_layer(llava: VLM, samples: list[Sample]) -> None:
