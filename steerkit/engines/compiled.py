@@ -9,6 +9,7 @@ of a model and outlives the block that opened it: a graph made in one block serv
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import types
 import weakref
@@ -132,6 +133,26 @@ def call(model: nn.Module, entry: nn.Module, options: Mapping[str, Any]) -> Call
             code = _entered.__code__.replace(co_name=f"steered_{len(graphs)}")
             graphs[key] = torch.compile(types.FunctionType(code, _entered.__globals__), **options)
         return graphs[key]
+
+
+def outdate(module: nn.Module) -> Callable[[], None]:
+    """Let graphs that torch.compile has made of a module be made again; returns what lets them serve again.
+
+    A graph does not notice hooks that are added later. It does notice when one of these methods becomes an attribute of
+    the module itself.
+    """
+    dynamo = sys.modules.get("torch._dynamo.convert_frame")
+    if dynamo is None or not dynamo.FRAME_COUNTER:  # nothing has been compiled in this process
+        return lambda: None
+    name = "_call_impl" if "forward" in vars(module) else "forward"
+    method = types.MethodType(getattr(type(module), name), module)
+    vars(module)[name] = method
+
+    def unmark() -> None:
+        if vars(module).get(name) is method:
+            del vars(module)[name]
+
+    return unmark
 
 
 def is_compiled(module: nn.Module) -> bool:

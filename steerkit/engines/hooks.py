@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from steerkit.engines import compiled
 from steerkit.engines.application import Application, Observed
-from steerkit.engines.attached import Attached, Attachments, shared
+from steerkit.engines.attached import Attached
+from steerkit.engines.attachments import Attachments, shared
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.reruns import Rerun, again
 from steerkit.engines.steps import Place
@@ -103,8 +104,8 @@ class _Turn:
             return None
         return self.tracker.current if place.tower == "language" else pass_at(self.tracker, place, h)
 
-    def refuse(self, module: nn.Module) -> None:
-        """Refuse a pass that a backward pass will run again as a whole, with nothing of ours around it.
+    def refuse(self, module: nn.Module, inside: str) -> None:
+        """Refuse a pass that will be run again as a whole, when nothing of ours is there to steer it, or to stop it.
 
         Raises:
             EngineError: The pass is this application's.
@@ -112,9 +113,9 @@ class _Turn:
         owned = self.owner in (None, threading.get_ident()) and not self.tracker.thread.unobserved
         if owned and not self.application.closed:
             raise EngineError(
-                f"{type(module).__name__} runs inside torch.utils.checkpoint as a whole while it is steered",
-                expected="checkpoints around its blocks, or inside them",
-                fix="model.gradient_checkpointing_enable()",
+                f"{type(module).__name__} runs inside {inside} while it is steered",
+                expected="a pass that is run once; checkpoints may be around its blocks, or inside them",
+                fix="model.gradient_checkpointing_enable() for training; trace and capture outside the steering block",
             )
 
 

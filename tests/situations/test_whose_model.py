@@ -358,6 +358,19 @@ def test_the_model_changes_its_type_inside(qwen3: sk.VLM, site: Site) -> None:
     assert torch.equal(found, expected_of(qwen3, site))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_would_keep_the_steering(qwen3: sk.VLM) -> None:
+    inputs = inputs_of(qwen3)["input_ids"]
+
+    def run(ids: Tensor) -> Tensor:
+        return qwen3.model(input_ids=ids, use_cache=False).logits
+
+    with sk.steer(qwen3, steering(qwen3), policy="off"), torch.no_grad():
+        with pytest.raises(EngineError, match=r"runs inside torch\.jit\.trace"):
+            torch.jit.trace(run, (inputs,), check_trace=False)
+        logits(qwen3)
+
+
 # -- identities --------------------------------------------------------------------------------------------------------
 
 
