@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 
 OURS = "steerkit-vlm"
 PACKAGES = ("steerkit", "steerkit_adapters", "steerkit_vectors_hub")
+SCRIPTS = ("steerkit", "steerkit.exe")
 
 _REINSTALL = f"pip uninstall NAME, then pip install --force-reinstall --no-deps {OURS}"
 
@@ -68,7 +69,7 @@ def _compared(ours: Distribution) -> tuple[list[str], list[str]]:
     missing, changed = [], []
     for file in ours.files or ():
         path = Path(str(file.locate()))
-        if file.parts[0] not in PACKAGES or file.suffix == ".pyc":
+        if (file.parts[0] not in PACKAGES and file.name not in SCRIPTS) or file.suffix == ".pyc":
             continue
         if not path.is_file():
             missing.append(str(file))
