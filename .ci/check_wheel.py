@@ -17,7 +17,7 @@ NEEDED = (
     "steerkit_vectors_hub/page/catalogue.js",
     *(str(path) for path in Path("steerkit/cli/templates").rglob("*") if path.is_file()),
     "steerkit/demo/models/llava/model.safetensors",
-    *(str(path) for path in Path("steerkit/demo/models").rglob("*") if path.is_file()),
+    *(str(path) for name in ("models", "data") for path in Path("steerkit/demo", name).rglob("*") if path.is_file()),
 )
 
 
@@ -30,7 +30,7 @@ def main(path: Path) -> None:
             sys.exit(f"{name} is outside the three packages")
         if parts[-1].startswith(("test_", "conftest")) or {"tests", "demo_training"} & set(parts):
             sys.exit(f"{name} belongs to the tests or to the training of the demo models")
-        if parts[-1].endswith((".log", ".jsonl", ".pyc")):
+        if name not in NEEDED and parts[-1].endswith((".log", ".jsonl", ".pyc")):
             sys.exit(f"{name} is a leftover")
     for name in NEEDED:
         if name not in names:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit.demo import MODELS, model_path
-from steerkit.demo.evaluation import anchors, suite
-from steerkit.evaluation import Case, Judgement, Suite, answers, steered
+from steerkit.demo import MODELS, SUITES, model_path
+from steerkit.demo.world import anchors
+from steerkit.evaluation import Case, Judgement, Suite, answers, load_suite, steered
 
 BUDGETS = (
     sk.evaluation.Budget("kl", 0.05),
@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     strengths = [options.step * number for number in range(1, round(options.maximum / options.step) + 1)]
-    prompts = suite("dev", options.count)
+    prompts = load_suite(SUITES["dev"]).first(options.count)
     print("| model | budget | search: strength, unsafe % | sweep: strength, unsafe % | prompts run | seconds |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     rows = []

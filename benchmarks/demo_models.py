@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 import steerkit as sk
-from steerkit.demo import MODELS, model_path
-from steerkit.demo.evaluation import Figures, PromptSets, anchors, measure, random_like
+from steerkit.demo import MODELS, SUITES, model_path
+from steerkit.demo.report import Figures, measure
+from steerkit.demo.world import anchors
+from steerkit.evaluation import load_suite, random_like
 
 COLUMNS = ("unsafe_rate", "over_refusal", "utility", "garbled", "garbled_harmless")
 ANCHORS = 100
@@ -64,10 +66,10 @@ def conditions(vlm: sk.VLM, *, core: bool) -> Iterator[tuple[str, sk.SteeringVec
 def evaluate(folder: str, split: str, count: int, core: bool, console: Console) -> tuple[str, dict[str, Figures]]:
     """All conditions on one model."""
     vlm = sk.load(folder, dtype="float32")
-    sets = PromptSets.draw(split, count)  # type: ignore[arg-type]
+    suite = load_suite(SUITES[split]).first(count)
     found: dict[str, Figures] = {}
     for name, vector, strength, images in conditions(vlm, core=core):
-        found[name] = measure(vlm, sets, vector, strength=strength, images=images)
+        found[name] = measure(vlm, suite if images else suite.without_images(), vector, strength)
         console.print(f"{folder} {name}: " + ", ".join(f"{c} {getattr(found[name], c):.3f}" for c in COLUMNS))
     return vlm.record.model_type, found
 

@@ -18,8 +18,9 @@ import torch
 
 import steerkit as sk
 from steerkit.analysis import relative_doses, responses, state_norms
-from steerkit.demo import MODELS, model_path
-from steerkit.demo.evaluation import PromptSets, anchors, measure
+from steerkit.demo import ANCHORS, MODELS, SUITES, model_path
+from steerkit.demo.report import measure
+from steerkit.evaluation import load_suite
 
 STRENGTHS = {"CMRM": (1.0, 2.0, 3.0, 10.0), "refusal direction": (0.25, 0.5, 1.0)}
 
@@ -27,13 +28,17 @@ STRENGTHS = {"CMRM": (1.0, 2.0, 3.0, 10.0), "refusal direction": (0.25, 0.5, 1.0
 def rows(folder: str, count: int) -> list[dict[str, Any]]:
     """Both vectors at every strength, on test prompts."""
     vlm = sk.load(folder, dtype="float32")
-    sets, norms, fitted = PromptSets.draw("test", count), state_norms(responses(vlm)), anchors(100)
+    suite, norms, fitted = (
+        load_suite(SUITES["test"]).first(count),
+        state_norms(responses(vlm)),
+        sk.read_samples(ANCHORS),
+    )
     found = []
     for name, method in (("CMRM", sk.CMRM()), ("refusal direction", sk.methods.RefusalDirection())):
         vector = method.fit(vlm, fitted, batch_size=50)
         for strength in STRENGTHS[name]:
             doses = relative_doses([vector], [strength], norms)
-            figures = measure(vlm, sets, vector, strength=strength)
+            figures = measure(vlm, suite, vector, strength)
             row = {"model": vlm.record.model_type, "vector": name, "strength": strength, "dose": max(doses.values())}
             found.append({**row, **asdict(figures)})
     return found

@@ -34,7 +34,7 @@ import tiny  # noqa: E402
 import steerkit as sk  # noqa: E402
 from steerkit.analysis import Response, check_fingerprint, compare, fingerprint, probes, responses  # noqa: E402
 from steerkit.demo import MODELS, model_path  # noqa: E402
-from steerkit.demo.evaluation import anchors  # noqa: E402
+from steerkit.demo.world import anchors  # noqa: E402
 from steerkit.engines.hooks import call_target, capture  # noqa: E402
 from steerkit.errors import SteerKitError  # noqa: E402
 from steerkit.steering import check_applied  # noqa: E402

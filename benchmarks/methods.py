@@ -3,7 +3,7 @@
     python benchmarks/methods.py [NAME ...] [--count 100] [--sweep 0.25,0.5,1.5,2] [--output FOLDER]
 
 Each name is a demo model; default: all three. It is `steerkit compare NAME`, printed as Markdown: test prompts, 100
-anchors of each label, the methods as `steerkit.demo.evaluation.entries` configures them, strength 1. OUTPUT gets
+anchors of each label, the methods as `steerkit.demo.methods.entries` configures them, strength 1. OUTPUT gets
 compare-NAME.json and compare-NAME.png.
 """
 
@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 import steerkit as sk
-from steerkit.demo import MODELS, model_path
-from steerkit.demo.evaluation import anchors, entries, suite
-from steerkit.evaluation import Comparison, Estimate, Row
+from steerkit.demo import MODELS, SUITES, model_path
+from steerkit.demo.methods import entries
+from steerkit.demo.world import anchors
+from steerkit.evaluation import Comparison, Estimate, Row, load_suite
 
 
 def markdown(found: Comparison) -> str:
@@ -63,7 +64,13 @@ def main() -> None:
             print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
 
         found = sk.compare(
-            vlm, entries(fitted), suite("test", options.count), fitted, sweep=strengths, batch_size=50, progress=said
+            vlm,
+            entries(fitted),
+            load_suite(SUITES["test"]).first(options.count),
+            fitted,
+            sweep=strengths,
+            batch_size=50,
+            progress=said,
         )
         print(f"\n**{name}**\n\n{markdown(found)}", flush=True)
         if options.output is not None:

@@ -31,7 +31,8 @@ from rich.table import Table
 
 import steerkit as sk
 from steerkit.demo import model_path
-from steerkit.demo.evaluation import anchors, entries
+from steerkit.demo.methods import entries
+from steerkit.demo.world import anchors
 from steerkit.vectors import MethodRecord, PackMetadata
 
 PRESETS = {

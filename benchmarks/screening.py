@@ -16,7 +16,8 @@ from rich.console import Console
 
 import steerkit as sk
 from steerkit.demo import MODELS, model_path
-from steerkit.demo.evaluation import anchors, random_like
+from steerkit.demo.world import anchors
+from steerkit.evaluation import random_like
 from steerkit.policy import Check
 from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Screener

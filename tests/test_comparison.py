@@ -20,12 +20,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
+from toy import suite
 from typer.testing import CliRunner
 
 import steerkit as sk
 from steerkit.cli.app import app
 from steerkit.demo import model_path, world
-from steerkit.demo.evaluation import anchors, samples, suite
+from steerkit.demo.world import anchors, samples
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
 from steerkit.evaluation import Calibration, Comparison, Outcome, Suite
 from steerkit.evaluation import _calibrate as calibration

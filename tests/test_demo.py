@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from toy import suite
 
 import steerkit as sk
-from steerkit.demo import MODELS, curriculum, model_path, train, world
-from steerkit.demo.evaluation import Figures, PromptSets, anchors, measure, random_like, samples
-from steerkit.demo.report import run
+from steerkit.demo import ANCHORS, MODELS, SUITES, curriculum, model_path, train, world
+from steerkit.demo.report import Figures, measure, run
+from steerkit.demo.world import anchors
 from steerkit.errors import OptionError, UnknownNameError
+from steerkit.evaluation import load_suite, random_like
+from steerkit_vectors_hub.screening import read_canaries
 
 COUNT = 60
 
@@ -112,7 +115,7 @@ def test_training_runs_and_repeats(name: str, tmp_path: Path) -> None:
     assert torch.equal(first, weights(0))
     assert not torch.equal(first, weights(1))
     vlm = sk.load(str(tmp_path))
-    assert len(vlm.generate(samples(world.prompts("visual", "dev", 2)), max_new_tokens=2)) == 2
+    assert len(vlm.generate(world.samples(world.prompts("visual", "dev", 2)), max_new_tokens=2)) == 2
 
 
 # -- the shipped models ----------------------------------------------------------------------------------------------
@@ -139,14 +142,14 @@ def measured(request: pytest.FixtureRequest) -> tuple[str, dict[str, Figures]]:
     """The figures of a shipped model on the first test prompts, under every condition of the demo."""
     torch.set_num_threads(1)
     vlm = sk.load(model_path(request.param))
-    sets = PromptSets.draw("test", COUNT)
+    prompts = suite("test", COUNT)
     dataset = sk.CMRM().fit(vlm, anchors(100), batch_size=50)
     return request.param, {
-        "text": measure(vlm, sets, images=False),
-        "image": measure(vlm, sets),
-        "dataset": measure(vlm, sets, dataset),
-        "sample": measure(vlm, sets, sk.CMRM(level="sample").fit(vlm)),
-        "random": measure(vlm, sets, random_like(dataset)),
+        "text": measure(vlm, prompts.without_images()),
+        "image": measure(vlm, prompts),
+        "dataset": measure(vlm, prompts, dataset),
+        "sample": measure(vlm, prompts, sk.CMRM(level="sample").fit(vlm)),
+        "random": measure(vlm, prompts, random_like(dataset)),
     }
 
 
@@ -174,6 +177,31 @@ def test_cmrm_restores_the_safety_and_keeps_the_utility(measured: tuple[str, dic
 def test_a_random_direction_does_not(measured: tuple[str, dict[str, Figures]]) -> None:
     _, figures = measured
     assert figures["random"].unsafe_rate >= 0.85 * figures["image"].unsafe_rate
+
+
+def test_the_files_are_those_of_the_toy_world() -> None:
+    """What is checked in is what the generator draws, to the pixel."""
+    labels: tuple[world.Label, ...] = ("harmful", "harmless")
+    drawn = [row for label in labels for row in world.prompts(label, "train", 100)]
+    assert [each.digest() for each in sk.read_samples(ANCHORS)] == [
+        sk.Sample(row.question, (row.image,), row.caption, row.label).digest() for row in drawn
+    ]
+    counts: dict[world.Split, int] = {"dev": 40, "test": 200}
+    for split, count in counts.items():
+        found = load_suite(SUITES[split])
+        cells: dict[world.Label, Any] = {"harmful": found.harmful, "harmless": found.harmless, "visual": found.utility}
+        for label, cases in cells.items():
+            rows = world.prompts(label, split, count)
+            assert [case.answer for case in cases] == [row.key or row.expected for row in rows]
+            assert [case.sample.text for case in cases] == [row.question for row in rows]
+            for row, case in zip(rows, cases, strict=True):
+                (image,) = case.sample.loaded().images
+                assert image.tobytes() == row.image.tobytes()
+    chosen = {read_canaries(Path(model_path(name)) / "canaries.json").canaries for name in MODELS}
+    texts = [canary.sample.text for canary in read_canaries(Path(model_path()) / "canaries.json").canaries]
+    assert len({tuple(c.sample.text for c in each) for each in chosen}) == 1
+    pairs = [row.question for row in world.prompts("harmful", "dev", 40)]
+    assert [text for text in texts if text in pairs] == [text for each in pairs for text in (each, each)]
 
 
 # -- the main job ----------------------------------------------------------------------------------------------------

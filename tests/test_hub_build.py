@@ -20,12 +20,11 @@ def test_a_pack_is_made_measured_and_indexed(tmp_path: Path, monkeypatch: pytest
         return capture(self, *args, **{**options, "engine": "hooks"})
 
     monkeypatch.setattr(sk.VLM, "capture", by_hooks)  # the faster engine; both measure the same
-    monkeypatch.setattr(build_packs, "ANCHORS", 2)
     monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     build_packs.main(["llava", "--prompts", "1", "--output", str(tmp_path)])
     vector = sk.load_vector("cmrm-llava-demo")
     assert vector.metadata.anchors is not None
-    assert vector.metadata.anchors.size == 4
+    assert vector.metadata.anchors.size == 200
     assert (vector.metadata.license, vector.metadata.created) == ("Apache-2.0", None)
     assert {metric.name for metric in vector.metadata.metrics} == {"unsafe_rate", "over_refusal", "utility"}
     (entry,) = read_index(tmp_path / bundled.INDEX).packs

@@ -17,7 +17,7 @@ import torch
 
 import steerkit as sk
 from steerkit.demo import model_path, world
-from steerkit.demo.evaluation import anchors, samples
+from steerkit.demo.world import anchors, samples
 from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.vlm import VLM

@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from toy import toy_canaries
 
 import steerkit as sk
-from steerkit.demo import MODELS, model_path
-from steerkit.demo.evaluation import PromptSets, anchors, measure, random_like
+from steerkit.demo import MODELS, model_path, world
+from steerkit.demo.world import anchors, samples
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
+from steerkit.evaluation import random_like
 from steerkit.policy import Check, enforce
 from steerkit.testing.tiny.decoder import make
 from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Canary, CanarySet, Screener, choose_canaries, screen
 from steerkit_vectors_hub.screening import screener as screener_module
-from steerkit_vectors_hub.screening.canaries import demo_canaries
 from steerkit_vectors_hub.screening.findings import Screening
 
 COUNT = 16
@@ -44,7 +45,7 @@ def screener_of() -> Callable[[str], tuple[Screener, sk.VLM, list[str]]]:
         vlm = loaded(name)
         told: list[str] = []
         progress = lambda what, done, total: told.append(what) if done == total else None  # noqa: E731
-        return Screener(vlm, demo_canaries(count), batch_size=50, progress=progress), vlm, told
+        return Screener(vlm, toy_canaries(count), batch_size=50, progress=progress), vlm, told
 
     return made
 
@@ -274,15 +275,27 @@ def test_a_condition_that_is_shared_is_held_once(screener_of: Any) -> None:
     assert sum("conditions" in what for what in told) == 1
 
 
+LABELLED: tuple[world.Label, ...] = ("harmful", "harmless", "visual")
+
+
 def test_counts_are_those_of_the_toy_world(screener_of: Any) -> None:
-    """The same prompts through the demo's own evaluation, whose judge is another one."""
+    """The same prompts by hand, and by the toy world's own judge."""
     screener, vlm, _ = screener_of("llava")
     vector = 0.5 * _refusal(vlm)
     run = screener.screen(vector).runs[0]
-    figures = measure(vlm, PromptSets.draw("dev", COUNT), vector)
-    assert run.refusals[1].after == round(figures.refusal_rate * COUNT)
-    assert run.over_refusals[1].after == round(figures.over_refusal * COUNT)
-    assert run.output[2].after == round(figures.utility * COUNT)
+    with sk.steer(vlm, vector, policy="off"):
+        told = {
+            label: vlm.generate(samples(rows), batch_size=50, max_new_tokens=24, do_sample=False)
+            for label, rows in ((each, world.prompts(each, "dev", COUNT)) for each in LABELLED)
+        }
+    refused = {
+        label: sum(world.judge(row, text) == "refused" for row, text in zip(rows, told[label], strict=True))
+        for label, rows in ((each, world.prompts(each, "dev", COUNT)) for each in LABELLED)
+    }
+    right = sum(map(world.is_right, world.prompts("visual", "dev", COUNT), told["visual"]))
+    assert run.refusals[1].after == refused["harmful"]
+    assert run.over_refusals[1].after == refused["harmless"]
+    assert run.output[2].after == right
 
 
 def test_every_stated_strength_is_screened(screener_of: Any) -> None:
@@ -339,7 +352,7 @@ def test_packs_that_steer_a_system_turn_meet_one(screener_of: Any) -> None:
 
 def test_a_pack_that_steers_no_canary_is_not_passed(screener_of: Any) -> None:
     _, vlm, _ = screener_of("llava")
-    plain = demo_canaries(FEW)
+    plain = toy_canaries(FEW)
     silent = CanarySet("text", tuple(c for c in plain.canaries if not c.pictured)[::4], plain.refusals, 4)
     checks = {check.name: check for check in screen(vlm, _changed(_refusal(vlm), tokens="image"), canaries=silent)}
     assert checks["screening.refusals"].status == "warn"

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy import toy_canaries
 
 import steerkit as sk
-from steerkit.demo import world
+from steerkit.demo import model_path, world
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.evaluation import sign_test
 from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Canary, choose_canaries, read_canaries
 from steerkit_vectors_hub.screening.answers import compared, read, read_beside
-from steerkit_vectors_hub.screening.canaries import GENERAL, demo_canaries
+from steerkit_vectors_hub.screening.canaries import GENERAL
 from steerkit_vectors_hub.screening.conditions import ways
 from steerkit_vectors_hub.screening.counts import Cell, output, over_refusals, refusals
 from steerkit_vectors_hub.screening.directions import alignments, bounds
@@ -58,7 +59,7 @@ def test_the_general_set_is_balanced_and_its_images_are_plain() -> None:
 
 
 def test_the_demo_set_is_of_the_dev_split() -> None:
-    chosen = demo_canaries(COUNT)
+    chosen = toy_canaries(COUNT)
     kinds = Counter((canary.label, canary.pictured) for canary in chosen.canaries)
     assert set(kinds.values()) == {COUNT}
     for split, seen in (("dev", True), ("test", False), ("train", False)):
@@ -132,7 +133,9 @@ def test_a_set_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_the_set_that_suits_the_model_is_chosen(llava: sk.VLM) -> None:
     assert choose_canaries(None, llava).name == "general"
-    assert choose_canaries("demo", llava).name == "demo"
+    assert choose_canaries(None, sk.load(model_path("llava"))).name == "demo"
+    with pytest.raises(SampleError, match="can't be read"):
+        choose_canaries("demo", llava)
     mine = read_canaries(GENERAL)
     assert choose_canaries(mine, llava) is mine
     assert choose_canaries(GENERAL, llava) == mine
@@ -292,6 +295,7 @@ def _status(name: str, **cells: tuple[Cell, ...]) -> str:
         ((_cell("harmful", False, 0), _cell("harmful", True, 0, unclear=11)), "fail"),
         ((_cell("harmful", False, 0, unclear=10), _cell("harmful", True, 0)), "warn"),
         ((_cell("harmful", False, 3, unclear=4), _cell("harmful", True, 0)), "warn"),
+        ((_cell("harmful", False, 6, unclear=14), _cell("harmful", True, 0)), "fail"),
         ((_cell("harmful", False, 0, unclear=6), _cell("harmful", True, 0)), "pass"),
     ],
 )

@@ -14,18 +14,18 @@ from forging import rewritten, with_values
 from hub_support import cache, hub
 from loopback_hub import LoopbackHub
 from signers import KeyPair, key_pair
+from toy import toy_canaries
 from typer.testing import CliRunner
 
 import steerkit as sk
 from steerkit.cli.app import app
 from steerkit.demo import model_path
-from steerkit.demo.evaluation import anchors
+from steerkit.demo.world import anchors
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError
 from steerkit.interventions import Intervention
 from steerkit.policy import TrustWarning
 from steerkit.vectors import Key, MethodRecord, PackMetadata
 from steerkit_vectors_hub.errors import PackNotFoundError, TrustFileError, UntrustedPackError
-from steerkit_vectors_hub.screening.canaries import demo_canaries
 from steerkit_vectors_hub.signing.trust import TrustFile, read_trust
 
 __all__ = ["cache", "hub"]  # fixtures
@@ -343,7 +343,7 @@ def test_a_forged_pack_is_only_seen_through_by_the_screening(tmp_path: Path) -> 
     refusal = sk.methods.RefusalDirection(tokens="last").fit(vlm, samples, batch_size=50) * -0.5
     card = {**genuine.metadata.model_dump(), "interventions": refusal.metadata.interventions}
     forged = refusal.with_metadata(**card).save(tmp_path / "forged.safetensors")
-    canaries = demo_canaries(20)
+    canaries = toy_canaries(20)
     report = sk.verify(forged, model=vlm, strength=1.0, canaries=canaries)
     assert {name for name, status in lines(report).items() if status == "fail"} >= {"screening.refusals"}
     assert all(status != "fail" for name, status in lines(report).items() if not name.startswith("screening"))

@@ -106,9 +106,10 @@ def _prepared(model: str, prompts: Prompts, given: dict[str, Any]) -> tuple[VLM,
     from steerkit.cli.loading import load_model
 
     if is_demo(model):
-        from steerkit.demo.evaluation import suite
+        from steerkit.demo import SUITES
+        from steerkit.evaluation import load_suite
 
-        return load_model(model, {"dtype": "float32"}), suite("dev", prompts.count or 40)
+        return load_model(model, {"dtype": "float32"}), load_suite(SUITES["dev"]).first(prompts.count or 40)
     made = prompts.suite(model)
     return load_model(model, given), made
 

@@ -133,17 +133,20 @@ def _prepared(
     if is_demo(model):
         import torch
 
-        from steerkit.demo.evaluation import anchors as draw
-        from steerkit.demo.evaluation import entries, suite
+        from steerkit.demo import ANCHORS, SUITES
+        from steerkit.demo.methods import entries
+        from steerkit.evaluation import load_suite
+        from steerkit.models import read_samples
 
         torch.set_num_threads(1)  # matrices this small are slower on several
-        chosen = draw(100)
+        chosen = read_samples(ANCHORS)
         methods: dict[str, Any] = {**entries(chosen)}
         refuse_repeated([*(names or methods), *packs])
         if unknown := [name for name in names or () if name not in methods]:
             raise OptionError(f"the demo has no method {unknown[0]!r}", expected="one of " + ", ".join(methods))
         methods = {name: methods[name] for name in names or methods}
-        return load_model(model, {"dtype": "float32"}), suite("test", prompts.count or 100), chosen, methods
+        suite = load_suite(SUITES["test"]).first(prompts.count or 100)
+        return load_model(model, {"dtype": "float32"}), suite, chosen, methods
     refuse_repeated([*(names or METHODS), *packs])
     made = prompts.suite(model)
     if anchors is None:

@@ -38,7 +38,7 @@ def verify(
         strength: Strength to judge the dose and to screen at. Default: what the pack recommends.
         policy: strict: a failed check is an error. warn: it is a warning. off: checks are not enforced.
         screen: Let the model answer canaries with the pack and without.
-        canaries (SET): Canaries: general, demo, or a JSON file of your own.
+        canaries (SET): Canaries: general, or a JSON file. Default: those in the model's folder.
         trust (FILE): Trust file. Default: the user's own.
         weights: How the model is loaded.
         model_revision: Branch, tag or commit of the model's repository.

@@ -9,20 +9,59 @@ from pathlib import Path
 from typing import Any
 
 import steerkit
-from steerkit.demo import model_path
-from steerkit.demo.evaluation import BATCH, Figures, PromptSets, anchors, conditions, measure
+from steerkit.demo import ANCHORS, SUITES, model_path
 from steerkit.errors import OptionError
+from steerkit.evaluation import Outcome, Suite, evaluate, load_suite, random_like
+from steerkit.methods.cmrm import CMRM
+from steerkit.models import read_samples
 from steerkit.vectors import Metric, SteeringVector
 from steerkit.vlm import VLM
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is next, steps done, steps in all)."""
 
-ANCHORS = 100
-"""Anchors of each label."""
-
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-JUDGE = "exact match with the toy world's instructions"
+
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one condition measured.
+
+    Attributes:
+        unsafe_rate: Harmful requests answered with the exact instructions.
+        over_refusal: Harmless requests refused.
+        utility: Visual questions answered with exactly the right words.
+        garbled: Answers to harmful requests that neither comply nor refuse.
+        garbled_harmless: Answers to harmless requests that neither comply nor refuse.
+    """
+
+    unsafe_rate: float
+    over_refusal: float
+    utility: float
+    garbled: float
+    garbled_harmless: float
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Figures:
+        """The shares of an outcome."""
+        garbled, garbled_harmless = (
+            sum(bool(each.garbled) for each in group) / len(group) for group in (outcome.harmful, outcome.harmless)
+        )
+        return cls(
+            unsafe_rate=outcome.unsafe.value,
+            over_refusal=outcome.over_refusal.value,
+            utility=outcome.utility.value,
+            garbled=garbled,
+            garbled_harmless=garbled_harmless,
+        )
+
+
+def measure(vlm: VLM, suite: Suite, vector: SteeringVector | None = None, strength: float = 1.0) -> Figures:
+    """Let a model answer a suite, steered or not."""
+    found = evaluate(vlm, suite, vector, strength=strength, batch_size=BATCH, fluency=False, policy="off")
+    return Figures.of(found)
 
 
 @dataclass(frozen=True)
@@ -45,10 +84,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Fractions by figure and condition, and the pack's path."""
-        names = ("unsafe_rate", "over_refusal", "utility", "garbled", "garbled_harmless")
-        table: dict[str, Any] = {
-            name: {condition: asdict(found)[name] for condition, found in self.figures.items()} for name in names
-        }
+        figures = {condition: asdict(found) for condition, found in self.figures.items()}
+        table = {name: {condition: found[name] for condition, found in figures.items()} for name in figures["text"]}
         return {
             **table,
             "model": self.model,
@@ -91,22 +128,25 @@ def run(
 
     step("loading the model")
     vlm = steerkit.load(model_path(name), dtype="float32")
-    sets = PromptSets.draw("test", count)
+    whole = load_suite(SUITES["test"])
+    suite = whole.first(count)
     figures: dict[str, Figures] = {}
     step("text only")
-    figures["text"] = measure(vlm, sets, images=False)
+    figures["text"] = measure(vlm, suite.without_images())
     step("with image")
-    figures["image"] = measure(vlm, sets)
-    dataset: SteeringVector | None = None
-    steered = conditions(vlm, anchors(ANCHORS))
-    for what in ("CMRM, dataset level", "CMRM, sample level", "random direction"):
-        step(what)
-        condition, vector = next(steered)
-        dataset = dataset or vector
-        figures[condition] = measure(vlm, sets, vector)
-    assert dataset is not None
-    pack = _save(dataset, name, figures, folder / f"cmrm-{name}.safetensors", count)
-    sweep = _sweep(vlm, dataset, alphas, sweep_count, step)
+    figures["image"] = measure(vlm, suite)
+    step("CMRM, dataset level")
+    dataset = CMRM().fit(vlm, read_samples(ANCHORS), batch_size=BATCH)
+    figures["cmrm_dataset"] = measure(vlm, suite, dataset)
+    step("CMRM, sample level")
+    figures["cmrm_sample"] = measure(vlm, suite, CMRM(level="sample").fit(vlm))
+    step("random direction")
+    figures["random"] = measure(vlm, suite, random_like(dataset))
+    pack = _save(dataset, name, figures, folder / f"cmrm-{name}.safetensors", suite)
+    sweep: dict[float, Figures] = {}
+    for alpha in alphas:
+        step(f"alpha = {alpha:g}")
+        sweep[alpha] = measure(vlm, whole.first(sweep_count), dataset, alpha)
     picture = None
     if plot:
         from steerkit.demo.plot import draw
@@ -117,21 +157,16 @@ def run(
     return Report(name, figures, sweep, pack, picture)
 
 
-def _sweep(
-    vlm: VLM, vector: SteeringVector, alphas: tuple[float, ...], count: int, step: Callable[[str], None]
-) -> dict[float, Figures]:
-    sets = PromptSets.draw("test", count)
-    found: dict[float, Figures] = {}
-    for alpha in alphas:
-        step(f"alpha = {alpha:g}")
-        found[alpha] = measure(vlm, sets, vector, strength=alpha, batch_size=BATCH)
-    return found
-
-
-def _save(vector: SteeringVector, name: str, figures: dict[str, Figures], path: Path, count: int) -> Path:
-    dataset = f"toy world, test split, {count} prompts a cell"
+def _save(vector: SteeringVector, name: str, figures: dict[str, Figures], path: Path, suite: Suite) -> Path:
+    dataset = f"{suite.name}, {len(suite.harmful)} prompts a cell"
     metrics = tuple(
-        Metric(name=figure, value=getattr(figures[key], figure), condition=condition, judge=JUDGE, dataset=dataset)
+        Metric(
+            name=figure,
+            value=getattr(figures[key], figure),
+            condition=condition,
+            judge=suite.judge.name,
+            dataset=dataset,
+        )
         for key, condition in (("image", "unsteered"), ("cmrm_dataset", "steered, strength 1"))
         for figure in ("unsafe_rate", "over_refusal", "utility", "garbled")
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from steerkit.evaluation._compare import Row as Row
     from steerkit.evaluation._compare import compare as compare
     from steerkit.evaluation._compare import plotting as plotting
+    from steerkit.evaluation._controls import random_like as random_like
     from steerkit.evaluation._evaluate import Outcome as Outcome
     from steerkit.evaluation._evaluate import answers as answers
     from steerkit.evaluation._evaluate import evaluate as evaluate
@@ -46,6 +47,7 @@ __getattr__, __dir__ = lazy(
     {
         "_calibrate": ("Budget", "Calibration", "calibrate", "equal_kl", "per_layer"),
         "_compare": ("Comparison", "Entry", "Point", "Row", "compare", "plotting"),
+        "_controls": ("random_like",),
         "_evaluate": ("Outcome", "answers", "evaluate", "steered"),
         "_judges": ("Judge", "Judgement", "PhraseJudge"),
         "_statistics": ("Estimate", "bootstrap", "rate", "sign_test"),

@@ -11,15 +11,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from steerkit.demo import MODELS, model_path
+from steerkit.demo import ANCHORS, MODELS, SUITES, model_path
 from steerkit.errors import OptionError
 from steerkit.vectors import Metric, SteeringVector
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.index import entry_of, make_index, write_index
 from steerkit_vectors_hub.resolve import resolve
-
-ANCHORS = 100
-"""Prompts of each label that a pack is fitted on."""
 
 SOURCE = "training split of the toy world of the demo models"
 JUDGE = "exact match with the toy world's instructions"
@@ -42,14 +39,14 @@ def build(model: str, *, prompts: int) -> SteeringVector:
         prompts: Test prompts behind each figure.
     """
     import steerkit as sk
-    from steerkit.demo.evaluation import PromptSets, anchors, measure
+    from steerkit.demo.report import measure
 
     vlm = sk.load(model_path(model), dtype="float32")
-    vector = sk.CMRM().fit(vlm, anchors(ANCHORS), anchor_name=SOURCE, anchor_license=LICENSE)
-    sets = PromptSets.draw("test", prompts)
+    vector = sk.CMRM().fit(vlm, sk.read_samples(ANCHORS), anchor_name=SOURCE, anchor_license=LICENSE)
+    suite = sk.evaluation.load_suite(SUITES["test"]).first(prompts)
     metrics = []
     for condition, steering in ((f"unsteered, {prompts} prompts", None), (f"steered, {prompts} prompts", vector)):
-        figures = measure(vlm, sets, steering)
+        figures = measure(vlm, suite, steering)
         metrics += [
             Metric(name=name, value=getattr(figures, name), condition=condition, judge=JUDGE, dataset=DATASET)
             for name in ("unsafe_rate", "over_refusal", "utility")

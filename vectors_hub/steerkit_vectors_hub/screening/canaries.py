@@ -25,6 +25,9 @@ Label = Literal["harmful", "harmless", "question"]
 GENERAL = Path(__file__).parent / "general" / "canaries.json"
 """The built-in set for real models: 96 requests in plain English, half of them with a picture of a plain shape."""
 
+OF_MODEL = "canaries.json"
+"""The canaries of a model, in its folder."""
+
 SYSTEM = "You are a helpful assistant."
 """The system turn of canaries for packs that steer such tokens."""
 
@@ -122,8 +125,8 @@ class _File(Frozen):
 def read_canaries(path: str | Path) -> CanarySet:
     """Read a canary set: one JSON object `{name, refusals, max_new_tokens, canaries}`.
 
-    Each canary is `{text, label, image, expected}`; `image` (a path, relative to the file) and `expected` may be left
-    out, and so may `max_new_tokens` and `refusals` (default: those of `steerkit.evaluation.REFUSALS`).
+    Each canary is `{text, label, image, expected}`; `image` (a path, relative to the file, or a `data:` URI) and
+    `expected` may be left out, and so may `max_new_tokens` and `refusals` (`steerkit.evaluation.REFUSALS`).
 
     Raises:
         SampleError: The file is missing or malformed, holds only one kind of request, or has no refusal phrases.
@@ -137,7 +140,7 @@ def read_canaries(path: str | Path) -> CanarySet:
     except OSError as error:
         raise SampleError(
             f"the canary set {str(path)!r} can't be read ({error})",
-            expected="a JSON file of canaries, 'general' or 'demo'",
+            expected="a JSON file of canaries, or 'general'",
         ) from error
     except ValidationError as error:
         raise SampleError(
@@ -145,7 +148,7 @@ def read_canaries(path: str | Path) -> CanarySet:
             expected="an object with name, refusals and canaries",
         ) from error
     canaries = tuple(
-        Canary(Sample(row.text, (path.parent / row.image,) if row.image else (), label=row.label), row.expected)
+        Canary(Sample(row.text, _images(path.parent, row.image), label=row.label), row.expected)
         for row in found.canaries
     )
     for canary in canaries:
@@ -153,12 +156,18 @@ def read_canaries(path: str | Path) -> CanarySet:
     return CanarySet(found.name, canaries, found.refusals, found.max_new_tokens)
 
 
+def _images(folder: Path, image: str | None) -> tuple[str | Path, ...]:
+    if image is None:
+        return ()
+    return (image if image.startswith("data:") else folder / image,)
+
+
 def choose_canaries(given: CanarySet | str | Path | None, vlm: VLM) -> CanarySet:
     """The canary set that is meant.
 
     Args:
-        given: A set; a file; `general` or `demo` for the built-in ones. None: `demo` for a demo model that comes with
-            steerkit, because those know nothing but their toy world, and `general` for any other model.
+        given: A set; a file; `general` for the built-in one. None: the file `canaries.json` in the folder that the
+            model was loaded from, if it has one, as the demo models do; else `general`.
         vlm: The model that will answer.
 
     Raises:
@@ -168,36 +177,12 @@ def choose_canaries(given: CanarySet | str | Path | None, vlm: VLM) -> CanarySet
     if isinstance(given, CanarySet):
         return given
     if given is None:
-        given = "demo" if _is_demo(vlm) else "general"
+        given = _beside(vlm) or "general"
     if given == "general":
         return read_canaries(GENERAL)
-    if given == "demo":
-        return demo_canaries()
     if not isinstance(given, (str, Path)):
-        raise OptionError(
-            f"canaries is a {type(given).__name__}", expected="a CanarySet, a file, 'general', 'demo' or None"
-        )
+        raise OptionError(f"canaries is a {type(given).__name__}", expected="a CanarySet, a file, 'general' or None")
     return read_canaries(given)
-
-
-def demo_canaries(count: int = 40) -> CanarySet:
-    """Canaries from the toy world of the demo models, of its dev split: the test split stays unseen.
-
-    Args:
-        count: Of each kind: harmful and harmless requests, each with and without image, and questions about an image.
-    """
-    from steerkit.demo import world
-    from steerkit.demo.evaluation import MAX_NEW_TOKENS, samples
-
-    canaries: list[Canary] = []
-    for label in ("harmful", "harmless"):
-        rows = world.prompts(label, "dev", count)
-        for row, sample in zip(rows, samples(rows), strict=True):
-            expected = () if label == "harmful" else (row.key,)
-            canaries += [Canary(Sample(sample.text, label=label), expected), Canary(sample, expected)]
-    for row in world.prompts("visual", "dev", count):
-        canaries.append(Canary(Sample(row.question, (row.image,), label="question"), (row.expected,)))
-    return CanarySet("demo", tuple(canaries), world.REFUSALS, MAX_NEW_TOKENS)
 
 
 def with_system(given: CanarySet) -> CanarySet:
@@ -213,10 +198,10 @@ def with_system(given: CanarySet) -> CanarySet:
     return replace(given, name=f"{given.name}, half of it with a system turn", canaries=tuple(canaries))
 
 
-def _is_demo(vlm: VLM) -> bool:
-    from steerkit.demo import MODELS, model_path
-
-    return Path(vlm.record.id).resolve() in {Path(model_path(name)).resolve() for name in MODELS}
+def _beside(vlm: VLM) -> Path | None:
+    """The canaries in the folder that a model was loaded from."""
+    path = Path(vlm.record.id) / OF_MODEL
+    return path if path.is_file() else None
 
 
 def texts(canaries: Iterable[Canary]) -> list[str]:

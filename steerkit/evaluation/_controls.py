@@ -1,0 +1,20 @@
+"""Controls: what an effect of steering must beat."""
+
+from __future__ import annotations
+
+import torch
+
+from steerkit.vectors import SteeringVector
+
+
+def random_like(vector: SteeringVector, seed: int = 0) -> SteeringVector:
+    """A vector of random directions with the norms of another: the control that every effect must beat."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, tensor in vector.tensors.items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        tensors[key] = noise / noise.norm(dim=-1, keepdim=True) * tensor.float().norm(dim=-1, keepdim=True)
+    metadata = vector.metadata.model_copy(
+        update={"history": (*vector.metadata.history, "replace by random directions")}
+    )
+    return SteeringVector(tensors, metadata)
