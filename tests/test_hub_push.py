@@ -18,11 +18,11 @@ from PIL import Image
 
 import steerkit as sk
 from steerkit._internal.text import clean
-from steerkit.vectors import PACK
+from steerkit.vectors import PACK, Publication
 from steerkit_vectors_hub.card import CURVE, PLOT
 from steerkit_vectors_hub.charts import COLOR, SECOND, Axis
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PublishError, ReferenceFormatError
-from steerkit_vectors_hub.push import Publication, missing_fields, push_to_hub
+from steerkit_vectors_hub.push import missing_fields, push_to_hub
 from steerkit_vectors_hub.refs import Ref, parse_ref
 from steerkit_vectors_hub.sources.huggingface import published
 

@@ -9,6 +9,7 @@ from steerkit._internal.lazy import lazy
 if TYPE_CHECKING:
     from steerkit.vectors._arguments import as_strengths as as_strengths
     from steerkit.vectors._arguments import as_vectors as as_vectors
+    from steerkit.vectors._directions import Key as Key
     from steerkit.vectors._metadata import (
         AnchorRecord as AnchorRecord,
     )
@@ -48,16 +49,17 @@ if TYPE_CHECKING:
     from steerkit.vectors._metadata import (
         parse_metadata as parse_metadata,
     )
+    from steerkit.vectors._publication import Publication as Publication
     from steerkit.vectors._vector import (
         PACK as PACK,
     )
-    from steerkit.vectors._vector import Key as Key
     from steerkit.vectors._vector import SteeringVector as SteeringVector
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
         "_arguments": ("as_strengths", "as_vectors"),
+        "_directions": ("Key",),
         "_metadata": (
             "AnchorRecord",
             "Fingerprint",
@@ -73,6 +75,7 @@ __getattr__, __dir__ = lazy(
             "Text",
             "parse_metadata",
         ),
-        "_vector": ("PACK", "Key", "SteeringVector"),
+        "_publication": ("Publication",),
+        "_vector": ("PACK", "SteeringVector"),
     },
 )

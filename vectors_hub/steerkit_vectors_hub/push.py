@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from steerkit.vectors import PACK, PackMetadata, SteeringVector
+from steerkit.vectors import PACK, PackMetadata, Publication, SteeringVector
 from steerkit.vectors.formats import parse_pack
 from steerkit_vectors_hub import charts, norms, strength
 from steerkit_vectors_hub.card import CURVE, PLOT, model_card
@@ -22,30 +20,6 @@ from steerkit_vectors_hub.sources.huggingface import api, translated
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack")
 """Endings of files that are a model or a vector, beside which no pack is put."""
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """What was published, or would be.
-
-    Attributes:
-        repo_id: The repository.
-        files: Its files by name.
-        sha256: Digest of the pack.
-        revision: The commit; None after a dry run.
-        ref: A reference to exactly this pack.
-    """
-
-    repo_id: str
-    files: Mapping[str, bytes]
-    sha256: str
-    revision: str | None
-    ref: str
-
-    @property
-    def card(self) -> str:
-        """The model card."""
-        return self.files["README.md"].decode()
 
 
 def missing_fields(metadata: PackMetadata) -> dict[str, str]:
