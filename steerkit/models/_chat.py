@@ -59,7 +59,7 @@ def read_chat(turns: Any, images: Iterable[Any]) -> tuple[tuple[Turn, ...], tupl
     for turn in turns:
         role, content = _role_and_content(turn)
         parts: list[Part] = []
-        for part, image in [(_checked(content), None)] if isinstance(content, str) else _parts(content):
+        for part, image in [(checked_text(content), None)] if isinstance(content, str) else _parts(content):
             parts.append(part)
             if part is not IMAGE:
                 continue
@@ -92,7 +92,8 @@ def _role_and_content(turn: Any) -> tuple[str, Any]:
     if isinstance(turn, Mapping):
         named = {key: value for key, value in turn.items() if value is not None}
         role, content = named.pop("role", None), named.pop("content", None)
-        if named.pop("tool_calls", None) or role in _TOOL_ROLES:
+        calls = named.pop("tool_calls", ())
+        if (isinstance(role, str) and role in _TOOL_ROLES) or not isinstance(calls, (list, tuple)) or calls:
             raise _tools(turn)
         if named:
             raise SampleError(
@@ -130,7 +131,7 @@ def _parts(content: Sequence[Any]) -> Iterator[tuple[Part, Any]]:
         raise SampleError("the content of a turn is an empty list", expected="a text, or a list of parts")
     for part in content:
         if isinstance(part, str):
-            yield _checked(part), None
+            yield checked_text(part), None
         elif part is IMAGE:
             yield IMAGE, None
         else:
@@ -143,7 +144,7 @@ def _part(part: Any) -> tuple[Part, Any]:
     if isinstance(kind, str) and kind in _TEXTS:
         text = named.pop("text", None)
         if isinstance(text, str) and not named:
-            return _checked(text), None
+            return checked_text(text), None
     elif isinstance(kind, str) and kind in _IMAGES:
         named.pop("detail", None)  # how large OpenAI's service shows an image; a local processor has its own sizes
         sources = [named.pop(key) for key in _IMAGES[kind] if key in named]
@@ -174,7 +175,12 @@ def _source(kind: str, part: Mapping[str, Any], source: Any) -> Any:
     return source
 
 
-def _checked(text: str) -> str:
+def checked_text(text: str) -> str:
+    """A text without half a character of two.
+
+    Raises:
+        SampleError: It has one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -112,7 +112,7 @@ def _source(image: Any) -> Any:
     from PIL import Image
 
     if isinstance(image, Mapping) and not image.keys() - {"bytes", "path"}:
-        image = image["path"] if image.get("bytes") is None else image["bytes"]
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, (str, os.PathLike)):
         text = os.fspath(image)
         scheme = _scheme(text)

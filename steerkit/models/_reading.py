@@ -144,15 +144,26 @@ def _sample(
     if "image" in fields and "images" in fields:
         raise SampleError("both 'image' and 'images' are given", expected="one of the two")
     images = as_images(fields.get("images", fields.get("image", ())))
-    label = fields.get("label")
     sample = Sample(
         tuple(_marked(_prompt(fields), len(images))),
         images,
         caption=fields.get("caption"),
-        label=label if label is None or isinstance(label, str) else json.dumps(label, default=str),
+        label=_label(fields.get("label")),
         chat_template_kwargs=fields.get("chat_template_kwargs", {}),
     )
     return replace(sample, images=tuple(_available(image, root, fetch) for image in sample.images))
+
+
+def _label(value: Any) -> str | None:
+    """A label as text: numbers and truth values are written as JSON writes them."""
+    import numpy as np
+
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, (bool, int, float)) or value != value:
+        raise SampleError(f"label is {value!r:.80}", expected="a string, a number or a truth value")
+    return json.dumps(value)
 
 
 def _fields(row: Mapping[str, Any], columns: Mapping[str, str | None], *, of_texts: bool) -> dict[str, Any]:
@@ -209,7 +220,8 @@ def _prompt(fields: Mapping[str, Any]) -> list[Any]:
         raise SampleError(f"{name!r} is {value!r:.80}", expected="a text or a list of messages")
     turns = [{"role": "user", "content": value}] if plain else [_message(turn) for turn in value]
     last = turns[-1] if turns else None
-    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+    role = last.get("role") if isinstance(last, Mapping) else None
+    if not isinstance(role, str) or role != "assistant":
         return turns
     if name == "conversations":
         return turns[:-1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from steerkit.errors import SampleError
-from steerkit.models._chat import IMAGE, Place, Turn, places, read_chat
+from steerkit.models._chat import IMAGE, Place, Turn, checked_text, places, read_chat
 from steerkit.models._images import ImageLike, check_image, image_name, open_image
 
 _NOT_OPTIONS = frozenset(
@@ -58,7 +58,9 @@ class Sample:
         for name in ("caption", "label"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise SampleError(f"{name} is {value!r}", expected="a string or None")
+                raise SampleError(f"{name} is {value!r:.80}", expected="a string or None")
+            if value is not None:
+                checked_text(value)
         object.__setattr__(self, "chat_template_kwargs", _checked_options(self.chat_template_kwargs))
 
     @property

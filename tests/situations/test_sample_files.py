@@ -9,10 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import steerkit as sk
@@ -390,3 +394,83 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, name: str
 
     with pytest.raises(SampleError, match="changed while it was read"):
         sk.read_samples(path, on_error=grow)
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [(1, "1"), (True, "true"), (0.5, "0.5"), (np.int64(3), "3"), (np.bool_(False), "false"), ("a", "a")],
+)
+def test_labels_that_are_numbers_are_texts(label: Any, text: str) -> None:
+    assert sk.read_samples([{"text": "Hi", "label": label}]) == [sk.Sample("Hi", label=text)]
+
+
+@pytest.mark.parametrize("label", [float("nan"), [1], {"a": 1}, "\ud800", object()])
+def test_other_labels_are_refused(label: Any) -> None:
+    with pytest.raises(SampleError, match=r"row 1: (label is|the text '.ud800' holds half)"):
+        sk.read_samples([{"text": "Hi", "label": label}])
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.binary(max_size=8)
+    | st.text(max_size=8)
+    | st.sampled_from(["user", "assistant", "tool", "human", "gpt", "text", "image", "image_url", "<image>", "a.png"])
+    | st.just(np.zeros((2, 2, 3), np.uint8)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["role", "content", "from", "value", "type", "text", "image", "url", "base64", "bytes", "path"]
+            )
+            | st.integers(),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+def outcome(source: Any) -> list[sk.Sample] | SampleError:
+    try:
+        return sk.read_samples(source)
+    except SampleError as error:
+        return error
+
+
+@settings(max_examples=300, deadline=None)
+@given(field=st.sampled_from(["text", "prompt", "messages", "conversations"]), prompt=ANY, image=ANY, other=ANY)
+def test_whatever_a_row_holds_is_a_sample_or_the_documented_error(
+    field: str, prompt: Any, image: Any, other: Any
+) -> None:
+    rows = [{field: prompt, "image": image}, {field: "Hi", "label": other}, {field: [prompt], "caption": other}]
+    for row in [*rows, other]:
+        found = outcome([row])
+        if isinstance(found, SampleError):
+            assert len(str(found)) < 1200
+            continue
+        assert found[0].digest()
+        assert len(repr(found[0])) < 1000
+        assert replace(found[0], images=()).messages(found[0].places)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    content=st.binary(max_size=40)
+    | st.lists(
+        st.sampled_from(['{"text": "Hi"}', "\n", ",", "[", "]", "text", '"', ";", "\0", "\r", "{", "image", "\t"])
+    )
+    .map("".join)
+    .map(str.encode)
+)
+def test_whatever_a_file_holds_is_samples_or_the_documented_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    for suffix in ("jsonl", "json", "csv", "tsv"):
+        path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+        path.write_bytes(content)
+        found = outcome(path)
+        assert not isinstance(found, SampleError) or len(str(found)) < 1200
