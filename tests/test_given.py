@@ -199,7 +199,7 @@ def test_a_function_of_images_that_gives_none_is_refused(given: Given, made: Any
 
 @pytest.mark.parametrize("processor", [3, "processor", {}])
 def test_what_has_no_tokenizer_is_no_processor(given: Given, processor: Any) -> None:
-    with pytest.raises(ProcessorError, match="the processor of this LlavaForConditionalGeneration is") as caught:
+    with pytest.raises(ProcessorError, match="the processor of this LlavaForConditionalGeneration is a") as caught:
         sk.wrap(given.vlm.model, processor)
     assert "AutoProcessor" in str(caught.value.fix)
 

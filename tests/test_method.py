@@ -587,7 +587,7 @@ def test_a_fit_without_a_processor_or_with_two_is_refused(llava: VLM, anchors: l
                 sk.CMRM().fit(llava.model, **given)
         with pytest.raises(OptionError, match="fitted with another processor"):
             sk.CMRM().fit(llava, llava.processor, anchors)
-        with pytest.raises(ProcessorError, match="without an image processor"):
+        with pytest.raises(ProcessorError, match="which has no image processor"):
             sk.CMRM().fit(llava.model, llava.processor.tokenizer, anchors)
         with pytest.raises(OptionError, match="engine"):
             sk.CMRM().fit(llava, anchors, engine="torch")  # type: ignore[arg-type]

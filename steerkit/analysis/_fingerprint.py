@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +24,9 @@ from torch import Tensor, nn
 
 from steerkit.engines import hooks
 from steerkit.errors import NonFiniteError, OptionError, ProcessorError, SteerKitError
-from steerkit.models import Inputs, Sample
+from steerkit.models import Inputs, LoadedModel, Sample
 from steerkit.policy import Check
 from steerkit.vectors import Fingerprint, ProbeRecord
-
-if TYPE_CHECKING:
-    from steerkit.vlm import VLM
 
 SAME = 0.99
 """Cosine from which on it is the same model. Measured: docs/trust.md."""
@@ -97,7 +94,7 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Responses]] = weakref.We
 _lock = threading.RLock()
 
 
-def responses(vlm: VLM) -> Responses:
+def responses(vlm: LoadedModel) -> Responses:
     """What a model makes of the probes; measured again when its parameters or its processor have changed.
 
     Raises:
@@ -116,7 +113,7 @@ def responses(vlm: VLM) -> Responses:
         return known[1]
 
 
-def fingerprint(vlm: VLM, layers: Sequence[int] | None = None) -> Fingerprint:
+def fingerprint(vlm: LoadedModel, layers: Sequence[int] | None = None) -> Fingerprint:
     """The fingerprint of a model, as packs keep it.
 
     Args:
@@ -145,7 +142,7 @@ def fingerprint(vlm: VLM, layers: Sequence[int] | None = None) -> Fingerprint:
     return Fingerprint(layers=tuple(kept), probes=tuple(records))
 
 
-def responses_or_reason(vlm: VLM, *, remembered: bool = True) -> Responses | SteerKitError:
+def responses_or_reason(vlm: LoadedModel, *, remembered: bool = True) -> Responses | SteerKitError:
     """The responses, or the error that says why there are none.
 
     Args:
@@ -256,7 +253,7 @@ def _distance(theirs: Sequence[float], ours: np.ndarray) -> float:
     return float(np.linalg.norm(first - ours) / max(np.linalg.norm(first), 1e-30))
 
 
-def _measure(vlm: VLM) -> Responses:
+def _measure(vlm: LoadedModel) -> Responses:
     layers = range(vlm.architecture.layer_count)
     found: Responses = {}
     with vlm.unnoticed():
@@ -290,7 +287,7 @@ def _pixels(inputs: Inputs) -> tuple[tuple[int, ...], np.ndarray]:
     return tuple(values.shape), flat[index].double().numpy()
 
 
-def state_of(vlm: VLM) -> tuple[Any, ...]:
+def state_of(vlm: LoadedModel) -> tuple[Any, ...]:
     """What the responses depend on, cheaply: it differs once parameters are replaced or written to.
 
     Not noticed: what is written through `parameter.data`, which PyTorch does not count, and offloaded weights.
@@ -318,7 +315,7 @@ def state_of(vlm: VLM) -> tuple[Any, ...]:
     )
 
 
-def _check_measurable(vlm: VLM) -> None:
+def _check_measurable(vlm: LoadedModel) -> None:
     """Refuse a model whose responses mean nothing.
 
     Raises:

@@ -25,7 +25,7 @@ from steerkit.engines import compiled
 from steerkit.engines.caches import kv_cache, past_length, recall, remember
 from steerkit.errors import EngineError
 from steerkit.interventions import Prompts, Selector, TokenRole, Tokens, last_positions, select
-from steerkit.models import Architecture
+from steerkit.models import Architecture, visual_rows
 
 
 @dataclass(slots=True, eq=False)
@@ -364,7 +364,7 @@ class CallTracker:
                 expected="generate(**inputs), or a forward pass with input_ids",
                 fix="pass input_ids beside inputs_embeds, or set prompts='all' in the intervention",
             )
-        held = torch.isin(ids, torch.tensor(sorted(self.architecture.image_token_ids), device=ids.device)).any(1).cpu()
+        held = visual_rows(prompt.inputs, self.architecture)
         if prompt.continues:
             before = recall(kv_cache(prompt.inputs))
             if before is None:
@@ -412,6 +412,8 @@ class CallTracker:
                 f"tokens={tokens!r} in a call without the input_ids of the whole prompt",
                 expected="generate(**inputs), or a forward pass over the whole prompt",
             )
+        if tokens != "system" and self.architecture.image_token_ids:
+            visual_rows(prompt.inputs, self.architecture)  # refuses what is neither text nor known to be visual
         ids = ids[:, :length].to(device)
         for token in self.architecture.image_token_ids:
             roles = torch.where(real & (ids == token), int(TokenRole.IMAGE), roles)

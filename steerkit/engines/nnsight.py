@@ -18,7 +18,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import nnsight
 import torch
@@ -33,10 +33,7 @@ from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
 from steerkit.interventions import OPERATIONS, Pool, Site, Tower
-from steerkit.models import Architecture, Inputs, tokenizer_of
-
-if TYPE_CHECKING:
-    from steerkit.vlm import VLM
+from steerkit.models import Architecture, Inputs, LoadedModel, tokenizer_of
 
 
 class _Wrapped:
@@ -135,7 +132,7 @@ def capture(
 
 
 @contextmanager
-def applied(vlm: VLM, tracker: CallTracker, application: Application) -> Iterator[Any]:
+def applied(vlm: LoadedModel, tracker: CallTracker, application: Application) -> Iterator[Any]:
     """Steer `VLM.generate` of this thread, and yield a steered nnsight model for traces.
 
     The model is a `TransformersModel` where the VLM has a processor, else an `NNsight`. Traces are steered when opened
@@ -193,7 +190,7 @@ def aside(model: nn.Module, architecture: Architecture) -> Iterator[None]:
             interleaver.interleaving = True
 
 
-def _opened(vlm: VLM) -> Any:
+def _opened(vlm: LoadedModel) -> Any:
     """A wrapper of the model for traces of the user's own."""
     if vlm.processor is None:
         return _quietly(nnsight.NNsight, vlm.model)
@@ -331,6 +328,10 @@ def _replay(
             if ids is None:
                 raise RuntimeError("remote steering of prompts by whether they hold an image needs their input_ids")
             pictured = torch.isin(ids, torch.tensor(images, device=ids.device)).any(1)
+            others = ("pixel_values", "input_features", "input_values", "image_embeds", "video_embeds")
+            beside = [name for name, value in root.inputs[1].items() if value is not None and name.startswith(others)]
+            if beside and not bool(pictured.any()):
+                raise RuntimeError(f"remote steering knows no token of input_ids that stands for {beside}")
         while places:
             _, given = root.get(decoder).inputs
             cache, mask = given.get("cache"), given.get("attention_mask")

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         Inputs as Inputs,
     )
     from steerkit.models._adapter import (
+        LoadedModel as LoadedModel,
+    )
+    from steerkit.models._adapter import (
         ModelAdapter as ModelAdapter,
     )
     from steerkit.models._adapter import (
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from steerkit.models._loading import adapter_of as adapter_of
     from steerkit.models._loading import check_dtype as check_dtype
     from steerkit.models._loading import commit_of as commit_of
+    from steerkit.models._modalities import visual_rows as visual_rows
     from steerkit.models._preparing import Prepared as Prepared
     from steerkit.models._preparing import all_prepared as all_prepared
     from steerkit.models._preparing import batched as batched
@@ -116,6 +120,7 @@ __getattr__, __dir__ = lazy(
             "Heads",
             "Images",
             "Inputs",
+            "LoadedModel",
             "ModelAdapter",
             "SteerableModel",
             "VisionTower",
@@ -127,6 +132,7 @@ __getattr__, __dir__ = lazy(
         "_identity": ("check_processor", "hugging_face", "model_record", "unwrapped", "weights_digest"),
         "_images": ("check_image", "image_name", "open_image"),
         "_loading": ("adapter_of", "check_dtype", "commit_of"),
+        "_modalities": ("visual_rows",),
         "_preparing": ("Prepared", "all_prepared", "batched", "named", "numbered_from", "numbers", "prepare"),
         "_reading": ("read_samples",),
         "_registry": ("adapter_for", "adapter_names", "get_adapter"),

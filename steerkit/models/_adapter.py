@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -277,4 +278,39 @@ class AnsweringModel(SteerableModel, Protocol):
         self, samples: Sequence[Sample], answers: Sequence[str], *, images: Images = True
     ) -> list[Tensor]:
         """The log-probability of each token of each answer."""
+        ...
+
+
+@runtime_checkable
+class LoadedModel(AnsweringModel, Protocol):
+    """A model with its weights and, where it has one, its processor; `steerkit.VLM` is one."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The Hugging Face model."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """Its processor, or None."""
+        ...
+
+    def require_processor(self, purpose: str) -> Any:
+        """The processor; an error where there is none."""
+        ...
+
+    def inputs(self, samples: Sequence[Sample], images: Images = True, *, seed: int = 0) -> Inputs:
+        """What the model takes for samples."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what the model caches between calls."""
+        ...
+
+    def unnoticed(self) -> AbstractContextManager[None]:
+        """Passes inside are neither steered nor counted."""
+        ...
+
+    def generating_with(self, generate: Callable[..., Tensor]) -> AbstractContextManager[None]:
+        """Let `generate` run through a function of an engine's."""
         ...

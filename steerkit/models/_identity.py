@@ -71,9 +71,9 @@ def check_processor(processor: Any, architecture: Architecture, name: str) -> No
     reads = all(callable(getattr(tokenizer, method, None)) for method in ("get_vocab", "decode", "__call__"))
     sees = getattr(processor, "image_processor", None) is not None
     if not reads or sees is not bool(architecture.image_token_ids):
+        lacks = "no tokenizer" if not reads else ("an image processor" if sees else "no image processor")
         raise ProcessorError(
-            f"the processor of this {name} is {type(processor).__name__}, "
-            f"{'with' if reads else 'without'} a tokenizer and {'with' if sees else 'without'} an image processor",
+            f"the processor of this {name} is a {type(processor).__name__}, which has {lacks}",
             expected="a processor with a tokenizer and an image processor"
             if architecture.image_token_ids
             else "its tokenizer: the model takes no images",

@@ -13,7 +13,7 @@ from steerkit.models._adapter import Architecture
 
 _VISUAL = ("pixel_values", "image_embeds", "image_features", "video_embeds", "video_features")
 _OTHER = ("input_features", "input_values", "audio", "speech", "feature_attention_mask")
-_OF_TEXT = ("inputs_embeds", "attention_mask", "position_ids", "head_mask", "decoder_", "encoder_outputs", "cross_attn")
+_OF_TEXT = ("inputs_embeds", "attention_mask", "position_ids", "head_mask", "decoder_", "encoder_", "cross_attn")
 
 
 def visual_tokens(ids: Tensor, architecture: Architecture) -> Tensor:

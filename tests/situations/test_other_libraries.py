@@ -243,9 +243,9 @@ def test_options_that_do_not_go_together_are_refused_before_the_model_runs() -> 
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (lambda processor: processor.tokenizer, "with a tokenizer and without an image processor"),
-        (lambda processor: processor.image_processor, "without a tokenizer"),
-        (lambda processor: "llava-hf/llava-1.5-7b-hf", "is str, without a tokenizer"),
+        (lambda processor: processor.tokenizer, "which has no image processor"),
+        (lambda processor: processor.image_processor, "which has no tokenizer"),
+        (lambda processor: "llava-hf/llava-1.5-7b-hf", "is a str, which has no tokenizer"),
     ],
 )
 def test_what_is_no_processor_is_refused_at_once(family: str, part: Any, words: str) -> None:
