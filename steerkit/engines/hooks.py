@@ -15,7 +15,7 @@ from steerkit.engines.application import Application, Observed
 from steerkit.engines.attached import Attached
 from steerkit.engines.attachments import Attachments, shared
 from steerkit.engines.calls import CallTracker
-from steerkit.engines.reruns import Rerun, again
+from steerkit.engines.reruns import Rerun, again, cut
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
@@ -165,6 +165,7 @@ class _Outlet(Attached):
     def __init__(self, path: str, tracker: CallTracker) -> None:
         super().__init__(path, on_input=False)
         self._tracker = tracker
+        self._ends_pass = path == tracker.architecture.decoder
 
     def run(self, module: nn.Module, value: Any) -> None:
         """See `Attached`."""
@@ -172,8 +173,10 @@ class _Outlet(Attached):
             return
         prompt = self._tracker.thread.prompts[-1] if self._tracker.thread.prompts else None
         rerun = None if prompt is None else prompt.memo.get(Rerun)
-        if rerun is not None:
+        if prompt is not None and rerun is not None:
             rerun.follow(value)
+            if self._ends_pass and not prompt.generating:
+                cut(prompt.memo)
 
 
 def _traced(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> compiled.Steer:

@@ -72,6 +72,20 @@ class Rerun:
                 _waiting[number].setdefault(hook, []).append(now)
 
 
+def cut(memo: dict[Any, Any]) -> None:
+    """Part what was read in a pass that is over from its graph, which would hold itself in memory by it for ever."""
+    for key, value in memo.items():
+        if isinstance(value, Tensor):
+            memo[key] = _parted(value)
+        elif isinstance(value, tuple):
+            memo[key] = tuple(_parted(each) if isinstance(each, Tensor) else each for each in value)
+
+
+def _parted(value: Tensor) -> Tensor:
+    # what is run again has to keep as many tensors as before, and so to ask for gradients here too
+    return value if value.is_leaf else value.detach().requires_grad_(value.requires_grad)
+
+
 def _end(numbers: Collection[int]) -> None:
     with _lock:
         for number in numbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -339,6 +340,31 @@ def test_a_backward_pass_that_fails_leaves_nothing(kind: str) -> None:
     handle.remove()
     loss_of(vlm, inputs)  # torch does not tell anybody that the pass failed: the next call notices
     assert state(vlm.model) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_leave_nothing_in_memory(kind: str) -> None:
+    """Gates and rules keep what they read; a graph that such a value is part of must not keep itself by it."""
+    vlm = trained("qwen3", kind)
+    inputs, tensors = prompt(vlm, "qwen3"), directions(vlm, "mlp_out", "language")
+    measure = Measure(kind="projection", layer=1)
+    below = steering(vlm, {key: d for key, d in tensors.items() if key.layer == 0}, "mlp_out", "language", layers=(0,))
+    above = [steering(vlm, tensors, "mlp_out", "language", layers=(2,), gate=Gate(measure=measure, threshold=-1e6))]
+    if kind != "reentrant":
+        rule = LinearStrength(measure=measure, slope=0.1, intercept=1.0, minimum=-5, maximum=5)
+        above.append(steering(vlm, tensors, "mlp_out", "language", layers=(2,), strength=rule))
+    states = []
+    for _ in range(3):
+        with sk.steer(vlm, [below, *above], policy="off"):
+            loss = loss_of(vlm, inputs)
+        loss.backward()
+        del loss
+        gc.collect()
+        alive = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.grad_fn is not None]
+        ours = [each for each in gc.get_objects() if type(each).__module__.startswith("steerkit.engines")]
+        states.append((len(alive), len(ours)))
+        del alive, ours
+    assert states[1] == states[2]
 
 
 def test_nnsight_refuses_checkpointing() -> None:
