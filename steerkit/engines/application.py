@@ -22,6 +22,8 @@ from steerkit.interventions import _arithmetic as ops
 from steerkit.models import Architecture
 from steerkit.vectors import SteeringVector
 
+_BROKEN = "states that are not finite before they are steered"
+
 
 class Application:
     """One or several vectors, ready to be applied to the hidden states of one model.
@@ -61,7 +63,8 @@ class Application:
             for place, groups in self._program.groups.items()
             if place not in self._program.readings and (quick := decoding(groups)) is not None
         }
-        self._last = self.places[-1] if self.places else None
+        steered = [place for place in self.places if place in self._program.groups]
+        self._first, self._last = (steered[0], steered[-1]) if steered else (None, None)
         moved = ((place.layer, site_label(place.site, place.tower)) for place in self._program.moved)
         receipt.name([vector.metadata.method.name for vector in vectors], moved)
 
@@ -112,7 +115,8 @@ class Application:
             # waited for in any case
             if place == self._last or any(each.measured for each in done):
                 for each in done:
-                    _check_finite(place, each.selection.read(h.detach()))
+                    one, other = each.selection.read(before.detach()), each.selection.read(h.detach())
+                    self._check_finite(place, one, other, now)
         return h
 
     def apply_again(self, place: Place, h: Tensor, now: Observed) -> Tensor:
@@ -166,7 +170,7 @@ class Application:
         self.receipt.add_generated(quick.counts, now.rows * (1 - now.redone))
         changed = h + change.total.on(h.device, h.dtype)
         if h.dtype == torch.float16 and place == self._last:
-            _check_finite(place, changed.detach())
+            self._check_finite(place, h.detach(), changed.detach(), now)
         return changed
 
     def _apply(
@@ -202,6 +206,25 @@ class Application:
         opened = self._measurements.opened(step, h, selection, now)
         return (changed if opened is None else torch.where(opened[:, None], changed, h)), opened
 
+    def _check_finite(self, place: Place, before: Tensor, after: Tensor, now: Observed) -> None:
+        """Refuse to go on from a sum that overflowed, which makes NaN of all that follows.
+
+        A model that gives NaN by itself is left to whoever reads its answers.
+
+        Raises:
+            NonFiniteError: It is so.
+        """
+        if bool(torch.isfinite(after).all()) or _BROKEN in now.prompt.memo:
+            return
+        if place == self._first and not bool(torch.isfinite(before).all()):
+            now.prompt.memo[_BROKEN] = True
+            return
+        raise NonFiniteError(
+            f"a hidden state at layer {place.layer} is not finite in {after.dtype} while the model is steered",
+            expected="finite values",
+            fix="use a lower strength, or a model in bfloat16 or float32",
+        )
+
     def portable(self, place: Place) -> list[tuple[Any, ...]]:
         """The steps of a place as functions and tensors alone: `(operation, norm, tokens, phase, prompts, arguments)`.
 
@@ -211,20 +234,6 @@ class Application:
             EngineError: A step needs more than the hidden state and the padding.
         """
         return [_portable(step) for group in self._program.groups.get(place, ()) for step in group.steps]
-
-
-def _check_finite(place: Place, steered: Tensor) -> None:
-    """Refuse to go on from a sum that overflowed, which makes NaN of all that follows.
-
-    Raises:
-        NonFiniteError: It is so.
-    """
-    if not bool(torch.isfinite(steered).all()):
-        raise NonFiniteError(
-            f"a hidden state at layer {place.layer} is not finite in {steered.dtype} once it is steered",
-            expected="finite values",
-            fix="use a lower strength, or a model in bfloat16 or float32",
-        )
 
 
 def _portable(step: Step) -> tuple[Any, ...]:
