@@ -14,6 +14,7 @@ from steerkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from steerkit import analysis, evaluation, interventions, methods, models, vectors
+    from steerkit.engines.prompts import prompt_lengths
     from steerkit.engines.receipt import Receipt
     from steerkit.errors import SteerKitError
     from steerkit.evaluation import calibrate, compare, evaluate
@@ -43,6 +44,7 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "sign",
     "verify",
     "steer",
+    "prompt_lengths",
     "Receipt",
     "evaluate",
     "compare",
@@ -68,6 +70,7 @@ __getattr__, __dir__ = lazy(
         "steerkit_vectors_hub.signing.signer": ("sign",),
         "steerkit_vectors_hub.verify": ("verify",),
         "steering": ("steer",),
+        "steerkit.engines.prompts": ("prompt_lengths",),
         "steerkit.engines.receipt": ("Receipt",),
         "evaluation": ("compare", "calibrate", "evaluate"),
         "errors": ("SteerKitError",),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,7 +25,11 @@ from steerkit.analysis import (
 )
 from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
-from steerkit.engines.calls import CallTracker, Prompt
+from steerkit.engines.blocks import Block, warn_unsteered
+from steerkit.engines.blocks import UnsteeredCallWarning as UnsteeredCallWarning
+from steerkit.engines.calls import CallTracker
+from steerkit.engines.carrying import carried
+from steerkit.engines.prompts import Prompt
 from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError, SteerKitError
 from steerkit.interventions import MeasuredContrast, Site, site_label
@@ -39,22 +44,23 @@ if TYPE_CHECKING:
     from steerkit.vectors import ModelRecord
 
 Engine = Literal["hooks", "nnsight"]
+Scope = Literal["context", "all"]
 
 
 class _Opened:
-    """The blocks that are open with one and the same `steer` object, perhaps in several threads."""
+    """The blocks that are open with one and the same `steer` object, perhaps in several contexts."""
 
     def __init__(self) -> None:
-        self._blocks: list[tuple[int, ExitStack, Receipt]] = []
+        self._blocks: list[tuple[Block, Receipt]] = []
         self._lock = threading.Lock()
 
-    def push(self, stack: ExitStack, receipt: Receipt) -> None:
-        """Note a block of this thread."""
+    def push(self, block: Block, receipt: Receipt) -> None:
+        """Note a block that has been opened."""
         with self._lock:
-            self._blocks.append((threading.get_ident(), stack, receipt))
+            self._blocks.append((block, receipt))
 
-    def pop(self) -> tuple[ExitStack, Receipt]:
-        """The newest block of this thread; of any, if it has none, as where a generator is closed by another.
+    def pop(self) -> tuple[Block, Receipt]:
+        """The newest block of this context; of any, if it has none, as where a generator is closed by another.
 
         Raises:
             EngineError: No block is open.
@@ -62,10 +68,10 @@ class _Opened:
         with self._lock:
             if not self._blocks:
                 raise EngineError("a steering block is closed that is not open", expected="one exit for each entry")
-            mine = [block for block in self._blocks if block[0] == threading.get_ident()]
-            block = (mine or self._blocks)[-1]
-            self._blocks.remove(block)
-        return block[1:]
+            mine = [opened for opened in self._blocks if opened[0].is_mine()]
+            newest = (mine or self._blocks)[-1]
+            self._blocks.remove(newest)
+        return newest
 
 
 class steer:
@@ -84,8 +90,9 @@ class steer:
         strength: A factor for all of them, or one for each. 1 is the dose that the method intends.
         engine: `hooks` steers the raw model and is the fast one. `nnsight` steers `VLM.generate`, and the traces that
             are opened on `receipt.nnsight`.
-        threads: `current`: calls from the thread that opened the block, so that threads may steer one model differently
-            at once. `all`: calls from any thread, as when a streamer runs `generate` in a thread of its own.
+        scope: Whose calls are steered. `context`: those of the code inside the block, and of the threads and tasks that
+            it starts, so that concurrent requests may steer one model differently. `all`: calls from every context, as
+            where a server opens one block at its start; but not those of a context with such a block of its own.
         orthogonalize: Apply `orthogonalized(vectors)`: a later vector loses what lies in the span of the earlier ones.
         policy: What becomes of doubts about whether the vector belongs to this model and how large its dose is.
             `strict`: what can't be right is an error, what somebody should look at is a `TrustWarning`. `warn`: both
@@ -100,6 +107,9 @@ class steer:
         NothingSteeredError: The block ended and nothing was steered, nor was a prompt seen that was to be left alone;
             raised only if no other exception passes.
 
+    A call of the model from a context that no block is for warns (`UnsteeredCallWarning`), once for each block. Calls,
+    threads and tasks that began inside are steered to their end, and the model is put back when the last is done.
+
     Example:
         >>> with sk.steer(model, vector, strength=1.0) as receipt:
         ...     output = model.generate(**inputs)
@@ -113,16 +123,16 @@ class steer:
         *,
         strength: float | Sequence[float] = 1.0,
         engine: Engine = "hooks",
-        threads: Literal["current", "all"] = "current",
+        scope: Scope = "context",
         orthogonalize: bool = False,
         policy: Policy = "strict",
     ) -> None:
         expect_one_of(get_args(Engine), engine=engine)
-        expect_one_of(("current", "all"), threads=threads)
+        expect_one_of(get_args(Scope), scope=scope)
         expect_one_of(get_args(Policy), policy=policy)
-        if engine == "nnsight" and threads == "all":
+        if engine == "nnsight" and scope == "all":
             raise OptionError(
-                "engine='nnsight' with threads='all'", expected="one thread: nnsight traces are not thread safe"
+                "engine='nnsight' with scope='all'", expected="one thread: nnsight traces are not thread safe"
             )
         self._vlm = model if isinstance(model, VLM) else wrap(model, processor=None)
         self._vectors = as_vectors(vector)
@@ -136,7 +146,7 @@ class steer:
         self._measured = _measured(self._vectors)
         self._checked: tuple[Any, tuple[Check, ...]] | None = None
         self._engine = engine
-        self._any_thread = threads == "all"
+        self._everywhere = scope == "all"
         self._open = _Opened()
         self._compile(Receipt())
 
@@ -159,15 +169,19 @@ class steer:
         with ExitStack() as stack:
             tracker = stack.enter_context(CallTracker.of(vlm.model, vlm.architecture))
             if vlm.processor is not None:
-                tracker.system_lengths = _system_lengths(vlm.architecture, vlm.processor)
-            stack.callback(tracker.listen(self._begin(application, tracker)))
+                tracker.facts.system_lengths = _system_lengths(vlm.architecture, vlm.processor)
+            stack.enter_context(carried())
+            block = Block(application.begin, everywhere=self._everywhere, overlooked=receipt.overlook)
             if self._engine == "hooks":
-                stack.enter_context(hooks.applied(vlm.model, tracker, application, any_thread=self._any_thread))
+                stack.enter_context(hooks.applied(vlm.model, tracker, application, block))
             else:
                 from steerkit.engines import nnsight
 
-                receipt.nnsight = stack.enter_context(nnsight.applied(vlm, tracker, application))
-            self._open.push(stack.pop_all(), receipt)
+                receipt.nnsight = stack.enter_context(nnsight.applied(vlm, tracker, application, block))
+            stack.enter_context(tracker.follow(block))
+            block.close = functools.partial(self._close, stack.pop_all(), block, receipt)
+        block.enter()
+        self._open.push(block, receipt)
         return receipt
 
     def _check(self) -> tuple[Check, ...]:
@@ -184,14 +198,14 @@ class steer:
             self._checked = (state, checks)
         return self._checked[1]
 
-    def _begin(self, application: Application, tracker: CallTracker) -> Callable[[Prompt], None]:
-        owner = None if self._any_thread else threading.get_ident()
-
-        def begin(prompt: Prompt) -> None:
-            if owner is None or threading.get_ident() == owner:
-                application.begin(prompt, tracker)
-
-        return begin
+    def _close(self, stack: ExitStack, block: Block, receipt: Receipt, *passing: Any) -> None:
+        """Restore the model; if the block has been left before its work was done, nobody else complains."""
+        stack.__exit__(*(passing or (None, None, None)))
+        if block.left and not _did_something(receipt):
+            warn_unsteered(
+                f"{self._vlm.record.architecture} was not steered once: a steering block was left while work that was "
+                "started in it went on, which did not call the model, or with no token that the interventions select"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy would steer a copy of the model, or none at all.
@@ -208,22 +222,27 @@ class steer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restore the model; complain if nothing was steered."""
-        stack, receipt = self._open.pop()
-        stack.__exit__(kind, error, trace)
+        """Restore the model, once the calls that run have ended; complain if nothing was steered."""
+        block, receipt = self._open.pop()
+        block.end(kind, error, trace)
         if kind is None and receipt.lost:
             raise NothingSteeredError(
                 "no hidden state changed: what the vectors add is lost to rounding next to what it is added to",
                 expected="directions, times their strength, of about the size of the hidden states",
                 fix="use a higher strength, or vector.normalized()",
             )
-        if kind is None and receipt.empty and not receipt.shipped and not receipt.spared:
+        if kind is None and not block.left and not _did_something(receipt):
             raise NothingSteeredError(
                 f"{self._vlm.record.architecture} was not steered once",
                 expected="a call of this very model inside the block, with tokens that the interventions select",
-                fix="call the model that was given to steer; for calls from other threads pass threads='all'; for "
-                "engine='nnsight' use VLM.generate or traces of receipt.nnsight",
+                fix="call the model that was given to steer, in the block or in threads and tasks that it starts; for "
+                "calls from elsewhere pass scope='all'; for engine='nnsight' use VLM.generate or traces of "
+                "receipt.nnsight",
             )
+
+
+def _did_something(receipt: Receipt) -> bool:
+    return not receipt.empty or receipt.shipped or receipt.spared
 
 
 def check_model(vector: SteeringVector, vlm: VLM) -> Check:

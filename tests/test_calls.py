@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from reference import CACHE, TEXT_ONLY, WITH_IMAGE, cache_of, generate, no_images, state
 
 import steerkit as sk
-from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
+from steerkit.engines.blocks import Block
+from steerkit.engines.calls import CallTracker
+from steerkit.engines.passes import Pass, Selection
+from steerkit.engines.prompts import Prompt
 
 
 class Watched:
@@ -21,9 +25,14 @@ class Watched:
     def __init__(self, vlm: sk.VLM, tracker: CallTracker) -> None:
         self.prompts: list[Prompt] = []
         self.passes: list[Pass | None] = []
-        self.undo = [tracker.listen(self.prompts.append)]
+        self._stack = ExitStack()
+        following = Block(self.prompts.append)
+        self._stack.enter_context(tracker.follow(following))
+        following.enter()
+        self._stack.callback(following.end)
         block = vlm.model.get_submodule(vlm.architecture.site(0, "resid_post"))
-        self.undo.append(block.register_forward_hook(lambda *_: self.passes.append(tracker.current)).remove)
+        self._stack.callback(block.register_forward_hook(lambda *_: self.passes.append(tracker.current)).remove)
+        self.stop = self._stack.close
 
     @property
     def extents(self) -> list[tuple[int, int, int, int]]:
@@ -36,8 +45,7 @@ def watched(llava: sk.VLM) -> Any:
     with CallTracker.of(llava.model, llava.architecture) as tracker:
         seen = Watched(llava, tracker)
         yield seen
-        for undo in seen.undo:
-            undo()
+        seen.stop()
 
 
 def test_generate_is_one_prompt(llava: sk.VLM, watched: Watched) -> None:
@@ -70,7 +78,7 @@ def test_each_bare_pass_is_a_prompt(llava: sk.VLM, watched: Watched) -> None:
         llava.model(input_ids=torch.tensor([[70, 71]] * 3), **{CACHE: cache})
         llava.model.model.language_model(input_ids=inputs["input_ids"])  # without the model around it
     assert watched.extents == [(3, 0, 27, 27), (3, 27, 1, 27), (3, 28, 2, 30), (3, 0, 27, 27)]
-    assert [p.continues for p in watched.prompts] == [False, True, True]
+    assert [p.continues for p in watched.prompts] == [False, True, True, False]
     assert torch.equal(watched.prompts[0].input_ids, inputs["input_ids"])  # given by position
 
 
@@ -80,8 +88,7 @@ def test_an_encoder_decoder_begins_at_its_start_token(vlm_of: Any) -> None:
         with CallTracker.of(vlm.model, vlm.architecture) as tracker:
             seen = Watched(vlm, tracker)
             generate(vlm.model, vlm.inputs(samples), steps=3)
-            for undo in seen.undo:
-                undo()
+            seen.stop()
         assert seen.extents == [(3, 0, 1, 1), (3, 1, 1, 1), (3, 2, 1, 1)]
         assert len(seen.prompts) == 1
 
@@ -95,8 +102,7 @@ def test_a_language_model_inside_is_not_a_call_of_its_own(vlm_of: Any) -> None:
         with torch.no_grad():
             vlm.model(**inputs)
         generate(vlm.model, vlm.inputs(TEXT_ONLY), steps=2)
-        for undo in seen.undo:
-            undo()
+        seen.stop()
     assert [set(p.inputs) >= {"pixel_values"} for p in seen.prompts] == [True, True, False]
     assert [p.length for p in seen.prompts] == [inputs["input_ids"].shape[1], None, seen.extents[-1][3]]
 
@@ -112,8 +118,7 @@ def test_unobserved_passes_are_nobodys(llava: sk.VLM) -> None:
         assert seen.prompts == []
         generate(llava.model, inputs, steps=1)
         assert len(seen.prompts) == 1
-        for undo in seen.undo:
-            undo()
+        seen.stop()
 
 
 def test_every_user_shares_a_tracker_and_the_last_removes_it(llava: sk.VLM) -> None:

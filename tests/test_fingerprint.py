@@ -121,7 +121,7 @@ def test_probes_are_not_steered_and_not_counted_by_the_blocks_around_them(own: s
     quiet = own.fingerprint()
     other = sk.wrap(*tiny.build("llava"))
     inputs = other.inputs(list(reference.WITH_IMAGE))
-    with sk.steer(other, vector_of(other, None, 0.5), threads="all") as receipt:
+    with sk.steer(other, vector_of(other, None, 0.5), scope="all") as receipt:
         found: list[Fingerprint] = []
         inside = other.fingerprint()
         other.model.eval()

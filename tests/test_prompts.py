@@ -244,16 +244,6 @@ def test_a_second_turn_is_steered_alike_with_all_ids_and_with_its_own(
     assert sum(counts) > 0
 
 
-def test_guidance_is_refused_before_it_generates(llava: sk.VLM) -> None:
-    made = vector(llava, directions(llava))
-    for options in ({"guidance_scale": 1.5}, {"generation_config": transformers.GenerationConfig(guidance_scale=2.0)}):
-        with (
-            pytest.raises(EngineError, match="guidance_scale"),
-            sk.steer(llava, made, policy="off"),
-        ):
-            cast("Any", llava.model).generate(**llava.inputs(TEXT_ONLY), max_new_tokens=2, **options)
-
-
 def test_what_is_left_alone_is_counted_by_prompt_and_by_vector(llava: sk.VLM) -> None:
     inputs = mixed(llava)
     tensors = directions(llava)

@@ -470,9 +470,9 @@ def test_refuses_another_model(llava: sk.VLM, inputs: Any) -> None:
     ("options", "message"),
     [
         ({"engine": "hook"}, "engine is 'hook'"),
-        ({"threads": "any"}, "threads is 'any'"),
+        ({"scope": "any"}, "scope is 'any'"),
         ({"policy": "shape"}, "policy is 'shape'"),
-        ({"engine": "nnsight", "threads": "all"}, "not thread safe"),
+        ({"engine": "nnsight", "scope": "all"}, "not thread safe"),
         ({"strength": [1.0, 2.0]}, "2 strengths for 1 vectors"),
         ({"strength": float("nan")}, "strength is nan"),
         ({"strength": [float("-inf")]}, "strength is -inf"),

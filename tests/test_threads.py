@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from queue import Queue
 from threading import Barrier, Thread
 from typing import Any
 
@@ -12,6 +15,7 @@ import transformers
 from reference import TEXT_ONLY, WITH_IMAGE, directions, state, vector
 
 import steerkit as sk
+from steerkit.engines.blocks import UnsteeredCallWarning
 from steerkit.errors import NothingSteeredError
 
 ROUNDS = 24
@@ -28,6 +32,7 @@ def answer(vlm: sk.VLM, steering: sk.SteeringVector, inputs: Any, strength: floa
             return vlm.model.generate(**inputs, **OPTIONS)
 
 
+@pytest.mark.filterwarnings("ignore::steerkit.engines.blocks.UnsteeredCallWarning")
 @pytest.mark.parametrize("level", ["dataset", "sample"])
 def test_threads_do_not_meet(llava: sk.VLM, level: str) -> None:
     if level == "sample":
@@ -56,16 +61,35 @@ def test_threads_do_not_meet(llava: sk.VLM, level: str) -> None:
     assert state(llava.model) == before
 
 
-def test_another_threads_calls_are_not_steered(llava: sk.VLM) -> None:
+def test_a_thread_that_was_there_before_is_not_steered_and_is_told(llava: sk.VLM) -> None:
     steering = vector(llava, directions(llava))
     inputs = llava.inputs(TEXT_ONLY)
     plain = llava.model.generate(**inputs, **OPTIONS)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(NothingSteeredError, match="threads='all'"):
-        with sk.steer(llava, steering):
-            found = pool.submit(lambda: llava.model.generate(**inputs, **OPTIONS)).result()
-    assert torch.equal(found, plain)
+    asked, answered = Queue[bool](), Queue[torch.Tensor]()
+
+    def serve() -> None:
+        while asked.get():
+            answered.put(llava.model.generate(**inputs, **OPTIONS))
+
+    server = Thread(target=serve)
+    server.start()
+    block = sk.steer(llava, steering)
+    receipt = block.__enter__()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            asked.put(True)
+            assert torch.equal(answered.get(timeout=60), plain)
+    with pytest.raises(NothingSteeredError, match="scope='all'"):
+        block.__exit__(None, None, None)
+    asked.put(False)
+    server.join()
+    assert [each.category for each in said] == [UnsteeredCallWarning]
+    assert said[0].filename == __file__
+    assert receipt.unsteered_calls == 2
 
 
+@pytest.mark.filterwarnings("ignore::steerkit.engines.blocks.UnsteeredCallWarning")
 def test_another_threads_prompts_are_not_measured(llava: sk.VLM) -> None:
     """What this thread does not steer is not measured: its passes are as many as without a block."""
     steering = sk.CMRM(level="sample", counterpart="blank").fit(llava)
@@ -80,7 +104,7 @@ def test_another_threads_prompts_are_not_measured(llava: sk.VLM) -> None:
 
     plain, count = run()
     with ThreadPoolExecutor(1) as pool, sk.steer(llava, steering):
-        ids, others = pool.submit(run).result()
+        ids, others = pool.submit(Context().run, run).result()  # a context that is nobody's
         assert torch.equal(ids, plain)
         assert others == count
         assert run()[1] == count + 2
@@ -88,7 +112,8 @@ def test_another_threads_prompts_are_not_measured(llava: sk.VLM) -> None:
 
 
 @pytest.mark.parametrize("level", ["dataset", "sample"])
-def test_a_worker_thread_is_steered_on_demand(llava: sk.VLM, level: str) -> None:
+@pytest.mark.parametrize("scope", ["context", "all"])
+def test_a_thread_that_is_started_inside_is_steered(llava: sk.VLM, level: str, scope: Any) -> None:
     if level == "sample":
         steering = sk.CMRM(level="sample", counterpart="blank").fit(llava)
     else:
@@ -103,7 +128,7 @@ def test_a_worker_thread_is_steered_on_demand(llava: sk.VLM, level: str) -> None
     steered = text(answer(llava, steering, inputs, 1.0))
     assert steered != text(answer(llava, steering, inputs, 0.0))
     streamer = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
-    with sk.steer(llava, steering, threads="all") as receipt:
+    with sk.steer(llava, steering, scope=scope) as receipt:
         worker = Thread(target=llava.model.generate, kwargs={**inputs, **OPTIONS, "streamer": streamer})
         worker.start()
         streamed = "".join(streamer)

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
 from steerkit.engines.counting import Done, count, is_measured, sizes
 from steerkit.engines.measurements import Contrasts as Contrasts
 from steerkit.engines.measurements import MeasureContrast, Measurements, Observed
+from steerkit.engines.passes import Pass, Selection
 from steerkit.engines.program import compiled
+from steerkit.engines.prompts import Prompt
 from steerkit.engines.receipt import Receipt
 from steerkit.engines.steps import Decoding, Group, Place, Step, Sum, decoding
 from steerkit.errors import EngineError, NonFiniteError
@@ -78,9 +79,9 @@ class Application:
         """What is measured on each prompt: each in a pass of its own, at so many layers at once."""
         return [(each.contrast, tuple(sorted(each.layers)), each.site) for each in self._program.contrasts]
 
-    def begin(self, prompt: Prompt, tracker: CallTracker) -> None:
+    def begin(self, prompt: Prompt) -> None:
         """Measure, without steering, what has to be measured on this prompt."""
-        left_alone = self._note_left_alone(prompt, tracker)
+        left_alone = self._note_left_alone(prompt)
         if not prompt.continues and not left_alone:
             self._measurements.begin(prompt)
 
@@ -141,7 +142,7 @@ class Application:
         self._program.check(dtype)
         self._fitting.add(dtype)
 
-    def _note_left_alone(self, prompt: Prompt, tracker: CallTracker) -> bool:
+    def _note_left_alone(self, prompt: Prompt) -> bool:
         """Count the prompts that nothing is for; whether there are no others.
 
         Raises:
@@ -151,7 +152,7 @@ class Application:
         asks = any(group.selector.prompts != "all" for groups in self._program.groups.values() for group in groups)
         if all("all" in each for each in wanted) or (ids is None and not asks):
             return False
-        held = tracker.pictured(prompt)
+        held = prompt.pictured()
         count = 1 if ids is None else ids.shape[0]
         pictured = torch.full((count,), held) if isinstance(held, bool) else held
         alone = [_left_alone(each, pictured) for each in wanted]

@@ -1,246 +1,67 @@
 """Follows a model through its calls, so that an intervention knows which token it is looking at.
 
 Inside a decoder block a hidden state is only a tensor. What is padding, image or prompt, and how far generation has
-come, is known where the call begins. `CallTracker` notes it there, per thread: at `generate`, at a bare forward pass,
-and at each pass of the decoder. It changes nothing that the model computes, and every trace of it goes with its last
-user.
+come, is known where the call begins. `CallTracker` notes it there: at `generate`, at a forward pass of the model or of
+a part of it, and at each pass of the decoder. It changes nothing that the model computes, and every trace of it goes
+with its last user.
+
+A call runs in one thread from its beginning to its end, so what is running is noted per thread, as a stack: a logits
+processor, a stopping criterion or a hook may call the model again. Such a call is one of its own. Which steering blocks
+a call belongs to is asked once, when it begins (`blocks`).
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steerkit.engines import compiled
-from steerkit.engines.caches import kv_cache, past_length, recall, remember
+from steerkit.engines import compiled, model_inputs
+from steerkit.engines.blocks import Block, carried_and_ended, owners, warn_unsteered
+from steerkit.engines.caches import kv_cache, past_length, remember
+from steerkit.engines.packed import Managers, is_packed, is_paged
+from steerkit.engines.passes import Pass
+from steerkit.engines.prompts import Facts, Prompt, told_lengths
+from steerkit.engines.suspension import runs
 from steerkit.errors import EngineError
-from steerkit.interventions import Prompts, Selector, TokenRole, Tokens, last_positions, select
-from steerkit.models import Architecture, visual_rows
+from steerkit.models import Architecture
 
 
-@dataclass(slots=True, eq=False)
-class Prompt:
-    """One call of the model from outside, until it returns.
+class _Entered:
+    """A forward pass that has begun, until its decoder has been seen to run."""
 
-    Attributes:
-        inputs: The keyword arguments of the call.
-        length: Number of prompt positions, padding included; None until the decoder has seen it.
-        generating: Whether the call is `generate`.
-        entry: The module whose forward pass is the call, where it is not `generate`.
-        past: Positions that a KV cache of the caller's held when the call began, and that its ids do not repeat.
-        memo: What engines remember of this prompt, by key.
-        reached: The position after the last one that the decoder has seen.
-    """
+    __slots__ = ("frame", "given", "held", "module")
 
-    inputs: Mapping[str, Any]
-    length: int | None
-    generating: bool
-    entry: nn.Module | None = None
-    past: int = 0
-    memo: dict[Any, Any] = field(default_factory=dict)
-    reached: int = 0
-    graded: bool = field(default_factory=torch.is_grad_enabled)
-    """Whether gradients can flow through it."""
-
-    @property
-    def input_ids(self) -> Tensor | None:
-        """`[batch, prompt]` ids, where the caller gave ids."""
-        return self.inputs.get("input_ids")
-
-    @property
-    def count(self) -> int | None:
-        """Number of prompts in the batch, where the caller gave ids or embeddings."""
-        for key in ("input_ids", "inputs_embeds"):
-            given = self.inputs.get(key)
-            if isinstance(given, Tensor):
-                return int(given.shape[0])
-        return None
-
-    @property
-    def continues(self) -> bool:
-        """Whether the call goes on from a filled KV cache without the ids of what is in it."""
-        return self.past > 0
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """`[batch, prompt]`, where the caller gave a two-dimensional mask."""
-        mask = self.inputs.get("attention_mask")
-        return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-@dataclass(slots=True, eq=False)
-class Selection:
-    """Tokens of one pass: either one column of every row, or pairs of row and column."""
-
-    column: int | None
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-
-    def read(self, h: Tensor) -> Tensor:
-        """`[n, hidden]` from `[rows, tokens, hidden]`."""
-        if self.column is not None:
-            return h[:, self.column]
-        return h[self.rows, self.columns]
-
-    def write(self, h: Tensor, values: Tensor) -> Tensor:
-        """A new tensor with the selected tokens replaced."""
-        if self.column is not None and h.shape[1] == 1:
-            return values.unsqueeze(1)
-        changed = h.clone()
-        if self.column is not None:
-            changed[:, self.column] = values
-        else:
-            changed[self.rows, self.columns] = values
-        return changed
-
-    def per_row(self, values: Tensor) -> Tensor:
-        """Spread one value per row of the pass over the selected tokens."""
-        return values if self.column is not None else values[self.rows]
-
-    def among(self, chosen: Tensor) -> Selection:
-        """Those of the tokens that are chosen, `[n]` boolean."""
-        if self.rows is None or self.columns is None:
-            rows = chosen.nonzero()[:, 0]
-            return Selection(None, rows, torch.full_like(rows, cast("int", self.column)))
-        return Selection(None, self.rows[chosen], self.columns[chosen])
-
-    def count(self, rows: int) -> int:
-        """Number of selected tokens."""
-        return rows if self.column is not None else int(self.rows.shape[0])  # type: ignore[union-attr]
-
-
-@dataclass(slots=True, eq=False)
-class Pass:
-    """One forward pass of the decoder: `length` positions from absolute position `start`.
-
-    `redone` is the number of generated positions from `start` on that an earlier pass has seen: what an assistant model
-    proposed there was rejected.
-    """
-
-    prompt: Prompt
-    tracker: CallTracker
-    rows: int
-    start: int
-    length: int
-    prompt_length: int
-    redone: int = 0
-    graded: bool = field(default_factory=torch.is_grad_enabled)
-    visited: set[Any] = field(default_factory=set)
-    selections: dict[Selector, Selection | None] = field(default_factory=dict)
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether any position of this pass belongs to the prompt."""
-        return self.start < self.prompt_length
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it reads one generated token of each row."""
-        return self.length == 1 and self.start >= self.prompt_length
-
-    def select(self, selector: Selector, device: torch.device) -> Selection | None:
-        """The tokens of this pass that a selector means, or None if there are none."""
-        if selector not in self.selections:
-            chosen = self.chosen(selector.prompts)
-            selection = self._select(selector, device) if chosen is not False else None
-            for rows in (chosen, True if selector.rows is None else self.each_row(torch.tensor(selector.rows))):
-                if selection is not None and isinstance(rows, Tensor):
-                    selection = selection.among(selection.per_row(rows.to(device)))
-            self.selections[selector] = selection if selection is None or selection.count(self.rows) else None
-        return self.selections[selector]
-
-    def each_row(self, values: Tensor) -> Tensor:
-        """One value for each prompt of the call, as one for each row of the pass: beams and answers repeat their own.
-
-        Raises:
-            EngineError: The call has another number of prompts, or does not say how many.
-        """
-        prompts = self.prompt.count
-        if prompts is None or prompts != len(values) or self.rows % prompts:
-            said = "an unknown number of" if prompts is None else prompts
-            raise EngineError(
-                f"an intervention has factors for {len(values)} rows, and the call has {said} prompts",
-                expected="a call with as many prompts, in the same order",
-                fix="give rows one factor for each prompt of the batch, or leave rows out",
-            )
-        return values.repeat_interleave(self.rows // prompts)
-
-    def chosen(self, prompts: Prompts) -> Tensor | bool:
-        """Which rows belong to such prompts: `[rows]` boolean, or one word for all of them.
-
-        Raises:
-            EngineError: The call does not say whether its prompts hold an image.
-        """
-        if prompts == "all":
-            return True
-        held = self.tracker.pictured(self.prompt)
-        if isinstance(held, bool):
-            return held is (prompts == "with_image")
-        chosen = held if prompts == "with_image" else ~held
-        return chosen.repeat_interleave(self.rows // chosen.shape[0])  # beams and several answers repeat each row
-
-    def _select(self, selector: Selector, device: torch.device) -> Selection | None:
-        tokens = selector.tokens
-        if selector.counts_answers:
-            self.check_counted()
-        if self.decodes and (decoded := selector.answers_at(self.start - self.prompt_length)) is not None:
-            return Selection(0) if decoded else None
-        roles = self.tracker.roles(self.prompt, self.prompt_length, device, tokens)
-        if roles.shape[0] != self.rows:
-            roles = roles.repeat_interleave(self.rows // roles.shape[0], dim=0)
-        whole = self.reads_prompt and self.start + self.length <= self.prompt_length
-        if tokens == "last" and whole and not selector.counts:
-            column = self._common_last(roles) if selector.phase != "generation" else None
-            if column is not None:
-                return Selection(column)
-        mask = select(selector, roles, self.start, self.length)
-        rows, columns = mask.nonzero(as_tuple=True)
-        return Selection(None, rows, columns) if rows.numel() else None
-
-    def check_counted(self) -> None:
-        """Refuse to count the tokens of an answer whose beginning is not known.
-
-        Raises:
-            EngineError: The pass goes on from a KV cache in a call of its own.
-        """
-        if self.start and not self.prompt.generating:
-            raise EngineError(
-                "an intervention counts generated tokens, in a forward pass that continues from a KV cache",
-                expected="generate(), which says where the answer begins",
-                fix="generate with it, or leave positions and steps of generated tokens out",
-            )
-
-    def _common_last(self, roles: Tensor) -> int | None:
-        """The column of the last prompt token if it is the same in every row and in this pass (left padding)."""
-        last = last_positions(roles)
-        first = int(last[0])
-        inside = self.start <= first < self.start + self.length
-        return first - self.start if inside and bool((last == first).all()) else None
+    def __init__(self, module: nn.Module, given: Mapping[str, Any], frame: FrameType, held: int) -> None:
+        self.module = module
+        self.given = given
+        self.frame = frame
+        self.held = held
+        """How much its KV cache held then, where a graph will run: inside, the cache may have grown already."""
 
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.prompts: list[Prompt] = []
+        self.calls: list[Prompt] = []
         self.current: Pass | None = None
         self.unobserved = 0
-        self.entered: dict[str, Any] | None = None
-        """Arguments of the model's forward pass that is running, until its decoder has been seen to run."""
-        self.entered_at = 0
-        """How much its KV cache held then, where a graph will run: inside, the cache may have grown already."""
+        self.entered: _Entered | None = None
+        self.embedded: tuple[Tensor, Tensor] | None = None
+        """Ids and what the model made of them, outside of any forward pass that was seen to begin."""
 
 
 class CallTracker:
-    """Notes, per thread, which prompt a model is working on and where its decoder stands.
+    """Notes which prompt a model is working on, for whom, and where its decoder stands.
 
     Obtain one with `CallTracker.of`; it is installed while anybody holds it and leaves the model as it found it.
     """
@@ -250,12 +71,12 @@ class CallTracker:
 
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:
         self._model = weakref.ref(model)
-        self.architecture = architecture
+        self.facts = Facts(architecture)
         self.thread = _PerThread()
+        self._blocks: tuple[Block, ...] = ()
         self._users = 0
         self._undo: list[Callable[[], None]] = []
-        self._listeners: list[Callable[[Prompt], None]] = []
-        self.system_lengths: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._managers = Managers()
 
     @classmethod
     @contextmanager
@@ -277,10 +98,21 @@ class CallTracker:
                     tracker._uninstall()
                     cls._trackers.pop(model, None)
 
-    def listen(self, listener: Callable[[Prompt], None]) -> Callable[[], None]:
-        """Call a function at the start of every call from outside; returns what ends that."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+    @property
+    def architecture(self) -> Architecture:
+        """The model's."""
+        return self.facts.architecture
+
+    @contextmanager
+    def follow(self, block: Block) -> Iterator[None]:
+        """Let calls belong to a block, those of its context or of all."""
+        with self._lock:
+            self._blocks = (*self._blocks, block)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks = tuple(each for each in self._blocks if each is not block)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a steered model would be bound to the original.
@@ -299,6 +131,14 @@ class CallTracker:
         """The decoder pass that this thread is in, or None where nothing is to be observed."""
         return self.thread.current
 
+    def prompt(self) -> Prompt | None:
+        """The call that this thread is in, or would begin; None where it belongs to nobody."""
+        if self.thread.unobserved:
+            return None
+        calls = self.thread.calls
+        call = calls[-1] if calls else Prompt({}, None, False, self.facts, owners(self._blocks))
+        return call if call.owners else None
+
     def in_graph(self, place: Hashable, user: object) -> Pass | None:
         """The pass that a compiled graph is in, as it visits a place; None where nothing is to be observed.
 
@@ -310,6 +150,8 @@ class CallTracker:
             return None
         if thread.current is None:
             if thread.entered is None:
+                if not owners(self._blocks):
+                    return None
                 raise EngineError(
                     f"a compiled graph of {self._name} runs, and hides where its call begins",
                     expected="generate(..., cache_implementation='static'), which compiles by itself, or a model whose "
@@ -317,8 +159,10 @@ class CallTracker:
                     fix="model.forward = torch.compile(model.forward) inside the block, not model.compile() or "
                     "torch.compile(model)",
                 )
-            thread.current = self._pass(thread.entered, thread.entered_at)
-            thread.entered = None
+            entered, thread.entered = thread.entered, None
+            if not thread.calls[-1].owners:
+                return None
+            thread.current = self._pass(thread.calls[-1], entered, entered.given, entered.held)
         now = thread.current
         if (place, id(user)) in now.visited:
             raise EngineError(
@@ -337,120 +181,39 @@ class CallTracker:
     def unobserved(self) -> Iterator[None]:
         """Passes of this thread inside are nobody's: they are neither steered nor counted."""
         outer, self.thread.current = self.thread.current, None
+        entered, self.thread.entered = self.thread.entered, None
         self.thread.unobserved += 1
         try:
             yield
         finally:
             self.thread.unobserved -= 1
-            self.thread.current = outer
-
-    def pictured(self, prompt: Prompt) -> Tensor | bool:
-        """Which rows of a call hold an image: `[batch]` boolean on the CPU, or one word for all of them.
-
-        Raises:
-            EngineError: The call does not say.
-        """
-        if "pictured" not in prompt.memo:
-            prompt.memo["pictured"] = self._pictured(prompt)
-        return prompt.memo["pictured"]
-
-    def _pictured(self, prompt: Prompt) -> Tensor | bool:
-        if not self.architecture.image_token_ids:
-            return False
-        ids = prompt.input_ids
-        if ids is None:
-            raise EngineError(
-                "an intervention is for prompts by whether they hold an image, and the call has no input_ids",
-                expected="generate(**inputs), or a forward pass with input_ids",
-                fix="pass input_ids beside inputs_embeds, or set prompts='all' in the intervention",
-            )
-        held = visual_rows(prompt.inputs, self.architecture)
-        if prompt.continues:
-            before = recall(kv_cache(prompt.inputs))
-            if before is None:
-                raise EngineError(
-                    "an intervention is for prompts by whether they hold an image, and a call goes on from a KV cache "
-                    "of which that is not known",
-                    expected="the ids of the whole conversation, or a KV cache that a call inside a block with such an "
-                    "intervention has filled, and nobody has changed or copied since",
-                    fix="pass all ids to generate, which leaves out what the cache holds; or set prompts='all' in the "
-                    "intervention",
-                )
-            held = held | before
-        return bool(held[0]) if bool((held == held[0]).all()) else held
-
-    def roles(self, prompt: Prompt, length: int, device: torch.device, tokens: Tokens) -> Tensor:
-        """`[batch, prompt]` roles of the prompt's tokens.
-
-        Raises:
-            EngineError: The selector needs token ids (or a tokenizer, for `system`) and the caller gave none.
-        """
-        key = ("roles", tokens in ("system", "text"), tokens in ("image", "after_image"), device)
-        if key not in prompt.memo:
-            prompt.memo[key] = self._roles(prompt, length, device, tokens)
-        return prompt.memo[key]
-
-    def _roles(self, prompt: Prompt, length: int, device: torch.device, tokens: Tokens) -> Tensor:
-        by_content = tokens in ("image", "text", "system", "after_image")
-        ids, mask = prompt.input_ids, prompt.attention_mask
-        if self.architecture.encoder_decoder:
-            if by_content:
-                raise EngineError(
-                    f"tokens={tokens!r} in an encoder-decoder model",
-                    expected="last, all or generated: its decoder sees neither image nor text tokens",
-                )
-            return torch.full((1, length), int(TokenRole.TEXT), device=device)
-        if mask is not None and mask.shape[1] >= length:
-            real = mask[:, :length].to(device) != 0
-        else:  # ids alone: a pass that continues from a KV cache has only its own
-            real = torch.ones((1 if ids is None else ids.shape[0], length), dtype=torch.bool, device=device)
-        roles = torch.where(real, int(TokenRole.TEXT), int(TokenRole.PAD))
-        if not by_content:
-            return roles
-        if ids is None or ids.shape[1] < length:
-            raise EngineError(
-                f"tokens={tokens!r} in a call without the input_ids of the whole prompt",
-                expected="generate(**inputs), or a forward pass over the whole prompt",
-            )
-        if tokens != "system" and self.architecture.image_token_ids:
-            visual_rows(prompt.inputs, self.architecture)  # refuses what is neither text nor known to be visual
-        ids = ids[:, :length].to(device)
-        for token in self.architecture.image_token_ids:
-            roles = torch.where(real & (ids == token), int(TokenRole.IMAGE), roles)
-        if tokens in ("system", "text") and self.architecture.user_marker is not None:
-            if self.system_lengths is None:
-                raise EngineError(
-                    f"tokens={tokens!r} needs the tokenizer, to tell the system's turn from the user's",
-                    expected="a model that was loaded or wrapped with its processor",
-                    fix="pass the VLM instead of the raw model: sk.steer(sk.wrap(model, processor), ...)",
-                )
-            lengths = self.system_lengths(ids, real).to(device)
-            system = torch.arange(length, device=device) < lengths[:, None]
-            roles = torch.where(system & (roles == int(TokenRole.TEXT)), int(TokenRole.SYSTEM), roles)
-        return roles
+            self.thread.current, self.thread.entered = outer, entered
 
     # -- installation ------------------------------------------------------------------------------------------------
 
     def _install(self, model: nn.Module) -> None:
         decoder = model.get_submodule(self.architecture.decoder)
-        entries = [model]
-        if self.architecture.text_module:
-            entries.append(model.get_submodule(self.architecture.text_module))
 
         def install(name: object, handle: RemovableHandle) -> None:
             self._undo.append(compiled.numbered(model, name, handle).remove)
 
-        for at, entry in enumerate(entries):
+        for at, entry in enumerate(model_inputs.entries(model, self.architecture)):
             signature = inspect.signature(type(entry).forward)
-            begin = self._begin_forward(signature, outermost=at == 0)
-            install(("begin", at), entry.register_forward_pre_hook(begin, with_kwargs=True))
+            install(("begin", at), entry.register_forward_pre_hook(self._begin_forward(signature), with_kwargs=True))
             install(("end", at), entry.register_forward_hook(self._end_forward, always_call=True))
-            if callable(getattr(type(entry), "generate", None)):
-                self._undo.append(_set(entry, "generate", self._observed_generate(entry)))
-                self._undo.append(_set(entry, "get_compiled_call", self._steered_graph(model, entry, signature)))
+            for name, observed in (
+                ("generate", self._observed_generate),
+                ("init_continuous_batching", self._observed_manager),
+                ("get_compiled_call", functools.partial(self._steered_graph, model, signature)),
+            ):
+                if callable(getattr(type(entry), name, None)):
+                    self._undo.append(_set(entry, name, observed(entry)))
         signature = inspect.signature(type(decoder).forward)
         install("begin pass", decoder.register_forward_pre_hook(self._begin_pass(signature), with_kwargs=True))
         install("end pass", decoder.register_forward_hook(self._end_pass, always_call=True))
+        embedding = model_inputs.embedding(model)
+        if embedding is not None:
+            install("embedded", embedding.register_forward_hook(self._embedded))
 
     def _uninstall(self) -> None:
         while self._undo:
@@ -458,36 +221,51 @@ class CallTracker:
 
     def _observed_generate(self, entry: nn.Module) -> Callable[..., Any]:
         inner: Callable[..., Any] = cast("Any", entry).generate
+        loops = model_inputs.loops(entry)
 
         @functools.wraps(inner)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            thread = self.thread
-            if thread.unobserved or (thread.prompts and thread.prompts[-1].generating):
+            thread, frame = self.thread, sys._getframe(1)
+            if thread.unobserved or self._is_part(frame):
                 return inner(*args, **kwargs)
-            thread.prompts.clear()  # no forward pass calls generate: what is left here was interrupted
-            given = dict(kwargs)
-            if args and isinstance(args[0], Tensor):
-                given.setdefault("input_ids" if not args[0].is_floating_point() else "pixel_values", args[0])
-            if isinstance(given.get("inputs"), Tensor):
-                given.setdefault("input_ids", given["inputs"])
-            config = cast("Any", entry).generation_config
-            _check_one_sequence(given, config)
-            _infer_mask(given, config)
-            past = past_length(given) if _is_part(given) else 0
-            length = self._prompt_length(given)
-            prompt = Prompt(given, None if length is None else past + length, generating=True, past=past)
-            with self._prompt(prompt):
+            if not self._undo:  # taken from the model inside a block that has ended since
+                if carried_and_ended():
+                    warn_unsteered("generate is called by a thread whose steering block has ended: it is not steered")
+                return inner(*args, **kwargs)
+            mine = self._owners()
+            given = model_inputs.of_generate(entry, args, kwargs) if mine else {}
+            prompt = Prompt(given, None, True, self.facts, mine, entry, loops=loops)
+            if mine:
+                prompt.past = past_length(given) if model_inputs.is_part(given) else 0
+                length = model_inputs.prompt_length(given, self.architecture)
+                prompt.length = None if length is None else prompt.past + length
+            with self._running(prompt, sys._getframe()):
                 output = inner(*args, **kwargs)
             self._note_pictured(prompt, output)
             return output
 
         return generate
 
-    def _steered_graph(self, model: nn.Module, entry: nn.Module, signature: inspect.Signature) -> Callable[..., Any]:
+    def _observed_manager(self, entry: nn.Module) -> Callable[..., Any]:
+        inner: Callable[..., Any] = cast("Any", entry).init_continuous_batching
+
+        @functools.wraps(inner)
+        def init_continuous_batching(*args: Any, **kwargs: Any) -> Any:
+            if self._undo and owners(self._blocks):
+                return self._managers.make(entry, inner, *args, **kwargs)
+            return inner(*args, **kwargs)
+
+        return init_continuous_batching
+
+    def _steered_graph(self, model: nn.Module, signature: inspect.Signature, entry: nn.Module) -> Callable[..., Any]:
         """What transformers asks for the compiled forward pass of a decoding step."""
-        begin = self._begin_forward(signature, outermost=entry is model, graph=True)
+        inner = cast("Any", entry).get_compiled_call
+        begin = self._begin_forward(signature, graph=True)
 
         def get_compiled_call(compile_config: Any) -> Callable[..., Any]:
+            call = self._innermost()
+            if not (owners(self._blocks) if call is None else call.owners):
+                return inner(compile_config)
             config = compile_config or cast("Any", entry)._default_compile_config()
             graph = compiled.call(model, entry, config.to_dict())
 
@@ -504,53 +282,110 @@ class CallTracker:
 
         return get_compiled_call
 
+    # -- the stack of calls ------------------------------------------------------------------------------------------
+
+    def _owners(self) -> tuple[Block, ...]:
+        """The blocks that a call which begins here belongs to; says so where there are others alone."""
+        opened = self._blocks
+        mine = owners(opened)
+        if not mine:
+            for block in opened:
+                if not block.ended:
+                    block.overlook()
+        return mine
+
     @contextmanager
-    def _prompt(self, prompt: Prompt) -> Iterator[None]:
-        prompts = self.thread.prompts
-        prompts.append(prompt)
+    def _running(self, call: Prompt, frame: FrameType) -> Iterator[None]:
+        """While a call runs: `generate`, which ends whatever happens."""
         try:
-            for listener in tuple(self._listeners):
-                listener(prompt)
+            self._push(call, frame)
             yield
         finally:
-            prompts.remove(prompt)
+            while call in self.thread.calls:
+                self._pop()
 
-    def _prompt_length(self, given: Mapping[str, Any]) -> int | None:
-        if self.architecture.encoder_decoder:
-            start = given.get("decoder_input_ids")
-            return start.shape[1] if isinstance(start, Tensor) else 1
-        for key in ("input_ids", "inputs_embeds"):
-            if isinstance(given.get(key), Tensor):
-                return int(given[key].shape[1])
-        return None
+    def _push(self, call: Prompt, frame: FrameType) -> None:
+        thread = self.thread
+        self._innermost()
+        call.frame, call.interrupted, thread.current = frame, thread.current, None
+        call.owners = tuple(block for block in call.owners if block.hold())
+        thread.calls.append(call)
+        for block in call.owners:
+            block.begin(call)
+
+    def _pop(self) -> None:
+        call = self.thread.calls.pop()
+        self.thread.current, call.frame, call.interrupted = call.interrupted, None, None
+        for block in call.owners:
+            block.release()
+
+    def _innermost(self) -> Prompt | None:
+        """The call that runs in this thread; an interrupt skips the hooks that end one."""
+        calls = self.thread.calls
+        while calls and calls[-1].frame is not None and not runs(calls[-1].frame):
+            self._pop()
+        return calls[-1] if calls else None
+
+    def _is_part(self, frame: FrameType | None) -> bool:
+        """Whether what a frame calls belongs to the loop of the `generate` that runs, and is no call of its own."""
+        calls = self.thread.calls
+        if not calls or not calls[-1].generating:
+            return False
+        return model_inputs.caller(frame) in calls[-1].loops and runs(cast("FrameType", calls[-1].frame))
+
+    def _continues_loop(self, given: Mapping[str, Any]) -> bool:
+        """Whether a forward pass in a loop of the caller's own (`custom_generate`) is one of the running `generate`."""
+        calls, cache = self.thread.calls, kv_cache(given)
+        if not calls or not calls[-1].generating or cache is None:
+            return False
+        call = calls[-1]
+        if call.cache is None and call.owners and model_inputs.begins(given, call.inputs, past_length(given)):
+            call.cache = cache
+        return call.cache is cache
 
     # -- what the hooks do -------------------------------------------------------------------------------------------
 
-    def _begin_forward(
-        self, signature: inspect.Signature, *, outermost: bool, graph: bool = False
-    ) -> Callable[..., None]:
+    def _begin_forward(self, signature: inspect.Signature, *, graph: bool = False) -> Callable[..., None]:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():
                 return
             thread = self.thread
             if thread.unobserved:
                 return
-            # no model calls itself, nor does its text module call it: an interrupt skipped the hook that ends a pass
-            last = thread.prompts[-1] if thread.prompts else None
-            if last is not None and not last.generating and (outermost or last.entry is module):
-                thread.prompts.clear()
-            thread.current = None
-            thread.entered = given = _bound(signature, module, args, kwargs)
-            if graph or compiled.is_compiled(module):
-                thread.entered_at = past_length(given)
-            if thread.prompts:
-                return
-            prompt = Prompt(given, None, generating=False, entry=module, past=past_length(given))
-            thread.prompts.append(prompt)
-            for listener in tuple(self._listeners):
-                listener(prompt)
+            frame = sys._getframe(1)
+            outer = thread.entered
+            if outer is not None and outer.module is not module and runs(outer.frame):
+                return  # the model calls a part of itself
+            given = model_inputs.bound(signature, module, args, kwargs)
+            thread.entered = None
+            if self._is_part(frame.f_back) or self._continues_loop(given):
+                thread.current = None
+            else:
+                self._begin_call(module, given, frame)
+            held = past_length(given) if (graph or compiled.is_compiled(module)) and thread.calls[-1].owners else 0
+            thread.entered = _Entered(module, given, frame, held)
 
         return begin
+
+    def _begin_call(self, module: nn.Module, given: Mapping[str, Any], frame: FrameType) -> Prompt:
+        mine = self._owners()
+        call = Prompt(given if mine else {}, None, False, self.facts, mine, module)
+        if mine:
+            cache = kv_cache(given)
+            call.past = 0 if is_paged(cache) else past_length(given)
+            if not is_packed(given):
+                call.inputs = model_inputs.with_mask(given, self._model())
+        if mine and is_packed(given):
+            self._push_packed(call, frame)
+        else:
+            self._push(call, frame)
+        return call
+
+    def _push_packed(self, call: Prompt, frame: FrameType) -> None:
+        """The prompts of a packed call begin one by one."""
+        mine, call.owners = call.owners, ()
+        self._push(call, frame)
+        call.owners = tuple(block for block in mine if block.hold())
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -558,15 +393,26 @@ class CallTracker:
         thread = self.thread
         if thread.unobserved:  # a contrast is measured while the pass that it belongs to begins
             return
-        if thread.prompts and thread.prompts[-1].entry is module:
-            thread.prompts.pop()
-        unseen, thread.entered, thread.current = thread.entered, None, None
-        if unseen is not None and output is not None:
+        call = thread.calls[-1] if thread.calls else None
+        unseen = thread.entered is not None and thread.entered.module is module
+        owned = call is not None and bool(call.owners)
+        if unseen:
+            thread.entered = None
+        if call is not None and call.entry is module and not call.generating:
+            self._pop()
+        if unseen and owned and output is not None:
             raise EngineError(
                 f"{type(module).__name__} ran a graph that was compiled without steering",
                 expected="a graph that was compiled inside a block that steers the same places, by hooks",
                 fix="torch.compiler.reset() before the block, and compile inside it; or run the model eagerly",
             )
+
+    def _embedded(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note the ids of a forward pass whose beginning was not seen, as that of `model.forward(...)`."""
+        if torch.compiler.is_compiling() or self.thread.unobserved or self.thread.entered is not None:
+            return
+        if args and isinstance(args[0], Tensor) and args[0].dim() == 2 and isinstance(output, Tensor):
+            self.thread.embedded = args[0], output.detach()
 
     def _begin_pass(self, signature: inspect.Signature) -> Callable[..., None]:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -575,36 +421,81 @@ class CallTracker:
             thread = self.thread
             if thread.unobserved:
                 return
-            thread.entered = None
-            thread.current = self._pass(kwargs if not args else _bound(signature, module, args, kwargs))
+            given = kwargs if not args else model_inputs.bound(signature, module, args, kwargs)
+            entered = thread.entered
+            frame = sys._getframe(1)
+            if entered is None or not runs(entered.frame):
+                entered = _Entered(module, given, frame, 0)
+                if not (self._is_part(frame.f_back) or self._continues_loop(given)):
+                    embedded, thread.embedded = thread.embedded, None
+                    images = self.architecture.image_token_ids
+                    self._begin_call(module, model_inputs.with_ids(given, embedded, images), frame)
+            thread.entered = thread.embedded = None
+            call = thread.calls[-1]
+            thread.current = self._pass(call, entered, given) if call.owners else None
 
         return begin
 
-    def _pass(self, given: Mapping[str, Any], start: int | None = None) -> Pass:
-        prompts = self.thread.prompts
-        tokens = given.get("inputs_embeds")
-        if tokens is None:
-            tokens = given["input_ids"]
-        rows, length = int(tokens.shape[0]), int(tokens.shape[1])
+    def _pass(self, call: Prompt, entered: _Entered, given: Mapping[str, Any], start: int | None = None) -> Pass:
+        rows, length = model_inputs.extent(given)
+        if is_packed(given):
+            return Pass(call, rows, 0, length, length, parts=self._managers.passes(call, entered.given))
         start = past_length(given) if start is None else start
-        prompt = prompts[-1] if prompts else Prompt(given, None, generating=False)
-        if prompt.length is not None:
-            prompt_length = prompt.length
+        if call.generating:
+            if call.cache is None:
+                call.cache = kv_cache(given)
+            if not call.begun:
+                self._begin_reading(call, entered, given, start, length)
+        elif call.ends is None:
+            call.ends = told_lengths(rows, start + length, start)
+        call.begun = True
+        if call.ends is not None:
+            prompt_length = int(call.ends.max())
+        elif call.length is not None:
+            prompt_length = call.length
+        elif self.architecture.encoder_decoder:
+            prompt_length = 1  # its start token
         elif start == 0 or length > 1:
             prompt_length = start + length
         else:
             prompt_length = start
-        rejected = prompt.generating and start >= prompt_length
-        redone = max(0, prompt.reached - start) if rejected else 0
-        prompt.reached = start + length
-        return Pass(prompt, self, rows, start, length, prompt_length, redone)
+        redone = max(0, call.reached - start) if call.generating and start >= prompt_length else 0
+        call.reached = start + length
+        if not call.generating:
+            call.mask = model_inputs.mask(given, start + length)
+        return Pass(call, rows, start, length, prompt_length, redone)
+
+    def _begin_reading(
+        self, call: Prompt, entered: _Entered, given: Mapping[str, Any], start: int, length: int
+    ) -> None:
+        """Correct the length of a prompt by what the decoder reads: it may get more than the ids of `generate`.
+
+        A soft prompt stands before the embeddings of the ids, or, where it is one of keys and values, in the KV cache.
+        """
+        if call.length is None:
+            call.length = start + length
+            return
+        before = past_length(call.inputs)
+        ids = entered.given.get("input_ids")
+        read = length if not isinstance(ids, Tensor) or self.architecture.encoder_decoder else int(ids.shape[1])
+        more = start - before
+        if not isinstance(ids, Tensor) and call.input_ids is not None and "inputs_embeds" not in call.inputs:
+            more += max(0, start + length - more - call.length)
+        elif read < length:
+            more += length - read
+        if more:
+            call.length += more
+            call.mask = model_inputs.mask(given, start + length)
 
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or self.thread.unobserved:
             return
-        now, self.thread.current = self.thread.current, None
+        thread = self.thread
+        now, thread.current = thread.current, None
         if now is not None and not now.prompt.generating:
             self._note_pictured(now.prompt, output)
+        if thread.calls and thread.calls[-1].entry is module and not thread.calls[-1].generating:
+            self._pop()
 
     def _note_pictured(self, prompt: Prompt, output: Any) -> None:
         """Remember for a KV cache that a call gives back what somebody asked of its prompts."""
@@ -619,53 +510,11 @@ def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[]
     vars(entry)[name] = method
 
     def undo() -> None:
+        if vars(entry).get(name) is not method:  # somebody has put another one in front
+            return
         if own is None:
             vars(entry).pop(name, None)
         else:
             vars(entry)[name] = own
 
     return undo
-
-
-def _is_part(given: Mapping[str, Any]) -> bool:
-    """Whether the ids given to `generate` are those behind a KV cache alone; the mask is always of the whole."""
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    return isinstance(ids, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > ids.shape[1]
-
-
-def _check_one_sequence(given: Mapping[str, Any], config: Any) -> None:
-    """Refuse guidance without a classifier, which reads a second sequence between the passes over the first.
-
-    Raises:
-        EngineError: It is asked for.
-    """
-    config = given.get("generation_config") or config
-    scale = given.get("guidance_scale", getattr(config, "guidance_scale", None))
-    if scale is not None and scale != 1:
-        raise EngineError(
-            f"generate with guidance_scale={scale!r} while the model is steered: its two sequences can't be told apart",
-            expected="one sequence for each prompt",
-            fix="leave guidance_scale out, or steer without it",
-        )
-
-
-def _infer_mask(given: dict[str, Any], config: Any) -> None:
-    """Take padding for padding where the caller gave no mask, as `generate` itself does."""
-    config = given.get("generation_config") or config
-    ids, ends = given.get("input_ids"), given.get("eos_token_id", config.eos_token_id)
-    pad = given.get("pad_token_id", config.pad_token_id)
-    if not isinstance(ids, Tensor) or given.get("attention_mask") is not None or pad is None:
-        return
-    if pad not in (ends if isinstance(ends, list) else [ends]) and bool((ids == pad).any()):
-        given["attention_mask"] = (ids != pad).long()
-
-
-def _bound(
-    signature: inspect.Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Positional arguments by their names, together with the keyword arguments."""
-    if not args:
-        return dict(kwargs)
-    named = dict(signature.bind_partial(module, *args).arguments)
-    named.pop("self", None)
-    return {**named, **kwargs}

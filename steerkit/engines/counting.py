@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steerkit.engines.calls import Selection
 from steerkit.engines.measurements import Observed
+from steerkit.engines.passes import Selection
 from steerkit.engines.receipt import Receipt
 from steerkit.engines.steps import Group, Place, Step, Sum
 from steerkit.interventions import _arithmetic as ops
@@ -107,9 +107,7 @@ def _tokens(selection: Selection, now: Observed) -> tuple[int, int]:
     if not now.reads_prompt:
         # takes back as well what was counted of a proposal that has been rejected, beyond the end of this pass
         return 0, count - count // now.length * now.redone
-    generated = 0
-    if now.start + now.length > now.prompt_length and selection.columns is not None:
-        generated = int((selection.columns + now.start >= now.prompt_length).sum())
+    generated = now.generated(selection)
     return count - generated, generated
 
 

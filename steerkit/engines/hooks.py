@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from steerkit.engines import compiled
 from steerkit.engines.application import Application, Observed
 from steerkit.engines.attached import Attached
 from steerkit.engines.attachments import Attachments, shared
+from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.prompts import prompt_lengths
 from steerkit.engines.reruns import Rerun, again, cut
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
@@ -34,14 +37,14 @@ def with_hidden(output: Any, h: Tensor) -> Any:
 
 
 @contextmanager
-def applied(model: nn.Module, tracker: CallTracker, application: Application, *, any_thread: bool) -> Iterator[None]:
+def applied(model: nn.Module, tracker: CallTracker, application: Application, block: Block) -> Iterator[None]:
     """Steer a model by hooks on the places that the application names.
 
     Args:
         model: The Hugging Face model.
         tracker: The tracker installed on it.
         application: What to apply.
-        any_thread: Steer calls from any thread, not only from the one that opens the context.
+        block: Steer the calls that belong to it.
 
     Raises:
         EngineError: One module stands at several places; for what happens inside, see `Attachments.of`.
@@ -49,14 +52,14 @@ def applied(model: nn.Module, tracker: CallTracker, application: Application, *,
     architecture = tracker.architecture
     for place in {place[1:]: place for place in application.places}.values():
         check_distinct(model, architecture, place.site, place.tower)
-    turn = _Turn(tracker, application, None if any_thread else threading.get_ident())
+    turn = _Turn(tracker, application, block)
     with ExitStack() as stack:
         stack.callback(setattr, application, "closed", True)
         hooks: list[Attached] = []
         for place in application.places:
             slot = compiled.acquire(model, place)
             stack.callback(compiled.release, slot)
-            slot.steer = _traced(tracker, application, place, turn.owner)
+            slot.steer = _traced(turn, place)
             hooks.append(_Steering(turn, place, slot.number))
         outlets = {architecture.site(layer, "resid_post", tower) for layer, _, tower in application.places}
         outlets = {*outlets, architecture.decoder} - {hook.path for hook in hooks}
@@ -93,16 +96,17 @@ def check_distinct(model: nn.Module, architecture: Architecture, site: Site, tow
 class _Turn:
     """Whose turn it is: which calls an application steers."""
 
-    def __init__(self, tracker: CallTracker, application: Application, owner: int | None) -> None:
+    def __init__(self, tracker: CallTracker, application: Application, block: Block) -> None:
         self.tracker = tracker
         self.application = application
-        self.owner = owner
+        self.block = block
 
     def now(self, place: Place, h: Tensor) -> Observed | None:
         """The pass that a hidden state belongs to; None if the application has nothing to do with it."""
-        if self.application.closed or (self.owner is not None and threading.get_ident() != self.owner):
+        if self.application.closed:
             return None
-        return self.tracker.current if place.tower == "language" else pass_at(self.tracker, place, h)
+        now = self.tracker.current if place.tower == "language" else pass_at(self.tracker, place, h)
+        return now if now is not None and self.block in now.prompt.owners else None
 
     def refuse(self, module: nn.Module, inside: str) -> None:
         """Refuse a pass that will be run again as a whole, when nothing of ours is there to steer it, or to stop it.
@@ -110,8 +114,8 @@ class _Turn:
         Raises:
             EngineError: The pass is this application's.
         """
-        owned = self.owner in (None, threading.get_ident()) and not self.tracker.thread.unobserved
-        if owned and not self.application.closed:
+        prompt = self.tracker.prompt()
+        if prompt is not None and self.block in prompt.owners and not self.application.closed:
             raise EngineError(
                 f"{type(module).__name__} runs inside {inside} while it is steered",
                 expected="a pass that is run once; checkpoints may be around its blocks, or inside them",
@@ -128,16 +132,18 @@ class _Steering(Attached):
         self._place = place
         self._slot = slot
         self._follows = turn.application.follows(place)
+        self._apply = functools.partial(turn.application.apply, place)
+        self._apply_again = functools.partial(turn.application.apply_again, place)
 
     def run(self, module: nn.Module, value: Any) -> Any:
         """See `Attached`."""
         h = value[0] if isinstance(value, tuple) else value
         if torch.compiler.is_compiling():
             return with_hidden(value, compiled.steered(h, self._slot))
-        application, place = self._turn.application, self._place
+        place = self._place
         now = again(self)
         if now is not None:
-            changed = application.apply_again(place, h, now)
+            changed = now.visit(self._apply_again, h)
             return None if changed is h else with_hidden(value, changed)
         now = self._turn.now(place, h)
         if now is None:
@@ -150,7 +156,7 @@ class _Steering(Attached):
                 expected="checkpointing that is not reentrant, or a strength that is read where it is used",
                 fix="model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})",
             )
-        changed = application.apply(place, h, now)
+        changed = now.visit(self._apply, h)
         if now.graded:
             rerun = Rerun.of(now)
             rerun.note(self, module, now)
@@ -171,7 +177,7 @@ class _Outlet(Attached):
         """See `Attached`."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        prompt = self._tracker.thread.prompts[-1] if self._tracker.thread.prompts else None
+        prompt = self._tracker.prompt()
         rerun = None if prompt is None else prompt.memo.get(Rerun)
         if prompt is not None and rerun is not None:
             rerun.follow(value)
@@ -179,20 +185,23 @@ class _Outlet(Attached):
                 cut(prompt.memo)
 
 
-def _traced(tracker: CallTracker, application: Application, place: Place, owner: int | None) -> compiled.Steer:
+def _traced(turn: _Turn, place: Place) -> compiled.Steer:
     """What the hook does where it was traced into a graph."""
+    tracker, application = turn.tracker, turn.application
+    apply = functools.partial(application.apply, place)
 
     def steer(h: Tensor) -> Tensor:
-        if owner is not None and threading.get_ident() != owner:
-            return h
         if place.tower == "vision":
+            prompt = tracker.prompt()
+            if prompt is None or turn.block not in prompt.owners:
+                return h
             raise EngineError(
                 "the vision tower is steered inside a compiled graph",
                 expected="a vision tower that runs eagerly: it does not say which of its blocks a graph serves",
                 fix="generate(..., cache_implementation='static') compiles the decoding steps alone",
             )
         now = tracker.in_graph(place, application)
-        return h if now is None else application.apply(place, h, now)
+        return h if now is None or turn.block not in now.prompt.owners else now.visit(apply, h)
 
     return steer
 
@@ -284,7 +293,8 @@ def answer_log_likelihood(
             },
             architecture,
         )
-    with torch.no_grad():
+    # the decoder of an encoder's tells its prompt, the start token, from what it is to write
+    with torch.no_grad(), nullcontext() if architecture.encoder_decoder else prompt_lengths(ids.shape[1]):
         logits = call_target(model, inputs, architecture)(**given).logits
     if not architecture.encoder_decoder:
         logits = logits[:, ids.shape[1] - 1 : -1]

@@ -8,7 +8,8 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from steerkit.engines.calls import Pass, Prompt, Selection
+from steerkit.engines.passes import Pass, Selection
+from steerkit.engines.prompts import Prompt
 from steerkit.engines.steps import Place, Reading, Step, Together
 from steerkit.engines.vision import VisionPass
 from steerkit.errors import EngineError
@@ -145,5 +146,5 @@ def _of_steps(factors: tuple[float, ...], device: torch.device, selection: Selec
     if selection.columns is None:
         step = first + cast("int", selection.column)
         return 1.0 if step < 0 else factors[min(step, len(factors) - 1)]
-    steps = (selection.columns + first).clamp(-1, len(factors) - 1)
+    steps = cast("Pass", now).steps(selection).clamp(-1, len(factors) - 1)
     return torch.tensor((*factors, 1.0), device=device)[steps]  # -1, the last, is any token of the prompt

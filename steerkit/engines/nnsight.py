@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from steerkit.engines import hooks
 from steerkit.engines.application import Application
+from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
@@ -132,7 +133,7 @@ def capture(
 
 
 @contextmanager
-def applied(vlm: LoadedModel, tracker: CallTracker, application: Application) -> Iterator[Any]:
+def applied(vlm: LoadedModel, tracker: CallTracker, application: Application, block: Block) -> Iterator[Any]:
     """Steer `VLM.generate` of this thread, and yield a steered nnsight model for traces.
 
     The model is a `TransformersModel` where the VLM has a processor, else an `NNsight`. Traces are steered when opened
@@ -146,6 +147,7 @@ def applied(vlm: LoadedModel, tracker: CallTracker, application: Application) ->
         vlm: The model.
         tracker: The tracker installed on it.
         application: What to apply.
+        block: Steer the calls that belong to it.
 
     Raises:
         EngineError: In a remote trace: an intervention can't be shipped.
@@ -154,7 +156,7 @@ def applied(vlm: LoadedModel, tracker: CallTracker, application: Application) ->
     for place in {place[1:]: place for place in application.places}.values():
         hooks.check_distinct(model, tracker.architecture, place.site, place.tower)
     wrapped = _Wrapped.of(model)
-    program = _Program(tracker, application)
+    program = _Program(tracker, application, block)
     programs = [*wrapped.programs, program]
     with wrapped.lock:
         shared = _edited(wrapped.root(model, program.paths), programs)
@@ -220,7 +222,7 @@ def _edited(root: Any, programs: Sequence[_Program]) -> Any:
 class _Program:
     """One application, as parts that each follow the model through some of its places."""
 
-    def __init__(self, tracker: CallTracker, application: Application) -> None:
+    def __init__(self, tracker: CallTracker, application: Application, block: Block) -> None:
         site = tracker.architecture.site
         places = [(place, site(*place)) for place in application.places]
         # One part visits the outputs of a tower's blocks, in the order in which they run. A trace may skip a block, and
@@ -230,7 +232,7 @@ class _Program:
         groups = [group for group in blocks if group]
         groups += [[entry] for entry in places if entry[0].site != "resid_post"]
         self.paths = [path for _, path in places]
-        self.parts = [_Part(tracker, application, group) for group in groups]
+        self.parts = [_Part(tracker, application, block, group) for group in groups]
 
     def close(self) -> None:
         """Steer nothing from here on, wherever copies of the edits have gone."""
@@ -241,8 +243,11 @@ class _Program:
 class _Part:
     """What one edit does: wait for the output of each of its places in turn, and write it back steered."""
 
-    def __init__(self, tracker: CallTracker, application: Application, places: Sequence[tuple[Place, str]]) -> None:
+    def __init__(
+        self, tracker: CallTracker, application: Application, block: Block, places: Sequence[tuple[Place, str]]
+    ) -> None:
         self.live: tuple[CallTracker, Application] | None = (tracker, application)
+        self._block = block
         self._places = dict(places)
 
     def __call__(self, root: Any) -> None:
@@ -265,9 +270,9 @@ class _Part:
                     served[place] = mediator.occurrence(location)
                     h = hooks.hidden(output)
                     now = pass_at(tracker, place, h)
-                    if now is None:
+                    if now is None or self._block not in now.prompt.owners:
                         continue
-                    changed = application.apply(place, h, now)
+                    changed = now.visit(functools.partial(application.apply, place), h)
                     if changed is h:
                         continue
                     if heads:

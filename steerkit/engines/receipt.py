@@ -133,11 +133,13 @@ class Receipt(Counts):
         checks: What was checked about the vectors and the model before anything was steered.
         left_alone: Prompts that no vector is for, because of whether they hold an image.
         spared: Whether a call was seen of which a vector is not for all prompts.
+        unsteered_calls: Calls of the model from contexts that the block is not for, nor any other block.
         shipped: Whether a remote trace has taken the interventions along; what it steers is not counted here.
     """
 
     nnsight: Any = None
     left_alone: int = 0
+    unsteered_calls: int = 0
     shipped: bool = False
     spared: bool = field(default=False, repr=False)
     checks: tuple[Check, ...] = ()
@@ -215,6 +217,11 @@ class Receipt(Counts):
                 count = _at(self._vectors[index].sites, layer, site)
                 count._add(seen[index][0] - before[0], seen[index][1] - before[1], size)
 
+    def overlook(self) -> None:
+        """Count a call from a context that no block is for."""
+        with self._lock:
+            self.unsteered_calls += 1
+
     def leave_alone(self, prompts: int, of_vectors: Sequence[int]) -> None:
         """Count prompts that no vector is for, and those that each of them is not for."""
         with self._lock:
@@ -239,6 +246,8 @@ class Receipt(Counts):
     def __str__(self) -> str:
         """One line for people."""
         alone = f"; {self.left_alone} prompts left alone" if self.left_alone else ""
+        if self.unsteered_calls:
+            alone += f"; {self.unsteered_calls} calls from outside the block not steered"
         if self.empty:
             return f"nothing was steered{alone}"
         if not any(count.tokens for count in self.sites.values()):

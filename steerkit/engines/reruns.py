@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.engines.attached import Attached
-from steerkit.engines.calls import Pass
+from steerkit.engines.passes import Pass
 
 _lock = threading.RLock()
 _waiting: dict[int, dict[Attached, list[Any]]] = {}

@@ -6,13 +6,16 @@ hidden states are `[images, tokens, hidden]`, or `[tokens, hidden]` where the pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from steerkit.engines.calls import CallTracker, Pass, Prompt, Selection
+from steerkit.engines.calls import CallTracker
+from steerkit.engines.passes import Pass, Selection
+from steerkit.engines.prompts import Prompt
 from steerkit.errors import EngineError
 from steerkit.interventions import Intervention, Selector
 
@@ -50,6 +53,14 @@ class VisionPass:
         """All of the pass."""
         return self.length
 
+    def visit(self, apply: Callable[[Tensor, VisionPass], Tensor], h: Tensor) -> Tensor:
+        """What a function makes of the hidden states."""
+        return apply(h, self)
+
+    def generated(self, selection: Selection) -> int:
+        """None of the tokens belongs to an answer."""
+        return 0
+
     def select(self, selector: Selector, device: torch.device) -> Selection | None:
         """Every token for `all`, every patch for `image`."""
         first = self.class_tokens if selector.tokens == "image" else 0
@@ -62,10 +73,9 @@ def pass_at(tracker: CallTracker, place: Place, h: Tensor) -> Pass | VisionPass 
     """The pass that a hidden state belongs to, or None where nothing is to be observed."""
     if place.tower == "language":
         return tracker.current
-    tower, thread = tracker.architecture.vision, tracker.thread
-    if tower is None or thread.unobserved:
+    tower, prompt = tracker.architecture.vision, tracker.prompt()
+    if tower is None or prompt is None:
         return None
-    prompt = thread.prompts[-1] if thread.prompts else Prompt({}, None, generating=False)
     rows, length = (1, h.shape[0]) if h.dim() == 2 else (h.shape[0], h.shape[1])
     return VisionPass(prompt, rows, length, tower.class_tokens)
 

@@ -1,0 +1,171 @@
+"""What is read off the arguments of a model's call: ids, masks, lengths, and who makes the call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from steerkit.engines.caches import kv_cache, past_length
+from steerkit.models import Architecture
+
+_BETWEEN = frozenset({"torch", "steerkit", "accelerate", "nnsight", "contextlib"})
+"""Packages whose frames stand between a call of a module and whoever makes it."""
+
+_LOOP = "transformers.generation.utils"
+
+
+def entries(model: nn.Module, architecture: Architecture) -> list[nn.Module]:
+    """The modules that may be called from outside with a prompt: the model, and what its decoder is inside of."""
+    paths = [""]
+    parts = architecture.decoder.split(".")
+    paths += [".".join(parts[:count]) for count in range(1, len(parts))]
+    if architecture.text_module not in paths:
+        paths.append(architecture.text_module)
+    return [model.get_submodule(path) for path in paths]
+
+
+def embedding(model: nn.Module) -> nn.Module | None:
+    """The module that turns ids into embeddings."""
+    found = getattr(model, "get_input_embeddings", None)
+    return found() if callable(found) else None
+
+
+def loops(entry: nn.Module) -> frozenset[str]:
+    """The Python modules in which the decoding loops of a model stand."""
+    own = {
+        kind.__module__
+        for kind in type(entry).__mro__
+        if any(name == "generate" or (name.startswith("_") and name.endswith("_decoding")) for name in vars(kind))
+    }
+    return frozenset({*own, _LOOP, "transformers.generation.candidate_generator"})
+
+
+def caller(frame: FrameType | None) -> str:
+    """The Python module in which a call was made, by a frame of whatever stands between."""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if name.partition(".")[0] not in _BETWEEN:
+            return name
+        frame = frame.f_back
+    return ""
+
+
+def bound(
+    signature: inspect.Signature, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Positional arguments by their names, together with the keyword arguments."""
+    if not args:
+        return dict(kwargs)
+    named = dict(signature.bind_partial(module, *args).arguments)
+    named.pop("self", None)
+    return {**named, **kwargs}
+
+
+def of_generate(entry: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` by their names, with the mask that it infers from padding where there is none."""
+    given = dict(kwargs)
+    if args and isinstance(args[0], Tensor):
+        given.setdefault("input_ids" if not args[0].is_floating_point() else "pixel_values", args[0])
+    if isinstance(given.get("inputs"), Tensor):
+        given.setdefault("input_ids", given["inputs"])
+    config = given.get("generation_config") or cast("Any", entry).generation_config
+    ids, pad = given.get("input_ids"), given.get("pad_token_id", config.pad_token_id)
+    if not isinstance(ids, Tensor) or given.get("attention_mask") is not None or pad is None:
+        return given
+    if not _ends_answers(pad, given.get("eos_token_id", config.eos_token_id)) and bool((ids == pad).any()):
+        given["attention_mask"] = (ids != pad).long()
+    return given
+
+
+def is_part(given: Mapping[str, Any]) -> bool:
+    """Whether the ids given to `generate` are those behind a KV cache alone; the mask is always of the whole."""
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    return isinstance(ids, Tensor) and isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > ids.shape[1]
+
+
+def prompt_length(given: Mapping[str, Any], architecture: Architecture) -> int | None:
+    """Number of positions that `generate` is given to start from; None where it makes its prompt itself."""
+    if architecture.encoder_decoder:
+        start = given.get("decoder_input_ids")
+        return start.shape[1] if isinstance(start, Tensor) else 1
+    for key in ("inputs_embeds", "input_ids"):
+        if isinstance(given.get(key), Tensor):
+            return int(given[key].shape[1])
+    return None
+
+
+def extent(given: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and positions that the decoder is given."""
+    tokens = given.get("inputs_embeds")
+    if tokens is None:
+        tokens = given["input_ids"]
+    return int(tokens.shape[0]), int(tokens.shape[1])
+
+
+def mask(given: Mapping[str, Any], width: int) -> Tensor | None:
+    """`[batch, width]`, the mask that the decoder is given, where it is of all positions so far."""
+    found = given.get("attention_mask")
+    return found if isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] == width else None
+
+
+def begins(given: Mapping[str, Any], prompt: Mapping[str, Any], held: int) -> bool:
+    """Whether a forward pass reads the first of what `generate` was given, into a cache that holds nothing else."""
+    if kv_cache(prompt) is not None:
+        return kv_cache(given) is kv_cache(prompt)
+    ids, whole = given.get("input_ids"), prompt.get("input_ids")
+    if held or not isinstance(ids, Tensor) or not isinstance(whole, Tensor):
+        return False
+    if ids.shape[0] % whole.shape[0] or ids.shape[1] > whole.shape[1]:
+        return False
+    return torch.equal(ids, whole[:, : ids.shape[1]].repeat_interleave(ids.shape[0] // whole.shape[0], dim=0))
+
+
+def with_mask(given: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
+    """The arguments of a forward pass with a mask, where padding stands at the ends of its rows and there is none.
+
+    As `generate` does, only where padding has an id of its own: else it can't be told from the end of an answer.
+    """
+    ids = given.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] < 2 or past_length(given):
+        return given
+    if given.get("attention_mask") is not None:
+        return given
+    config = getattr(model, "generation_config", None) or getattr(model, "config", None)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None or _ends_answers(pad, getattr(config, "eos_token_id", None)):
+        return given
+    token = (ids != pad).long()
+    real = (token.cumsum(1) > 0) & (token.flip(1).cumsum(1).flip(1) > 0)
+    if bool(real.all()) or not bool(real.any(1).all()):
+        return given
+    return {**given, "attention_mask": real.long()}
+
+
+def with_ids(
+    given: Mapping[str, Any], embedded: tuple[Tensor, Tensor] | None, images: frozenset[int]
+) -> Mapping[str, Any]:
+    """The decoder's arguments with the ids of its embeddings, where they are known to be theirs.
+
+    Args:
+        given: The arguments.
+        embedded: `[batch, positions]` ids that were embedded before, and their embeddings.
+        images: Ids that stand for image content, which the embeddings of are replaced.
+    """
+    embeds = given.get("inputs_embeds")
+    if embedded is None or not isinstance(embeds, Tensor) or given.get("input_ids") is not None:
+        return given
+    ids, values = embedded
+    if embeds.shape != values.shape:
+        return given
+    image = torch.isin(ids, torch.tensor(sorted(images), device=ids.device, dtype=ids.dtype))
+    same = (embeds.detach() == values).all(-1)
+    return {**given, "input_ids": ids} if bool((same | image).all()) else given
+
+
+def _ends_answers(pad: int, ends: Any) -> bool:
+    return pad in (ends if isinstance(ends, list) else [ends])

@@ -1,0 +1,91 @@
+"""Generators and tasks that steering blocks are opened in: whether they run, wait, or are suspended.
+
+A generator is no context of its own: between two of its values its consumer runs in the same one. So a block that is
+opened in the body of a generator is open only while that body runs, wherever it is resumed. A generator behind
+`contextlib.contextmanager` is the opposite: what it yields to is the body of the user's own `with`.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+from contextvars import Context
+from types import AsyncGeneratorType, FrameType
+from typing import Any
+
+_MANAGERS = frozenset({"contextlib", "_pytest.fixtures", "pytest_asyncio.plugin"})
+"""Modules that run a generator up to its `yield` and the body of a `with` (or a test) after it."""
+
+
+def runs(frame: FrameType) -> bool:
+    """Whether a frame is on the stack of this thread."""
+    now: FrameType | None = sys._getframe(1)
+    while now is not None:
+        if now is frame:
+            return True
+        now = now.f_back
+    return False
+
+
+def bodies(frame: FrameType | None) -> list[Body]:
+    """The bodies of generators on the stack, but for those that are context managers."""
+    found: list[Body] = []
+    while frame is not None:
+        above = frame.f_back
+        if frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+            if above is None or str(above.f_globals.get("__name__")) not in _MANAGERS:
+                found.append(Body(frame))
+        frame = above
+    return found
+
+
+class Body:
+    """The body of a generator, which may be suspended at a `yield`."""
+
+    def __init__(self, frame: FrameType) -> None:
+        self._frame = frame
+        self._generator: AsyncGeneratorType[Any, Any] | None = None
+
+    def is_above(self) -> bool:
+        """Whether the running code was called from it."""
+        return runs(self._frame)
+
+    def runs(self) -> bool:
+        """Whether it runs or waits, be it in another thread or task, and is not suspended at a `yield`."""
+        if self._frame.f_back is not None or self.is_above():
+            return True
+        if not self._frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
+            return False
+        if self._generator is None:
+            # a frame names its generator from Python 3.14 on; until then only the collector knows it
+            named = getattr(self._frame, "f_generator", None)
+            known = [named] if named is not None else gc.get_objects()
+            self._generator = next(
+                each for each in known if type(each) is AsyncGeneratorType and each.ag_frame is self._frame
+            )
+        return self._generator.ag_await is not None
+
+
+def other_tasks() -> list[tuple[Any, Context]]:
+    """The tasks of the running event loop that are not done, but for this one, and the context of each."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return []
+    try:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    except RuntimeError:  # no event loop runs here
+        return []
+    # tasks name their context from Python 3.12 on; until then only the collector knows it
+    held = [
+        (task, next((each for each in gc.get_referents(task) if isinstance(each, Context)), None)) for task in tasks
+    ]
+    return [(task, context) for task, context in held if context is not None]
+
+
+def current_task() -> Any:
+    """The task that runs, if any does."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    return asyncio.current_task()
