@@ -360,8 +360,18 @@ def measure_contrast(
     """`{layer: [batch, hidden]}`: the contrast of a prompt, from passes that are neither steered nor counted.
 
     The two views are read in a pass each: in one batch, the shorter text would be padded to the length of the image.
+
+    Raises:
+        EngineError: The call was not seen with its images.
     """
     architecture, model = vlm.architecture, vlm.model
+    if prompt.pictured() is not False and not any(key.startswith("pixel_values") for key in prompt.inputs):
+        raise EngineError(
+            "a contrast is measured on a prompt, and the images of the prompt were not seen",
+            expected="generate(**inputs), model(**inputs), or a call of its body: the decoder alone, and the forward "
+            "method of the body, are not given images",
+            fix="call the model itself",
+        )
     captured: list[dict[int, Tensor]] = []
     with vlm.unnoticed():
         for name in filter(None, (contrast.positive, contrast.negative)):

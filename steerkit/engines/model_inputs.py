@@ -32,7 +32,7 @@ def entries(model: nn.Module, architecture: Architecture) -> list[nn.Module]:
 def embedding(model: nn.Module) -> nn.Module | None:
     """The module that turns ids into embeddings."""
     found = getattr(model, "get_input_embeddings", None)
-    return found() if callable(found) else None
+    return cast("nn.Module | None", found()) if callable(found) else None
 
 
 def loops(entry: nn.Module) -> frozenset[str]:

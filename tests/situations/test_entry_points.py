@@ -1,0 +1,147 @@
+"""Ways into a model beside `model(...)`: each is steered as that, or refused for what is true.
+
+What each must give is what plain hooks give on the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import accelerate
+import peft
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState
+from reference import WITH_IMAGE, adds, directions, edited, mixed, only, vector
+
+import steerkit as sk
+from steerkit.errors import EngineError
+
+ENTRIES: dict[str, Callable[[Any, Any], Any]] = {
+    "model": lambda model, x: model(**x).logits,
+    "forward": lambda model, x: model.forward(**x).logits,
+    "body": lambda model, x: model.lm_head(model.model(**x).last_hidden_state),
+    "forward of the body": lambda model, x: model.lm_head(model.model.forward(**x).last_hidden_state),
+    "functional call": lambda model, x: (
+        torch.func.functional_call(model, dict(model.named_parameters()), kwargs=dict(x)).logits
+    ),
+    "DataParallel without accelerators": lambda model, x: torch.nn.DataParallel(model)(**x).logits,
+}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("tokens", ["last", "image", "after_image"])
+def test_every_entry_knows_which_prompts_hold_an_image(vlm_of: Any, family: str, entry: str, tokens: Any) -> None:
+    vlm = vlm_of(family)
+    inputs = mixed(vlm) if family == "llava" else vlm.inputs(WITH_IMAGE)
+    ids = inputs["input_ids"]
+    image = torch.isin(ids, torch.tensor(sorted(vlm.architecture.image_token_ids)))
+    behind = (image.flip(1).cumsum(1).flip(1) == 0) & image.any(1, keepdim=True)
+    last = torch.zeros_like(image)
+    last[:, -1] = image.any(1)
+    where = {"last": last, "image": image, "after_image": behind}[tokens]
+    tensors = directions(vlm)
+    call = ENTRIES[entry]
+    vlm.reset()
+    with torch.no_grad(), edited(vlm.model, family, adds(tensors, lambda positions: where[:, positions])):
+        right = call(vlm.model, inputs)
+    made = vector(vlm, tensors, sk.Intervention(tokens=tokens, phase="prompt", prompts="with_image"))
+    vlm.reset()
+    with torch.no_grad(), sk.steer(vlm, made, policy="off") as receipt:
+        found = call(vlm.model, inputs)
+    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+    assert receipt.prompt_tokens == int(where.sum())
+
+
+def test_the_decoder_alone(llava: sk.VLM) -> None:
+    """Called by its ids, and by embeddings that somebody has made: what their ids were is not known."""
+    decoder = llava.model.get_submodule("model.language_model")
+    ids = torch.tensor([[40, 41, 42, 43]])
+    tensors = directions(llava)
+    embeds = torch.randn(1, 4, llava.record.hidden_size, generator=torch.Generator().manual_seed(0))
+    for given in ({"input_ids": ids}, {"inputs_embeds": embeds}):
+        with torch.no_grad(), edited(llava.model, "llava", adds(tensors, only(3))):
+            right = decoder(**given).last_hidden_state
+        with torch.no_grad(), sk.steer(llava, vector(llava, tensors), policy="off"):
+            torch.testing.assert_close(decoder(**given).last_hidden_state, right, atol=1e-4, rtol=1e-4)
+    pictures = vector(llava, tensors, sk.Intervention(prompts="with_image"))
+    with sk.steer(llava, pictures, policy="off"):
+        # ids were embedded before, but they are not those of these embeddings
+        llava.model.get_input_embeddings()(ids)  # type: ignore[operator]
+        with pytest.raises(EngineError, match="the call has no input_ids"):
+            decoder(inputs_embeds=embeds)
+        decoder(input_ids=ids)
+
+
+def test_a_contrast_is_not_measured_on_a_prompt_whose_images_were_not_seen(llava: sk.VLM) -> None:
+    made = sk.CMRM(level="sample", counterpart="blank").fit(llava)
+    inputs = llava.inputs(WITH_IMAGE[:1])
+    with torch.no_grad(), sk.steer(llava, made, policy="off"):
+        right = llava.model(**inputs).logits
+        body = llava.model.lm_head(llava.model.model(**inputs).last_hidden_state)  # type: ignore[operator]
+        torch.testing.assert_close(llava.model.forward(**inputs).logits, right, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(body, right, atol=1e-4, rtol=1e-4)
+        with pytest.raises(EngineError, match="images"):
+            llava.model.model.forward(**inputs)  # type: ignore[operator]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("entry", ["call", "forward", "generate", "base"])
+def test_a_model_inside_peft(entry: str) -> None:
+    model, processor = tiny.build("llava")
+    wrapped: Any = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))  # type: ignore[arg-type]
+    vlm = sk.wrap(wrapped.eval(), processor)
+    inputs = mixed(vlm)
+    tensors = directions(vlm)
+    pictured = torch.isin(inputs["input_ids"], torch.tensor(sorted(vlm.architecture.image_token_ids))).any(1)
+    end = inputs["input_ids"].shape[1]
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    call = {
+        "call": lambda: wrapped(**inputs).logits,
+        "forward": lambda: wrapped.forward(**inputs).logits,
+        "generate": lambda: wrapped.generate(**inputs, **options),
+        "base": lambda: wrapped.base_model.model(**inputs).logits,
+    }[entry]
+    edits = adds(tensors, lambda positions: (positions == end - 1) & pictured[:, None])
+    with torch.no_grad(), edited(wrapped, "peft-llava", edits):
+        right = call()
+    made = vector(vlm, tensors, sk.Intervention(phase="prompt", prompts="with_image"))
+    with torch.no_grad(), sk.steer(wrapped, made, policy="off") as receipt:
+        found = call()
+    torch.testing.assert_close(found.float(), right.float(), atol=1e-4, rtol=1e-4)
+    assert receipt.prompt_tokens == int(pictured.sum())
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+@pytest.mark.parametrize("how", ["prepare", "prepare in bfloat16", "offload"])
+def test_a_model_that_accelerate_has_prepared(how: str, when: str) -> None:
+    """It replaces `forward` on the model, and wraps what calls it."""
+    AcceleratorState._reset_state(True)
+    model, processor = tiny.build("llava")
+    vlm = sk.wrap(model, processor)
+    inputs = mixed(vlm)
+    tensors = directions(vlm)
+    pictured = torch.isin(inputs["input_ids"], torch.tensor(sorted(vlm.architecture.image_token_ids))).any(1)
+    end = inputs["input_ids"].shape[1]
+    made = vector(vlm, tensors, sk.Intervention(phase="prompt", prompts="with_image"))
+
+    def prepare() -> Any:
+        if how == "offload":
+            return accelerate.cpu_offload(model, execution_device="cpu")
+        mixed_precision = "bf16" if "bfloat16" in how else "no"
+        accelerator = accelerate.Accelerator(cpu=True, mixed_precision=mixed_precision)
+        return accelerator.prepare_model(model, evaluation_mode=True)
+
+    prepared = prepare() if when == "before" else None
+    with torch.no_grad(), sk.steer(vlm, made, policy="off") as receipt:
+        prepared = prepare() if prepared is None else prepared
+        found = [prepared(**inputs).logits, prepared.forward(**inputs).logits]
+    edits = adds(tensors, lambda positions: (positions == end - 1) & pictured[:, None])
+    with torch.no_grad(), edited(model, "llava", edits):
+        right = prepared(**inputs).logits
+    for each in found:
+        torch.testing.assert_close(each.float(), right.float(), atol=2e-2, rtol=2e-2)
+    assert receipt.prompt_tokens == 2 * int(pictured.sum())

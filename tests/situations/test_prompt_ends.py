@@ -1,0 +1,265 @@
+"""Where a prompt ends: passes that also read the answer, padding without a mask, soft prompts.
+
+Positions come from the test, as numbers; the changes are made by plain hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from reference import CACHE, TEXT_ONLY, WITH_IMAGE, adds, cache_of, directions, edited, only, since, vector
+from torch import Tensor
+
+import steerkit as sk
+from steerkit.errors import EngineError, OptionError
+
+STEPS: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+
+def phased(end: Tensor, phase: str) -> Any:
+    """The last token of each prompt, the tokens behind it, or both; `end` is one number for each row."""
+
+    def where(positions: Tensor) -> Tensor:
+        last, answer = positions == end[:, None] - 1, positions >= end[:, None]
+        return {"prompt": last, "generation": answer, "both": last | answer}[phase]
+
+    return where
+
+
+@pytest.fixture(scope="module")
+def qwen3(vlm_of: Any) -> sk.VLM:
+    return vlm_of("qwen3")
+
+
+@pytest.mark.parametrize("phase", ["prompt", "generation", "both"])
+def test_the_likelihood_of_an_answer_is_that_of_generating_it(llava: sk.VLM, phase: Any) -> None:
+    """Greedy answers are taken, and their likelihood is compared with what `generate` gives each of its tokens."""
+    model: Any = llava.model
+    tokenizer = llava.processor.tokenizer
+    tensors = directions(llava)
+    steering = vector(llava, tensors, sk.Intervention(phase=phase))
+    answers, right = [], []
+    for sample in WITH_IMAGE:
+        inputs = llava.inputs([sample])
+        end = torch.tensor([inputs["input_ids"].shape[1]])
+        with edited(model, "llava", adds(tensors, phased(end, phase))):
+            output = model.generate(
+                **inputs, **STEPS, return_dict_in_generate=True, output_logits=True, suppress_tokens=[0, 1, 2, 3, 4]
+            )
+        ids = output.sequences[0, end:]
+        logits = torch.stack(output.logits, dim=1)[0].float().log_softmax(-1)
+        answers.append(tokenizer.decode(ids))
+        right.append((ids, logits[torch.arange(len(ids)), ids]))
+    # an answer is measured by its text: take those whose text has the same ids
+    kept = [
+        index
+        for index, (ids, _) in enumerate(right)
+        if tokenizer(answers[index], add_special_tokens=False)["input_ids"] == ids.tolist()
+    ]
+    assert kept
+    with sk.steer(llava, steering, policy="off"):
+        found = llava.log_likelihood([WITH_IMAGE[index] for index in kept], [answers[index] for index in kept])
+    for index, likelihood in zip(kept, found, strict=True):
+        if len(likelihood) == len(right[index][1]):
+            torch.testing.assert_close(likelihood, right[index][1], atol=1e-3, rtol=1e-3)
+
+
+def teacher_forced(side: str, answers: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+    """Three prompts with their answers in one batch, and where each prompt ends."""
+    prompts = [list(range(40, 45)), list(range(50, 59)), [60, 61]]
+    said = [[70, 71, 72], [73], [74, 75]]
+    rows = [prompt + (answer if answers else []) for prompt, answer in zip(prompts, said, strict=True)]
+    width = max(map(len, rows))
+    ids, mask, ends = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long), []
+    for index, row in enumerate(rows):
+        start = width - len(row) if side == "left" else 0
+        ids[index, start : start + len(row)] = torch.tensor(row)
+        mask[index, start : start + len(row)] = 1
+        ends.append(start + len(prompts[index]))
+    return {"input_ids": ids, "attention_mask": mask}, torch.tensor(ends)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("phase", ["prompt", "generation", "both"])
+def test_passes_of_ones_own_are_told_where_each_prompt_ends(qwen3: sk.VLM, side: str, phase: Any) -> None:
+    inputs, ends = teacher_forced(side)
+    tensors = directions(qwen3)
+    mask = inputs["attention_mask"].bool()
+    with torch.no_grad(), edited(qwen3.model, "decoder", adds(tensors, phased(ends, phase))):
+        right = qwen3.model(**inputs).logits
+    steering = vector(qwen3, tensors, sk.Intervention(phase=phase))
+    with torch.no_grad(), sk.steer(qwen3, steering, policy="off") as receipt, sk.prompt_lengths(ends):
+        found = qwen3.model(**inputs).logits
+    torch.testing.assert_close(found[mask], right[mask], atol=1e-4, rtol=1e-4)
+    tokens = {"prompt": (3, 0), "generation": (0, 6), "both": (3, 6)}[phase]  # padding is not counted
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == tokens
+
+
+def test_numbered_tokens_of_answers_are_counted_from_each_end(qwen3: sk.VLM) -> None:
+    inputs, ends = teacher_forced("right")
+    tensors = directions(qwen3)
+    second = sk.Intervention(tokens="generated", phase="generation", positions=(1,))
+    with torch.no_grad(), edited(qwen3.model, "decoder", adds(tensors, lambda p: p == ends[:, None] + 1)):
+        right = qwen3.model(**inputs).logits
+    with torch.no_grad(), sk.steer(qwen3, vector(qwen3, tensors, second), policy="off"):
+        with sk.prompt_lengths(ends.tolist()):
+            found = qwen3.model(**inputs).logits
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[real], right[real], atol=1e-4, rtol=1e-4)
+
+
+def test_an_answer_that_is_read_in_pieces_behind_a_cache(qwen3: sk.VLM) -> None:
+    """A piece of several tokens behind a KV cache looks as the next turn of a conversation does."""
+    model = qwen3.model
+    ids = torch.tensor([list(range(40, 52))])
+    tensors = directions(qwen3)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            first = model(input_ids=ids[:, :7], use_cache=True)
+            more = model(input_ids=ids[:, 7:], use_cache=True, **{CACHE: cache_of(first)})
+        return torch.cat([first.logits, more.logits], 1)
+
+    with edited(model, "decoder", adds(tensors, since(4))):
+        right = run()
+    with sk.steer(qwen3, vector(qwen3, tensors, sk.Intervention(phase="both")), policy="off"), sk.prompt_lengths(5):
+        torch.testing.assert_close(run(), right, atol=1e-4, rtol=1e-4)
+
+
+def test_generate_knows_its_own_prompt(qwen3: sk.VLM) -> None:
+    ids = torch.tensor([list(range(40, 52))])
+    steering = vector(qwen3, directions(qwen3), sk.Intervention(phase="both"))
+    with sk.steer(qwen3, steering, policy="off"):
+        right = qwen3.model.generate(ids, **STEPS)  # type: ignore[operator]
+        with sk.prompt_lengths(3):
+            assert torch.equal(qwen3.model.generate(ids, **STEPS), right)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("lengths", [0, [3, 4], [], 2.5, [[1, 2, 3]], [3, 3, 99]])
+def test_impossible_ends_are_refused(qwen3: sk.VLM, lengths: Any) -> None:
+    inputs, _ = teacher_forced("right")
+    with (
+        pytest.raises(OptionError, match="prompt_lengths"),
+        sk.steer(qwen3, vector(qwen3, directions(qwen3)), policy="off"),
+        sk.prompt_lengths(lengths),
+    ):
+        qwen3.model(**inputs)
+
+
+def test_the_decoder_of_an_encoder_begins_with_its_start_token(vlm_of: Any) -> None:
+    vlm = vlm_of("instructblip-t5")
+    tensors = directions(vlm)
+    inputs = vlm.inputs(TEXT_ONLY[:1])
+    answer = torch.tensor([[0, 70, 71, 72]])
+    call = vlm.model.get_submodule(vlm.architecture.text_module)
+    for phase, where in (("prompt", only(0)), ("generation", since(1)), ("both", since(0))):
+        with torch.no_grad(), edited(vlm.model, "instructblip-t5", adds(tensors, where)):
+            right = call(**inputs, decoder_input_ids=answer).logits
+        steering = vector(vlm, tensors, sk.Intervention(phase=phase))  # type: ignore[arg-type]
+        with torch.no_grad(), sk.steer(vlm, steering, policy="off"):
+            found = call(**inputs, decoder_input_ids=answer).logits
+        torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+
+
+# -- padding without a mask --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_at_the_ends_of_rows_is_known_without_a_mask(qwen3: sk.VLM, side: str) -> None:
+    inputs, ends = teacher_forced(side, answers=False)
+    tensors = directions(qwen3)
+    rows = torch.arange(3)
+    with torch.no_grad(), edited(qwen3.model, "decoder", adds(tensors, lambda p: p == ends[:, None] - 1)):
+        right = qwen3.model(input_ids=inputs["input_ids"]).logits[rows, ends - 1]
+    with torch.no_grad(), sk.steer(qwen3, vector(qwen3, tensors), policy="off"):
+        found = qwen3.model(input_ids=inputs["input_ids"]).logits[rows, ends - 1]
+    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+
+
+# -- soft prompts ------------------------------------------------------------------------------------------------------
+
+
+def tuned(qwen3: sk.VLM, config: Any) -> Any:
+    """The model with a soft prompt, of random values."""
+    torch.manual_seed(3)
+    model = peft.get_peft_model(qwen3.model, config)
+    for parameter in model.prompt_encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+CONFIGS = {
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("phase", ["prompt", "generation", "both"])
+def test_soft_prompts_of_peft_count(vlm_of: Any, kind: str, phase: Any) -> None:
+    import tiny
+
+    vlm = sk.wrap(*tiny.build("qwen3"))
+    tensors = directions(vlm)
+    base = vlm.model
+    model = tuned(vlm, CONFIGS[kind]())
+    inputs, _ = teacher_forced("left", answers=False)
+    width = inputs["input_ids"].shape[1]
+    seen: list[int] = []
+
+    def hook(module: Any, args: Any, output: Any, direction: Tensor) -> Any:
+        """The first pass reads the prompt, whatever is in it, and each later one a token of the answer."""
+        h = output[0] if isinstance(output, tuple) else output
+        seen.append(h.shape[1])
+        if phase != "both" and (h.shape[1] > 1) != (phase == "prompt"):
+            return output
+        h = h.clone()
+        h[:, -1] += direction
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    blocks = base.get_submodule("model.layers")
+    handles = [
+        blocks[key.layer].register_forward_hook(lambda m, a, o, d=direction: hook(m, a, o, d))  # type: ignore[index]
+        for key, direction in tensors.items()
+    ]
+    right = model.generate(**inputs, **STEPS)
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, -1]
+    for handle in handles:
+        handle.remove()
+    assert max(seen) == width + (5 if kind == "prompt" else 0)
+    steering = vector(vlm, tensors, sk.Intervention(phase=phase))
+    with sk.steer(base, steering, policy="off") as receipt:
+        found = model.generate(**inputs, **STEPS)
+    assert torch.equal(found, right)
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (
+        3 * (phase != "generation"),
+        3 * 3 * (phase != "prompt"),
+    )
+    if phase != "generation":
+        with torch.no_grad(), sk.steer(base, steering, policy="off"):
+            torch.testing.assert_close(model(**inputs).logits[:, -1], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_what_stands_where_in_a_soft_prompt_is_not_guessed(llava: sk.VLM) -> None:
+    """Embeddings in front of the prompt's own: its ids do not say which token stands at which position."""
+    model: Any = llava.model
+    ids = llava.inputs(TEXT_ONLY[2:])["input_ids"]
+    soft = torch.randn(1, 5, llava.record.hidden_size, generator=torch.Generator().manual_seed(1))
+    embeds = torch.cat([soft, model.get_input_embeddings()(ids)], 1).detach()
+    tensors = directions(llava)
+    given = {"input_ids": ids, "inputs_embeds": embeds, "attention_mask": torch.ones(1, embeds.shape[1]).long()}
+    end = embeds.shape[1]
+    with edited(model, "llava", adds(tensors, since(end - 1))):
+        right = model.generate(**given, **STEPS)
+    with sk.steer(llava, vector(llava, tensors, sk.Intervention(phase="both")), policy="off"):
+        assert torch.equal(model.generate(**given, **STEPS), right)
+    with (
+        pytest.raises(EngineError, match="soft prompt"),
+        sk.steer(llava, vector(llava, tensors, sk.Intervention(tokens="system", phase="prompt")), policy="off"),
+    ):
+        model.generate(**given, **STEPS)
