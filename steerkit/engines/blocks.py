@@ -66,7 +66,8 @@ class Block:
 
     def enter(self) -> None:
         """Let calls from this context belong to it."""
-        _open.set((*_open.get(), (self, False)))
+        # one that was closed from another context is still named in this one
+        _open.set((*(entry for entry in _open.get() if entry[1] or not entry[0].ended), (self, False)))
         if self._bodies:
             _in_generators.add(self)
 
@@ -155,7 +156,7 @@ def inside(blocks: tuple[Block, ...]) -> Iterator[None]:
 
 def carried_and_ended() -> bool:
     """Whether this context was started inside a block that has ended since."""
-    return any(block.ended for block, _ in _open.get())
+    return any(carried and block.ended for block, carried in _open.get())
 
 
 def owners(opened: tuple[Block, ...]) -> tuple[Block, ...]:
