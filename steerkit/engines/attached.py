@@ -63,7 +63,7 @@ class Attached:
             )
         late = registry_of_all(on_input=self.on_input) and threading.get_ident() not in self._early
         if self.leads and (
-            late or next(iter(registry_of(module, on_input=self.on_input))) != cast("RemovableHandle", self.handle).id
+            late or _first(registry_of(module, on_input=self.on_input)) != cast("RemovableHandle", self.handle).id
         ):
             raise EngineError(
                 f"a hook was put in front of the steering of {self.path} while a pass was running",
@@ -134,6 +134,12 @@ class Attached:
             expected="a model that nothing is attached to",
             fix="copy it outside the steering block; state_dict() and save_pretrained() work inside",
         )
+
+
+def _first(hooks: Registry) -> int:
+    """The number of the first hook; read in one step, because other threads may register theirs meanwhile."""
+    first, *_ = hooks
+    return first
 
 
 def registry_of(module: nn.Module, *, on_input: bool) -> Registry:

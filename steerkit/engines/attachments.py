@@ -10,7 +10,6 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from types import FrameType
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -141,7 +140,7 @@ class Attachments:
                 self._check_owners()
                 self._arrange()
         for hooks, ours in self._order:
-            if next(iter(hooks), None) != ours[0] or (len(ours) > 1 and tuple(islice(hooks, len(ours))) != ours):
+            if tuple(hooks)[: len(ours)] != ours:  # in one step: other threads may register hooks meanwhile
                 put_first(hooks, ours)
         if registry_of_all(on_input=False) or registry_of_all(on_input=True):
             with lock:
