@@ -605,3 +605,28 @@ def test_both_engines_extract_equal_vectors(
     for key, tensor in expected.tensors.items():
         assert torch.allclose(found.tensors[key], tensor, rtol=1e-4, atol=1e-5)
     assert found.interventions == expected.interventions
+
+
+def test_options_of_the_chat_template_are_recorded_and_count(vlm_of: Callable[[str], VLM]) -> None:
+    """With another option the prompt is another one, and so is the vector."""
+    vlm = vlm_of("qwen3")
+    template = vlm.processor.chat_template
+    assert template
+    vlm.processor.chat_template = template + "{% if enable_thinking is false %}<think></think>{% endif %}"
+    try:
+        found = []
+        for options in ({}, {"enable_thinking": False}):
+            anchors = [
+                Sample(f"What is {at}?", label="ab"[at % 2], chat_template_kwargs=options if at else {})
+                for at in range(4)
+            ]
+            found.append(sk.methods.CAA(positive="a", negative="b", images=False).fit(vlm, anchors, engine="hooks"))
+    finally:
+        vlm.processor.chat_template = template
+    plain, told = found
+    assert plain.digest() != told.digest()
+    assert plain.metadata.anchors is not None
+    assert "chat_template_kwargs" not in plain.metadata.anchors.model_dump()
+    assert told.metadata.anchors is not None
+    assert told.metadata.anchors.chat_template_kwargs == {'{"enable_thinking": false}': 3}
+    assert SteeringVector.from_bytes(told.to_bytes()).metadata.anchors == told.metadata.anchors

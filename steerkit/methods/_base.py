@@ -178,12 +178,14 @@ class SteeringMethod(Frozen, ABC):
         if plan.measures:
             state, fingerprint = self._measure(model, anchors, plan, batch_size, checkpoint, progress)
             labels = Counter(anchors[index].label or "" for index in range(len(anchors)))
+            options = Counter(_options(anchors[index]) for index in range(len(anchors)))
             record = AnchorRecord(
                 name=anchor_name,
                 sha256=anchor_digest(state.digests),
                 size=len(anchors),
                 license=anchor_license,
                 labels={label: count for label, count in sorted(labels.items()) if label},
+                chat_template_kwargs={text: count for text, count in sorted(options.items()) if text},
             )
         else:
             fingerprint = model.fingerprint()
@@ -262,6 +264,14 @@ class SteeringMethod(Frozen, ABC):
         record = model.record.model_dump(mode="json")
         parts = [self.name, self.model_dump(mode="json"), record, model.weights_digest(), plan.layers, total]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _options(sample: Sample) -> str:
+    """What a sample tells the chat template, as JSON; a template of its own by its digest."""
+    options = dict(sample.chat_template_kwargs)
+    if "chat_template" in options:
+        options["chat_template"] = f"sha256 {hashlib.sha256(str(options['chat_template']).encode()).hexdigest()}"
+    return json.dumps(options, sort_keys=True, ensure_ascii=False) if options else ""
 
 
 class _Read:

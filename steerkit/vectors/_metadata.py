@@ -8,7 +8,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from steerkit._internal.faults import faults
 from steerkit.errors import PackFormatError
@@ -92,13 +99,31 @@ class ModelRecord(Frozen):
 
 
 class AnchorRecord(Frozen):
-    """The samples that the vector was fitted on."""
+    """The samples that the vector was fitted on.
+
+    Attributes:
+        name: What the set is called.
+        sha256: Digest of the samples, in order.
+        size: Their number.
+        license: Their licence.
+        labels: How many carry each label.
+        chat_template_kwargs: How many were shown with each set of options of the chat template, as JSON; those without
+            any are not counted. The vector was measured on such prompts: an answer that is to be steered needs them,
+            too.
+    """
 
     name: Text = ""
     sha256: Sha256
     size: Annotated[int, Field(gt=0)]
     license: Line | None = None
     labels: Annotated[dict[Line, int], Field(max_length=1000)] = Field(default_factory=dict)
+    chat_template_kwargs: Annotated[dict[Text, int], Field(max_length=1000)] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that there are none of: documents written before there were any stay equal."""
+        found = dump(self)
+        return {key: value for key, value in found.items() if value or key != "chat_template_kwargs"}
 
 
 class ProbeRecord(Frozen):
