@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py [NAME ...] [--count 100] [--sweep 0.25,0.5,1.5,2] [--output FOLDER]
 
-Each name is a demo model; default: all three. It is `steerkit compare NAME`, printed as Markdown: test prompts, 100
+Each name is a demo model; default: all three. As `steerkit compare`, printed as Markdown: test prompts, 100
 anchors of each label, the methods as `steerkit.demo.methods.entries` configures them, strength 1. OUTPUT gets
 compare-NAME.json and compare-NAME.png.
 """

@@ -36,6 +36,8 @@ from steerkit.methods import Plan
 from steerkit.policy import Policy, TrustWarning
 from steerkit.vlm import VLM
 
+TOY = ("demo/anchors", "--prompts", "demo/test")
+SMALL = ("--prompts", "demo/dev")
 BUDGET = sk.evaluation.Budget("kl", 0.5)
 MAXIMUM, TOLERANCE = 2.0, 0.1
 
@@ -658,7 +660,7 @@ def test_compare_command_on_files_of_ones_own(tmp_path: Path) -> None:
     arguments = ["compare", model_path("llava"), str(tmp_path / "anchors.jsonl")]
     missing = CliRunner().invoke(app, arguments)
     assert missing.exit_code == 1
-    assert "without prompts" in missing.output
+    assert "--prompts is missing" in missing.output
     arguments += ["--prompts", str(tmp_path / "prompts.jsonl"), "--method", "cmrm", "--set", "cmrm.alpha=0.9"]
     result = CliRunner().invoke(app, [*arguments, "--json", "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
@@ -669,7 +671,23 @@ def test_compare_command_on_files_of_ones_own(tmp_path: Path) -> None:
 
 def test_compare_command_shows_the_sweep(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
     packs = [str(cmrm.save(tmp_path / f"{name}.safetensors")) for name in ("one", "other")]
-    arguments = ["compare", "llava", "--method", "caa", "--vector", packs[0], "--vector", packs[1], "--count", "2"]
+    arguments = [
+        "compare",
+        "llava",
+        *TOY,
+        "--method",
+        "caa",
+        "--set",
+        "caa.positive=harmful",
+        "--set",
+        "caa.negative=harmless",
+        "--vector",
+        packs[0],
+        "--vector",
+        packs[1],
+        "--count",
+        "2",
+    ]
     plain = CliRunner().invoke(app, arguments)
     assert plain.exit_code == 0, plain.output
     assert "strength" not in plain.stdout
@@ -691,7 +709,7 @@ def test_compare_command_keeps_what_is_finished(
 ) -> None:
     packs = [str(cmrm.save(tmp_path / f"{name}.safetensors")) for name in ("one", "two", "three")]
     out = tmp_path / "out"
-    arguments = ["compare", "llava", "--method", "cmrm", "--count", "2", "-o", str(out)]
+    arguments = ["compare", "llava", *TOY, "--method", "cmrm", "--count", "2", "-o", str(out)]
     arguments += [text for pack in packs for text in ("--vector", pack)]
     real, calls = comparison.evaluate, [0]
 
@@ -728,7 +746,7 @@ def test_compare_command_checks_its_output_before_the_run(
     tmp_path: Path, cmrm: sk.SteeringVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison, "evaluate", lambda *_, **__: pytest.fail("it ran"))
-    arguments = ["compare", "llava", "--vector", str(cmrm.save(tmp_path / "one.safetensors")), "--method", "cmrm"]
+    arguments = ["compare", "llava", *TOY, "--vector", str(cmrm.save(tmp_path / "one.safetensors")), "--method", "cmrm"]
     arguments += ["--sweep", "2", "-o"]
     (tmp_path / "file").write_text("")
     (tmp_path / "full" / "compare.csv").mkdir(parents=True)
@@ -745,7 +763,7 @@ def test_compare_command_checks_its_output_before_the_run(
 def test_compare_command_prints_the_table_before_it_draws(
     tmp_path: Path, cmrm: sk.SteeringVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["compare", "llava", "--vector", str(cmrm.save(tmp_path / "one.safetensors")), "--method", "cmrm"]
+    arguments = ["compare", "llava", *TOY, "--vector", str(cmrm.save(tmp_path / "one.safetensors")), "--method", "cmrm"]
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
@@ -759,7 +777,17 @@ def test_compare_command_prints_the_table_before_it_draws(
 
 def test_calibrate_command_writes_a_pack(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
     pack = cmrm.save(tmp_path / "in.safetensors")
-    arguments = ["calibrate", "llava", str(pack), "-o", str(tmp_path / "out.safetensors"), "--count", "4", "--json"]
+    arguments = [
+        "calibrate",
+        "llava",
+        *SMALL,
+        str(pack),
+        "-o",
+        str(tmp_path / "out.safetensors"),
+        "--count",
+        "4",
+        "--json",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--budget", "kl=0.3", "--maximum", "2", "--tolerance", "0.5"])
     assert result.exit_code == 0, result.output
     record = sk.SteeringVector.load(tmp_path / "out.safetensors").metadata.strength
@@ -770,7 +798,7 @@ def test_calibrate_command_writes_a_pack(tmp_path: Path, cmrm: sk.SteeringVector
 
 def test_calibrate_command_gives_layers_strengths_of_their_own(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
     pack = cmrm.select([3, 6]).save(tmp_path / "in.safetensors")
-    arguments = ["calibrate", "llava", str(pack), "-o", str(tmp_path / "out.safetensors"), "--count", "4"]
+    arguments = ["calibrate", "llava", *SMALL, str(pack), "-o", str(tmp_path / "out.safetensors"), "--count", "4"]
     result = CliRunner().invoke(app, [*arguments, "--per-layer", "0.05", "--maximum", "2", "--tolerance", "0.5"])
     assert result.exit_code == 0, result.output
     loaded = sk.SteeringVector.load(tmp_path / "out.safetensors")
@@ -780,13 +808,24 @@ def test_calibrate_command_gives_layers_strengths_of_their_own(tmp_path: Path, c
 
 
 def test_calibrate_command_writes_packs_of_equal_kl(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
-    packs = [str(cmrm.save(tmp_path / "a.safetensors")), str((cmrm * 2.0).save(tmp_path / "b.safetensors"))]
-    arguments = ["calibrate", "llava", *packs, "-o", str(tmp_path / "equal"), "--count", "4", "--equal-kl", "0.3"]
+    packs = [str(cmrm.save(tmp_path / "a.safetensors")), str((cmrm * 0.5).save(tmp_path / "b.safetensors"))]
+    arguments = [
+        "calibrate",
+        "llava",
+        *SMALL,
+        *packs,
+        "-o",
+        str(tmp_path / "equal"),
+        "--count",
+        "4",
+        "--equal-kl",
+        "0.3",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     found = [sk.SteeringVector.load(tmp_path / "equal" / f"{name}.safetensors").metadata.strength for name in "ab"]
-    assert found[0].recommended == pytest.approx(2 * found[1].recommended, abs=0.03)
+    assert found[1].recommended == pytest.approx(2 * found[0].recommended, abs=0.03)
     assert [row["recommended"] for row in printed] == [record.recommended for record in found]
     assert "exists" in CliRunner().invoke(app, arguments).output
     for extra, message in (
@@ -797,7 +836,7 @@ def test_calibrate_command_writes_packs_of_equal_kl(tmp_path: Path, cmrm: sk.Ste
         refused = CliRunner().invoke(app, [*arguments, "--force", *extra])
         assert refused.exit_code == 1
         assert message in refused.output
-    several = CliRunner().invoke(app, ["calibrate", "llava", *packs, "-o", str(tmp_path / "c.safetensors")])
+    several = CliRunner().invoke(app, ["calibrate", "llava", *SMALL, *packs, "-o", str(tmp_path / "c.safetensors")])
     assert "2 packs are calibrated" in several.output
 
 
@@ -805,9 +844,9 @@ def test_the_commands_refuse_a_pack_of_another_model(tmp_path: Path, cmrm: sk.St
     pack, out = str(cmrm.save(tmp_path / "llava.safetensors")), tmp_path / "out.safetensors"
     few = ["--count", "2", "--maximum", "1", "--tolerance", "0.5"]
     for arguments in (
-        ["calibrate", "qwen2_5_vl", pack, "-o", str(out), *few],
-        ["calibrate", "qwen2_5_vl", pack, "-o", str(tmp_path / "folder"), "--equal-kl", "0.01", *few],
-        ["compare", "qwen2_5_vl", "--method", "cmrm", "--vector", pack, "--count", "2"],
+        ["calibrate", "qwen2_5_vl", *SMALL, pack, "-o", str(out), *few],
+        ["calibrate", "qwen2_5_vl", *SMALL, pack, "-o", str(tmp_path / "folder"), "--equal-kl", "0.01", *few],
+        ["compare", "qwen2_5_vl", *TOY, "--method", "cmrm", "--vector", pack, "--count", "2"],
     ):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 1, result.output
@@ -816,33 +855,9 @@ def test_the_commands_refuse_a_pack_of_another_model(tmp_path: Path, cmrm: sk.St
         assert not (tmp_path / "folder").exists()
         unknown = CliRunner().invoke(app, [*arguments, "--policy", "lax"])
         assert "'lax' is not one of" in unknown.output
-    waived = CliRunner().invoke(app, ["calibrate", "qwen2_5_vl", pack, "-o", str(out), *few, "--policy", "off"])
+    waived = CliRunner().invoke(app, ["calibrate", "qwen2_5_vl", *SMALL, pack, "-o", str(out), *few, "--policy", "off"])
     assert waived.exit_code == 0, waived.output
     assert out.exists()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["calibrate", "llava", "pack", "-o", "out", "--prompts", "nowhere.jsonl"],
-        ["calibrate", "llava", "pack", "-o", "out", "--refusal", "No"],
-        ["calibrate", "llava", "pack", "-o", "out", "--max-new-tokens", "9"],
-        ["calibrate", "llava", "pack", "-o", "out", "--dtype", "float32"],
-        ["compare", "llava", "anchors.jsonl"],
-        ["compare", "llava", "--prompts", "nowhere.jsonl"],
-        ["compare", "llava", "--set", "foo=1"],
-        ["compare", "llava", "--refusal", "No"],
-        ["compare", "llava", "--max-new-tokens", "9"],
-        ["compare", "llava", "--device-map", "cpu"],
-        ["compare", "llava", "--revision", "main"],
-        ["compare", "./mine", "anchors.jsonl", "--prompts", "prompts.jsonl", "--count", "3"],
-    ],
-)
-def test_what_would_be_ignored_is_refused(arguments: list[str]) -> None:
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 1
-    given = next((argument for argument in reversed(arguments) if argument.startswith("--")), "ANCHORS")
-    assert f"{given} with " in result.output
 
 
 def test_compare_command_refuses_two_of_one_name(tmp_path: Path, cmrm: sk.SteeringVector) -> None:
@@ -853,7 +868,7 @@ def test_compare_command_refuses_two_of_one_name(tmp_path: Path, cmrm: sk.Steeri
         ["--method", "cmrm", "--method", "cmrm"],
         ["--vector", packs[0]],
     ):
-        result = CliRunner().invoke(app, ["compare", "llava", *arguments, "--count", "1"])
+        result = CliRunner().invoke(app, ["compare", "llava", *TOY, *arguments, "--count", "1"])
         assert result.exit_code == 1
         assert "given twice: 'cmrm'" in result.output
 

@@ -10,14 +10,12 @@ import typer
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import say
-from steerkit.cli.suites import Prompts, is_demo, refuse_given, refuse_repeated
+from steerkit.cli.suites import Prompts, refuse_given, refuse_repeated
 from steerkit.errors import OptionError
 from steerkit.policy import Policy
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Suite
     from steerkit.vectors import SteeringVector
-    from steerkit.vlm import VLM
 
 BUDGET = "kl=0.1"
 
@@ -58,9 +56,8 @@ def calibrate(
         batch_size: Samples per batch.
         force: Overwrite the output.
     """
-    from steerkit.cli.loading import import_libraries
+    from steerkit.cli.loading import import_libraries, load_model
 
-    prompts.check(model, {f"--{key.replace('_', '-')}": value for key, value in vars(loading).items()})
     if equal_kl is None:
         if len(packs) > 1:
             raise OptionError(
@@ -85,7 +82,8 @@ def calibrate(
 
     allowed = Budget(cast("Any", kind), limit)
     vectors = [sk.load_vector(pack, policy=policy) for pack in packs]
-    vlm, suite = _prepared(model, prompts, given)
+    suite = prompts.suite()
+    vlm = load_model(model, given)
     if equal_kl is not None:
         harmless = [case.sample for case in suite.harmless]
         return _write(sk.evaluation.equal_kl(vlm, vectors, harmless, equal_kl, **options), targets, equal_kl)
@@ -99,19 +97,6 @@ def calibrate(
     measured = {"unsafe": found.unsafe, "cost": found.cost, "prompts_run": found.prompts_run}
     told = f"strength {found.strength:.3g}, unsafe {100 * found.unsafe:.0f} %, {kind} {found.cost:.3g}"
     return Result({**record, **measured}, [f"Wrote {output}: {told}, {found.prompts_run} prompts run"])
-
-
-def _prepared(model: str, prompts: Prompts, given: dict[str, Any]) -> tuple[VLM, Suite]:
-    """The model and its suite, of a demo model or the user's own."""
-    from steerkit.cli.loading import load_model
-
-    if is_demo(model):
-        from steerkit.demo import SUITES
-        from steerkit.evaluation import load_suite
-
-        return load_model(model, {"dtype": "float32"}), load_suite(SUITES["dev"]).first(prompts.count or 40)
-    made = prompts.suite(model)
-    return load_model(model, given), made
 
 
 def _write(vectors: list[SteeringVector], targets: list[Path], kl: float) -> Result:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result, show
 from steerkit.cli.console import say, table
-from steerkit.cli.suites import Prompts, is_demo, refuse_repeated
+from steerkit.cli.suites import Prompts, bundled, refuse_repeated
 from steerkit.errors import OptionError
 from steerkit.policy import Policy
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Comparison, Point, Suite
-    from steerkit.models import Sample
-    from steerkit.vlm import VLM
+    from steerkit.evaluation import Comparison, Point
 
 METHODS = ("cmrm", "shiftdc", "adasteer", "refusal_direction")
 """Those that take anchors labelled harmful and harmless as they are."""
@@ -40,12 +38,11 @@ def compare(
     """Fit several methods, and compare the answers under each.
 
     Unsafe rate, over-refusal, garbled answers, utility, fluency, cost per token relative to unsteered and cost of
-    fitting, with intervals of 95 %. The name of a demo model in place of MODEL compares every built-in method on the
-    toy world.
+    fitting, with intervals of 95 %.
 
     Args:
         model: Repository id or folder of the model, or the name of a demo model.
-        anchors (ANCHORS): Anchor set, .jsonl or .csv; none for a demo model.
+        anchors: Anchor set, .jsonl or .csv; demo/anchors comes with steerkit, for the demo models.
         prompts: The suite of prompts.
         method: A method to compare. Default: those that fit the labels.
         set_ (METHOD.KEY=VALUE): An option of one method.
@@ -56,15 +53,15 @@ def compare(
         loading: How the model is loaded.
         batch_size: Samples per batch.
     """
-    from steerkit.cli.loading import import_libraries
+    from steerkit.cli.loading import import_libraries, load_model
     from steerkit.cli.progress import progress
 
     strengths, given = opt.numbers(sweep, "--sweep", float), loading.given()
-    own = {f"--{key.replace('_', '-')}": value for key, value in vars(loading).items()}
-    prompts.check(model, {"ANCHORS": anchors, "--set": set_, **own})
     for name in ("compare.json", "compare.csv", "compare.png"):
         if output is not None:
             opt.output(output / name, force=True, ANCHORS=anchors, PROMPTS=prompts.prompts)
+    wanted = method or METHODS
+    refuse_repeated([*wanted, *(path.stem for path in vector or ())])
     import_libraries()
     import steerkit as sk
     from steerkit.evaluation import plotting
@@ -72,8 +69,13 @@ def compare(
     if output is not None and strengths:
         plotting()
     packs = {path.stem: sk.load_vector(path, policy=policy) for path in vector or ()}
-    names = [path.stem for path in vector or ()]
-    vlm, suite, chosen, methods = _prepared(model, anchors, prompts, method, names, opt.settings(set_), given)
+    suite = prompts.suite()
+    if anchors is None:
+        raise OptionError("ANCHORS is missing", expected="an anchor set", fix="demo/anchors is one, for demo models")
+    samples = opt.SampleFile().read(bundled(anchors))
+    options = _by_method(opt.settings(set_), wanted)
+    methods = {name: opt.method(name, options[name]) for name in wanted}
+    vlm = load_model(model, given)
     finished: list[Comparison] = []
 
     def keep(found: Comparison) -> None:
@@ -89,7 +91,7 @@ def compare(
                 vlm,
                 {**methods, **packs},
                 suite,
-                chosen,
+                samples,
                 sweep=strengths,
                 batch_size=batch_size,
                 progress=lambda what, done, total: report(done, total),
@@ -112,49 +114,6 @@ def _tables(found: Comparison) -> Iterator[Any]:
     yield found.table()
     if found.sweep:
         yield _swept(found.sweep)
-
-
-def _prepared(
-    model: str,
-    anchors: Path | None,
-    prompts: Prompts,
-    names: list[str] | None,
-    packs: list[str],
-    settings: dict[str, Any],
-    given: dict[str, Any],
-) -> tuple[VLM, Suite, list[Sample], dict[str, Any]]:
-    """The model, its suite, the anchors and the methods, of a demo model or the user's own; `packs` are names too.
-
-    Raises:
-        OptionError: Something is missing, or two of what is compared have one name.
-    """
-    from steerkit.cli.loading import load_model
-
-    if is_demo(model):
-        import torch
-
-        from steerkit.demo import ANCHORS, SUITES
-        from steerkit.demo.methods import entries
-        from steerkit.evaluation import load_suite
-        from steerkit.models import read_samples
-
-        torch.set_num_threads(1)  # matrices this small are slower on several
-        chosen = read_samples(ANCHORS)
-        methods: dict[str, Any] = {**entries(chosen)}
-        refuse_repeated([*(names or methods), *packs])
-        if unknown := [name for name in names or () if name not in methods]:
-            raise OptionError(f"the demo has no method {unknown[0]!r}", expected="one of " + ", ".join(methods))
-        methods = {name: methods[name] for name in names or methods}
-        suite = load_suite(SUITES["test"]).first(prompts.count or 100)
-        return load_model(model, {"dtype": "float32"}), suite, chosen, methods
-    refuse_repeated([*(names or METHODS), *packs])
-    made = prompts.suite(model)
-    if anchors is None:
-        raise OptionError(f"{model!r} is compared without anchors", expected="an anchor set, or a demo model")
-    samples = opt.SampleFile().read(anchors)
-    options = _by_method(settings, names or METHODS)
-    methods = {name: opt.method(name, options[name]) for name in names or METHODS}
-    return load_model(model, given), made, samples, methods
 
 
 def _swept(points: Sequence[Point]) -> Any:

@@ -19,10 +19,10 @@ class Prompts:
 
     Attributes:
         prompts (FILE): Prompts, .jsonl: {"text", "image", "label": "harmful", "harmless" or "utility", "answer"} on
-            each line. A demo model brings its own.
-        count: Prompts of each kind, of a demo model.
-        refusal: A phrase by which a refusal is told. Default: common ones.
-        max_new_tokens: Length of the answers. Default: 64.
+            each line; demo/test and demo/dev come with steerkit, for the demo models.
+        count: Only the first prompts of each kind, as many.
+        refusal: A phrase by which a refusal is told. Default: those of the file, or common ones.
+        max_new_tokens: Length of the answers. Default: that of the file, or 64.
     """
 
     prompts: Path | None = None
@@ -30,41 +30,28 @@ class Prompts:
     refusal: list[str] | None = None
     max_new_tokens: int | None = None
 
-    def check(self, model: str, own: Mapping[str, object]) -> None:
-        """Refuse what would be ignored: with a demo model what is of a model of one's own, and the other way round.
-
-        Raises:
-            OptionError: Something of it was given.
-        """
-        if is_demo(model):
-            answers = {"--refusal": self.refusal, "--max-new-tokens": self.max_new_tokens}
-            given = {**own, "--prompts": self.prompts, **answers}
-            refuse_given(given, f"the demo model {model!r}", "leave it out, or name a folder or a repository as MODEL")
-        else:
-            refuse_given({"--count": self.count}, "a model of your own", "leave it out: all prompts are used")
-
-    def suite(self, model: str) -> Suite:
+    def suite(self) -> Suite:
         """The suite of the file.
 
         Raises:
-            OptionError: None is named, or a label is none of the three, or a row's answer is not a text.
+            OptionError: None is named.
             SampleError: The file can't be read, or a row is bad.
         """
-        from steerkit.demo import MODELS
         from steerkit.evaluation import load_suite
 
         if self.prompts is None:
-            raise OptionError(
-                f"{model!r} is measured without prompts", expected="--prompts, or a demo model: " + ", ".join(MODELS)
-            )
-        return load_suite(self.prompts, refusals=self.refusal or None, max_new_tokens=self.max_new_tokens)
+            raise OptionError("--prompts is missing", expected="a file of prompts", fix="--prompts demo/test is one")
+        path = bundled(self.prompts)
+        made = load_suite(path, refusals=self.refusal or None, max_new_tokens=self.max_new_tokens)
+        return made if self.count is None else made.first(self.count)
 
 
-def is_demo(model: str) -> bool:
-    """Whether this is the name of a demo model, and no folder."""
-    from steerkit.demo import MODELS
+def bundled(path: Path) -> Path:
+    """The file at a path, or one that comes with steerkit, such as `demo/anchors`."""
+    from steerkit.demo import DATA
 
-    return model in MODELS and not Path(model).exists()
+    ours = DATA / f"{path.name}.jsonl"
+    return ours if path.parent == Path("demo") and not path.exists() and ours.is_file() else path
 
 
 def refuse_given(given: Mapping[str, object], where: str, fix: str) -> None:
