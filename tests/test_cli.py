@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -410,6 +411,36 @@ class TestGenerate:
         plain = Generated.model_validate_json(run(*arguments).out)
         assert (plain.receipt, plain.vectors, plain.answers[0].steered) == (None, [], None)
         assert plain.answers[0].unsteered == answer.unsteered
+
+    def test_images_by_address(self, files: Files, tmp_path: Path) -> None:
+        data = "data:image/png;base64," + base64.b64encode(Path(files.image).read_bytes()).decode()
+        rows = [
+            {"text": "What is this?", "image": files.image},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "url": data}, {"type": "text", "text": "What?"}]}
+                ]
+            },
+        ]
+        prompts = tmp_path / "prompts.json"
+        prompts.write_text(json.dumps(rows, indent=1))
+        options = ["--max-new-tokens", 4, "--json"]
+        both = Generated.model_validate_json(run("generate", files.llava, "--samples", prompts, *options).out).answers
+        assert [answer.images for answer in both] == [
+            [files.image],
+            [f"an image of a data: URI with {len(data)} characters"],
+        ]
+        uri = Path(files.image).as_uri()
+        alone = run("generate", files.llava, "What is this?", "--image", uri, *options)
+        assert Generated.model_validate_json(alone.out).answers[0].unsteered == both[0].unsteered
+        web = ["generate", files.llava, "Hi", "--image", "http://127.0.0.1:9/cat.png"]
+        for message, arguments in (
+            ("--download on the command line", web),
+            ("can't be downloaded", [*web, "--download"]),
+        ):
+            found = run(*arguments)
+            assert (found.code, found.out) == (1, "")
+            assert message in " ".join(found.err.split())
 
     def test_side_by_side(self, files: Files) -> None:
         found = run("generate", files.llava, "--samples", files.anchors, "--vector", files.pack, "--max-new-tokens", 2)

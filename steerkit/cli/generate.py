@@ -26,7 +26,7 @@ def generate(
     model: str,
     prompt: str | None = None,
     *,
-    image: list[Path] | None = None,
+    image: list[str] | None = None,
     samples: Path | None = None,
     vector: list[str] | None = None,
     strength: list[float] | None = None,
@@ -43,8 +43,8 @@ def generate(
     Args:
         model: Repository id or folder of the model, or the name of a demo model.
         prompt (PROMPT): The prompt.
-        image: An image of the prompt.
-        samples: Prompts from a .jsonl or .csv file instead.
+        image: An image of the prompt: a path, or an address.
+        samples: Prompts from a .jsonl, .json, .csv, .tsv or .parquet file instead.
         vector (REF): A pack to steer with, as for `pull`: a file, a name, hf://...
         strength: Strength of all vectors, or of each in order. Default: what each pack recommends.
         policy: strict: a failed check is an error. warn: it is a warning. off: checks are not enforced.
@@ -59,7 +59,7 @@ def generate(
         raise typer.BadParameter("the sample file names its own images", param_hint="--image")
     from steerkit.cli.loading import check_without_weights, import_libraries, load_model
 
-    asked = rows.read(samples) if samples is not None else [_sample(prompt or "", image or [])]
+    asked = rows.read(samples) if samples is not None else [_sample(prompt or "", image or [], rows.download)]
     given = loading.given()
     import_libraries()
     from steerkit.steering import check_match, steer
@@ -91,7 +91,7 @@ def generate(
         "answers": [
             {
                 "prompt": each.text if isinstance(each.text, str) else [list(turn) for turn in each.turns],
-                "images": [str(path) for path in each.images],
+                "images": [_named(image) for image in each.images],
                 "unsteered": before,
                 "steered": after,
             }
@@ -102,12 +102,21 @@ def generate(
     return Result(document, _side_by_side(asked, document, receipt))
 
 
-def _sample(prompt: str, images: list[Path]) -> Sample:
-    from steerkit.models import Sample, open_image
+def _sample(prompt: str, images: list[str], download: bool) -> Sample:
+    from steerkit.models import Sample, download_image, open_image, web_address
 
-    for path in images:
-        open_image(path)
-    return Sample(prompt, images=tuple(images))
+    given = tuple(download_image(image) if download and web_address(image) else image for image in images)
+    for image in given:
+        open_image(image)
+    return Sample(prompt, images=given)
+
+
+def _named(image: Any) -> str:
+    """A path or an address as it was given, of anything else a few words."""
+    from steerkit.models import image_name
+
+    plain = isinstance(image, Path) or (isinstance(image, str) and not image.lower().startswith("data:"))
+    return str(image) if plain else f"an image {image_name(image)}"
 
 
 def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
@@ -157,7 +166,7 @@ def _side_by_side(asked: list[Sample], document: dict[str, Any], receipt: Receip
     steering = " + ".join(f"{_short(each['vector'])} x {each['strength']:g}" for each in document["vectors"])
     heads = ["unsteered", steering] if steering else ["unsteered"]
     for sample, answer in zip(asked, document["answers"], strict=True):
-        title = sample.turns[-1][1] + "".join(f"  [{Path(str(path)).name}]" for path in sample.images)
+        title = sample.turns[-1][1] + "".join(f"  [{Path(each).name}]" for each in answer["images"])
         cells = [answer["unsteered"], answer["steered"]][: len(heads)]
         yield table(heads, [cells], title=title, title_justify="left", expand=True)
     if receipt is not None:

@@ -87,10 +87,12 @@ class SampleFile:
     Attributes:
         columns (OLD=NEW): Rename a field of the sample file; OLD= drops it.
         skip_bad_rows: Leave malformed rows out and say which.
+        download: Download images that are given by http:// and https:// addresses.
     """
 
     columns: list[str] | None = None
     skip_bad_rows: bool = False
+    download: bool = False
 
     def read(self, path: Path) -> list[Sample]:
         """The samples of a file; bad rows end the command, or are named and left out.
@@ -107,7 +109,8 @@ class SampleFile:
             say(f"left out: {error}")
 
         renamed = {old: new or None for old, new in pairs(self.columns, "--columns").items()}
-        samples = read_samples(path, columns=renamed, on_error=leave_out if self.skip_bad_rows else "raise")
+        on_error = leave_out if self.skip_bad_rows else "raise"
+        samples = read_samples(path, columns=renamed, on_error=on_error, download=self.download)
         if bad:
             say(f"{len(bad)} of {len(samples) + len(bad)} rows of {path} were left out")
         if not samples:

@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from steerkit.models._images import (
         open_image as open_image,
     )
+    from steerkit.models._images import (
+        web_address as web_address,
+    )
     from steerkit.models._loading import adapter_of as adapter_of
     from steerkit.models._loading import check_dtype as check_dtype
     from steerkit.models._loading import commit_of as commit_of
@@ -130,7 +133,7 @@ __getattr__, __dir__ = lazy(
         "_download": ("download_image",),
         "_generation": ("check_one_answer", "check_room", "generation_settings"),
         "_identity": ("check_processor", "hugging_face", "model_record", "unwrapped", "weights_digest"),
-        "_images": ("check_image", "image_name", "open_image"),
+        "_images": ("check_image", "image_name", "open_image", "web_address"),
         "_loading": ("adapter_of", "check_dtype", "commit_of"),
         "_modalities": ("visual_rows",),
         "_preparing": ("Prepared", "all_prepared", "batched", "named", "numbered_from", "numbers", "prepare"),

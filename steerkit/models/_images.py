@@ -147,7 +147,7 @@ def _uri(text: str, scheme: str) -> Path | bytes:
             f"the image {image_name(text)} would have to be downloaded",
             expected="an image on this machine: nothing is downloaded unasked",
             fix="steerkit.models.download_image(url) gives its bytes, which a sample takes; "
-            "for the rows of a file, read_samples(file, download=True)",
+            "read_samples(file, download=True) does it for a file, --download on the command line",
         )
     raise MissingImageError(
         f"the image {image_name(text)} has an address of the kind {scheme}://",

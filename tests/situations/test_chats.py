@@ -293,6 +293,7 @@ def test_a_prompt_is_not_rendered_twice(vlm_of: Callable[[str], sk.VLM], family:
 def test_options_of_the_template_in_a_call_are_refused_with_their_place(
     vlm_of: Callable[[str], sk.VLM], option: str
 ) -> None:
+    options: dict[str, Any] = {option: {"x": False}}
     with pytest.raises(OptionError, match=option) as caught:
-        vlm_of("qwen3_vl").generate([sk.Sample("Hi")], max_new_tokens=1, **{option: {"x": False}})
+        vlm_of("qwen3_vl").generate([sk.Sample("Hi")], max_new_tokens=1, **options)
     assert "sk.Sample(text, chat_template_kwargs=" in str(caught.value.fix)
