@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,13 +49,18 @@ Answer = tuple[int, dict[str, str], Any]
 
 
 @contextmanager
-def serving(answer: Callable[[str, str], Answer]) -> Iterator[str]:
-    """A server that answers each method and path as it is told: a status, headers, and a body or ENDLESS."""
+def serving(answer: Callable[[str, str], Answer], seen: list[dict[str, str]] | None = None) -> Iterator[str]:
+    """A server that answers each method and path as it is told: a status, headers, and a body or ENDLESS.
+
+    The headers of what it is asked are noted in `seen`.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if seen is not None:
+                seen.append({key.lower(): value for key, value in self.headers.items()})
             status, headers, body = answer(self.command, self.path)
             self.send_response(status)
             for key, value in headers.items():
@@ -171,6 +178,64 @@ class TestHub:
             for ref in ("hf://someone/pack", f"{url}/a.safetensors"):
                 with pytest.raises(HubError):
                     resolve(ref)
+
+    @pytest.mark.usefixtures("answering")
+    @pytest.mark.parametrize("status", [302, 404, 401, 500])
+    @pytest.mark.parametrize("described_first", [True, False])
+    def test_a_refusal_or_a_redirect_without_end(
+        self, status: int, described_first: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of the description, or of the file that it announced."""
+
+        def answer(method: str, path: str) -> Answer:
+            if described_first and path.startswith("/api/"):
+                return 200, {}, described()
+            if described_first and method == "HEAD":
+                return 200, {"ETag": '"a"', "X-Repo-Commit": COMMIT, "Content-Length": "8"}, b""
+            return status, {"Location": "/elsewhere"}, ENDLESS
+
+        with serving(answer) as url:
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            with pytest.raises(DownloadError, match=f"at most {2**22}"):
+                resolve("hf://someone/pack")
+
+    @pytest.mark.usefixtures("answering")
+    @pytest.mark.parametrize("status", [200, 404])
+    def test_a_bomb_of_gzip_is_not_unpacked(self, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        bomb = gzip.compress(b" " * 2**27, 1)
+        assert len(bomb) > 2**22 // 64
+        with serving(lambda *_: (status, {"Content-Encoding": "gzip"}, bomb)) as url:
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            with pytest.raises(DownloadError, match=f"at most {2**22 // 64}"):
+                resolve("hf://someone/pack")
+
+    def test_the_bound_is_of_ones_own_calls(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        from huggingface_hub import HfApi, get_session
+
+        hub.publish("someone/pack", {"a.safetensors": b"x"})
+        hooks = get_session().event_hooks
+        monkeypatch.setattr(huggingface, "MAX_ANSWER", 3)
+        with huggingface.translated("it"):
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(HfApi(endpoint=hub.url).model_info, "someone/pack").result().id == "someone/pack"
+            with pytest.raises(DownloadError, match="at most 3"):
+                HfApi(endpoint=hub.url).model_info("someone/pack")
+        assert get_session().event_hooks == hooks
+        assert HfApi(endpoint=hub.url).model_info("someone/pack").id == "someone/pack"
+
+    def test_the_token_does_not_follow_a_redirect(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        ours: list[dict[str, str]] = []
+        theirs: list[dict[str, str]] = []
+        with serving(lambda *_: (200, {}, b"[]"), theirs) as other:
+            place = other.replace("127.0.0.1", "localhost")
+            with serving(lambda *_: (302, {"Location": place}, b""), ours) as url:
+                monkeypatch.setenv("HF_ENDPOINT", url)
+                with pytest.raises(DownloadError):
+                    resolve("hf://someone/pack")
+        assert ours[0]["authorization"] == "Bearer hf_secret"
+        assert theirs
+        assert not [each for each in theirs if "hf_secret" in str(each)]
 
     @pytest.mark.parametrize(
         "headers",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,7 +53,11 @@ MAX_ANSWER = 2**24
 """Bytes of a hub's description of a repository, or of its list of them."""
 
 _MAX_VALUES = 2**20
+_PACKED = 64
+"""By how much less is read of what is compressed, since it is unpacked at once."""
+
 _TIMEOUT = 30.0
+_HOOKS = threading.Lock()
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 _T = TypeVar("_T")
@@ -230,7 +236,8 @@ def translated(what: str, *, cached: bool = False) -> Iterator[None]:
     from huggingface_hub import errors
 
     try:
-        yield
+        with _bounded_answers():
+            yield
     except SteerKitError:
         raise
     except errors.GatedRepoError as error:
@@ -254,6 +261,45 @@ def translated(what: str, *, cached: bool = False) -> Iterator[None]:
             expected="an answer of the hub",
             fix="check the network and try again" + ("; offline=True uses what is in the cache" if cached else ""),
         ) from error
+
+
+@contextmanager
+def _bounded_answers() -> Iterator[None]:
+    """Have the client read at most MAX_ANSWER of what is no file: by itself it reads to the end, also of an error."""
+    from huggingface_hub import get_session
+
+    session, thread = get_session(), threading.get_ident()
+    stream_of: Any = importlib.import_module(type(session).__module__.partition(".")[0]).SyncByteStream
+
+    class Bounded(stream_of):
+        """A body that ends in an error where it becomes too long."""
+
+        def __init__(self, stream: Any, limit: int) -> None:
+            self._stream, self._limit = stream, limit
+
+        def __iter__(self) -> Iterator[bytes]:
+            count = 0
+            for chunk in self._stream:
+                count += len(chunk)
+                check_size(count, "an answer of the hub", self._limit)
+                yield chunk
+
+        def close(self) -> None:
+            self._stream.close()
+
+    def bound(response: Any) -> None:
+        if threading.get_ident() == thread and not (response.is_success and "/api/" not in response.url.path):
+            packed = "content-encoding" in response.headers
+            response.stream = Bounded(response.stream, MAX_ANSWER // (_PACKED if packed else 1))
+
+    with _HOOKS:
+        session.event_hooks = {**session.event_hooks, "response": [*session.event_hooks["response"], bound]}
+    try:
+        yield
+    finally:
+        with _HOOKS:
+            left = [hook for hook in session.event_hooks["response"] if hook is not bound]
+            session.event_hooks = {**session.event_hooks, "response": left}
 
 
 def _refused(what: str, error: Exception, reason: str) -> SteerKitError:
@@ -295,21 +341,16 @@ def _described(ref: Ref) -> _Described:
 
 
 def _answer(path: str, parameters: dict[str, Any]) -> bytes:
-    """What the hub answers about models. The client's own calls would read on for as long as a server sends."""
+    """What the hub answers about models; to be validated, which the client's own calls don't do."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
     client = api()
     headers = build_hf_headers(library_name=client.library_name, library_version=client.library_version)
     url = f"{client.endpoint.rstrip('/')}/api/models{path}"
-    with get_session().stream("GET", url, params=parameters, headers=headers, timeout=_TIMEOUT) as response:
-        data = b""
-        for chunk in response.iter_bytes():
-            data += chunk
-            check_size(len(data), f"the answer of {url}", MAX_ANSWER)
-    plain = {key: value for key, value in response.headers.items() if key.lower() != "content-encoding"}
-    hf_raise_for_status(type(response)(response.status_code, headers=plain, content=data, request=response.request))
-    return data
+    response = get_session().get(url, params=parameters, headers=headers, timeout=_TIMEOUT)
+    hf_raise_for_status(response)
+    return response.content
 
 
 def _understood(kind: TypeAdapter[_T], answer: bytes) -> _T:
