@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,7 @@ class FileRefused(OSError):
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> Iterator[BufferedReader]:
     """Open a regular file to read, and judge what was opened rather than what the path named a moment before.
 
     Opening never blocks, so a FIFO is refused instead of waited for, and a device is refused before it is read. What
