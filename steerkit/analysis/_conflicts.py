@@ -14,26 +14,9 @@ from torch import Tensor
 
 from steerkit._internal.text import one_line
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.interventions import (
-    Ablate,
-    Add,
-    Clamp,
-    Intervention,
-    MeasuredContrast,
-    Operation,
-    Phase,
-    Prompts,
-    Scale,
-    StoredDirection,
-    is_finite,
-    site_label,
-)
+from steerkit.interventions import Intervention, StoredDirection, is_finite, site_label
 from steerkit.interventions import _arithmetic as ops
 from steerkit.vectors import Key, SteeringVector, as_strengths, as_vectors
-
-_PROMPT_ONLY = frozenset({"image", "text", "system", "after_image"})
-_DISJOINT = frozenset({"image", "text", "system"})
-_OF_AN_IMAGE = frozenset({"image", "after_image"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +102,7 @@ def conflicts(
                 site = one.label
                 if one.layer != other.layer or site != other.label:
                     continue
-                cosine = _cosine(one, other) if _meet(one.intervention, other.intervention) else None
+                cosine = _cosine(one, other) if one.intervention.reach.meets(other.intervention.reach) else None
                 key = (first, second, one.layer, site)
                 if cosine is None or cosine[1] >= threshold or (key in found and found[key].cosine <= cosine[1]):
                     continue
@@ -152,7 +135,7 @@ def orthogonalized(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
     before: list[_Part] = []
     made: list[SteeringVector] = []
     for index, vector in enumerate(given):
-        if any(isinstance(intervention.operation.direction, MeasuredContrast) for intervention in vector.interventions):
+        if any(intervention.operation.stored is None for intervention in vector.interventions):
             raise OptionError(
                 f"vector {index} ({vector.metadata.method.name}) is measured on each prompt",
                 expected="vectors whose directions are stored",
@@ -170,13 +153,14 @@ def _without(vector: SteeringVector, index: int, before: Sequence[_Part]) -> Ste
     changed = False
     for number, intervention in enumerate(vector.interventions):
         adds = [
-            part for part in _parts(vector, 1.0) if part.number == number and isinstance(intervention.operation, Add)
+            part for part in _parts(vector, 1.0) if part.number == number and intervention.operation.effect == "moves"
         ]
         spans = [
             [
                 torch.atleast_2d(each.direction).float()
                 for each in before
-                if (each.layer, each.label) == (part.layer, part.label) and _meet(each.intervention, intervention)
+                if (each.layer, each.label) == (part.layer, part.label)
+                and each.intervention.reach.meets(intervention.reach)
             ]
             for part in adds
         ]
@@ -219,9 +203,8 @@ def _residual(part: _Part, index: int, span: Sequence[Tensor]) -> Tensor:
 
 def _parts(vector: SteeringVector, strength: float) -> Iterator[_Part]:
     for number, intervention in enumerate(vector.interventions):
-        operation = intervention.operation
-        stored = operation.direction
-        if not isinstance(stored, StoredDirection):
+        stored = intervention.operation.stored
+        if stored is None:
             continue
         for layer in vector.layers_of(intervention):
             direction = vector.direction(stored, layer, intervention.site, intervention.tower)
@@ -231,36 +214,10 @@ def _parts(vector: SteeringVector, strength: float) -> Iterator[_Part]:
 
 def _signs(strength: float, intervention: Intervention, layer: int) -> tuple[float, ...]:
     """The signs that the dose at a layer may have: of a measured one, those of both ends. None for a dose of 0."""
-    operation, ends = intervention.operation, intervention.strength_bounds(layer)
-    # to scale by f is to ablate 1 - f
-    factor = strength * (1.0 - operation.factor) if isinstance(operation, Scale) else strength
-    return tuple({math.copysign(1.0, factor * end) for end in ends if factor * end})
-
-
-def _removes(operation: Operation, sign: float) -> bool:
-    """Whether a dose of this sign takes away from what is there along the direction; otherwise it adds to it."""
-    return sign > 0 and isinstance(operation, (Ablate, Clamp, Scale))
-
-
-def _meet(one: Intervention, other: Intervention) -> bool:
-    """Whether there can be a token that both steer."""
-    phases, prompts = ({*pair} for pair in zip(_reach(one), _reach(other), strict=True))
-    if phases == {"prompt", "generation"} or prompts == {"with_image", "without_image"}:
-        return False
-    tokens = {one.tokens, other.tokens}
-    return len(tokens) == 1 or not tokens <= _DISJOINT
-
-
-def _reach(intervention: Intervention) -> tuple[Phase, Prompts]:
-    """In which phase, and in which prompts, there are tokens for it at all."""
-    phase, prompts, tokens = intervention.phase, intervention.prompts, intervention.tokens
-    if tokens in _PROMPT_ONLY:
-        phase = "prompt"
-    if tokens == "generated":
-        phase = "generation"
-    if tokens in _OF_AN_IMAGE:
-        prompts = "with_image"
-    return phase, prompts
+    doses = [strength * end for end in intervention.strength_bounds(layer)]
+    if intervention.operation.effect == "rescales":
+        doses = [intervention.operation.removal(dose) for dose in doses]
+    return tuple({math.copysign(1.0, dose) for dose in doses if dose})
 
 
 def _cosine(one: _Part, other: _Part) -> tuple[Literal["opposing", "removed"], float] | None:
@@ -276,19 +233,19 @@ def _against(
     one: _Part, sign: float, other: _Part, other_sign: float
 ) -> tuple[Literal["opposing", "removed"], float] | None:
     """How far the two work against each other at doses of these signs; None where they do not, or it is not known."""
-    removing = _removes(one.intervention.operation, sign), _removes(other.intervention.operation, other_sign)
+    effects = one.intervention.operation.effect, other.intervention.operation.effect
+    removing = sign > 0 and effects[0] == "rescales", other_sign > 0 and effects[1] == "rescales"
     if all(removing):
         return None
     if not any(removing):
-        if not all(isinstance(part.intervention.operation, Add) for part in (one, other)):
+        if effects != ("moves", "moves"):
             return None  # which way something is added within a span is not known
         a, b = one.direction.double(), other.direction.double()
         return "opposing", sign * other_sign * float(a @ b / (a.norm() * b.norm()))
     added, added_sign, remover = (other, other_sign, one) if removing[0] else (one, sign, other)
-    operation = remover.intervention.operation
-    if isinstance(operation, Clamp) and isinstance(added.intervention.operation, Add):
+    if added.intervention.operation.effect == "moves" and not remover.intervention.operation.spans:
         along = added_sign * float(added.direction.double() @ remover.direction.double())
-        if (operation.maximum if along > 0 else operation.minimum) is None:
+        if not remover.intervention.operation.undoes(along):
             return None
     shared = ops.orthonormal(added.direction) @ ops.orthonormal(remover.direction).T
     return "removed", -float(torch.linalg.matrix_norm(shared, ord=2))

@@ -21,16 +21,7 @@ import torch
 from torch import Tensor
 
 from steerkit.interventions import (
-    Ablate,
-    Add,
-    AddProjection,
-    Clamp,
     Intervention,
-    LinearStrength,
-    MeasuredContrast,
-    Prompts,
-    Scale,
-    StoredDirection,
     site_label,
 )
 from steerkit.policy import Check
@@ -66,7 +57,7 @@ _ORDER = {"attn_out": 0, "mlp_out": 1, "resid_post": 2, "head_out": 3}
 _COMBINED = 5
 """Groups of additions up to which every combination is tried; of more, the lengths are added up: that is never less."""
 
-_PICTURED: tuple[Prompts, Prompts] = ("with_image", "without_image")
+_PICTURED = (True, False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +103,7 @@ def stored_norms(vectors: Sequence[SteeringVector]) -> dict[int, float] | None:
 def needs_norms(vectors: Sequence[SteeringVector]) -> bool:
     """Whether the model's norms say anything about the size of what the vectors do."""
     return any(
-        isinstance(intervention.operation, Clamp) or _is_plain(intervention)
+        intervention.operation.size((1.0,), None, None).relative is None
         for vector in vectors
         for intervention in vector.interventions
         if intervention.in_stream
@@ -222,12 +213,12 @@ def _doses(parts: Sequence[_Part], norms: Norms | None) -> dict[Where, float]:
     return found
 
 
-def _along(parts: Sequence[_Part], norms: Norms, pictured: Prompts) -> Iterator[tuple[Where, float]]:
+def _along(parts: Sequence[_Part], norms: Norms, pictured: bool) -> Iterator[tuple[Where, float]]:
     """`(layer, dose)` in the order of the forward pass, of prompts with an image or without."""
     total: dict[Hashable, Tensor] = {}
     lasting = 0.0  # not relative
     known = [part for part in parts if part.kind in ("share", "within")]
-    met = [part for part in known if part.intervention.prompts in ("all", pictured)]
+    met = [part for part in known if pictured in part.intervention.reach.pictured]
     for where, at_layer in groupby(met, key=lambda part: part.where):
         norm = norms.get(where, 1.0) if isinstance(where, int) else 1.0
         own: dict[Hashable, Tensor] = {}
@@ -270,7 +261,7 @@ def _bounds(parts: Sequence[_Part]) -> dict[Where, float]:
     found: dict[Where, float] = {}
     for pictured in _PICTURED:
         measured = [part for part in parts if part.kind == "measured"]
-        met = [part for part in measured if part.intervention.prompts in ("all", pictured)]
+        met = [part for part in measured if pictured in part.intervention.reach.pictured]
         for where, here in groupby(met, key=lambda part: part.where):
             found[where] = max(found.get(where, 0.0), _bounded(sum(part.size for part in here)))
     return found
@@ -296,32 +287,21 @@ def _part(
     label = "" if inside else site_label(site, intervention.tower)
     where: Where = layer if inside else f"{layer} ({label})"
     norm = norms[layer] if inside and norms is not None else None
-    factors = [strength * factor for factor in intervention.strength_bounds(layer)]
-    largest = max(factors, key=abs)
+    factors = tuple(strength * factor for factor in intervention.strength_bounds(layer))
+    direction = None
+    if operation.stored is not None:
+        direction = vector.direction(operation.stored, layer, site, intervention.tower)
+    length = None if direction is None or direction.dim() != 1 else float(direction.detach().double().norm())
+    bound = operation.size(factors, norm, length)
     added: Tensor | None = None
-    kind: Literal["share", "within", "measured", "unknown"] = "share"
-    size = abs(largest)
-    if isinstance(operation, AddProjection) or isinstance(operation.direction, MeasuredContrast):
-        contrast = intervention.contrast
-        kind, size = "measured", size * (1.0 if contrast is None or contrast.negative is None else 2.0)
-    elif isinstance(operation, (Ablate, Scale)):  # the part along the directions is at most the whole
-        change = -1.0 if isinstance(operation, Ablate) else operation.factor - 1.0
-        size *= abs(change)
-        kind = "within" if all(-2.0 <= factor * change <= 0.0 for factor in factors) else "share"
-    elif isinstance(operation, Clamp):
-        if norm is None:
-            kind = "unknown"
-        else:
-            away = _away(operation, norm)
-            size *= max(0.0, away, min(1.0, 1.0 + away))
-            kind = "within" if away <= 0.0 and all(0.0 <= factor <= 1.0 for factor in factors) else "share"
-    elif not operation.relative:
-        direction = vector.direction(operation.direction, layer, site, intervention.tower)
-        if norm is None or direction is None or direction.dim() != 1:
-            kind = "unknown"
-        else:
-            added = torch.stack([factor * direction.detach().double().cpu() for factor in factors])
-            size = float(added.norm(dim=-1).max()) / norm
+    kind: Literal["share", "within", "measured", "unknown"] = "within" if bound.removes else "share"
+    size = max(map(abs, factors)) if bound.relative is None else bound.relative
+    if operation.measured is not None:
+        kind = "measured"
+    elif bound.relative is None:
+        kind = "unknown"
+    elif operation.additive and direction is not None:
+        added = torch.stack([factor * direction.detach().double().cpu() for factor in factors])
     part = _Part(index, where, intervention, kind, _bounded(size), added, _together(index, intervention))
     return (label, layer, _ORDER[site]), part
 
@@ -333,25 +313,14 @@ def _together(index: int, intervention: Intervention) -> Hashable:
     if intervention.norm_preserving:
         return id(intervention)  # what another adds is rescaled in between
     if not intervention.measures:
-        return intervention.tokens, intervention.phase
-    strength = intervention.strength if isinstance(intervention.strength, LinearStrength) else None
-    return index, intervention.site, intervention.tokens, intervention.phase, intervention.gate, strength
+        return _tokens(intervention)
+    return index, intervention.site, *_tokens(intervention), intervention.gate, intervention.rule
 
 
-def _is_plain(intervention: Intervention) -> bool:
-    operation = intervention.operation
-    return isinstance(operation, Add) and isinstance(operation.direction, StoredDirection) and not operation.relative
-
-
-def _away(operation: Clamp, norm: float) -> float:
-    """How far from zero a clamp holds a coordinate, relative to the norm; negative where zero is within the bounds.
-
-    A state without a part along the direction gets that, and one that has it loses at most the whole: a coordinate is
-    at most the norm, so bounds that lie beyond it leave any state as it is.
-    """
-    lowest = -math.inf if operation.minimum is None else operation.minimum
-    highest = math.inf if operation.maximum is None else operation.maximum
-    return max(lowest, -highest) / norm
+def _tokens(intervention: Intervention) -> tuple[Hashable, ...]:
+    """The same for interventions that, on the prompts that both are for, change the same tokens in the same ratio."""
+    given = intervention.selector
+    return given.tokens, given.phase, given.positions, intervention.rows, intervention.steps
 
 
 def _bounded(dose: float) -> float:

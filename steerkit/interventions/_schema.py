@@ -300,14 +300,15 @@ class Intervention(Frozen):
         return 1.0 if isinstance(self.strength, LinearStrength) else float(self.strength)
 
     def strength_bounds(self, layer: int) -> tuple[float, ...]:
-        """The ends of what the strength at a layer can be, the factors of rows and steps included."""
-        ends = (self.strength_at(layer),)
-        if isinstance(self.strength, LinearStrength):
-            ends = self.strength.minimum, self.strength.maximum
-        if self.factors == (1.0,):
-            return ends
-        found = [end * factor for end in ends for factor in self.factors]
-        return (min(found),) if min(found) == max(found) else (min(found), max(found))
+        """The ends of what the strength at a layer can be, the factors of rows and steps included.
+
+        Of a fixed strength they are in the order of the factors, so that those of several interventions with equal
+        factors belong together.
+        """
+        if self.rule is not None:
+            found = [end * factor for end in (self.rule.minimum, self.rule.maximum) for factor in self.factors]
+            return min(found), max(found)
+        return tuple(self.strength_at(layer) * factor for factor in self.factors)
 
     def dosed(self, factor: float) -> Intervention:
         """The same at `factor` times the strength."""

@@ -105,7 +105,7 @@ class Operation(Frozen, ABC):
 
     @abstractmethod
     def undoes(self, along: float) -> bool:
-        """Whether it takes back what another addition brings along its direction, at a positive strength.
+        """Whether it takes back what another addition brings along its direction, where it removes anything.
 
         Args:
             along: Coordinate of the other addition along this direction; only its sign counts.

@@ -43,8 +43,8 @@ class Scale(Rescaling):
         return strength * (1.0 - self.factor)
 
     def undoes(self, along: float) -> bool:
-        """Whatever is added there, if it scales down."""
-        return self.factor < 1.0
+        """Whatever is added there."""
+        return True
 
     def alignment(self, direction: Tensor, target: Tensor) -> float:
         """The size of their cosine, negative where it scales down."""
