@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -395,6 +396,18 @@ def test_the_digest_is_that_of_the_pixels_however_they_are_given(folder: Path, p
     path = folder / "images" / "a.png"
     given = (path, str(path), picture(1), np.asarray(picture(1)))
     assert len({Sample("Hi", (image,)).digest() for image in given}) == 1
+
+
+def test_the_digest_is_the_one_that_packs_record(picture: Picture) -> None:
+    """Packs say which anchors they were made from: what a sample without places or options hashes to must not move."""
+    image = picture(1, 8)
+    for text, turns in (
+        ("Grüße", [["user", "Grüße"]]),
+        ((("system", "s"), ("user", "Hi")), [["system", "s"], ["user", "Hi"]]),
+    ):
+        head = json.dumps({"caption": "c", "label": None, "turns": turns}, ensure_ascii=False)
+        expected = hashlib.sha256(head.encode() + b"8x8:" + image.tobytes()).hexdigest()
+        assert Sample(text, (image,), "c").digest() == expected
 
 
 def test_a_text_and_its_single_turn_have_one_digest() -> None:
