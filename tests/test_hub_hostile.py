@@ -63,6 +63,7 @@ def serving(answer: Callable[[str, str], Answer], seen: list[dict[str, str]] | N
                 seen.append({key.lower(): value for key, value in self.headers.items()})
             status, headers, body = answer(self.command, self.path)
             self.send_response(status)
+            self.send_header("Connection", "close")
             for key, value in headers.items():
                 self.send_header(key, value)
             if body is ENDLESS:
