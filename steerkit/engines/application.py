@@ -11,8 +11,8 @@ from torch import Tensor
 
 from steerkit.engines.counting import Done, count, is_measured, sizes
 from steerkit.engines.measurements import Contrasts as Contrasts
-from steerkit.engines.measurements import MeasureContrast, Measurements, Observed
-from steerkit.engines.passes import Pass, Selection
+from steerkit.engines.measurements import MeasureContrast, Measurements
+from steerkit.engines.passes import Observed, Pass, Selection
 from steerkit.engines.program import compiled
 from steerkit.engines.prompts import Prompt
 from steerkit.engines.receipt import Receipt
@@ -126,7 +126,9 @@ class Application:
             return self.apply_again(place, h[None], now)[0]
         for reading in self._program.readings.get(place, ()):  # torch wants to see the same operations
             memo = {key: value for key, value in now.prompt.memo.items() if key not in (reading, (reading, "sums"))}
-            self._measurements.read(reading, place, h, replace(now, prompt=replace(now.prompt, memo=memo)))
+            self._measurements.read(
+                reading, place, h, replace(cast("Pass", now), prompt=replace(now.prompt, memo=memo))
+            )
         for group in self._program.groups.get(place, ()):
             selection = now.select(group.selector, h.device)
             if selection is not None:

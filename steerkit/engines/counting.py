@@ -9,8 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steerkit.engines.measurements import Observed
-from steerkit.engines.passes import Selection
+from steerkit.engines.passes import Observed, Selection
 from steerkit.engines.receipt import Receipt
 from steerkit.engines.steps import Group, Place, Step, Sum
 from steerkit.interventions import _arithmetic as ops

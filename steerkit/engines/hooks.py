@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.engines import compiled
-from steerkit.engines.application import Application, Observed
+from steerkit.engines.application import Application
 from steerkit.engines.attached import Attached
 from steerkit.engines.attachments import Attachments, shared
 from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.passes import Observed
 from steerkit.engines.prompts import prompt_lengths
 from steerkit.engines.reruns import Rerun, again, cut
 from steerkit.engines.steps import Place
@@ -105,7 +106,7 @@ class _Turn:
         """The pass that a hidden state belongs to; None if the application has nothing to do with it."""
         if self.application.closed:
             return None
-        now = self.tracker.current if place.tower == "language" else pass_at(self.tracker, place, h)
+        now = pass_at(self.tracker, place, h)
         return now if now is not None and self.block in now.prompt.owners else None
 
     def refuse(self, module: nn.Module, inside: str) -> None:

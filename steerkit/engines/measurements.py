@@ -8,10 +8,9 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from steerkit.engines.passes import Pass, Selection
+from steerkit.engines.passes import Observed, Pass, Selection
 from steerkit.engines.prompts import Prompt
 from steerkit.engines.steps import Place, Reading, Step, Together
-from steerkit.engines.vision import VisionPass
 from steerkit.errors import EngineError
 from steerkit.interventions import MeasuredContrast, Selector, Site
 
@@ -19,9 +18,6 @@ Contrasts: TypeAlias = Mapping[int, Tensor]
 """`{layer: [batch, hidden]}`."""
 
 MeasureContrast: TypeAlias = Callable[[Prompt, MeasuredContrast, Sequence[int], Site], Contrasts]
-
-Observed: TypeAlias = Pass | VisionPass
-"""The pass that a hidden state belongs to."""
 
 _LAST, _WHOLE = Selector("last", "prompt"), Selector("all", "prompt")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -53,6 +53,67 @@ class Selection:
     def count(self, rows: int) -> int:
         """Number of selected tokens."""
         return rows if self.column is not None else int(self.rows.shape[0])  # type: ignore[union-attr]
+
+
+class Observed(Protocol):
+    """A pass of either tower, as whatever is done to its hidden states sees it; `Pass` says what each name means."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The call that it belongs to."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Number of sequences, or of images."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """Position of its first token."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        ...
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of positions of the prompt."""
+        ...
+
+    @property
+    def redone(self) -> int:
+        """Number of positions that an earlier pass has seen."""
+        ...
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether any position belongs to the prompt."""
+        ...
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it reads one generated token of each row."""
+        ...
+
+    @property
+    def graded(self) -> bool:
+        """Whether gradients can flow through it."""
+        ...
+
+    def visit(self, apply: Callable[[Tensor, Any], Tensor], h: Tensor) -> Tensor:
+        """What a function of hidden states and pass makes of the hidden states."""
+        ...
+
+    def select(self, selector: Selector, device: torch.device) -> Selection | None:
+        """The tokens that a selector means, or None if there are none."""
+        ...
+
+    def generated(self, selection: Selection) -> int:
+        """How many of the selected tokens belong to answers."""
+        ...
 
 
 @dataclass(slots=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steerkit.engines.calls import CallTracker
-from steerkit.engines.passes import Pass, Selection
+from steerkit.engines.passes import Observed, Selection
 from steerkit.engines.prompts import Prompt
 from steerkit.errors import EngineError
 from steerkit.interventions import Intervention, Selector
@@ -69,7 +69,7 @@ class VisionPass:
         return Selection(None, rows, columns)
 
 
-def pass_at(tracker: CallTracker, place: Place, h: Tensor) -> Pass | VisionPass | None:
+def pass_at(tracker: CallTracker, place: Place, h: Tensor) -> Observed | None:
     """The pass that a hidden state belongs to, or None where nothing is to be observed."""
     if place.tower == "language":
         return tracker.current
