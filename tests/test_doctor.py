@@ -20,7 +20,8 @@ import steerkit
 from steerkit._internal import plugins
 from steerkit.cli import doctor
 from steerkit.cli.app import app
-from steerkit.cli.installation import problems
+from steerkit_vectors_hub import installation
+from steerkit_vectors_hub.installation import problems
 
 SOURCE = Path(steerkit.__file__ or "").parent
 
@@ -66,7 +67,7 @@ def _found(site: Path) -> list[str]:
         from pathlib import Path
 
         sys.path = [{str(site)!r}, *(each for each in sys.path if "site-packages" not in each)]
-        spec = spec_from_file_location("installation", {str(SOURCE / "cli/installation.py")!r})
+        spec = spec_from_file_location("installation", {installation.__file__!r})
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         print(json.dumps(list(module.problems(Path({str(site / "steerkit")!r})))))
@@ -131,6 +132,26 @@ def test_the_command_itself_still_runs_where_the_other_overwrote_the_face_of_the
     document = json.loads(done.stdout)
     assert (done.returncode, document["ok"]) == (1, False)
     assert any("steerkit 0.3.1 installs files" in each["text"] for each in document["findings"])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from steerkit_vectors_hub.command import main; main()",
+        "import runpy; runpy.run_module('steerkit_vectors_hub.installation', run_name='__main__')",
+    ],
+    ids=["the command", "the module"],
+)
+def test_where_the_other_can_not_be_imported_it_is_said_whose_it_is(site: Path, code: str) -> None:
+    _other(site)
+    (site / "steerkit/__init__.py").write_text("import something_that_is_not_installed\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    command = [sys.executable, "-c", f"import sys; sys.argv = ['steerkit', 'models']; {code}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=site, check=False)
+    assert done.returncode == 1
+    assert "error: steerkit 0.3.1 installs files of steerkit as well" in done.stderr
+    assert "fix: pip uninstall steerkit, then pip install --force-reinstall" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_another_folder_on_the_path_is_found(tmp_path: Path) -> None:

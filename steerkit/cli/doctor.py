@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from steerkit._version import __version__
 from steerkit.cli.command import Result
-from steerkit.cli.installation import OURS, problems
 from steerkit.cli.loading import import_libraries
+from steerkit_vectors_hub.installation import OURS, problems
 
 
 @dataclass(frozen=True)

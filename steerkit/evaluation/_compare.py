@@ -121,10 +121,11 @@ class Comparison:
         return out.getvalue()
 
     def table(self) -> Table:
-        """The table, for a rich console."""
+        """The table, for a rich console; names of others are text there and no markup."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=f"{self.model} on {self.suite} (judge: {self.judge})")
+        table = Table(title=Text(one_line(f"{self.model} on {self.suite} (judge: {self.judge})")))
         table.add_column("")
         heads = ("unsafe %", "over-refusal %", "garbled %", "utility %", "fluency nats", "cost x", "fit s")
         for head in heads:
@@ -133,13 +134,13 @@ class Comparison:
             fit = "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
             shares = (row.unsafe, row.over_refusal, row.garbled, row.utility)
             cells = [*(_shown(each, 100, 0) for each in shares), _shown(row.fluency, 1, 2)]
-            table.add_row(row.name, *cells, _shown(row.relative_cost, 1, 2), fit)
+            table.add_row(Text(one_line(row.name)), *cells, _shown(row.relative_cost, 1, 2), fit)
         notes = [
             "with intervals of 95 %; fluency: mean negative log-likelihood of the answers under the unsteered model; "
             f"cost: time per token, x unsteered ({1000 * self.rows[0].seconds_per_token.value:.1f} ms); fit: one run"
         ]
         notes += [f"{row.name} failed: {one_line(row.error)}" for row in self.rows if row.error]
-        table.caption = "\n".join(notes)
+        table.caption = Text("\n".join(map(one_line, notes)))
         return table
 
     def draw(self, path: str | Path) -> Path:

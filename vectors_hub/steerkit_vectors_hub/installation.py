@@ -2,6 +2,7 @@
 
 An unrelated distribution of the public index is named `steerkit` and installs a package of that name. Of two such, pip
 lets the later one overwrite the files of the earlier, and removes them with either, without a word.
+`python -m steerkit_vectors_hub.installation` works where the package `steerkit` and its command are another's.
 """
 
 from __future__ import annotations
@@ -9,17 +10,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 OURS = "steerkit-vlm"
 PACKAGES = ("steerkit", "steerkit_adapters", "steerkit_vectors_hub")
 SCRIPTS = ("steerkit", "steerkit.exe")
 
 _REINSTALL = f"pip uninstall NAME, then pip install --force-reinstall --no-deps {OURS}"
+
+
+def report() -> int:
+    """Print what is wrong with the installation; returns how much it is."""
+    spec = find_spec("steerkit")
+    found = list(problems(Path(spec.origin or "").resolve().parent if spec is not None else Path()))
+    for text, fix in found:
+        print(f"error: {text}\n  fix: {fix}", file=sys.stderr)
+    return len(found)
 
 
 def problems(imported: Path) -> Iterator[tuple[str, str]]:
@@ -72,7 +82,7 @@ def _compared(ours: Distribution) -> tuple[list[str], list[str]]:
         if (file.parts[0] not in PACKAGES and file.name not in SCRIPTS) or file.suffix == ".pyc":
             continue
         if not path.is_file():
-            missing.append(str(file))
+            missing += [str(file)] if file.parts[0] in PACKAGES else []  # pip records scripts wrongly for --target
         elif file.hash is not None and file.hash.value != _digest(path, file.hash.mode):
             changed.append(str(file))
     return missing, changed
@@ -88,8 +98,15 @@ def _editable_source(ours: Distribution) -> Path | None:
     origin = json.loads(ours.read_text("direct_url.json") or "{}")
     if not origin.get("dir_info", {}).get("editable"):
         return None
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     return Path(url2pathname(urlsplit(origin["url"]).path)).resolve()
 
 
 def _normal(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
+
+
+if __name__ == "__main__":
+    sys.exit(1 if report() else print("Nothing is wrong."))
