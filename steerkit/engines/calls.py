@@ -5,9 +5,8 @@ come, is known where the call begins. `CallTracker` notes it there: at `generate
 a part of it, and at each pass of the decoder. It changes nothing that the model computes, and every trace of it goes
 with its last user.
 
-A call runs in one thread from its beginning to its end, so what is running is noted per thread, as a stack: a logits
-processor, a stopping criterion or a hook may call the model again. Such a call is one of its own. Which steering blocks
-a call belongs to is asked once, when it begins (`blocks`).
+Which steering blocks a call belongs to is asked once, when it begins (`blocks`). Which calls run in a thread is noted
+in `call_stack`, and where a pass stands in its prompt and answer is told by `reading`.
 """
 
 from __future__ import annotations
@@ -29,35 +28,14 @@ from torch.utils.hooks import RemovableHandle
 from steerkit.engines import compiled, model_inputs
 from steerkit.engines.blocks import Block, carried_and_ended, owners, warn_unsteered
 from steerkit.engines.caches import kv_cache, past_length, remember
+from steerkit.engines.call_stack import CallStack, Entered
 from steerkit.engines.packed import Managers, is_packed, is_paged
 from steerkit.engines.passes import Pass
-from steerkit.engines.prompts import Facts, Prompt, told_lengths
+from steerkit.engines.prompts import Facts, Prompt
+from steerkit.engines.reading import read_pass
 from steerkit.engines.suspension import runs
 from steerkit.errors import EngineError
 from steerkit.models import Architecture
-
-
-class _Entered:
-    """A forward pass that has begun, until its decoder has been seen to run."""
-
-    __slots__ = ("frame", "given", "held", "module")
-
-    def __init__(self, module: nn.Module, given: Mapping[str, Any], frame: FrameType, held: int) -> None:
-        self.module = module
-        self.given = given
-        self.frame = frame
-        self.held = held
-        """How much its KV cache held then, where a graph will run: inside, the cache may have grown already."""
-
-
-class _PerThread(threading.local):
-    def __init__(self) -> None:
-        self.calls: list[Prompt] = []
-        self.current: Pass | None = None
-        self.unobserved = 0
-        self.entered: _Entered | None = None
-        self.embedded: tuple[Tensor, Tensor] | None = None
-        """Ids and what the model made of them, outside of any forward pass that was seen to begin."""
 
 
 class CallTracker:
@@ -72,7 +50,7 @@ class CallTracker:
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:
         self._model = weakref.ref(model)
         self.facts = Facts(architecture)
-        self.thread = _PerThread()
+        self.thread = CallStack()
         self._blocks: tuple[Block, ...] = ()
         self._users = 0
         self._undo: list[Callable[[], None]] = []
@@ -162,7 +140,7 @@ class CallTracker:
             entered, thread.entered = thread.entered, None
             if not thread.calls[-1].owners:
                 return None
-            thread.current = self._pass(thread.calls[-1], entered, entered.given, entered.held)
+            thread.current = read_pass(self._managers, thread.calls[-1], entered, entered.given, entered.held)
         now = thread.current
         if (place, id(user)) in now.visited:
             raise EngineError(
@@ -180,14 +158,8 @@ class CallTracker:
     @contextmanager
     def unobserved(self) -> Iterator[None]:
         """Passes of this thread inside are nobody's: they are neither steered nor counted."""
-        outer, self.thread.current = self.thread.current, None
-        entered, self.thread.entered = self.thread.entered, None
-        self.thread.unobserved += 1
-        try:
+        with self.thread.hidden():
             yield
-        finally:
-            self.thread.unobserved -= 1
-            self.thread.current, self.thread.entered = outer, entered
 
     # -- installation ------------------------------------------------------------------------------------------------
 
@@ -226,7 +198,7 @@ class CallTracker:
         @functools.wraps(inner)
         def generate(*args: Any, **kwargs: Any) -> Any:
             thread, frame = self.thread, sys._getframe(1)
-            if thread.unobserved or self._is_part(frame):
+            if thread.unobserved or thread.is_part(frame):
                 return inner(*args, **kwargs)
             if not self._undo:  # taken from the model inside a block that has ended since
                 if carried_and_ended():
@@ -239,7 +211,7 @@ class CallTracker:
                 prompt.past = past_length(given) if model_inputs.is_part(given) else 0
                 length = model_inputs.prompt_length(given, self.architecture)
                 prompt.length = None if length is None else prompt.past + length
-            with self._running(prompt, sys._getframe()):
+            with thread.running(prompt, sys._getframe()):
                 output = inner(*args, **kwargs)
             self._note_pictured(prompt, output)
             return output
@@ -263,7 +235,7 @@ class CallTracker:
         begin = self._begin_forward(signature, graph=True)
 
         def get_compiled_call(compile_config: Any) -> Callable[..., Any]:
-            call = self._innermost()
+            call = self.thread.innermost()
             if not (owners(self._blocks) if call is None else call.owners):
                 return inner(compile_config)
             config = compile_config or cast("Any", entry)._default_compile_config()
@@ -282,8 +254,6 @@ class CallTracker:
 
         return get_compiled_call
 
-    # -- the stack of calls ------------------------------------------------------------------------------------------
-
     def _owners(self) -> tuple[Block, ...]:
         """The blocks that a call which begins here belongs to; says so where there are others alone."""
         opened = self._blocks
@@ -293,55 +263,6 @@ class CallTracker:
                 if not block.ended:
                     block.overlook()
         return mine
-
-    @contextmanager
-    def _running(self, call: Prompt, frame: FrameType) -> Iterator[None]:
-        """While a call runs: `generate`, which ends whatever happens."""
-        try:
-            self._push(call, frame)
-            yield
-        finally:
-            while call in self.thread.calls:
-                self._pop()
-
-    def _push(self, call: Prompt, frame: FrameType) -> None:
-        thread = self.thread
-        self._innermost()
-        call.frame, call.interrupted, thread.current = frame, thread.current, None
-        call.owners = tuple(block for block in call.owners if block.hold())
-        thread.calls.append(call)
-        for block in call.owners:
-            block.begin(call)
-
-    def _pop(self) -> None:
-        call = self.thread.calls.pop()
-        self.thread.current, call.frame, call.interrupted = call.interrupted, None, None
-        for block in call.owners:
-            block.release()
-
-    def _innermost(self) -> Prompt | None:
-        """The call that runs in this thread; an interrupt skips the hooks that end one."""
-        calls = self.thread.calls
-        while calls and calls[-1].frame is not None and not runs(calls[-1].frame):
-            self._pop()
-        return calls[-1] if calls else None
-
-    def _is_part(self, frame: FrameType | None) -> bool:
-        """Whether what a frame calls belongs to the loop of the `generate` that runs, and is no call of its own."""
-        calls = self.thread.calls
-        if not calls or not calls[-1].generating:
-            return False
-        return model_inputs.caller(frame) in calls[-1].loops and runs(cast("FrameType", calls[-1].frame))
-
-    def _continues_loop(self, given: Mapping[str, Any]) -> bool:
-        """Whether a forward pass in a loop of the caller's own (`custom_generate`) is one of the running `generate`."""
-        calls, cache = self.thread.calls, kv_cache(given)
-        if not calls or not calls[-1].generating or cache is None:
-            return False
-        call = calls[-1]
-        if call.cache is None and call.owners and model_inputs.begins(given, call.inputs, past_length(given)):
-            call.cache = cache
-        return call.cache is cache
 
     # -- what the hooks do -------------------------------------------------------------------------------------------
 
@@ -358,12 +279,12 @@ class CallTracker:
                 return  # the model calls a part of itself
             given = model_inputs.bound(signature, module, args, kwargs)
             thread.entered = None
-            if self._is_part(frame.f_back) or self._continues_loop(given):
+            if thread.is_pass(given, frame.f_back):
                 thread.current = None
             else:
                 self._begin_call(module, given, frame)
             held = past_length(given) if (graph or compiled.is_compiled(module)) and thread.calls[-1].owners else 0
-            thread.entered = _Entered(module, given, frame, held)
+            thread.entered = Entered(module, given, frame, held)
 
         return begin
 
@@ -375,17 +296,8 @@ class CallTracker:
             call.past = 0 if is_paged(cache) else past_length(given)
             if not is_packed(given):
                 call.inputs = model_inputs.with_mask(given, self._model())
-        if mine and is_packed(given):
-            self._push_packed(call, frame)
-        else:
-            self._push(call, frame)
+        self.thread.push(call, frame, begins=not is_packed(given))
         return call
-
-    def _push_packed(self, call: Prompt, frame: FrameType) -> None:
-        """The prompts of a packed call begin one by one."""
-        mine, call.owners = call.owners, ()
-        self._push(call, frame)
-        call.owners = tuple(block for block in mine if block.hold())
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -398,8 +310,8 @@ class CallTracker:
         owned = call is not None and bool(call.owners)
         if unseen:
             thread.entered = None
-        if call is not None and call.entry is module and not call.generating:
-            self._pop()
+        if thread.ends(module):
+            thread.pop()
         if unseen and owned and output is not None:
             raise EngineError(
                 f"{type(module).__name__} ran a graph that was compiled without steering",
@@ -425,67 +337,16 @@ class CallTracker:
             entered = thread.entered
             frame = sys._getframe(1)
             if entered is None or not runs(entered.frame):
-                entered = _Entered(module, given, frame, 0)
-                if not (self._is_part(frame.f_back) or self._continues_loop(given)):
+                entered = Entered(module, given, frame, 0)
+                if not thread.is_pass(given, frame.f_back):
                     embedded, thread.embedded = thread.embedded, None
                     images = self.architecture.image_token_ids
                     self._begin_call(module, model_inputs.with_ids(given, embedded, images), frame)
             thread.entered = thread.embedded = None
             call = thread.calls[-1]
-            thread.current = self._pass(call, entered, given) if call.owners else None
+            thread.current = read_pass(self._managers, call, entered, given) if call.owners else None
 
         return begin
-
-    def _pass(self, call: Prompt, entered: _Entered, given: Mapping[str, Any], start: int | None = None) -> Pass:
-        rows, length = model_inputs.extent(given)
-        if is_packed(given):
-            return Pass(call, rows, 0, length, length, parts=self._managers.passes(call, entered.given))
-        start = past_length(given) if start is None else start
-        if call.generating:
-            if call.cache is None:
-                call.cache = kv_cache(given)
-            if not call.begun:
-                self._begin_reading(call, entered, given, start, length)
-        elif call.ends is None:
-            call.ends = told_lengths(rows, start + length, start)
-        call.begun = True
-        if call.ends is not None:
-            prompt_length = int(call.ends.max())
-        elif call.length is not None:
-            prompt_length = call.length
-        elif self.architecture.encoder_decoder:
-            prompt_length = 1  # its start token
-        elif start == 0 or length > 1:
-            prompt_length = start + length
-        else:
-            prompt_length = start
-        redone = max(0, call.reached - start) if call.generating and start >= prompt_length else 0
-        call.reached = start + length
-        if not call.generating:
-            call.mask = model_inputs.mask(given, start + length)
-        return Pass(call, rows, start, length, prompt_length, redone)
-
-    def _begin_reading(
-        self, call: Prompt, entered: _Entered, given: Mapping[str, Any], start: int, length: int
-    ) -> None:
-        """Correct the length of a prompt by what the decoder reads: it may get more than the ids of `generate`.
-
-        A soft prompt stands before the embeddings of the ids, or, where it is one of keys and values, in the KV cache.
-        """
-        if call.length is None:
-            call.length = start + length
-            return
-        before = past_length(call.inputs)
-        ids = entered.given.get("input_ids")
-        read = length if not isinstance(ids, Tensor) or self.architecture.encoder_decoder else int(ids.shape[1])
-        more = start - before
-        if not isinstance(ids, Tensor) and call.input_ids is not None and "inputs_embeds" not in call.inputs:
-            more += max(0, start + length - more - call.length)
-        elif read < length:
-            more += length - read
-        if more:
-            call.length += more
-            call.mask = model_inputs.mask(given, start + length)
 
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or self.thread.unobserved:
@@ -494,8 +355,8 @@ class CallTracker:
         now, thread.current = thread.current, None
         if now is not None and not now.prompt.generating:
             self._note_pictured(now.prompt, output)
-        if thread.calls and thread.calls[-1].entry is module and not thread.calls[-1].generating:
-            self._pop()
+        if thread.ends(module):
+            thread.pop()
 
     def _note_pictured(self, prompt: Prompt, output: Any) -> None:
         """Remember for a KV cache that a call gives back what somebody asked of its prompts."""

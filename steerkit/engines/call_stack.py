@@ -1,0 +1,131 @@
+"""The calls of one model that run in a thread, innermost last, and the pass that the thread is in.
+
+A call runs in one thread from its beginning to its end. A logits processor, a stopping criterion or a hook may call the
+model again: such a call is one of its own, unless it is a pass of the loop of a running `generate`. That it is, shows
+by who makes it (the decoding loops of transformers), or, in a loop of the caller's own (`custom_generate`), by the KV
+cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from steerkit.engines import model_inputs
+from steerkit.engines.caches import kv_cache, past_length
+from steerkit.engines.passes import Pass
+from steerkit.engines.prompts import Prompt
+from steerkit.engines.suspension import runs
+
+
+class Entered:
+    """A forward pass that has begun, until its decoder has been seen to run."""
+
+    __slots__ = ("frame", "given", "held", "module")
+
+    def __init__(self, module: nn.Module, given: Mapping[str, Any], frame: FrameType, held: int) -> None:
+        self.module = module
+        self.given = given
+        self.frame = frame
+        self.held = held
+        """How much its KV cache held then, where a graph will run: inside, the cache may have grown already."""
+
+
+class CallStack(threading.local):
+    """The running calls of a thread.
+
+    Attributes:
+        calls: The calls, innermost last.
+        current: The decoder pass that the thread is in, or None where nothing is to be observed.
+        unobserved: How many contexts ask that nothing be observed.
+        entered: The forward pass that has begun.
+        embedded: Ids and what the model made of them, outside of any forward pass that was seen to begin.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Prompt] = []
+        self.current: Pass | None = None
+        self.unobserved = 0
+        self.entered: Entered | None = None
+        self.embedded: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Passes inside are nobody's."""
+        outer, self.current = self.current, None
+        entered, self.entered = self.entered, None
+        self.unobserved += 1
+        try:
+            yield
+        finally:
+            self.unobserved -= 1
+            self.current, self.entered = outer, entered
+
+    @contextmanager
+    def running(self, call: Prompt, frame: FrameType) -> Iterator[None]:
+        """While a call runs: `generate`, which ends whatever happens."""
+        try:
+            self.push(call, frame)
+            yield
+        finally:
+            while call in self.calls:
+                self.pop()
+
+    def push(self, call: Prompt, frame: FrameType, *, begins: bool = True) -> None:
+        """Begin a call in a frame; the blocks that it belongs to stay open until it ends.
+
+        Args:
+            call: The call.
+            frame: Where it runs.
+            begins: Whether the blocks are told; not where a call holds several prompts, each with a beginning.
+        """
+        self.innermost()
+        call.frame, call.interrupted, self.current = frame, self.current, None
+        call.owners = tuple(block for block in call.owners if block.hold())
+        self.calls.append(call)
+        if begins:
+            for block in call.owners:
+                block.begin(call)
+
+    def pop(self) -> None:
+        """End the innermost call: the one around it goes on in the pass that it was in."""
+        call = self.calls.pop()
+        self.current, call.frame, call.interrupted = call.interrupted, None, None
+        for block in call.owners:
+            block.release()
+
+    def innermost(self) -> Prompt | None:
+        """The call that runs; an interrupt skips the hooks that end one."""
+        calls = self.calls
+        while calls and calls[-1].frame is not None and not runs(calls[-1].frame):
+            self.pop()
+        return calls[-1] if calls else None
+
+    def ends(self, module: nn.Module) -> bool:
+        """Whether the forward pass of a module is the innermost call."""
+        return bool(self.calls) and self.calls[-1].entry is module and not self.calls[-1].generating
+
+    def is_pass(self, given: Mapping[str, Any], frame: FrameType | None) -> bool:
+        """Whether what a frame calls is a pass of the running `generate`, and no call of its own."""
+        return self.is_part(frame) or self._continues(given)
+
+    def is_part(self, frame: FrameType | None) -> bool:
+        """Whether a frame that calls belongs to the loop of the running `generate`."""
+        if not self.calls or not self.calls[-1].generating:
+            return False
+        call = self.calls[-1]
+        return model_inputs.caller(frame) in call.loops and runs(cast("FrameType", call.frame))
+
+    def _continues(self, given: Mapping[str, Any]) -> bool:
+        cache = kv_cache(given)
+        if not self.calls or not self.calls[-1].generating or cache is None:
+            return False
+        call = self.calls[-1]
+        if call.cache is None and call.owners and model_inputs.begins(given, call.inputs, past_length(given)):
+            call.cache = cache
+        return call.cache is cache
