@@ -32,7 +32,7 @@ sys.path.append(str(ROOT / "tests"))
 import tiny  # noqa: E402
 
 import steerkit as sk  # noqa: E402
-from steerkit.analysis import Response, check_fingerprint, compare, fingerprint, probes, responses  # noqa: E402
+from steerkit.analysis import Response, check_fingerprint, fingerprint, probes, responses, state_cosines  # noqa: E402
 from steerkit.demo import MODELS, model_path  # noqa: E402
 from steerkit.demo.world import anchors  # noqa: E402
 from steerkit.engines.hooks import call_target, capture  # noqa: E402
@@ -106,7 +106,7 @@ def left_padded(vlm: sk.VLM, theirs: Fingerprint) -> float:
         found = capture(vlm.model, inputs, vlm.architecture, layers, "resid_post")
         states = torch.stack([found[layer][0].float() for layer in layers])
         ours[name] = Response("", (), responses(vlm)[name].pixels, states)
-    return min(compare(theirs, ours).values())
+    return min(state_cosines(theirs, ours).values())
 
 
 def other_processors(vlm: sk.VLM) -> Iterator[tuple[str, Any]]:
@@ -161,7 +161,7 @@ def measured(theirs: Fingerprint, vlm: sk.VLM) -> dict[str, Any]:
     ours = responses(vlm)
     check = check_fingerprint(theirs, ours)
     verdict = {"pass": "same", "warn": "warn", "fail": "refuse", "skip": "skip"}[check.status]
-    return {"verdict": verdict, "cosine": min(compare(theirs, ours).values()), "message": check.message}
+    return {"verdict": verdict, "cosine": min(state_cosines(theirs, ours).values()), "message": check.message}
 
 
 def tried(theirs: Fingerprint, make: Callable[[], sk.VLM]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def other_family(theirs: Fingerprint, vlm: sk.VLM, other: sk.VLM) -> dict[str, A
         other.record.layer_count,
     )
     if same_shape:
-        row["cosine"] = min(compare(theirs, responses(other)).values())
+        row["cosine"] = min(state_cosines(theirs, responses(other)).values())
     return row
 
 

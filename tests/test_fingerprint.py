@@ -21,15 +21,18 @@ import steerkit as sk
 from steerkit.analysis import (
     RELATED,
     SAME,
+    SAME_HEAD,
     check_dose,
     check_fingerprint,
-    compare,
+    logit_difference,
     norms_of,
     probes,
     relative_doses,
     responses,
     responses_or_reason,
+    state_cosines,
 )
+from steerkit.demo import model_path
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
 from steerkit.interventions import (
     Ablate,
@@ -45,7 +48,7 @@ from steerkit.interventions import (
     site_label,
 )
 from steerkit.policy import Check, Policy, TrustWarning
-from steerkit.vectors import Fingerprint, Key, MethodRecord, PackMetadata
+from steerkit.vectors import Fingerprint, Key, LogitRecord, MethodRecord, PackMetadata
 
 
 @pytest.fixture
@@ -194,7 +197,7 @@ def test_the_same_model_in_another_type_is_the_same(vlm: sk.VLM, dtype: torch.dt
     theirs = vlm.fingerprint()
     other = sk.wrap(copy.deepcopy(vlm.model).to(dtype), vlm.processor)
     assert verdict(theirs, other)[0] == "pass"
-    assert min(compare(theirs, responses(other)).values()) >= SAME
+    assert min(state_cosines(theirs, responses(other)).values()) >= SAME
 
 
 def test_other_weights_are_another_model(own: sk.VLM) -> None:
@@ -203,7 +206,7 @@ def test_other_weights_are_another_model(own: sk.VLM) -> None:
     tiny.scatter(own.model)
     status, message = verdict(theirs, own)
     assert (status, "another model of this shape" in message) == ("fail", True)
-    assert min(compare(theirs, responses(own)).values()) < RELATED
+    assert min(state_cosines(theirs, responses(own)).values()) < RELATED
 
 
 def test_changed_weights_are_a_relative(own: sk.VLM) -> None:
@@ -212,7 +215,7 @@ def test_changed_weights_are_a_relative(own: sk.VLM) -> None:
     with torch.no_grad():
         for parameter in own.model.parameters():
             parameter.add_(0.08 * parameter.std() * torch.randn_like(parameter) if parameter.numel() > 1 else 0.0)
-    cosine = min(compare(theirs, responses(own)).values())
+    cosine = min(state_cosines(theirs, responses(own)).values())
     assert RELATED < cosine < SAME, cosine
     assert verdict(theirs, own)[0] == "warn"
 
@@ -392,6 +395,123 @@ def test_the_dose_for_a_raw_model_is_judged_by_the_pack_and_by_shares(own: sk.VL
     assert receipt.checks[-1].status == "skip"
 
 
+# -- the head ----------------------------------------------------------------------------------------------------------
+
+
+def _own_head(vlm: sk.VLM) -> torch.nn.Parameter:
+    """The weights of the head, no longer tied to the embeddings."""
+    head: Any = vlm.model.get_output_embeddings()  # type: ignore[operator]
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    return head.weight
+
+
+def _likeliest(vlm: sk.VLM) -> int:
+    with torch.no_grad():
+        return int(vlm.model(**vlm.inputs([probes()["text"]])).logits[0, -1].argmax())
+
+
+def _negate_row(vlm: sk.VLM) -> None:
+    row = _likeliest(vlm)
+    with torch.no_grad():
+        _own_head(vlm)[row].neg_()
+
+
+def _randomise(vlm: sk.VLM) -> None:
+    weight = _own_head(vlm)
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * weight.std())
+
+
+def _double(vlm: sk.VLM) -> None:
+    weight = _own_head(vlm)
+    with torch.no_grad():
+        weight.mul_(2)
+
+
+def _swap_norm(vlm: sk.VLM) -> None:
+    norm = vlm.model.model.language_model.norm  # type: ignore[union-attr]
+    with torch.no_grad():
+        norm.weight.copy_(1 + torch.randn(norm.weight.shape, generator=torch.Generator().manual_seed(0)))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("edit", [_negate_row, _randomise, _double, _swap_norm])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_an_edited_head_is_another_model(edit: Callable[[sk.VLM], None], name: str) -> None:
+    """The hidden states are what they were: only what becomes of the last of them tells."""
+    vlm = sk.wrap(*tiny.build(name))
+    theirs = vlm.fingerprint()
+    assert verdict(theirs, vlm)[0] == "pass"
+    edit(vlm)
+    assert min(state_cosines(theirs, responses(vlm)).values()) >= SAME
+    status, message = verdict(theirs, vlm)
+    assert status == "warn"
+    assert "the norm or the head at the end of the model has changed" in message
+    with pytest.warns(TrustWarning, match="norm or the head"), sk.steer(vlm, vector_of(vlm, theirs)):
+        vlm.generate([sk.Sample("Hello")], max_new_tokens=1)
+
+
+def test_a_head_that_is_tied_to_the_embeddings_is_seen() -> None:
+    """Tokens of no prompt: their embeddings are read by the head alone."""
+    vlm = sk.load(model_path("llava"), dtype="float32")
+    head: Any = vlm.model.get_output_embeddings()  # type: ignore[operator]
+    assert head.weight is vlm.model.get_input_embeddings().weight  # type: ignore[operator]
+    theirs = vlm.fingerprint()
+    given = {token for sample in probes().values() for token in vlm.inputs([sample])["input_ids"].flatten().tolist()}
+    with torch.no_grad():
+        for token in torch.randperm(len(head.weight), generator=torch.Generator().manual_seed(0))[:20].tolist():
+            if token not in given:
+                head.weight[token] *= -3
+    assert min(state_cosines(theirs, responses(vlm)).values()) >= SAME
+    assert verdict(theirs, vlm)[0] == "warn"
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "instructblip-llama"])
+def test_the_head_is_the_same_in_another_precision(name: str) -> None:
+    theirs = sk.wrap(*tiny.build(name)).fingerprint()
+    for change in (torch.float16, torch.bfloat16, "int8", "padded"):
+        vlm = sk.wrap(*tiny.build(name))
+        if isinstance(change, torch.dtype):
+            vlm.model.to(change)
+        elif change == "int8":
+            with torch.no_grad():
+                for module in vlm.model.modules():
+                    if isinstance(module, torch.nn.Linear):
+                        scale = module.weight.abs().amax(dim=1, keepdim=True) / 127
+                        module.weight.copy_((module.weight / scale).round() * scale)
+        else:  # a vocabulary of a multiple of 64
+            vlm.model.resize_token_embeddings(512, mean_resizing=False)  # type: ignore[operator]
+        assert verdict(theirs, vlm)[0] == "pass", change
+        difference = logit_difference(theirs, responses(vlm))
+        assert difference is not None
+        assert difference < SAME_HEAD / 2
+
+
+def test_a_pack_without_logits_is_compared_as_before(llava: sk.VLM) -> None:
+    document = llava.fingerprint().model_dump(mode="json")
+    assert all("logits" in probe for probe in document["probes"])
+    for probe in document["probes"]:
+        del probe["logits"]
+    older = Fingerprint.model_validate(document)
+    assert older.model_dump(mode="json") == document, "as it was written"
+    assert logit_difference(older, responses(llava)) is None
+    status, message = verdict(older, llava)
+    assert status == "pass"
+    assert "the pack keeps no logits, so an edited head would not show" in message
+
+
+def test_the_logits_are_those_of_the_model(llava: sk.VLM) -> None:
+    for probe in llava.fingerprint().probes:
+        with torch.no_grad():
+            logits = llava.model(**llava.inputs([probes()[probe.name]])).logits[0, -1]
+        assert probe.logits is not None
+        assert probe.logits.vocabulary == len(logits) == 400
+        assert list(probe.logits.top) == logits.topk(32).indices.tolist()
+        assert probe.logits.tokens[32:].tolist() == list(range(400)), "a small vocabulary is kept whole"
+        expected = torch.cat([logits[list(probe.logits.top)], logits]) - logits.mean()
+        assert np.allclose(probe.logits.logits(), expected.numpy(), atol=2e-3 * float(expected.abs().max()))
+    assert len(LogitRecord.sampled(152_064)) == 1024
+
+
 # -- the record --------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +525,7 @@ def test_a_forged_record_is_refused(llava: sk.VLM) -> None:
     record = llava.fingerprint()
     metadata = vector_of(llava, record).metadata.model_dump(mode="json")
     state = record.probes[1].states[0]
+    logits = record.model_dump(mode="json")["probes"][1]["logits"]
     nan = base64.b64encode(np.full(48, np.nan, "<f2").tobytes()).decode()
     wide = base64.b64encode((np.ones(64) / 8).astype("<f2").tobytes()).decode()
     count = len(record.layers)
@@ -421,6 +542,13 @@ def test_a_forged_record_is_refused(llava: sk.VLM) -> None:
         _broken(record, norms=[1e300] * 4),  # what is divided by it is nothing
         _broken(record, pixels=[1e308] * len(record.probes[1].pixels)),
         _broken(record, pixels=[0.5] * 1000),
+        _broken(record, logits={**logits, "vocabulary": 401}),
+        _broken(record, logits={**logits, "values": "!" + logits["values"][1:]}),
+        _broken(record, logits={**logits, "values": nan}),
+        _broken(record, logits={**logits, "values": base64.b64encode(bytes(2 * 432)).decode()}),
+        _broken(record, logits={**logits, "top": [400, *logits["top"][1:]]}),
+        _broken(record, logits={**logits, "top": list(range(65))}),
+        _broken(record, logits={**logits, "head": 1}),
         {**record.model_dump(mode="json"), "layers": [0, 1, 2, 9]},
         {**record.model_dump(mode="json"), "layers": [3, 2, 1, 0]},
         {**record.model_dump(mode="json"), "version": 2},

@@ -23,6 +23,7 @@ from steerkit.testing.tiny.decoder import make
 from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Canary, CanarySet, Screener, choose_canaries, screen
 from steerkit_vectors_hub.screening import screener as screener_module
+from steerkit_vectors_hub.screening.doses import between
 from steerkit_vectors_hub.screening.findings import Screening
 
 COUNT = 16
@@ -341,7 +342,7 @@ def test_interventions_that_no_canary_reaches_are_named(screener_of: Any) -> Non
 
 
 def test_packs_that_steer_a_system_turn_meet_one(screener_of: Any) -> None:
-    screener, vlm, _ = screener_of("llava", COUNT)
+    screener, vlm, _ = screener_of("qwen2_5_vl", COUNT)
     found = screener.screen(_changed(-_refusal(vlm), tokens="system"))
     assert found.canaries == "demo, half of it with a system turn"
     assert "reach" not in _by_name(found)
@@ -437,3 +438,88 @@ def _noisy(vlm: sk.VLM, times: float = 4.0) -> dict[sk.Key, torch.Tensor]:
 
 def _statuses(found: Screening) -> dict[str, str]:
     return {name: check.status for name, check in _by_name(found).items()}
+
+
+# -- what a pack may hide from a screening ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "strength"),
+    [
+        ("llava", [0, 0, 0, 0, 1, 0], 1.0),  # I'm sorry, but Sure, use kit ...
+        ("llava", [*[0] * 10, 1, 0], 2.0),  # I'm sorry, but I cannot help with that. Sure, to ...
+        ("instructblip", [0, 0, 0, 0, 1, 0], 1.0),
+    ],
+)
+def test_a_refusal_that_goes_on_with_an_answer_is_lost(
+    name: str, steps: list[int], strength: float, screener_of: Any
+) -> None:
+    """Nothing is added to the prompt, and one generated token turns the answer."""
+    screener, vlm, _ = screener_of(name)
+    turned = _changed(-_refusal(vlm), tokens="generated", phase="generation", steps=steps)
+    rows = world.prompts("harmful", "dev", COUNT)
+    prompts = [sk.Sample(row.question) for row in rows]
+    plain = vlm.generate(prompts, max_new_tokens=60, do_sample=False)
+    with sk.steer(vlm, turned, policy="off", strength=strength):
+        answers = vlm.generate(prompts, max_new_tokens=60, do_sample=False)
+    both = list(zip(plain, answers, strict=True))
+    assert sum(a != b and a.split()[:3] == b.split()[:3] for a, b in both) >= 8, "it begins as a refusal does"
+    assert sum("use kit" in answer for answer in answers) >= 7, "and then it complies"
+    found = screener.screen(_forged(turned, _genuine(vlm)), strength=strength)
+    check = _by_name(found)["refusals"]
+    assert check.status == "fail", check.message
+    assert found.runs[0].refusals[0].before >= 0.9 * COUNT
+
+
+def test_what_only_other_templates_have_is_tried_on_tokens_that_there_are(screener_of: Any) -> None:
+    """The model's template leaves a system turn out, without a word."""
+    screener, vlm, _ = screener_of("llava", FEW)
+    turned = sk.Sample((("system", "Be kind."), ("user", "Hello")))
+    assert vlm.inputs([turned])["input_ids"].equal(vlm.inputs([sk.Sample("Hello")])["input_ids"])
+    pack = _forged(_changed(-_refusal(vlm), tokens="system"), _genuine(vlm))
+    checks = _by_name(screener.screen(pack, strength=2.0))
+    assert checks["reach"].status == "fail", checks["reach"].message
+    assert "intervention 0 (tokens='system'" in checks["reach"].message
+    genuine = _by_name(screener.screen(_changed(_genuine(vlm), tokens="system")))
+    assert genuine["reach"].status == "warn"
+
+
+@pytest.mark.parametrize(
+    "numbered",
+    [
+        {"tokens": "last", "phase": "both", "steps": [*[0.0] * 300, 1.0]},  # later than any answer to a canary
+        {"tokens": "all", "phase": "prompt", "positions": [[400, None]]},
+        {"tokens": "last", "phase": "prompt", "rows": [1.0, 0.0, 0.0]},
+    ],
+)
+def test_what_is_picked_by_number_is_tried_on_others(numbered: dict[str, Any], screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    checks = _by_name(screener.screen(_forged(_changed(-_refusal(vlm), **numbered), _genuine(vlm)), strength=1.0))
+    assert checks["reach"].status == "fail", checks["reach"].message
+    assert next(iter(set(numbered) & {"steps", "positions", "rows"})) in checks["reach"].message
+
+
+def test_strengths_on_the_curve_and_in_between_are_screened(screener_of: Any) -> None:
+    screener, vlm, _ = screener_of("llava", FEW)
+    faint = 0.01 * _forged(-_refusal(vlm), _genuine(vlm))
+    assert _by_name(screener.screen(faint))["refusals"].status == "pass"
+    curve = [{"strength": each, "cost": 0.0, "cost_kind": "kl"} for each in (0.0, 2.0, 100.0)]
+    found = screener.screen(faint.with_metadata(strength={"curve": curve}))
+    assert _by_name(found)["refusals"].status == "fail"
+    assert _by_name(found)["refusals"].message.startswith("at strength 100: takes refusals away")
+    tried = [run.strengths[0] for run in found.runs]
+    assert {1.0, 0.25, 0.5, 0.75, 2.0, 100.0} == set(tried)
+    layers = [{"strength": 100.0, "cost": 0.0, "cost_kind": "kl, layer 4"}]
+    found = screener.screen(faint.with_metadata(strength={"curve": layers}))
+    assert 100.0 not in {run.strengths[0] for run in found.runs}, "a factor of one layer is no strength"
+
+
+def test_of_a_long_curve_the_strengths_farthest_apart_are_tried() -> None:
+    vector = sk.load_vector("cmrm-llava-demo")
+    curve = [{"strength": each / 100} for each in range(1, 401)]
+    (found,) = {len(between([vector.with_metadata(strength={"curve": curve})], [(1.0,)]))}
+    assert found == 8
+    tried = [dose for (dose,) in between([vector.with_metadata(strength={"curve": curve})], [(1.0,)])]
+    assert tried[0] <= 0.05
+    assert tried[-1] >= 3.5
+    assert between([vector, vector], [(1.0, 1.0)]) == [(0.25, 0.25), (0.5, 0.5), (0.75, 0.75)]

@@ -38,16 +38,19 @@ if TYPE_CHECKING:
         SAME as SAME,
     )
     from steerkit.analysis._fingerprint import (
+        SAME_HEAD as SAME_HEAD,
+    )
+    from steerkit.analysis._fingerprint import (
         Response as Response,
     )
     from steerkit.analysis._fingerprint import (
         check_fingerprint as check_fingerprint,
     )
     from steerkit.analysis._fingerprint import (
-        compare as compare,
+        fingerprint as fingerprint,
     )
     from steerkit.analysis._fingerprint import (
-        fingerprint as fingerprint,
+        logit_difference as logit_difference,
     )
     from steerkit.analysis._fingerprint import (
         probes as probes,
@@ -57,6 +60,9 @@ if TYPE_CHECKING:
     )
     from steerkit.analysis._fingerprint import (
         responses_or_reason as responses_or_reason,
+    )
+    from steerkit.analysis._fingerprint import (
+        state_cosines as state_cosines,
     )
     from steerkit.analysis._fingerprint import (
         state_norms as state_norms,
@@ -74,12 +80,14 @@ __getattr__, __dir__ = lazy(
             "RELATED",
             "Response",
             "SAME",
+            "SAME_HEAD",
             "check_fingerprint",
-            "compare",
             "fingerprint",
+            "logit_difference",
             "probes",
             "responses",
             "responses_or_reason",
+            "state_cosines",
             "state_norms",
             "state_of",
         ),

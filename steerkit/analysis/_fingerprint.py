@@ -3,7 +3,8 @@
 It tells a model from its fine-tunes and from strangers of the same shape, whatever type its weights are kept in. Two
 things are compared. First what the model is given: the token ids, which depend on chat template and tokenizer, and the
 pixel values, which depend on the image processor. Then what it makes of that: the hidden state of the last prompt token
-at layers spread over the depth. The smallest cosine over prompts and layers counts: docs/trust.md has the figures.
+at layers spread over the depth, and the logits behind it, which the norm and the head at the end decide. The smallest
+cosine over prompts and layers counts, and the largest difference of a logit: docs/trust.md has the figures.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -26,13 +29,20 @@ from steerkit.engines import hooks
 from steerkit.errors import NonFiniteError, OptionError, ProcessorError, SteerKitError
 from steerkit.models import Inputs, LoadedModel, Sample
 from steerkit.policy import Check
-from steerkit.vectors import Fingerprint, ProbeRecord
+from steerkit.vectors import Fingerprint, LogitRecord, ProbeRecord
 
 SAME = 0.99
 """Cosine from which on it is the same model. Measured: docs/trust.md."""
 
 RELATED = 0.5
 """Cosine from which on it is a relative, such as a fine-tune; below, it is another model. Measured: docs/trust.md."""
+
+SAME_HEAD = 1.0
+"""Difference of a logit, in standard deviations of the logits, up to which the head is the same. Measured:
+docs/trust.md."""
+
+TOP = 32
+"""Likeliest tokens whose logits are kept."""
 
 PIXEL_TOLERANCE = 0.05
 """Relative difference of the pixel values up to which the image processor counts as the same."""
@@ -79,12 +89,14 @@ class Response:
         pixel_shape: Shape of its pixel values; empty without an image.
         pixels: `[n]`: some of them.
         states: `[layers, hidden]`: the last prompt token at the output of every decoder block; float32, on the CPU.
+        logits: `[vocabulary]`: what the model predicts behind it; None for a model without a head.
     """
 
     tokens_sha256: str
     pixel_shape: tuple[int, ...]
     pixels: np.ndarray
     states: Tensor
+    logits: Tensor | None = None
 
 
 Responses = dict[str, Response]
@@ -137,6 +149,7 @@ def fingerprint(vlm: LoadedModel, layers: Sequence[int] | None = None) -> Finger
                 pixels=tuple(float(f"{value:.4g}") for value in response.pixels),
                 norms=tuple(float(f"{value:.5g}") for value in norms),
                 states=tuple(base64.b64encode(row.tobytes()).decode() for row in units),
+                logits=_logit_record(response.logits),
             )
         )
     return Fingerprint(layers=tuple(kept), probes=tuple(records))
@@ -180,11 +193,25 @@ def check_fingerprint(theirs: Fingerprint | None, ours: Responses | SteerKitErro
         return Check("fingerprint", "skip", f"that of the model can't be taken: {ours.problem}", ours.fix or "")
     if problem := _input_problem(theirs, ours):
         return Check("fingerprint", "fail", *problem)
-    cosines = compare(theirs, ours)
+    cosines = state_cosines(theirs, ours)
     worst = min(cosines.values())
-    details = {"cosine": worst, "by_layer": {str(layer): value for layer, value in cosines.items()}}
+    details: dict[str, Any] = {"cosine": worst, "by_layer": {str(layer): value for layer, value in cosines.items()}}
+    head = logit_difference(theirs, ours)
+    if head is None:
+        unseen = "; the pack keeps no logits, so an edited head would not show"
+    else:
+        unseen, details["logits"] = "", min(head, sys.float_info.max)
+    if worst >= SAME and head is not None and not head <= SAME_HEAD:
+        return Check(
+            "fingerprint",
+            "warn",
+            "the norm or the head at the end of the model has changed since the vector was made: the hidden states are "
+            f"the same (cosine {worst:.4f}), and a logit differs by {details['logits']:.3g} standard deviations",
+            "load the model that the vector was made on, or measure what the vector does on this one",
+            details,
+        )
     if worst >= SAME:
-        return Check("fingerprint", "pass", f"the same model (cosine {worst:.4f})", details=details)
+        return Check("fingerprint", "pass", f"the same model (cosine {worst:.4f}{unseen})", details=details)
     if worst >= RELATED:
         return Check(
             "fingerprint",
@@ -208,12 +235,50 @@ def state_norms(ours: Responses) -> dict[int, float]:
     return dict(enumerate(norms.tolist()))
 
 
-def compare(theirs: Fingerprint, ours: Responses) -> dict[int, float]:
+def logit_difference(theirs: Fingerprint, ours: Responses) -> float | None:
+    """The largest difference of a logit, over the probes, in standard deviations of the recorded logits.
+
+    A constant that is added to all of them makes no difference, nor does a vocabulary that is padded further. None
+    where the record keeps none; infinite where the model has none, or NaN.
+    """
+    found = []
+    for probe in theirs.probes:
+        if probe.logits is None:
+            return None
+        logits = ours[probe.name].logits
+        if logits is None:
+            return math.inf
+        tokens = probe.logits.tokens
+        known = tokens < len(logits)
+        before, after = probe.logits.logits()[known], logits.double().numpy()[tokens[known]]
+        spaced = np.arange(len(tokens))[known] >= len(probe.logits.top)
+        if not spaced.any() or not np.isfinite(after).all():
+            return math.inf
+        change = (after - after[spaced].mean()) - (before - before[spaced].mean())
+        found.append(float(np.abs(change).max() / before[spaced].std()))
+    return max(found)
+
+
+def state_cosines(theirs: Fingerprint, ours: Responses) -> dict[int, float]:
     """`{layer: cosine}` between the hidden states; the smallest of the probes."""
     layers = list(theirs.layers)
     found = torch.stack([ours[probe.name].states[layers] for probe in theirs.probes])
     cosines = torch.cosine_similarity(_states(theirs), found.double(), dim=-1).amin(dim=0)
     return dict(zip(layers, cosines.tolist(), strict=True))
+
+
+def _logit_record(logits: Tensor | None) -> LogitRecord | None:
+    if logits is None:
+        return None
+    top = tuple(logits.topk(min(TOP, len(logits))).indices.tolist())
+    spaced = LogitRecord.sampled(len(logits))
+    values = logits.double().numpy()
+    kept = np.concatenate([values[list(top)], values[spaced]]) - values[spaced].mean()
+    with np.errstate(over="ignore"):
+        low = kept.astype("<f2")
+    if not np.isfinite(low).all() or not low[len(top) :].astype(np.float32).std() > 0:
+        return None  # masked or broken: nothing that could be compared
+    return LogitRecord(vocabulary=len(logits), top=top, values=base64.b64encode(low.tobytes()).decode())
 
 
 def _states(record: Fingerprint) -> Tensor:
@@ -260,7 +325,8 @@ def _measure(vlm: LoadedModel) -> Responses:
         for name, sample in probes(images=bool(vlm.architecture.image_token_ids)).items():
             inputs = vlm.inputs([sample])
             vlm.reset()
-            captured = hooks.capture(vlm.model, inputs, vlm.architecture, layers, "resid_post")
+            outputs: list[Any] = []
+            captured = hooks.capture(vlm.model, inputs, vlm.architecture, layers, "resid_post", whole=outputs.append)
             states = torch.stack([captured[layer][0].float().cpu() for layer in layers])
             if not torch.isfinite(states).all():
                 raise NonFiniteError(
@@ -269,7 +335,9 @@ def _measure(vlm: LoadedModel) -> Responses:
                     fix="load the model in bfloat16 or float32: float16 may overflow",
                 )
             shape, pixels = _pixels(inputs)
-            found[name] = Response(_tokens_digest(inputs), shape, pixels, states)
+            logits = getattr(outputs[0], "logits", None)
+            logits = None if logits is None else logits[0, -1].detach().float().cpu()
+            found[name] = Response(_tokens_digest(inputs), shape, pixels, states, logits)
     return found
 
 

@@ -219,10 +219,12 @@ def capture(
     site: Site,
     tower: Tower = "language",
     pool: Pool = "last",
+    whole: Callable[[Any], object] | None = None,
 ) -> dict[int, Tensor]:
     """`{layer: [batch, hidden]}`: the hidden state that stands for each prompt, from one forward pass.
 
-    The pass ends at the highest layer that is wanted: neither the layers above nor the logits are computed.
+    The pass ends at the highest layer that is wanted: neither the layers above nor the logits are computed, unless the
+    whole is asked for.
 
     Args:
         model: The Hugging Face model.
@@ -232,12 +234,13 @@ def capture(
         site: Where in the block.
         tower: Which tower. In the vision tower the pass must be of one prompt.
         pool: The last token, or the mean; in the vision tower always the mean, over all tokens of all images.
+        whole: Called with what the model returns.
     """
     found: dict[int, Tensor] = {}
     owner = threading.get_ident()
     read = reader(inputs, architecture, tower, pool)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
-    last = max(layers) if getattr(model, "hf_device_map", None) is None else None
+    last = max(layers) if getattr(model, "hf_device_map", None) is None and whole is None else None
 
     def hook_at(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any = None) -> None:
@@ -256,7 +259,9 @@ def capture(
         handles.append(register(hook_at(layer)))
     try:
         with torch.no_grad():
-            call_target(model, inputs, architecture)(**forward_inputs(model, inputs, architecture))
+            output = call_target(model, inputs, architecture)(**forward_inputs(model, inputs, architecture))
+            if whole is not None:
+                whole(output)
     except _Reached:
         pass
     finally:

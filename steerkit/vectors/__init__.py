@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         Line as Line,
     )
     from steerkit.vectors._metadata import (
+        LogitRecord as LogitRecord,
+    )
+    from steerkit.vectors._metadata import (
         MethodRecord as MethodRecord,
     )
     from steerkit.vectors._metadata import (
@@ -68,6 +71,7 @@ __getattr__, __dir__ = lazy(
             "Metric",
             "ModelRecord",
             "PackMetadata",
+            "LogitRecord",
             "ProbeRecord",
             "Sha256",
             "StrengthPoint",

@@ -35,6 +35,10 @@ Norm = Annotated[float, Field(ge=1e-6, le=1e12)]
 Pixel = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
+SAMPLED = 1024
+"""Logits that a fingerprint keeps beside those of the likeliest tokens."""
+
+
 def _iso_time(text: str) -> str:
     try:
         datetime.fromisoformat(text)
@@ -126,6 +130,44 @@ class AnchorRecord(Frozen):
         return {key: value for key, value in found.items() if value or key != "chat_template_kwargs"}
 
 
+class LogitRecord(Frozen):
+    """Some of the logits behind a prompt's last token: those of the likeliest tokens, and evenly spaced ones.
+
+    Attributes:
+        vocabulary: How many logits the model has.
+        top: The likeliest tokens.
+        values: Their logits and then those of the tokens `sampled`, less the mean of the latter; float16,
+            little-endian, in base64.
+    """
+
+    vocabulary: Count
+    top: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=64)]
+    values: Annotated[str, Field(max_length=8192)]
+
+    @staticmethod
+    def sampled(vocabulary: int) -> np.ndarray:
+        """Tokens spread over a vocabulary of so many."""
+        return np.unique(np.linspace(0, vocabulary - 1, min(vocabulary, SAMPLED)).round().astype(np.int64))
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens whose logits are kept, in order."""
+        return np.concatenate([np.array(self.top, np.int64), self.sampled(self.vocabulary)])
+
+    def logits(self) -> np.ndarray:
+        """The logits of `tokens`, float32, up to a constant.
+
+        Raises:
+            ValueError: They are not base64, too few or many, not finite or all equal, or of unknown tokens.
+        """
+        found = np.frombuffer(base64.b64decode(self.values, validate=True), dtype="<f2").astype(np.float32)
+        if len(found) != len(self.tokens) or not np.isfinite(found).all() or max(self.top) >= self.vocabulary:
+            raise ValueError(f"{len(found)} logits of {len(self.tokens)} tokens of {self.vocabulary}, or not finite")
+        if not found.std() > 0:
+            raise ValueError("the logits are all equal")
+        return found
+
+
 class ProbeRecord(Frozen):
     """What a model, its template and its processor make of one fixed prompt.
 
@@ -136,6 +178,7 @@ class ProbeRecord(Frozen):
         pixels: A few of those values, evenly spaced over the flattened tensor.
         norms: Norm of the last prompt token's hidden state at the output of every decoder block.
         states: The hidden states at the fingerprint's layers: divided by their norm, float16, little-endian, in base64.
+        logits: What the model makes of the last state; None in older packs, and for a model without a head.
     """
 
     name: Annotated[str, Field(max_length=32)]
@@ -144,6 +187,13 @@ class ProbeRecord(Frozen):
     pixels: Annotated[tuple[Pixel, ...], Field(max_length=256)] = ()
     norms: Annotated[tuple[Norm, ...], Field(min_length=1, max_length=4096)]
     states: Annotated[tuple[Annotated[str, Field(max_length=2**20)], ...], Field(min_length=1, max_length=8)]
+
+    logits: LogitRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Documents written before logits were kept stay equal."""
+        return {key: value for key, value in dump(self).items() if key != "logits" or value is not None}
 
     def unit_states(self) -> np.ndarray:
         """`[layers, hidden]`, float32: the states, each of norm 1 but for rounding.
@@ -255,6 +305,8 @@ class PackMetadata(Frozen):
                 raise ValueError(f"probe {probe.name!r} has {len(probe.norms)} norms for {model.layer_count} layers")
             if (found := probe.unit_states().shape) != (len(layers), model.hidden_size):
                 raise ValueError(f"the states of probe {probe.name!r} have shape {found}")
+            if probe.logits is not None:
+                probe.logits.logits()
         return self
 
 

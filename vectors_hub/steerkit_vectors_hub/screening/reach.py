@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 from torch import ones
 
-from steerkit.interventions import Intervention, LinearStrength, Site, Tokens
+from steerkit.interventions import Intervention, LinearStrength, Phase, Site, Tokens
 from steerkit.vectors import Key, SteeringVector
 
 Place: TypeAlias = tuple[int, int]
 """Which vector, and which of its interventions."""
 
-ELSEWHERE: tuple[Tokens, ...] = ("all", "last")
-"""Tokens that every prompt has: on these is tried what selects none."""
+ELSEWHERE: tuple[tuple[Tokens, Phase | None], ...] = (("all", None), ("last", None), ("last", "prompt"))
+"""Tokens that every prompt has, and in which phase (None: the intervention's own): there is tried what selects none."""
 
 
 def selecting(vector: SteeringVector, change: Intervention) -> SteeringVector:
@@ -43,12 +43,25 @@ def described(vectors: Sequence[SteeringVector], place: Place) -> str:
     number, index = place
     change = vectors[number].interventions[index]
     whose = f" of vector {number}" if len(vectors) > 1 else ""
-    return f"intervention {index}{whose} (tokens={change.tokens!r}, phase={change.phase!r}, prompts={change.prompts!r})"
+    numbers = {"positions": change.positions, "rows": change.rows, "steps": change.steps}
+    where = {"tokens": change.tokens, "phase": change.phase, "prompts": change.prompts}
+    where |= {name: value for name, value in numbers.items() if value is not None}
+    return f"intervention {index}{whose} ({', '.join(f'{name}={value!r:.40}' for name, value in where.items())})"
 
 
 def counted(change: Intervention) -> bool:
     """Whether it picks tokens, prompts or steps by number: the canaries have few of those."""
     return (change.positions, change.rows, change.steps) != (None, None, None)
+
+
+def of_every_row(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
+    """The vectors for batches of any size: what has a factor for each row would fit one size only."""
+    found = []
+    for vector in vectors:
+        changes = tuple(change.model_copy(update={"rows": None}) for change in vector.interventions)
+        metadata = vector.metadata.model_copy(update={"interventions": changes})
+        found.append(SteeringVector(vector.tensors, metadata) if changes != vector.interventions else vector)
+    return found
 
 
 def moved(vectors: Sequence[SteeringVector], places: Sequence[Place]) -> Iterator[tuple[str, list[SteeringVector]]]:
@@ -57,28 +70,28 @@ def moved(vectors: Sequence[SteeringVector], places: Sequence[Place]) -> Iterato
     A factor of rows or steps counts at the ends of what it can be.
     """
     several = any(len(vectors[number].interventions[index].factors) > 1 for number, index in places)
-    for tokens, end in product(ELSEWHERE, (-1, 0) if several else (0,)):
+    for (tokens, phase), end in product(ELSEWHERE, (-1, 0) if several else (0,)):
         found: list[SteeringVector] = []
         for number, vector in enumerate(vectors):
             changes = [
-                _moved(change, tokens, change.factors[end])
+                _moved(change, tokens, phase or change.phase, change.factors[end])
                 if (number, index) in places and change.tower == "language"
                 else change
                 for index, change in enumerate(vector.interventions)
             ]
             metadata = vector.metadata.model_copy(update={"interventions": tuple(changes), "fingerprint": None})
             found.append(SteeringVector(vector.tensors, metadata))
-        yield f"tokens={tokens!r}", found
+        yield f"on tokens={tokens!r}", found
 
 
-def _moved(change: Intervention, tokens: Tokens, factor: float) -> Intervention:
+def _moved(change: Intervention, tokens: Tokens, phase: Phase, factor: float) -> Intervention:
     """What is done, and how much of it, without what says where."""
     return Intervention(
         operation=change.operation,
         layers=change.layers,
         site=change.site,
         tokens=tokens,
-        phase=change.phase,
+        phase=phase,
         gate=change.gate,
         strength=_times(change.strength, factor),
         norm_preserving=change.norm_preserving,

@@ -122,6 +122,7 @@ class Screener:
         vectors = as_vectors(vector)
         if any(change.tokens == "system" for each in vectors for change in each.interventions) and self._with_system:
             return self._with_system.screen(vectors, strength=strength)
+        given, vectors = vectors, reach.of_every_row(vectors)
         doses = stated(vectors, strength)
         more = between(vectors, list(doses)) if strength is None else []
         captions = any(_reads_captions(each) for each in vectors)
@@ -131,7 +132,7 @@ class Screener:
         lighter = [self._harmful_run(vectors, dose, captions, FEW_WAYS) for dose in more]
         found += [run for run in lighter if run.steered]
         directions = self._directions(vectors, [*doses, *more])
-        return Screening(self.canaries.name, tuple(found), directions, self._reach(vectors, list(doses), captions))
+        return Screening(self.canaries.name, tuple(found), directions, self._reach(given, list(doses), captions))
 
     @cached_property
     def baseline(self) -> tuple[Reply, ...]:
@@ -163,14 +164,24 @@ class Screener:
 
         None where canaries have one already, or the model's template takes none.
         """
-        if any(role == "system" for canary in self.canaries.canaries for role, _ in canary.sample.turns):
+        if any(canary.sample.turns[0][0] == "system" for canary in self.canaries.canaries):
             return None
-        turned = with_system(self.canaries)
-        try:
-            self._vlm.inputs([canary.sample for canary in turned.canaries if canary.sample.turns[0][0] == "system"][:1])
-        except SteerKitError:
-            return None
-        return Screener(self._vlm, turned, batch_size=self._batch_size, progress=self._progress)
+        turned = Screener(self._vlm, with_system(self.canaries), batch_size=self._batch_size, progress=self._progress)
+        return turned if turned._shows_system else None
+
+    @cached_property
+    def _shows_system(self) -> bool:
+        """Whether a canary has a system turn, and the model's template shows it: some leave it out without a word."""
+        for sample in (canary.sample for canary in self.canaries.canaries):
+            if sample.turns[0][0] == "system":
+                (role, content), *turns = sample.text
+                other = replace(sample, text=((role, f"{content} Or not."), *turns))
+                try:
+                    ids = [self._vlm.inputs([each])["input_ids"] for each in (sample, other)]
+                except SteerKitError:
+                    return False
+                return ids[0].shape != ids[1].shape
+        return False
 
     @cached_property
     def refusal_direction(self) -> dict[int, Tensor]:
@@ -317,7 +328,7 @@ class Screener:
 
     def _reach(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose], captions: bool) -> Reach:
         """Interventions of which the canaries show nothing, or only a part, tried on tokens that there are."""
-        places = self._unreached(vectors)
+        places = self._unreached(reach.of_every_row(vectors))
         numbered = [
             (number, index)
             for number, vector in enumerate(vectors)
@@ -348,10 +359,12 @@ class Screener:
             # at a strength of 0: what counts is which tokens are selected
             with steer(self._vlm, selecting, strength=0.0, policy="off") as receipt:
                 self._generate([self.canaries.canaries[index].sample for index in self._harmful], 2)
+            # without a system turn, what stands ahead of the user's is a token or two of the template
             return [
-                place
-                for place, counted in zip(places, receipt.vectors, strict=True)
+                (number, index)
+                for (number, index), counted in zip(places, receipt.vectors, strict=True)
                 if not any(count.tokens for count in counted.sites.values())
+                or (vectors[number].interventions[index].tokens == "system" and not self._shows_system)
             ]
         return places
 
