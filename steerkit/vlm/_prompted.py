@@ -1,0 +1,315 @@
+"""A model with its processor and its adapter, as far as samples become its inputs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from steerkit._internal.text import described
+from steerkit._internal.validation import as_layers, expect, expect_one_of, expect_whole
+from steerkit.engines.calls import CallTracker
+from steerkit.errors import (
+    LayerRangeError,
+    MissingImageError,
+    ModelError,
+    OptionError,
+    ProcessorError,
+    SampleError,
+    SteerKitError,
+)
+from steerkit.interventions import Tower, View
+from steerkit.models import (
+    Architecture,
+    Images,
+    Inputs,
+    ModelAdapter,
+    Prepared,
+    Sample,
+    all_prepared,
+    as_samples,
+    batched,
+    check_processor,
+    hides_images,
+    hugging_face,
+    model_record,
+    named,
+    numbers,
+    prepare,
+    prompt_of,
+    view,
+)
+from steerkit.vectors import ModelRecord
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Samples of which some are the prompts of a call, and how they are shown."""
+
+    vlm: PromptedModel
+    samples: Sequence[Sample]
+    images: Images
+    prepared: Prepared
+
+    def by(self, vlm: PromptedModel, given: Mapping[str, Any]) -> bool:
+        """Whether a call of this VLM is about them: it may read an answer behind each prompt, too."""
+        own, ids = self.prepared.inputs["input_ids"], given.get("input_ids")
+        if vlm is not self.vlm or not isinstance(ids, Tensor) or ids.shape[0] != own.shape[0]:
+            return False
+        return torch.equal(ids[:, : own.shape[1]].to(own.device), own)
+
+
+_asked: ContextVar[_Asked | None] = ContextVar("steerkit_asked", default=None)
+"""What a call that is under way is about."""
+
+_routed: ContextVar[Any] = ContextVar("steerkit_routed", default=None)
+"""Which model's `generate` runs through which function, and what was so before: `(model, function, outer)` or None."""
+
+
+class PromptedModel:
+    """What `VLM` is made on: the model, and its prompts from samples.
+
+    Attributes:
+        model: The Hugging Face model.
+        processor: Its processor, or None.
+        adapter: The family's adapter.
+        architecture: Where the model's blocks are.
+        record: What the model is.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter, *, revision: str | None = None) -> None:
+        expect(ModelAdapter, "the family's adapter", "sk.wrap(model, processor) finds it", adapter=adapter)
+        self.model = model = hugging_face(model)
+        self.processor = processor
+        self.adapter = adapter
+        self.architecture: Architecture = adapter.architecture(model)
+        if processor is not None:
+            check_processor(processor, self.architecture, type(model).__name__)
+        self.record: ModelRecord = model_record(model, processor, self.architecture, revision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the token embeddings."""
+        embeddings = cast("Any", self.model).get_input_embeddings()
+        device = next(embeddings.parameters()).device
+        # accelerate keeps offloaded weights elsewhere, and moves them here for a pass
+        return torch.device(embeddings._hf_hook.execution_device) if device.type == "meta" else device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the model's floating-point inputs."""
+        return cast("torch.dtype", cast("Any", self.model).dtype)
+
+    def inputs(self, samples: Sequence[Sample], images: Images = True, *, seed: int = 0) -> Inputs:
+        """What the model takes for these samples, left padded, on the model's device.
+
+        Args:
+            samples: The samples.
+            images: True: their own images. False or `text`: without images and placeholders. `blank` or `noise`: white
+                or noise images of the same sizes. `caption`: text only, the caption in front. Or a function of a sample
+                that returns as many images as it has.
+            seed: Seed of noise images.
+
+        Returns:
+            Keyword arguments for `model(**inputs)` and `model.generate(**inputs)`; without images, for the model's text
+            module where it has one of its own.
+
+        Raises:
+            OptionError: The seed is no whole number, or `images` is no view.
+            SampleError: There are no samples, or one can't be a prompt of this model.
+            MissingImageError: Some samples have images and others have none, or an image can't be read.
+            ProcessorError: The VLM was wrapped without a processor.
+        """
+        expect_whole(0, seed=seed)
+        if not len(as_samples(samples)):
+            raise SampleError("there are no samples", expected="at least one")
+        return self.placed(self._prepared(samples, range(len(samples)), images, seed).inputs)
+
+    def check_prompt(self, sample: Sample, images: Images = True) -> None:
+        """Prepare a sample as the model would be given it, images included.
+
+        Args:
+            sample: The sample.
+            images: As for `inputs`.
+
+        Raises:
+            SampleError: It can't be a prompt of this model.
+            MissingImageError: An image can't be read.
+            ProcessorError: There is no processor, or it has no chat template that places the images.
+        """
+        self._prepared(as_samples([sample]), [0], images)
+
+    def _check_seen(self, samples: Sequence[Sample], images: Images) -> None:
+        for index in range(len(samples)):
+            if hides_images(images) or not samples[index].images:
+                raise MissingImageError(
+                    f"sample {index} is shown without an image, and the vision tower is read",
+                    expected="an image in every sample, and a view that shows it",
+                )
+
+    def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
+        """The layers of a tower, sorted; all of them for None.
+
+        Raises:
+            OptionError: The layers are no whole numbers, or the tower is unknown.
+            LayerRangeError: A layer lies outside the model, or none is given.
+        """
+        expect_one_of(get_args(Tower), tower=tower)
+        count = self.architecture.count(tower)
+        if layers is None:
+            return list(range(count))
+        wanted = sorted(set(as_layers(layers)))
+        if not wanted:
+            raise LayerRangeError("no layer is given", expected=f"some of 0 to {count - 1}")
+        for layer in wanted:
+            if not 0 <= layer < count:
+                raise LayerRangeError(
+                    f"layer {layer} is outside the model", expected=f"0 to {count - 1} for {self.record.architecture}"
+                )
+        return wanted
+
+    def require_processor(self, purpose: str) -> Any:
+        """The processor.
+
+        Raises:
+            ProcessorError: The VLM was made from a model alone.
+        """
+        if self.processor is None:
+            raise ProcessorError(
+                f"{purpose} needs the model's processor",
+                expected="a VLM with a processor",
+                fix="sk.wrap(model, processor), and pass that instead of the raw model",
+            )
+        return self.processor
+
+    def reset(self) -> None:
+        """Forget what the model caches between calls (Qwen-VL's `rope_deltas`), so that calls are independent."""
+        for owner, name in self._transients():
+            setattr(owner, name, None)
+
+    @contextmanager
+    def transient_kept(self) -> Iterator[None]:
+        """Put back afterwards what the model caches between calls."""
+        kept = [(owner, name, getattr(owner, name)) for owner, name in self._transients()]
+        try:
+            yield
+        finally:
+            for owner, name, value in kept:
+                setattr(owner, name, value)
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """Passes of this thread inside are nobody's: no steering, receipt, trace or later call notices them."""
+        with ExitStack() as stack:
+            tracker = stack.enter_context(CallTracker.of(self.model, self.architecture))
+            stack.enter_context(tracker.unobserved())
+            stack.enter_context(self.transient_kept())
+            if "nnsight" in sys.modules:
+                from steerkit.engines import nnsight
+
+                stack.enter_context(nnsight.aside(self.model, self.architecture))
+            yield
+
+    @contextmanager
+    def generating_with(self, generate: Callable[..., Tensor]) -> Iterator[None]:
+        """Let `generate` of this context run through another engine's function of the inputs."""
+        outer = _routed.get()
+        _routed.set((self, generate, outer))
+        try:
+            yield
+        finally:
+            _routed.set(outer)  # no token: a block may be closed in another context than it was opened in
+
+    def _route(self) -> Callable[..., Tensor] | None:
+        """The function that `generate` of this context runs through, if there is one."""
+        route = _routed.get()
+        while route is not None and route[0] is not self:
+            route = route[2]
+        return None if route is None else route[1]
+
+    @contextmanager
+    def _asking(self, samples: Sequence[Sample], images: Images, prepared: Prepared) -> Iterator[Inputs]:
+        """While some of the samples are the prompts of a call: their inputs, placed where the model is.
+
+        Raises:
+            OptionError: The model takes no such option.
+            ModelError: Another library's exception came out.
+        """
+        token = _asked.set(_Asked(self, samples, images, prepared))
+        try:
+            self.reset()
+            yield self.placed(prepared.inputs)
+        except SteerKitError:
+            raise
+        except Exception as error:
+            if isinstance(error, ValueError) and "`model_kwargs` are not used" in str(error):  # before the first pass
+                raise OptionError(
+                    f"generate does not take these options ({described(error)})",
+                    expected="options of transformers' generate",
+                    fix="options of the chat template are the sample's: sk.Sample(text, chat_template_kwargs={...})",
+                ) from error
+            raise ModelError(
+                f"the model failed on {numbers(prepared.indices)} of {len(samples)}: {described(error)}",
+                expected="a model that runs",
+                fix="the traceback above is the model's; answers that were finished before are in error.finished",
+            ) from error
+        finally:
+            _asked.reset(token)
+
+    def view(self, name: View, given: Mapping[str, Any], seed: int = 0) -> Inputs:
+        """The inputs of one view of the prompts of a call.
+
+        They are built from the samples where the call is of this VLM's own methods, and from the inputs where it is a
+        raw `model.generate(**inputs)`.
+
+        Args:
+            name: The view.
+            given: Keyword arguments of the call.
+            seed: Seed of noise images.
+
+        Raises:
+            EngineError: The view can't be derived from the inputs.
+            SampleError: A sample has no caption: any of those that are to be answered, not of this batch alone.
+            ProcessorError: There is no processor.
+        """
+        asked = _asked.get()
+        if asked is None or not asked.by(self, given):
+            return view(name, given, self.adapter, self.architecture, self.processor, seed)
+        if name == "original" or asked.images == name:
+            return self.placed(asked.prepared.inputs)
+        if name == "caption":
+            for index in range(len(asked.samples)):
+                if asked.samples[index].images:
+                    with named(index, asked.samples[index]):
+                        prompt_of(asked.samples[index], name)
+        elif hides_images(asked.images):
+            return self.placed(asked.prepared.inputs)
+        return self.placed(self._prepared(asked.samples, asked.prepared.indices, name, seed).inputs)
+
+    def _transients(self) -> list[tuple[nn.Module, str]]:
+        paths = [path.rpartition(".") for path in self.architecture.transient]
+        return [(self.model.get_submodule(owner), name) for owner, _, name in paths]
+
+    def placed(self, inputs: Inputs) -> Inputs:
+        """Inputs on the model's device, floating-point ones in its type."""
+        return {
+            key: value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+            for key, value in inputs.items()
+        }
+
+    def _prepared(
+        self, samples: Sequence[Sample], indices: Sequence[int], images: Images = True, seed: int = 0
+    ) -> Prepared:
+        return prepare(self.adapter, self.require_processor("building inputs"), samples, indices, images, seed)
+
+    def _all(self, samples: Sequence[Sample], images: Images, batch_size: int, seed: int = 0) -> Iterator[Prepared]:
+        expect_whole(batch_size=batch_size)
+        expect_whole(0, seed=seed)
+        batches = batched(samples, images, batch_size)
+        return all_prepared(lambda batch: self._prepared(samples, batch, images, seed), batches)
