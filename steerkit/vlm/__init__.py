@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from steerkit._internal.text import described, one_line
-from steerkit._internal.validation import PATH, as_layers, expect, expect_each, expect_one_of, expect_whole
+from steerkit._internal.text import one_line
+from steerkit._internal.validation import PATH, expect, expect_each, expect_one_of, expect_whole
 from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
-from steerkit.engines.calls import CallTracker
-from steerkit.errors import (
-    LayerRangeError,
-    MissingImageError,
-    ModelError,
-    OptionError,
-    ProcessorError,
-    SampleError,
-    SteerKitError,
-)
-from steerkit.interventions import Pool, Site, Tower, View
+from steerkit.errors import OptionError, SampleError
+from steerkit.interventions import Pool, Site, Tower
 from steerkit.models import (
-    Architecture,
     Images,
     Inputs,
-    ModelAdapter,
     Prepared,
     Sample,
     adapter_for,
@@ -42,22 +26,14 @@ from steerkit.models import (
     batched,
     check_dtype,
     check_one_answer,
-    check_processor,
     check_room,
     commit_of,
     generation_settings,
-    hides_images,
     hugging_face,
-    model_record,
-    named,
-    numbers,
-    prepare,
-    prompt_of,
     tokenizer_of,
-    view,
     weights_digest,
 )
-from steerkit.vectors import Fingerprint, ModelRecord
+from steerkit.vectors import Fingerprint
 from steerkit.vlm._prompted import PromptedModel
 
 Progress = Callable[[int, int], None]
