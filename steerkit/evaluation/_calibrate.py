@@ -15,7 +15,7 @@ from steerkit.errors import NonFiniteError, OptionError
 from steerkit.evaluation._evaluate import answers, check_measurable, check_vectors, steered
 from steerkit.evaluation._judges import Judgement, judgements, rightness
 from steerkit.evaluation._suites import Case, Suite
-from steerkit.interventions import LinearStrength, is_finite
+from steerkit.interventions import is_finite
 from steerkit.models import Sample
 from steerkit.policy import Policy
 from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord, as_vectors
@@ -276,7 +276,7 @@ def _by_layer(
 ) -> tuple[SteeringVector, int]:
     """What `per_layer` returns, and the number of prompts that the model was run on."""
     dose = Budget("kl", kl).limit
-    if len(vector.interventions) != 1 or isinstance(vector.interventions[0].strength, LinearStrength):
+    if len(vector.interventions) != 1 or vector.interventions[0].rule is not None:
         raise OptionError(
             f"{vector!r} has {len(vector.interventions)} interventions, or a strength that is measured",
             expected="one intervention of fixed strength",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any, Literal, TypeAlias
 
-from steerkit.interventions import Intervention, LinearStrength
+from steerkit.interventions import Intervention
 from steerkit.vectors import SteeringVector
 
 WAYS = 16
@@ -136,17 +136,16 @@ def _condition(vector: SteeringVector, change: Intervention, index: int, layer: 
     What is read at the steered token itself, an earlier intervention may have changed; it is each one's own. Increments
     are taken among the layers that are steered, so the same gate reads another number where those are others.
     """
-    rule = change.strength if isinstance(change.strength, LinearStrength) else None
     moving = [measure for measure in change.measures if measure.layer is None]
     own = index if any(measure.state is None for measure in moving) else None
     increments = any(each.state is not None and each.state.form == "increments" for each in change.measures)
     among = tuple(vector.layers_of(change)) if increments else None
-    return change.site, change.tower, change.gate, rule, layer if moving else None, own, among
+    return change.site, change.tower, change.gate, change.rule, layer if moving else None, own, among
 
 
 def _states(change: Intervention) -> tuple[State, ...]:
-    rule = change.strength
-    if not isinstance(rule, LinearStrength):
+    rule = change.rule
+    if rule is None:
         return ("shut", "open")
     bounds: tuple[State, ...] = ("minimum", "maximum")
     if rule.minimum == rule.maximum:
@@ -181,6 +180,6 @@ def _resolved(change: Intervention, states: dict[int, State]) -> Intervention | 
 
 
 def _dose(change: Intervention, layer: int, state: State) -> float:
-    if isinstance(change.strength, LinearStrength):
-        return change.strength.minimum if state == "minimum" else change.strength.maximum
+    if change.rule is not None:
+        return change.rule.minimum if state == "minimum" else change.rule.maximum
     return change.strength_at(layer)

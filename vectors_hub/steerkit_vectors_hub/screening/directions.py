@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steerkit.interventions import Intervention, LinearStrength, Operation, Site, Token, representatives, site_label
+from steerkit.interventions import Intervention, Operation, Site, Token, representatives, site_label
 from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.screening.conditions import Lean, Way, ways
 
@@ -205,8 +205,7 @@ def _by_layer(
 ) -> dict[int, float]:
     if not _known(change):
         return {}
-    rule = change.strength
-    ends = (rule.minimum, rule.maximum) if isinstance(rule, LinearStrength) else (1.0,)
+    ends = (1.0,) if change.rule is None else (change.rule.minimum, change.rule.maximum)
     signs = {math.copysign(1.0, dose * end * factor) for end, factor in product(ends, change.factors) if end * factor}
     if not signs or not dose:
         return {}

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import ones
 
-from steerkit.interventions import Intervention, LinearStrength, Phase, Site, Tokens
+from steerkit.interventions import Intervention, Phase, Site, Tokens
 from steerkit.vectors import Key, SteeringVector
 
 Place: TypeAlias = tuple[int, int]
@@ -93,23 +93,6 @@ def _moved(change: Intervention, tokens: Tokens, phase: Phase, factor: float) ->
         tokens=tokens,
         phase=phase,
         gate=change.gate,
-        strength=_times(change.strength, factor),
+        strength=change.dosed(factor).strength,
         norm_preserving=change.norm_preserving,
     )
-
-
-def _times(
-    strength: float | dict[int, float] | LinearStrength, factor: float
-) -> float | dict[int, float] | LinearStrength:
-    if isinstance(strength, LinearStrength):
-        ends = sorted((factor * strength.minimum, factor * strength.maximum))
-        return LinearStrength(
-            measure=strength.measure,
-            slope=factor * strength.slope,
-            intercept=factor * strength.intercept,
-            minimum=ends[0],
-            maximum=ends[1],
-        )
-    if isinstance(strength, dict):
-        return {layer: factor * each for layer, each in strength.items()}
-    return factor * strength
