@@ -39,7 +39,7 @@ def demo(
         plot: Draw the picture (needs matplotlib).
     """
     from steerkit.cli.loading import import_libraries
-    from steerkit.cli.progress import progress
+    from steerkit.cli.progress import progress, without_bars
 
     import_libraries()
     import torch
@@ -47,7 +47,7 @@ def demo(
     from steerkit.demo.report import run
 
     torch.set_num_threads(1)  # matrices this small are slower on several
-    with progress("Measuring", total=1) as report:
+    with without_bars(), progress("Measuring", total=1) as report:
         found = run(
             model,
             output,

@@ -44,14 +44,8 @@ def loading_progress(label: str) -> Iterator[None]:
     from transformers.utils import logging
 
     if not _on_a_terminal():
-        enabled = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            with progress(label):
-                yield
-        finally:
-            if enabled:
-                logging.enable_progress_bar()
+        with without_bars(), progress(label):
+            yield
         return
     say(f"{label} ...")
     hook = getattr(logging, "set_tqdm_hook", None)
@@ -61,6 +55,20 @@ def loading_progress(label: str) -> Iterator[None]:
     finally:
         if hook:
             hook(previous)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Let transformers load without bars of its own, which would be drawn over ours or into a file."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _on_a_terminal() -> bool:
