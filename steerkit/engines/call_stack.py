@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -75,6 +75,7 @@ class CallStack(threading.local):
         finally:
             while call in self.calls:
                 self.pop()
+            self.entered = None
 
     def push(self, call: Prompt, frame: FrameType, *, begins: bool = True) -> None:
         """Begin a call in a frame; the blocks that it belongs to stay open until it ends.
@@ -118,8 +119,7 @@ class CallStack(threading.local):
         """Whether a frame that calls belongs to the loop of the running `generate`."""
         if not self.calls or not self.calls[-1].generating:
             return False
-        call = self.calls[-1]
-        return model_inputs.caller(frame) in call.loops and runs(cast("FrameType", call.frame))
+        return model_inputs.caller(frame) in self.calls[-1].loops
 
     def _continues(self, given: Mapping[str, Any]) -> bool:
         cache = kv_cache(given)

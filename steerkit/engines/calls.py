@@ -336,7 +336,9 @@ class CallTracker:
             given = kwargs if not args else model_inputs.bound(signature, module, args, kwargs)
             entered = thread.entered
             frame = sys._getframe(1)
-            if entered is None or not runs(entered.frame):
+            # the loop of `generate` ends its passes whatever happens, and is spared the walk up the stack
+            loops = bool(thread.calls) and thread.calls[-1].generating
+            if entered is None or not (loops or runs(entered.frame)):
                 entered = Entered(module, given, frame, 0)
                 if not thread.is_pass(given, frame.f_back):
                     embedded, thread.embedded = thread.embedded, None
