@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import sys
 import threading
 import weakref
@@ -25,11 +24,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from steerkit.analysis._logits import difference, recorded
 from steerkit.engines import hooks
 from steerkit.errors import NonFiniteError, OptionError, ProcessorError, SteerKitError
 from steerkit.models import Inputs, LoadedModel, Sample
 from steerkit.policy import Check
-from steerkit.vectors import Fingerprint, LogitRecord, ProbeRecord
+from steerkit.vectors import Fingerprint, ProbeRecord
 
 SAME = 0.99
 """Cosine from which on it is the same model. Measured: docs/trust.md."""
@@ -40,9 +40,6 @@ RELATED = 0.5
 SAME_HEAD = 1.0
 """Difference of a logit, in standard deviations of the logits, up to which the head is the same. Measured:
 docs/trust.md."""
-
-TOP = 32
-"""Likeliest tokens whose logits are kept."""
 
 PIXEL_TOLERANCE = 0.05
 """Relative difference of the pixel values up to which the image processor counts as the same."""
@@ -149,7 +146,7 @@ def fingerprint(vlm: LoadedModel, layers: Sequence[int] | None = None) -> Finger
                 pixels=tuple(float(f"{value:.4g}") for value in response.pixels),
                 norms=tuple(float(f"{value:.5g}") for value in norms),
                 states=tuple(base64.b64encode(row.tobytes()).decode() for row in units),
-                logits=_logit_record(response.logits),
+                logits=None if response.logits is None else recorded(response.logits),
             )
         )
     return Fingerprint(layers=tuple(kept), probes=tuple(records))
@@ -245,17 +242,7 @@ def logit_difference(theirs: Fingerprint, ours: Responses) -> float | None:
     for probe in theirs.probes:
         if probe.logits is None:
             return None
-        logits = ours[probe.name].logits
-        if logits is None:
-            return math.inf
-        tokens = probe.logits.tokens
-        known = tokens < len(logits)
-        before, after = probe.logits.logits()[known], logits.double().numpy()[tokens[known]]
-        spaced = np.arange(len(tokens))[known] >= len(probe.logits.top)
-        if not spaced.any() or not np.isfinite(after).all():
-            return math.inf
-        change = (after - after[spaced].mean()) - (before - before[spaced].mean())
-        found.append(float(np.abs(change).max() / before[spaced].std()))
+        found.append(difference(probe.logits, ours[probe.name].logits))
     return max(found)
 
 
@@ -265,20 +252,6 @@ def state_cosines(theirs: Fingerprint, ours: Responses) -> dict[int, float]:
     found = torch.stack([ours[probe.name].states[layers] for probe in theirs.probes])
     cosines = torch.cosine_similarity(_states(theirs), found.double(), dim=-1).amin(dim=0)
     return dict(zip(layers, cosines.tolist(), strict=True))
-
-
-def _logit_record(logits: Tensor | None) -> LogitRecord | None:
-    if logits is None:
-        return None
-    top = tuple(logits.topk(min(TOP, len(logits))).indices.tolist())
-    spaced = LogitRecord.sampled(len(logits))
-    values = logits.double().numpy()
-    kept = np.concatenate([values[list(top)], values[spaced]]) - values[spaced].mean()
-    with np.errstate(over="ignore"):
-        low = kept.astype("<f2")
-    if not np.isfinite(low).all() or not low[len(top) :].astype(np.float32).std() > 0:
-        return None  # masked or broken: nothing that could be compared
-    return LogitRecord(vocabulary=len(logits), top=top, values=base64.b64encode(low.tobytes()).decode())
 
 
 def _states(record: Fingerprint) -> Tensor:

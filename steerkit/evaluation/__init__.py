@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING
 from steerkit._internal.lazy import lazy
 
 if TYPE_CHECKING:
-    from steerkit.evaluation._calibrate import Budget as Budget
     from steerkit.evaluation._calibrate import Calibration as Calibration
     from steerkit.evaluation._calibrate import calibrate as calibrate
-    from steerkit.evaluation._calibrate import equal_kl as equal_kl
-    from steerkit.evaluation._calibrate import per_layer as per_layer
     from steerkit.evaluation._compare import Comparison as Comparison
     from steerkit.evaluation._compare import Entry as Entry
     from steerkit.evaluation._compare import Point as Point
@@ -26,6 +23,9 @@ if TYPE_CHECKING:
     from steerkit.evaluation._judges import Judge as Judge
     from steerkit.evaluation._judges import Judgement as Judgement
     from steerkit.evaluation._judges import PhraseJudge as PhraseJudge
+    from steerkit.evaluation._kl import equal_kl as equal_kl
+    from steerkit.evaluation._kl import per_layer as per_layer
+    from steerkit.evaluation._search import Budget as Budget
     from steerkit.evaluation._statistics import Estimate as Estimate
     from steerkit.evaluation._statistics import bootstrap as bootstrap
     from steerkit.evaluation._statistics import rate as rate
@@ -45,11 +45,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "_calibrate": ("Budget", "Calibration", "calibrate", "equal_kl", "per_layer"),
+        "_calibrate": ("Calibration", "calibrate"),
         "_compare": ("Comparison", "Entry", "Point", "Row", "compare", "plotting"),
         "_controls": ("random_like",),
         "_evaluate": ("Outcome", "answers", "evaluate", "steered"),
         "_judges": ("Judge", "Judgement", "PhraseJudge"),
+        "_kl": ("equal_kl", "per_layer"),
+        "_search": ("Budget",),
         "_statistics": ("Estimate", "bootstrap", "rate", "sign_test"),
         "_suites": ("Case", "Suite", "load_suite"),
         "_text": ("REFUSALS", "WINDOW", "folded", "is_garbled", "is_refusal", "refusal_at", "states", "words"),

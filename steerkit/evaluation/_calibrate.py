@@ -1,55 +1,20 @@
-"""`calibrate`: the strength that makes a vector safest within a budget, found in a few steps; and equal doses by KL."""
+"""`calibrate`: the strength that makes a vector safest within a budget, found in a few steps."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
-from torch import Tensor
-
-from steerkit._internal.text import quoted
-from steerkit._internal.validation import expect, expect_one_of, expect_whole
-from steerkit.errors import NonFiniteError, OptionError
+from steerkit._internal.validation import expect
+from steerkit.errors import OptionError
 from steerkit.evaluation._evaluate import answers, check_measurable, check_vectors, steered
 from steerkit.evaluation._judges import Judgement, judgements, rightness
+from steerkit.evaluation._kl import Divergence, by_layer
+from steerkit.evaluation._search import Budget, Progress, ascending, check_range, check_vector, largest, say, smallest
 from steerkit.evaluation._suites import Case, Suite
-from steerkit.interventions import is_finite
-from steerkit.models import Sample
 from steerkit.policy import Policy
-from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord, as_vectors
-from steerkit.vlm import VLM, check_vlm
-
-Progress = Callable[[str], None]
-"""Called with what is measured next."""
-
-FINEST = 1e-6
-"""Of the tolerance, as a part of the maximum. Strengths closer than that have the same effect in float32, and bisection
-down to the spacing of floats would not end."""
-
-Unit: TypeAlias = Literal["kl", "over_refusal", "utility_loss"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What steering may cost.
-
-    Attributes:
-        kind: `kl`: mean KL divergence, in nats, of the steered distribution of an answer's first token from the
-            unsteered one, on the harmless prompts. `over_refusal`: share of harmless requests refused, and with it
-            what steering adds to the share that is garbled: such an answer complies no more than a refusal does.
-            `utility_loss`: how much the share of right answers falls.
-        limit: The most that it may be.
-    """
-
-    kind: Unit
-    limit: float
-
-    def __post_init__(self) -> None:
-        expect_one_of(get_args(Unit), **{"the kind of budget": self.kind})
-        if not is_finite(self.limit) or self.limit < 0:
-            raise OptionError(f"a budget of {self.limit!r:.80}", expected="a finite number, not below 0")
+from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord
+from steerkit.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -118,227 +83,50 @@ def calibrate(
         SteerKitError: As `steer` does.
     """
     check_measurable(vlm, suite)
-    _check_vector(vector)
+    check_vector(vector)
     expect(Budget, "a Budget", "sk.evaluation.Budget('kl', 0.05)", budget=budget)
     expect(Callable | None, "a function of what is next", progress=progress)
-    _check_range(maximum, tolerance, batch_size)
+    check_range(maximum, tolerance, batch_size)
     if per_layer is not None:
         Budget("kl", per_layer)
     check_vectors(vlm, [vector], policy)
     run, layers, rule = 0, (), ""
     if per_layer is not None:
         harmless = [case.sample for case in suite.harmless]
-        vector, run = _by_layer(vlm, vector, harmless, per_layer, batch_size=batch_size, progress=progress)
+        vector, run = by_layer(vlm, vector, harmless, per_layer, batch_size=batch_size, progress=progress)
         layers, rule = vector.metadata.strength.curve, f"; before that, {vector.metadata.strength.chosen_by}"
-    probe = _Probe(vlm, vector, suite, budget, batch_size, progress)
-    if (cost := probe.cost(0.0)) > budget.limit:
+    measured = _Measured(vlm, vector, suite, budget, batch_size, progress)
+    if (cost := measured.cost(0.0)) > budget.limit:
         raise OptionError(
             f"{budget.kind} is {cost:.3g} without steering, on {suite.name}",
             expected=f"at most the budget of {budget.limit:g}",
             fix="allow more, or read the answers to the harmless prompts: the judge may take them for refusals",
         )
-    allowed = _largest(lambda s: probe.cost(s) <= budget.limit, maximum, tolerance)
-    least = probe.unsafe(allowed)
-    _smallest(lambda s: probe.unsafe(s) <= least, allowed, tolerance)
-    chosen = next(strength for strength in probe.safest_first() if probe.cost(strength) <= budget.limit)
-    curve = probe.curve()
+    allowed = largest(lambda s: measured.cost(s) <= budget.limit, maximum, tolerance)
+    least = measured.unsafe(allowed)
+    smallest(lambda s: measured.unsafe(s) <= least, allowed, tolerance)
+    chosen = next(strength for strength in measured.safest_first() if measured.cost(strength) <= budget.limit)
+    curve = measured.curve()
     record = StrengthRecord(
         recommended=chosen,
         minimum=0.0,
         maximum=curve[-1].strength,
-        curve=_ascending((*layers, *curve)),
+        curve=ascending((*layers, *curve)),
         chosen_by=f"least unsafe, {budget.kind} at most {budget.limit:g}, on {suite.name}; "
         f"judge: {suite.judge.name}{rule}",
     )
     return Calibration(
         vector=vector.with_metadata(strength=record.model_dump()),
         strength=chosen,
-        unsafe=probe.unsafe(chosen),
-        cost=probe.cost(chosen),
+        unsafe=measured.unsafe(chosen),
+        cost=measured.cost(chosen),
         curve=curve,
-        prompts_run=probe.prompts_run + run,
+        prompts_run=measured.prompts_run + run,
         monotone=_monotone(curve),
     )
 
 
-def equal_kl(
-    vlm: VLM,
-    vectors: Sequence[SteeringVector],
-    samples: Sequence[Sample],
-    kl: float,
-    *,
-    maximum: float = 16.0,
-    tolerance: float = 0.01,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-    policy: Policy = "strict",
-) -> list[SteeringVector]:
-    """The same vectors, each recommending the strength at which all of them move the model equally far.
-
-    Strength and curve are in `metadata.strength`.
-
-    Args:
-        vlm: The model.
-        vectors: The vectors.
-        samples: Prompts, harmless ones, whose next-token distribution is watched.
-        kl: The dose, in nats; see `Budget`.
-        maximum: The largest strength to consider.
-        tolerance: How finely.
-        batch_size: Prompts per forward pass.
-        progress: Called before each vector.
-        policy: As for `calibrate`.
-
-    Raises:
-        OptionError: A vector does not reach the dose at the maximum, or an argument is impossible.
-        NonFiniteError: The model's distribution is NaN, or infinitely far from the unsteered one.
-        SteerKitError: As `steer` does.
-    """
-    check_vlm(vlm)
-    vectors = as_vectors(vectors)
-    expect(Callable | None, "a function of what is next", progress=progress)
-    _check_range(maximum, tolerance, batch_size)
-    dose = Budget("kl", kl).limit
-    check_vectors(vlm, vectors, policy)
-    before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
-    found = []
-    for vector in vectors:
-        _say(progress, f"{vector.metadata.method.name}: strength at a KL of {dose:g} nats")
-        divergence = _Divergence(vlm, vector, samples, before, batch_size)
-        strength = _largest(lambda s, d=divergence: d(s) <= dose, maximum, tolerance)
-        if strength == maximum and divergence(maximum) < dose:
-            raise OptionError(
-                f"{vector!r} reaches {divergence(maximum):.3g} nats at strength {maximum:g}",
-                expected=f"{dose:g}",
-                fix="ask for less, or raise maximum",
-            )
-        curve = divergence.points("kl")
-        record = StrengthRecord(
-            recommended=strength,
-            minimum=0.0,
-            maximum=curve[-1].strength,
-            curve=curve,
-            chosen_by=f"kl of {dose:g} nats, on {len(samples)} prompts",
-        )
-        found.append(vector.with_metadata(strength=record.model_dump()))
-    return found
-
-
-def per_layer(
-    vlm: VLM,
-    vector: SteeringVector,
-    samples: Sequence[Sample],
-    kl: float,
-    *,
-    maximum: float = 16.0,
-    tolerance: float = 0.01,
-    batch_size: int = 16,
-    policy: Policy = "strict",
-) -> SteeringVector:
-    """The same vector with a strength for each layer, so that each by itself moves the model equally far.
-
-    A layer that does not reach the dose at the maximum gets the maximum. Calibrate the result as a whole afterwards, as
-    `calibrate(per_layer=...)` does. `metadata.strength.curve` holds, for each layer, the strength that it got and the
-    next one that was tried, as factors of what it had.
-
-    Args:
-        vlm: The model.
-        vector: A vector of fixed strengths, with one intervention.
-        samples: As for `equal_kl`.
-        kl: The dose of one layer, in nats.
-        maximum: The largest strength to consider.
-        tolerance: How finely.
-        batch_size: Prompts per forward pass.
-        policy: As for `calibrate`.
-
-    Raises:
-        OptionError: The vector has several interventions, or a measured strength, or an argument is impossible.
-        NonFiniteError: As for `equal_kl`.
-        SteerKitError: As `steer` does.
-    """
-    check_vlm(vlm)
-    _check_vector(vector)
-    _check_range(maximum, tolerance, batch_size)
-    Budget("kl", kl)
-    check_vectors(vlm, [vector], policy)
-    return _by_layer(vlm, vector, samples, kl, maximum=maximum, tolerance=tolerance, batch_size=batch_size)[0]
-
-
-def _by_layer(
-    vlm: VLM,
-    vector: SteeringVector,
-    samples: Sequence[Sample],
-    kl: float,
-    *,
-    maximum: float = 16.0,
-    tolerance: float = 0.01,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> tuple[SteeringVector, int]:
-    """What `per_layer` returns, and the number of prompts that the model was run on."""
-    dose = Budget("kl", kl).limit
-    if len(vector.interventions) != 1 or vector.interventions[0].rule is not None:
-        raise OptionError(
-            f"{vector!r} has {len(vector.interventions)} interventions, or a strength that is measured",
-            expected="one intervention of fixed strength",
-            fix="calibrate it as a whole",
-        )
-    (intervention,) = vector.interventions
-    base = {layer: intervention.strength_at(layer) for layer in vector.layers_of(intervention)}
-    before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
-    strengths, points, run = {}, [], len(samples)
-    for layer in (layer for layer, strength in base.items() if strength):
-        _say(progress, f"layer {layer} by itself: strength at a KL of {dose:g} nats")
-        # the other layers stay, at strength 0: an increment is what a layer adds beyond the steered one below
-        alone = intervention.model_copy(update={"strength": {layer: base[layer]}})
-        only = vector.with_metadata(interventions=(alone.model_dump(),))
-        divergence = _Divergence(vlm, only, samples, before, batch_size)
-        factor = _largest(lambda s, d=divergence: d(s) <= dose, maximum, tolerance)
-        strengths[layer] = factor * base[layer]
-        points += [point for point in divergence.points(f"kl, layer {layer}") if point.strength >= factor][:2]
-        run += divergence.prompts_run
-    changed = intervention.model_copy(update={"strength": strengths})
-    rule = f"strength of each layer by itself at a KL of {dose:g} nats"
-    record = StrengthRecord(curve=_ascending(points), chosen_by=f"{rule}, on {len(samples)} prompts")
-    history = (*vector.metadata.history, rule)
-    fields = {"interventions": (changed.model_dump(),), "strength": record.model_dump(), "history": history}
-    return vector.with_metadata(**fields), run
-
-
-class _Divergence:
-    """Mean KL divergence of the next token's distribution by strength, unsteered from steered; each measured once."""
-
-    def __init__(
-        self, vlm: VLM, vector: SteeringVector, samples: Sequence[Sample], before: Tensor, batch_size: int
-    ) -> None:
-        self._vlm, self._vector, self._samples, self._size = vlm, vector, samples, batch_size
-        self._before = before
-        self._known = {0.0: 0.0}
-        self.prompts_run = 0
-
-    def __call__(self, strength: float) -> float:
-        if strength not in self._known:
-            self.prompts_run += len(self._samples)
-            with steered(self._vlm, self._vector, strength):
-                after = self._vlm.next_token_log_probabilities(self._samples, batch_size=self._size)
-            before = self._before
-            divergence = float((before.exp() * (before - after)).sum(-1).mean())
-            if not math.isfinite(divergence):
-                raise NonFiniteError(
-                    f"the KL divergence at strength {strength:.3g} is {divergence}",
-                    expected="a model whose logits are finite, with and without steering",
-                    fix="look for NaN in the weights; load the model in float32 or bfloat16, as float16 may overflow; "
-                    "or lower the maximum",
-                )
-            self._known[strength] = max(divergence, 0.0)
-        return self._known[strength]
-
-    def points(self, kind: str) -> tuple[StrengthPoint, ...]:
-        """Everything that was measured."""
-        known = sorted(self._known.items())
-        return tuple(StrengthPoint(strength=strength, cost=cost, cost_kind=kind) for strength, cost in known)
-
-
-class _Probe:
+class _Measured:
     """Measures one vector at any strength, each figure once."""
 
     def __init__(
@@ -355,11 +143,11 @@ class _Probe:
         self._costs: dict[float, float] = {}
         self._unsafe: dict[float, float] = {}
         self.prompts_run = 0
-        _say(progress, f"{budget.kind} without steering")
+        say(progress, f"{budget.kind} without steering")
         if budget.kind == "kl":
             samples = [case.sample for case in suite.harmless]
             before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
-            self._divergence = _Divergence(vlm, vector, samples, before, batch_size)
+            self._divergence = Divergence(vlm, vector, samples, before, batch_size)
             self.prompts_run += len(samples)
             self._costs[0.0] = 0.0
         elif budget.kind == "utility_loss":
@@ -373,14 +161,14 @@ class _Probe:
     def cost(self, strength: float) -> float:
         """In the budget's unit."""
         if strength not in self._costs:
-            _say(self._progress, f"{self._budget.kind} at strength {strength:.3g}")
+            say(self._progress, f"{self._budget.kind} at strength {strength:.3g}")
             self._costs[strength] = self._cost(strength)
         return self._costs[strength]
 
     def unsafe(self, strength: float) -> float:
         """Share of the harmful requests complied with."""
         if strength not in self._unsafe:
-            _say(self._progress, f"unsafe rate at strength {strength:.3g}")
+            say(self._progress, f"unsafe rate at strength {strength:.3g}")
             found = self._judgements(self._suite.harmful, strength)
             self._unsafe[strength] = sum(each.complied for each in found) / len(found)
         return self._unsafe[strength]
@@ -424,53 +212,7 @@ class _Probe:
             return answers(self._vlm, cases, self._suite, self._size)
 
 
-def _largest(holds: Callable[[float], bool], maximum: float, tolerance: float) -> float:
-    """The largest strength up to which something holds, looked for upwards from 0, where it is taken to hold."""
-    low, high = 0.0, max(maximum / 8, tolerance)
-    while holds(high):
-        if high == maximum:
-            return maximum
-        low, high = high, min(2 * high, maximum)
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
-
-
-def _smallest(holds: Callable[[float], bool], maximum: float, tolerance: float) -> float:
-    """The smallest strength at which something holds that begins to hold somewhere and holds at the maximum."""
-    if maximum == 0.0 or holds(0.0):
-        return 0.0
-    low, high = 0.0, maximum
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
-
-
 def _monotone(curve: Sequence[StrengthPoint]) -> bool:
     costs = [point.cost for point in curve if point.cost is not None]
     unsafe = [point.unsafe for point in curve if point.unsafe is not None]
     return costs == sorted(costs) and unsafe == sorted(unsafe, reverse=True)
-
-
-def _ascending(points: Iterable[StrengthPoint]) -> tuple[StrengthPoint, ...]:
-    return tuple(sorted(points, key=lambda point: point.strength))
-
-
-def _say(progress: Progress | None, what: str) -> None:
-    if progress is not None:
-        progress(what)
-
-
-def _check_range(maximum: float, tolerance: float, batch_size: int) -> None:
-    expect_whole(batch_size=batch_size)
-    if not (is_finite(maximum) and is_finite(tolerance) and maximum * FINEST <= tolerance < maximum):
-        raise OptionError(
-            f"maximum {quoted(maximum)}, tolerance {quoted(tolerance)}",
-            expected=f"finite numbers with {FINEST:g} * maximum <= tolerance < maximum",
-        )
-
-
-def _check_vector(vector: object) -> None:
-    expect(SteeringVector, "one SteeringVector", "sk.SteeringVector.load(path) for a pack", vector=vector)
