@@ -10,6 +10,7 @@ LIMIT = 12 * 2**20
 ROOTS = ("steerkit/", "steerkit_adapters/", "steerkit_vectors_hub/", "steerkit_vlm-")
 NEEDED = (
     "steerkit/py.typed",
+    *(str(path) for path in Path("steerkit").rglob("*.pyi")),
     "steerkit_adapters/py.typed",
     "steerkit_vectors_hub/py.typed",
     "steerkit_vectors_hub/schema/index-v1.json",

@@ -25,15 +25,13 @@ from steerkit.analysis import (
 )
 from steerkit.engines import compiled, hooks
 from steerkit.engines.application import Application, Contrasts
-from steerkit.engines.blocks import Block, warn_unsteered
-from steerkit.engines.blocks import UnsteeredCallWarning as UnsteeredCallWarning
+from steerkit.engines.blocks import Block, UnsteeredCallWarning as UnsteeredCallWarning, warn_unsteered
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.carrying import carried
 from steerkit.engines.prompts import Prompt
 from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError, SteerKitError
-from steerkit.interventions import MeasuredContrast, Site, site_label
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import MeasuredContrast, Site, _arithmetic as ops, site_label
 from steerkit.models import system_lengths, tokenizer_of
 from steerkit.policy import Check, Policy, enforce
 from steerkit.vectors import SteeringVector, as_strengths, as_vectors

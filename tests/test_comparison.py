@@ -28,10 +28,15 @@ from steerkit.cli.app import app
 from steerkit.demo import model_path, world
 from steerkit.demo.world import anchors, samples
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
-from steerkit.evaluation import Calibration, Comparison, Outcome, Suite
-from steerkit.evaluation import _calibrate as calibration
-from steerkit.evaluation import _compare as comparison
-from steerkit.evaluation import _evaluate as evaluation
+from steerkit.evaluation import (
+    Calibration,
+    Comparison,
+    Outcome,
+    Suite,
+    _calibrate as calibration,
+    _compare as comparison,
+    _evaluate as evaluation,
+)
 from steerkit.methods import Plan
 from steerkit.policy import Policy, TrustWarning
 from steerkit.vlm import VLM

@@ -22,8 +22,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from forging import joined, rewritten, split, with_values
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from steerkit.errors import NonFiniteError, PackFormatError, SteerKitError
 from steerkit.interventions import Add, Gate, Intervention, Measure, StoredDirection

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from steerkit.errors import NonFiniteError, PackFormatError
 from steerkit.vectors import Key, PackMetadata, SteeringVector, parse_metadata

@@ -18,8 +18,7 @@ import foreign
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
 
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError

@@ -33,8 +33,7 @@ from steerkit.errors import (
     SampleError,
     SteerKitError,
 )
-from steerkit.methods import Fit, Plan, SteeringMethod
-from steerkit.methods import _base as method_module
+from steerkit.methods import Fit, Plan, SteeringMethod, _base as method_module
 from steerkit.models import Sample, anchor_digest
 from steerkit.vectors import Key, SteeringVector
 from steerkit.vlm import VLM

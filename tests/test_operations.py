@@ -16,8 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 import steerkit
-from steerkit.interventions import OPERATIONS, Ablate, Intervention, Measure, Operation, operations
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import OPERATIONS, Ablate, Intervention, Measure, Operation, _arithmetic as ops, operations
 
 
 def test_every_operation_is_in_the_table_under_the_name_of_its_file() -> None:

@@ -17,8 +17,8 @@ from steerkit.interventions import (
     MeasuredContrast,
     Operation,
     Scale,
+    _arithmetic as ops,
 )
-from steerkit.interventions import _arithmetic as ops
 from steerkit.interventions.operations.ablate import ablate
 
 Apply = Callable[[Tensor, float | Tensor], Tensor]

@@ -21,8 +21,14 @@ from steerkit.evaluation import random_like
 from steerkit.policy import Check, enforce
 from steerkit.testing.tiny.decoder import make
 from steerkit.vectors import PackMetadata
-from steerkit_vectors_hub.screening import Canary, CanarySet, Screener, choose_canaries, screen
-from steerkit_vectors_hub.screening import screener as screener_module
+from steerkit_vectors_hub.screening import (
+    Canary,
+    CanarySet,
+    Screener,
+    choose_canaries,
+    screen,
+    screener as screener_module,
+)
 from steerkit_vectors_hub.screening.doses import between
 from steerkit_vectors_hub.screening.findings import Screening
 

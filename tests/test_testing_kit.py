@@ -9,16 +9,21 @@ from unittest import SkipTest
 
 import pytest
 import tiny
-from broken_adapters import BROKEN as BROKEN_ADAPTERS
-from broken_adapters import SoundAdapter
-from broken_methods import BROKEN as BROKEN_METHODS
-from broken_methods import Sound
+from broken_adapters import BROKEN as BROKEN_ADAPTERS, SoundAdapter
+from broken_methods import BROKEN as BROKEN_METHODS, Sound
 
 import steerkit as sk
 from steerkit.errors import ContractError, OptionError, UnknownNameError
-from steerkit.testing import ContractCheck, adapter_checks, check_adapter, check_method, example_anchors, method_checks
-from steerkit.testing import adapters as adapter_module
-from steerkit.testing import methods as method_module
+from steerkit.testing import (
+    ContractCheck,
+    adapter_checks,
+    adapters as adapter_module,
+    check_adapter,
+    check_method,
+    example_anchors,
+    method_checks,
+    methods as method_module,
+)
 from steerkit.testing.contract import run_all
 
 # Options under which a method is checked; one without an entry is checked as it is without options.

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from steerkit._internal.text import one_line
 from steerkit.errors import ModelMismatchError, OptionError
-from steerkit.interventions import Intervention, StoredDirection, is_finite, site_label
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import Intervention, StoredDirection, _arithmetic as ops, is_finite, site_label
 from steerkit.vectors import Key, SteeringVector, as_strengths, as_vectors
 
 

@@ -42,8 +42,7 @@ def search(
     text = " ".join(words or ())
     if hub:
         return _on_the_hub(text, method, {"--index": index, "--model": model, "--metric": metric})
-    from steerkit_vectors_hub.index import bundled_index, read_index
-    from steerkit_vectors_hub.index import search as find
+    from steerkit_vectors_hub.index import bundled_index, read_index, search as find
 
     indexes = [read_index(path) for path in index] if index else [bundled_index()]
     entries = [entry for each in indexes for entry in each.packs]

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from steerkit.engines.counting import Done, count, is_measured, sizes
-from steerkit.engines.measurements import Contrasts as Contrasts
-from steerkit.engines.measurements import MeasureContrast, Measurements
+from steerkit.engines.measurements import Contrasts as Contrasts, MeasureContrast, Measurements
 from steerkit.engines.passes import Observed, Pass, Selection
 from steerkit.engines.program import compiled
 from steerkit.engines.prompts import Prompt
 from steerkit.engines.receipt import Receipt
 from steerkit.engines.steps import Decoding, Group, Place, Step, Sum, decoding
 from steerkit.errors import EngineError, NonFiniteError
-from steerkit.interventions import MeasuredContrast, Prompts, Site, site_label
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import MeasuredContrast, Prompts, Site, _arithmetic as ops, site_label
 from steerkit.models import Architecture
 from steerkit.vectors import SteeringVector
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from steerkit.engines.passes import Observed, Selection
 from steerkit.engines.receipt import Receipt
 from steerkit.engines.steps import Group, Place, Step, Sum
-from steerkit.interventions import _arithmetic as ops
-from steerkit.interventions import site_label
+from steerkit.interventions import _arithmetic as ops, site_label
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,9 @@ from steerkit.interventions import (
     Prompts,
     Site,
     StoredDirection,
+    _arithmetic as ops,
     is_finite,
 )
-from steerkit.interventions import _arithmetic as ops
 from steerkit.models import Architecture
 from steerkit.vectors import SteeringVector
 

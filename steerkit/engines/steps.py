@@ -12,8 +12,17 @@ from torch import Tensor
 
 from steerkit.engines.receipt import SiteCount
 from steerkit.errors import NonFiniteError
-from steerkit.interventions import Gate, Intervention, Measure, MeasuredContrast, Prompts, Selector, Site, Tower
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import (
+    Gate,
+    Intervention,
+    Measure,
+    MeasuredContrast,
+    Prompts,
+    Selector,
+    Site,
+    Tower,
+    _arithmetic as ops,
+)
 
 LARGEST = 1e18
 """Entry of an addition beyond which every norm that the model takes overflows, since it squares in float32."""

@@ -16,8 +16,8 @@ from steerkit.interventions import (
     Measure,
     MeasuredContrast,
     StoredDirection,
+    _arithmetic as ops,
 )
-from steerkit.interventions import _arithmetic as ops
 from steerkit.methods._base import (
     Fit,
     Observations,

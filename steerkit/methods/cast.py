@@ -10,8 +10,17 @@ from pydantic import model_validator
 from torch import Tensor
 
 from steerkit.errors import LayerRangeError
-from steerkit.interventions import Add, FiniteFloat, Gate, Gates, Intervention, Measure, Pool, StoredDirection
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import (
+    Add,
+    FiniteFloat,
+    Gate,
+    Gates,
+    Intervention,
+    Measure,
+    Pool,
+    StoredDirection,
+    _arithmetic as ops,
+)
 from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, require_labels
 from steerkit.methods._moments import Groups, Moments
 from steerkit.methods._pairs import difference_components

@@ -9,8 +9,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from torch import Tensor
 
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.interventions import Add, FiniteFloat, Intervention, MeasuredContrast, Prompts
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import Add, FiniteFloat, Intervention, MeasuredContrast, Prompts, _arithmetic as ops
 from steerkit.methods._base import (
     Fit,
     Observations,

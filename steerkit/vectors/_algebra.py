@@ -7,8 +7,7 @@ from typing import Self
 
 from steerkit._internal.validation import as_layers
 from steerkit.errors import LayerRangeError, ModelMismatchError, OptionError
-from steerkit.interventions import Intervention, is_finite
-from steerkit.interventions import _arithmetic as ops
+from steerkit.interventions import Intervention, _arithmetic as ops, is_finite
 from steerkit.vectors._directions import TORCH_TYPES, Directions
 from steerkit.vectors._metadata import StrengthRecord
 

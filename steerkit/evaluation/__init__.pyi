@@ -1,0 +1,38 @@
+# The names that are offered here, and where each lives; `_internal.lazy` reads this list as well as type checkers.
+
+from steerkit.evaluation._calibrate import Calibration as Calibration, calibrate as calibrate
+from steerkit.evaluation._compare import (
+    Comparison as Comparison,
+    Entry as Entry,
+    Point as Point,
+    Row as Row,
+    compare as compare,
+    plotting as plotting,
+)
+from steerkit.evaluation._controls import random_like as random_like
+from steerkit.evaluation._evaluate import (
+    Outcome as Outcome,
+    answers as answers,
+    evaluate as evaluate,
+    steered as steered,
+)
+from steerkit.evaluation._judges import Judge as Judge, Judgement as Judgement, PhraseJudge as PhraseJudge
+from steerkit.evaluation._kl import equal_kl as equal_kl, per_layer as per_layer
+from steerkit.evaluation._search import Budget as Budget
+from steerkit.evaluation._statistics import (
+    Estimate as Estimate,
+    bootstrap as bootstrap,
+    rate as rate,
+    sign_test as sign_test,
+)
+from steerkit.evaluation._suites import Case as Case, Suite as Suite, load_suite as load_suite
+from steerkit.evaluation._text import (
+    REFUSALS as REFUSALS,
+    WINDOW as WINDOW,
+    folded as folded,
+    is_garbled as is_garbled,
+    is_refusal as is_refusal,
+    refusal_at as refusal_at,
+    states as states,
+    words as words,
+)

@@ -1,0 +1,60 @@
+# The names that are offered here, and where each lives; `_internal.lazy` reads this list as well as type checkers.
+
+from steerkit.models._adapter import (
+    AnsweringModel as AnsweringModel,
+    Architecture as Architecture,
+    Heads as Heads,
+    Images as Images,
+    Inputs as Inputs,
+    LoadedModel as LoadedModel,
+    ModelAdapter as ModelAdapter,
+    SteerableModel as SteerableModel,
+    VisionTower as VisionTower,
+    tokenizer_of as tokenizer_of,
+)
+from steerkit.models._chat import IMAGE as IMAGE
+from steerkit.models._download import download_image as download_image
+from steerkit.models._generation import (
+    check_one_answer as check_one_answer,
+    check_room as check_room,
+    generation_settings as generation_settings,
+)
+from steerkit.models._identity import (
+    check_processor as check_processor,
+    hugging_face as hugging_face,
+    model_record as model_record,
+    unwrapped as unwrapped,
+    weights_digest as weights_digest,
+)
+from steerkit.models._images import (
+    check_image as check_image,
+    image_name as image_name,
+    open_image as open_image,
+    web_address as web_address,
+)
+from steerkit.models._loading import adapter_of as adapter_of, check_dtype as check_dtype, commit_of as commit_of
+from steerkit.models._modalities import visual_rows as visual_rows
+from steerkit.models._preparing import (
+    Prepared as Prepared,
+    all_prepared as all_prepared,
+    batched as batched,
+    named as named,
+    numbered_from as numbered_from,
+    numbers as numbers,
+    prepare as prepare,
+)
+from steerkit.models._reading import read_samples as read_samples
+from steerkit.models._registry import (
+    adapter_for as adapter_for,
+    adapter_names as adapter_names,
+    get_adapter as get_adapter,
+)
+from steerkit.models._rendering import hides_images as hides_images, prompt_of as prompt_of, shown as shown
+from steerkit.models._samples import Sample as Sample, anchor_digest as anchor_digest, as_samples as as_samples
+from steerkit.models._views import (
+    decode as decode,
+    encode as encode,
+    meaningless_image as meaningless_image,
+    system_lengths as system_lengths,
+    view as view,
+)
