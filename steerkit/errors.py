@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 
 
 class SteerKitError(Exception):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.errors import OptionError, SteerKitError
 
 Status: TypeAlias = Literal["pass", "warn", "fail", "skip"]

@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import steerkit as sk
-from steerkit._internal.text import clean
+from steerkit._text import clean
 from steerkit.vectors import PACK, Publication
 from steerkit_vectors_hub.card import CURVE, PLOT
 from steerkit_vectors_hub.charts import COLOR, SECOND, Axis

@@ -10,7 +10,7 @@ from hub_support import vector
 
 import steerkit as sk
 from steerkit import errors
-from steerkit._internal.text import clean, one_line
+from steerkit._text import clean, one_line
 from steerkit.analysis import Conflict
 from steerkit.policy import Check, TrustWarning, enforce
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steerkit._internal.text import one_line, quoted
+from steerkit._text import one_line, quoted
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

@@ -11,7 +11,7 @@ from os import PathLike
 from types import UnionType
 from typing import Any, NoReturn
 
-from steerkit._internal.text import quoted
+from steerkit._text import quoted
 from steerkit.errors import OptionError
 
 PATH = str | PathLike

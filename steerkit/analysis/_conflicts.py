@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.errors import ModelMismatchError, OptionError
 from steerkit.interventions import Intervention, StoredDirection, _arithmetic as ops, is_finite, site_label
 from steerkit.vectors import Key, SteeringVector, as_strengths, as_vectors

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from steerkit._internal.text import clean, one_line
+from steerkit._text import clean, one_line
 from steerkit.errors import SteerKitError
 
 if TYPE_CHECKING:

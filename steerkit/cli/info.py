@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.pull import describe

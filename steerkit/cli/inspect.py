@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import bar, table

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.cli.console import say
 
 if TYPE_CHECKING:

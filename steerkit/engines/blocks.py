@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.engines.suspension import bodies, current_task, other_tasks
 
 _LIBRARIES = ("torch", "transformers", "steerkit", "accelerate", "peft", "contextlib")

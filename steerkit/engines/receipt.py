@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.policy import Check
 
 if TYPE_CHECKING:

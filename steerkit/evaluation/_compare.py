@@ -13,8 +13,8 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerkit._internal.text import one_line
 from steerkit._internal.validation import expect, expect_each, expect_whole
+from steerkit._text import one_line
 from steerkit.errors import OptionError, SteerKitError
 from steerkit.evaluation._evaluate import Outcome, check_measurable, check_vectors, cost_per_token, evaluate
 from steerkit.evaluation._statistics import Estimate

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
-from steerkit._internal.text import quoted
 from steerkit._internal.validation import expect_each
+from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.evaluation._text import REFUSALS, WINDOW, is_garbled, is_refusal, states, words
 

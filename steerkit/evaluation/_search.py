@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from steerkit._internal.text import quoted
 from steerkit._internal.validation import expect, expect_one_of, expect_whole
+from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.interventions import is_finite
 from steerkit.vectors import SteeringVector, StrengthPoint

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
-from steerkit._internal.text import quoted
 from steerkit._internal.validation import PATH, expect, expect_each, expect_whole
+from steerkit._text import quoted
 from steerkit.errors import EmptyAnchorSetError, SampleError, SteerKitError
 from steerkit.evaluation._judges import Judge, PhraseJudge
 from steerkit.evaluation._text import REFUSALS

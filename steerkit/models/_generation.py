@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from steerkit._internal.text import described
 from steerkit._internal.validation import expect_whole
+from steerkit._text import described
 from steerkit.errors import OptionError, SampleError
 from steerkit.models._preparing import Prepared, numbers
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.errors import OptionError, UnsupportedModelError
 from steerkit.models._adapter import ModelAdapter
 from steerkit.models._registry import adapter_for

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from steerkit._internal.text import described
+from steerkit._text import described
 from steerkit.errors import MissingImageError, SampleError, SteerKitError
 from steerkit.models._adapter import Images, Inputs, ModelAdapter
 from steerkit.models._images import image_name, open_image

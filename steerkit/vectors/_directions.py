@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from steerkit._internal.faults import faults
-from steerkit._internal.text import one_line
 from steerkit._internal.validation import expect, expect_one_of
+from steerkit._text import one_line
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError
 from steerkit.interventions import (
     Intervention,

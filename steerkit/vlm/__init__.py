@@ -8,8 +8,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from steerkit._internal.text import one_line
 from steerkit._internal.validation import PATH, expect, expect_each, expect_one_of, expect_whole
+from steerkit._text import one_line
 from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
 from steerkit.errors import OptionError, SampleError

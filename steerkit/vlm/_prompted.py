@@ -12,8 +12,8 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from steerkit._internal.text import described
 from steerkit._internal.validation import as_layers, expect, expect_one_of, expect_whole
+from steerkit._text import described
 from steerkit.engines.calls import CallTracker
 from steerkit.errors import (
     LayerRangeError,

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from steerkit._internal.text import clean, one_line
+from steerkit._text import clean, one_line
 from steerkit.vectors import Metric, PackMetadata, StrengthRecord
 from steerkit_vectors_hub.norms import NormSeries
 from steerkit_vectors_hub.strength import strength_series

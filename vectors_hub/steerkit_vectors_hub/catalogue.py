@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from shlex import quote
 
-from steerkit._internal.text import clean
+from steerkit._text import clean
 from steerkit_vectors_hub.charts import svg
 from steerkit_vectors_hub.index import Entry, Index
 from steerkit_vectors_hub.norms import chart

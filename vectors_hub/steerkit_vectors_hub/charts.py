@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from steerkit._internal.text import clean
+from steerkit._text import clean
 
 COLOR = "#1f6f8b"
 SECOND = "#c4572f"

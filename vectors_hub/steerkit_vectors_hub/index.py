@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded, write_atomically
 from steerkit._internal.json import json_object
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.interventions import Frozen
 from steerkit.vectors import Line, Metric, PackMetadata, Sha256, Text, parse_metadata
 from steerkit.vectors.formats import RawPack, parse_pack

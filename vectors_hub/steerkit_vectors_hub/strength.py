@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.vectors import StrengthPoint, StrengthRecord
 from steerkit_vectors_hub.charts import Chart, Curve
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.analysis import check_dose, stored_norms
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
 from steerkit.policy import Check, Policy

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from steerkit._internal.text import one_line
+from steerkit._text import one_line
 from steerkit.policy import Check, Status
 from steerkit.vectors.formats import read_file
 from steerkit_vectors_hub.errors import ReferenceFormatError, SignatureFormatError, SigningError
