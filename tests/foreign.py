@@ -84,9 +84,9 @@ def probe(
     return path
 
 
-def plain(path: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Safetensors without metadata."""
-    save_file(dict(tensors), path)
+def plain(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """Safetensors, usually without metadata."""
+    save_file(dict(tensors), path, metadata)
     return path
 
 

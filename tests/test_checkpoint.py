@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from conftest import ReadByHooks
+from reference import picture
 
+import steerkit as sk
 from steerkit.errors import CheckpointError
 from steerkit.methods import Moments, Progressed, load_checkpoint, save_checkpoint
 
@@ -81,7 +84,7 @@ def test_a_file_with_another_head_is_refused(tmp_path: Path, head: str | None) -
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         load_checkpoint(tmp_path, "identity")
 
 
@@ -95,7 +98,27 @@ def test_a_failing_save_leaves_the_old_state_and_no_other_file(tmp_path: Path, m
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(CheckpointError, match="No space"):
             save_checkpoint(path, Progressed("other"))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["file/c.ckpt", "x" * 300, "null\0byte", "folder"])
+def test_a_place_where_nothing_can_be_written_is_found_before_the_model_runs(
+    llava: sk.VLM, measured_llava: ReadByHooks, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    passes: list[object] = []
+    layer = llava.model.get_submodule("model.language_model.layers.0")
+    seen = layer.register_forward_pre_hook(lambda *given: passes.append(given))
+    try:
+        with pytest.raises(CheckpointError):
+            sk.CMRM().fit(measured_llava, [sk.Sample("a", (picture(0),))], checkpoint=f"{tmp_path}/{name}")
+        assert not passes
+        sk.CMRM().fit(measured_llava, [sk.Sample("a", (picture(0),))], checkpoint=tmp_path / "deep" / "c.ckpt")
+        assert passes
+    finally:
+        seen.remove()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["c.ckpt"]

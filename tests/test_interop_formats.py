@@ -58,6 +58,15 @@ class Case:
     detected: bool = True
 
 
+def caa_folder(folder: Path, directions: dict[int, Tensor], *models: str) -> Path:
+    """A file for each layer, and for each model of its own name."""
+    (folder / "vectors").mkdir()
+    for layer, direction in directions.items():
+        for model in models or ("_Llama-2-7b-chat-hf",):
+            foreign.pickled(folder / "vectors" / f"vec_layer_{layer}{model}.pt", direction)
+    return folder / "vectors"
+
+
 CASES = {
     "llamacpp": Case("llamacpp", lambda f, n, d: foreign.control_vector(f / "v.gguf", {n: d})),
     "repeng": Case("repeng", lambda f, n, d: foreign.control_vector(f / "v.gguf", {n: d}), detected=False),
@@ -153,6 +162,31 @@ CASES = {
         "tensors", lambda f, n, d: foreign.plain(f / "v.safetensors", {f"direction.{n}": d})
     ),
     "tensors, by number": Case("tensors", lambda f, n, d: foreign.pickled(f / "v.pt", {n: d[None]}), detected=False),
+    "tensors, a folder of CAA": Case("tensors", lambda f, n, d: (caa_folder(f, {n: d, 0: d}), Choice(layers=(n,)))),
+    "tensors, a folder of one file": Case(
+        "tensors",
+        lambda f, n, d: (
+            foreign.pickled(f / "evil_response_avg_diff.pt", foreign.stack(5, {n: d})).parent,
+            Choice(layers=(n,)),
+        ),
+        lambda blocks, n, d: _output(blocks, n - 1, d),
+        block=1,
+        detected=False,
+    ),
+    "tensors, a batch of one": Case(
+        "tensors",
+        lambda f, n, d: (
+            foreign.numpy_file(f / "v.npy", foreign.stack(4, {n: d})[:, None].numpy()),
+            Choice(layers=(n,)),
+        ),
+    ),
+    "tensors, one row": Case("tensors", lambda f, n, d: foreign.numpy_file(f / f"layer_{n}.npy", d[None].numpy())),
+    "tensors, npz of file names": Case(
+        "tensors", lambda f, n, d: foreign.numpy_file(f / "v.npz", {f"{n}.npy": d.numpy()})
+    ),
+    "tensors, written for torch": Case(
+        "tensors", lambda f, n, d: foreign.plain(f / "v.safetensors", {str(n): d}, {"format": "pt"})
+    ),
     "tensors, at the MLP": Case(
         "tensors",
         lambda f, n, d: (foreign.pickled(f / "v.pt", {f"layer_{n}": d}), Choice(site="mlp_out")),
@@ -380,6 +414,14 @@ def test_hidden_states_of_a_stack_are_those_of_transformers(llava: sk.VLM, tmp_p
             OptionError,
             "no input of their own",
         ),
+        (lambda f: caa_folder(f, {1: torch.ones(48)}, "_a", "_b"), Choice(), PackFormatError, "more than the layer"),
+        (
+            lambda f: caa_folder(f, {1: torch.ones(48), 2: torch.ones(2, 48)}),
+            Choice(),
+            PackFormatError,
+            "layer_2_.*shape",
+        ),
+        (lambda f: foreign.pickled(f / "v.pt", torch.tensor(1.0)), Choice(), PackFormatError, "shape"),
         (lambda f: foreign.refusal_direction(f, 0, torch.ones(48)), Choice(), LayerRangeError, "input of block 0"),
         (lambda f: foreign.refusal_direction(f, "2", torch.ones(48)), Choice(), PackFormatError, "layer is '2'"),
     ],

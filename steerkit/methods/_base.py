@@ -35,7 +35,7 @@ from steerkit.errors import (
     UnsupportedModelError,
 )
 from steerkit.interventions import Frozen, Intervention
-from steerkit.methods._checkpoint import Progressed, load_checkpoint, save_checkpoint
+from steerkit.methods._checkpoint import Progressed, check_place, load_checkpoint, save_checkpoint
 from steerkit.methods._moments import Groups, Moments, merge_groups
 from steerkit.models import (
     Images,
@@ -158,7 +158,8 @@ class SteeringMethod(Frozen, ABC):
             EmptyAnchorSetError: There are no anchors and the method needs some.
             SampleError: An anchor can't be a prompt of this model; found before the model runs.
             MissingImageError: An image file is missing, or is not an image; found before the model runs.
-            CheckpointError: The checkpoint belongs to another extraction, or the anchors changed.
+            CheckpointError: The checkpoint belongs to another extraction, or the anchors changed, or it can't be
+                written.
             NonFiniteError: The model produced NaN or infinity.
             OptionError: The model is in training mode, or has no weights.
             SteerKitError: Whatever the method's `plan` finds wrong.
@@ -218,6 +219,8 @@ class SteeringMethod(Frozen, ABC):
         path = None if checkpoint is None else Path(checkpoint)
         identity = "" if path is None else self._identity(model, plan, total)
         state = Progressed(identity) if path is None else load_checkpoint(path, identity)
+        if path is not None:
+            check_place(path)
         _check_resumed(state, anchors)
         _check_anchors(model, anchors, plan.shown, start=len(state.digests))
         fingerprint = model.fingerprint()  # a model that can't give it is found out before the work

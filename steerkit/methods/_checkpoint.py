@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,11 @@ class Progressed:
 
 
 def save_checkpoint(path: Path, state: Progressed) -> None:
-    """Write the state, complete or not at all."""
+    """Write the state, complete or not at all.
+
+    Raises:
+        CheckpointError: It can't be written.
+    """
     tensors: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
     for name, layers in state.groups.items():
@@ -49,13 +55,33 @@ def save_checkpoint(path: Path, state: Progressed) -> None:
                 if value is not None:
                     tensors[f"{key}/{part}"] = value.contiguous()
     head = {"identity": state.identity, "digests": state.digests, "counts": counts}
+    with _writing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
+
+
+def check_place(path: Path) -> None:
+    """Find out before the work that a checkpoint can't be written at all; nothing is left there.
+
+    Raises:
+        CheckpointError: It can't.
+    """
+    with suppress(_NotNow), _writing(path):
+        raise _NotNow
+
+
+class _NotNow(Exception):
+    """Keeps a file that could be written from taking its place."""
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
     try:
         with replacing(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"extraction": json.dumps(head)})
-    except safetensors.SafetensorError as error:
+            yield temporary
+    except (safetensors.SafetensorError, OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise CheckpointError(
-            f"the checkpoint {str(path)!r} can't be written ({error})",
-            expected="a disk with space left, and files that may be as large",
+            f"the checkpoint {str(path)!r:.300} can't be written ({error})",
+            expected="a file in a folder that can be written, on a disk with space left",
             fix="free some space, or choose another place for the checkpoint",
         ) from error
 
@@ -71,12 +97,19 @@ def load_checkpoint(path: Path, identity: str) -> Progressed:
     """Read the state back, or an empty one where there is no file.
 
     Raises:
-        CheckpointError: The file belongs to another extraction or is damaged.
+        CheckpointError: The file belongs to another extraction, is damaged or can't be read.
     """
-    if not path.exists():
-        return Progressed(identity)
     try:
         data = read_bounded(path, MAX_CHECKPOINT)
+    except (FileNotFoundError, NotADirectoryError):
+        return Progressed(identity)
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint {str(path)!r:.300} can't be read ({error})",
+            expected="a file, or the name of a new one",
+            fix="choose another place for the checkpoint",
+        ) from error
+    try:
         head = _record(data)
         tensors = safetensors.torch.load(data)
         state = Progressed(head["identity"], list(head["digests"]))
@@ -84,7 +117,7 @@ def load_checkpoint(path: Path, identity: str) -> Progressed:
             name, _, layer = key.rpartition("/")
             parts = (tensors[f"{key}/total"], tensors.get(f"{key}/rows"), tensors.get(f"{key}/outer"))
             state.groups.setdefault(name, {})[int(layer)] = Moments(int(count), *parts)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the checkpoint {str(path)!r} is damaged ({type(error).__name__}: {error})",
             expected="a checkpoint written by fit",

@@ -20,6 +20,9 @@ both are refused, unless other layers are chosen.
 | `direction.pt` beside `direction_metadata.json` (the refusal direction) | `block_input` |
 | keys such as `N`, `layer_N`, `direction.N`; a direction whose layer the caller chooses | `block` |
 
+A folder stands for the one file in it, or for several of one direction each, whose names say the layers. A place of
+size 1 in front of the hidden size means nothing: `[1, hidden]` is a direction, `[blocks, 1, hidden]` a stack.
+
 The conventions of CAA, persona vectors and the refusal direction are those of their repositories
 (nrimsky/CAA, safety-research/persona_vectors, andyrdt/refusal_direction), which were not run. Doses, tokens and the
 model are not in the files; the directions are added at every token.
@@ -28,7 +31,7 @@ model are not in the files; the directions are added at every token.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -47,7 +50,10 @@ _MEANS: dict[Numbering, str] = {
     "block_input": "the input of block {}",
     "hidden_states": "index {} of output_hidden_states",
 }
-_KEY = re.compile(r"(?:(?:.*[._/])?(?:layers?|blocks?|h|directions?|vec(?:tor)?s?)[._/ -]?)?(0|[1-9][0-9]{0,3})")
+_KEY = re.compile(
+    r"(?:(?:.*[._/])?(?:layers?|blocks?|h|directions?|vec(?:tor)?s?)[._/ -]?)?(0|[1-9][0-9]{0,3})(?:\.npy)?"
+)
+_SUFFIXES = (".pt", ".npy", ".npz", ".safetensors")
 _FILE = re.compile(r"(?:.*_)?layer_?(0|[1-9][0-9]{0,3})(?:[_.-].*)?")
 _CAA = re.compile(r"vec_layer_(0|[1-9][0-9]{0,3})(?:_.*)?\.pt")
 _PERSONA = re.compile(r".+_(?:prompt|response)_(?:avg|last)_diff\.pt")
@@ -67,20 +73,30 @@ class PlainTensors(ForeignReader):
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """By the suffixes of numpy, the names of CAA, persona vectors and the refusal direction, and plain keys."""
+        if path.is_dir():
+            members = _members(path)
+            return bool(members) and all(_CAA.fullmatch(each.name) for each in members)
         if path.suffix in (".npy", ".npz") or _CAA.fullmatch(path.name) or _PERSONA.fullmatch(path.name):
             return True
         if path.name == "direction.pt":
             return (path.parent / _BESIDE).is_file()
         names = safetensors_file.names_of(head) if path.suffix == ".safetensors" else ()
-        return bool(names) and all(_KEY.fullmatch(name) for name in names) and not safetensors_file.metadata_of(head)
+        own = safetensors_file.metadata_of(head).keys() - {"format"}  # which says for what library it was written
+        return bool(names) and all(_KEY.fullmatch(name) for name in names) and not own
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name, value = str(path), _load(path)
+        name = str(path)
+        members = _members(path) if path.is_dir() else [path]
+        path = members[0] if len(members) == 1 else path
         files, layer = (path,), None
         numbering: Numbering = "block"
         found: dict[int, Tensor]
-        if isinstance(value, Mapping):
+        if len(members) > 1:
+            by_layer = _by_name(members, name)
+            found = {each: _direction(by_layer[each]) for each in chosen(by_layer, choice, name)}
+            files = tuple(by_layer[each] for each in found)
+        elif isinstance(value := _load(path), Mapping):
             found = _by_key(value, name)
         elif value.dim() == 2:
             found, numbering = _rows(value, choice, name)
@@ -111,13 +127,50 @@ class PlainTensors(ForeignReader):
 def _load(path: Path) -> Tensor | Mapping[Any, Any]:
     """A tensor, or tensors by key."""
     if path.suffix in (".npy", ".npz"):
-        return numpy_file.load(path)
+        value = numpy_file.load(path)
+        return value if isinstance(value, Mapping) else _without_ones(value)
     if path.suffix == ".safetensors":
         return safetensors_file.load(path)[0]
     value = torch_file.load(path)
     if isinstance(value, Mapping):
         return value
-    return torch_file.dense(value, str(path))
+    return _without_ones(torch_file.dense(value, str(path)))
+
+
+def _without_ones(tensor: Tensor) -> Tensor:
+    return tensor.reshape((*(size for size in tensor.shape[:-1] if size != 1), *tensor.shape[-1:]))
+
+
+def _direction(path: Path) -> Tensor:
+    """The one direction of a file that is one of several."""
+    value = _load(path)
+    if isinstance(value, Mapping):
+        raise malformed(str(path), f"{len(value)} tensors by key", "one direction, as in the files beside it")
+    return flat(value, str(path))
+
+
+def _members(folder: Path) -> list[Path]:
+    """The files of tensors in a folder."""
+    return sorted(each for each in folder.iterdir() if each.suffix in _SUFFIXES)
+
+
+def _by_name(members: Sequence[Path], name: str) -> dict[int, Path]:
+    """Files of one direction each, by the layers that their names say."""
+    found: dict[int, Path] = {}
+    alike: set[str] = set()
+    for path in members:
+        if match := _FILE.fullmatch(path.stem):
+            found[int(match[1])] = path
+            alike.add(path.name[: match.start(1)] + path.name[match.end(1) :])
+    if len(found) < len(members) or len(alike) > 1:
+        names = ", ".join(each.name for each in members)
+        raise malformed(
+            name,
+            f"{len(members)} files of tensors whose names differ by more than the layer ({names:.300})",
+            "one file, or one of each layer, such as vec_layer_12.pt and vec_layer_13.pt",
+            "name the file that is meant",
+        )
+    return found
 
 
 def _by_key(value: Mapping[Any, Any], name: str) -> dict[int, Tensor]:
@@ -129,8 +182,7 @@ def _by_key(value: Mapping[Any, Any], name: str) -> dict[int, Tensor]:
         layer, what = int(match[1]), f"{name}, {key!r:.60}"
         if layer in found:
             raise malformed(name, f"two keys name layer {layer}", "one direction for each")
-        tensor = torch_file.dense(each, what)
-        found[layer] = flat(tensor.squeeze(0) if tensor.dim() == 2 and tensor.shape[0] == 1 else tensor, what)
+        found[layer] = flat(_without_ones(torch_file.dense(each, what)), what)
     return found
 
 
