@@ -653,6 +653,10 @@ class TestTrustFile:
             ("[[signers]]\nname = 'x'\nkey = 'root.pem'", r"signers\.0\.key"),
             ("[[signers]]\nname = 'x'\nkey = 'rsa.pub'", r"signers\.0\.key: .*RSA"),
             ("[[signers]]\nname = 'x'\nkey = 'lab.pub'\nexpires = 2026-01-01T00:00:00", r"signers\.0\.expires"),
+            (
+                "[[signers]]\nname = 'x'\nkey = 'lab.pub'\nnot_before = 2026-01-02\nexpires = 2026-01-01",
+                r"signers\.0: .*no signature would ever count",
+            ),
             ("[[signers]]\nname = 'x'\ncertificate = { root = 'root.pem' }", r"signers\.0\.certificate: .*subject or"),
             (
                 "[[signers]]\nname = 'x'\ncertificate = { root = 'lab.pub', subject = 'CN=x' }",
@@ -683,6 +687,18 @@ class TestTrustFile:
         monkeypatch.setenv("STEERKIT_TRUST", str(tmp_path / "mine.toml"))
         with pytest.raises(TrustFileError, match=r"mine\.toml"):  # what is named must be there
             default_trust()
+
+    def test_a_link_that_leads_nowhere_is_not_the_same_as_no_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("STEERKIT_TRUST", raising=False)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        (tmp_path / "steerkit").mkdir()
+        (tmp_path / "steerkit" / "trust.toml").symlink_to(tmp_path / "moved.toml")
+        with pytest.raises(TrustFileError, match="No such file"):
+            default_trust()
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "steerkit" / "trust.toml"))
+        assert default_trust() == TrustFile()
 
     def test_a_home_folder_that_there_is_not(
         self, tmp_path: Path, lab: KeyPair, monkeypatch: pytest.MonkeyPatch
@@ -863,6 +879,23 @@ class TestRevocationOnTheWeb:
         self.put(hub, list_of("2026-01-02", packs={"sha256": digest, "reason": "harmful"}))
         assert self.asked(file, trust) == ("fail", "revoked")
 
+    def test_an_old_list_undoes_nothing_while_the_clock_is_behind(
+        self, hub: LoopbackHub, file: Path, trust: TrustFile
+    ) -> None:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.put(hub, list_of("2026-01-01"))
+        assert self.asked(file, trust) == ("pass", "not_revoked")
+        (copy,) = (Store.default().root / "revocations").iterdir()
+        ahead = (datetime.now(UTC) + timedelta(days=30)).isoformat()  # as a clock that is a month behind sees a copy
+        copy.write_text(list_of(ahead, packs={"sha256": digest, "reason": "harmful"}))
+        for offline in (False, True):
+            self.age(hours=2)
+            assert self.asked(file, trust, offline=offline) == ("fail", "revoked")
+        copy.write_text(list_of(ahead, packs=self.OTHERS[0]))
+        assert self.asked(file, trust) == ("warn", "rolled_back")
+        assert set(read_revocations(trust).packs) == {"1" * 64}
+        assert "1" * 64 in copy.read_text()
+
     def test_a_list_that_is_held_back_expires(self, hub: LoopbackHub, file: Path, trust: TrustFile) -> None:
         now = datetime.now(UTC)
         for days, expected in ((1, ("pass", "not_revoked")), (-1, ("warn", "stale"))):
@@ -871,6 +904,15 @@ class TestRevocationOnTheWeb:
             for copy in (Store.default().root / "revocations").glob("*"):
                 copy.unlink()
             assert self.asked(file, trust) == expected
+
+    def test_a_list_on_disk_that_has_expired_is_worth_a_warning(self, file: Path, tmp_path: Path) -> None:
+        for name, day, expected in (
+            ("a", "2026-01-02", ("warn", "stale")),
+            ("b", "9999-01-01", ("pass", "not_revoked")),
+        ):
+            (tmp_path / name).write_text(f"updated = 2026-01-01\nexpires = {day}\n")
+            found = check_revocation(file, signature=None, trust=TrustFile(revocations=(str(tmp_path / name),)))
+            assert answer(found) == expected
 
     def test_a_list_on_disk_of_the_future_is_an_error(self, file: Path, tmp_path: Path) -> None:
         (tmp_path / "revoked.toml").write_text(list_of("9999-12-31"))

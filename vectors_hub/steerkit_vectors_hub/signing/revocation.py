@@ -15,6 +15,7 @@ from steerkit_vectors_hub.errors import OfflineError, TrustFileError
 from steerkit_vectors_hub.signing.bundle import SignatureFile
 from steerkit_vectors_hub.signing.keys import certificate_fingerprint, exported, signing_certificate
 from steerkit_vectors_hub.signing.trust import (
+    MAX_ENTRIES,
     MAX_LIST,
     RevocationList,
     RevokedKey,
@@ -93,6 +94,8 @@ def read_revocations(trust: TrustFile, *, offline: bool | None = None) -> Revoca
             if problem := _impossible(found, None):
                 raise TrustFileError(f"{place} {problem}", fix="correct its date, or the clock of this machine")
             read.append(found)
+            if _expired(found):
+                stale.append(f"{place} (it has expired)")
             continue
         asked = _from_the_web(place, offline=quiet)
         if asked.known is None:
@@ -136,8 +139,10 @@ def _from_the_web(url: str, *, offline: bool) -> _Asked:
     path = store.root / "revocations" / f"{hashlib.sha256(url.encode()).hexdigest()}.toml"
     age = time.time() - path.stat().st_mtime if path.is_file() else None
     known = parsed(RevocationList, bounded(path, MAX_LIST), f"the copy of {url}") if age is not None else None
-    if known is not None and _impossible(known, None):
-        known = age = None  # it would keep every list of today out
+    if known is not None and (problem := _impossible(known, None)):
+        # either the clock was ahead when it was stored, or it is behind now and an old list would pass for the next:
+        # what the copy revokes goes on counting, and keeps no list out
+        return _beside(known, url, f"the copy {path} {problem}; delete it if the clock was wrong then", offline=offline)
     if known is not None and age is not None and 0 <= age < FRESH:
         return _Asked(known)
     try:
@@ -151,6 +156,18 @@ def _from_the_web(url: str, *, offline: bool) -> _Asked:
         return _Asked(known, problem, refused=True)
     store.write(path, data)
     return _Asked(found)
+
+
+def _beside(known: RevocationList, url: str, problem: str, *, offline: bool) -> _Asked:
+    """What counts beside a copy that is dated in the future: the list of the server as well, which is not kept."""
+    try:
+        if offline:
+            raise OfflineError("offline", fix=None)
+        found = parsed(RevocationList, fetch(url, MAX_LIST), url)
+    except SteerKitError as error:
+        return _Asked(known, f"{problem}; {error.problem}", refused=True)
+    both = {"packs": (*known.packs, *found.packs)[:MAX_ENTRIES], "keys": (*known.keys, *found.keys)[:MAX_ENTRIES]}
+    return _Asked(known.model_copy(update=both), problem, refused=True)
 
 
 def _impossible(found: RevocationList, known: RevocationList | None) -> str:

@@ -153,6 +153,8 @@ class Signer(_Part):
     def _is_one(self) -> Signer:
         if sum(each is not None for each in (self.key, self.certificate, self.keyless)) != 1:
             raise ValueError("give exactly one of key, certificate and keyless")
+        if self.not_before is not None and self.expires is not None and self.not_before >= self.expires:
+            raise ValueError("not_before is no earlier than expires: no signature would ever count")
         return self
 
     @property
@@ -229,7 +231,10 @@ def default_trust() -> TrustFile:
     """
     path = trust_path()
     try:
-        there = path.exists()
+        path.lstat()  # not what a link leads to: one that leads nowhere is no reason to trust everybody
+        there = True
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
     except OSError:  # a folder that may not be looked into: whether it is there is said by reading it
         there = True
     return read_trust(path) if os.environ.get(PLACE) or there else TrustFile()
