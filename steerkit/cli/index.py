@@ -32,6 +32,7 @@ def index(
         force: Overwrite the output.
     """
     from steerkit_vectors_hub.index import Index, entry_of, make_index, read_index, write_index
+    from steerkit_vectors_hub.load import check_handed_on
     from steerkit_vectors_hub.resolve import resolve
 
     for ref in refs:
@@ -44,6 +45,7 @@ def index(
         if found.kind == "path":
             say(f"{found.pinned} is a path: whoever reads the index elsewhere does not find the pack")
         entry = entry_of(found)
+        check_handed_on(found, offline=True if offline else None)
         if entry.name in given and entries[entry.name] != entry:
             raise OptionError(
                 f"{given[entry.name]!r} and {ref!r} are both named {entry.name!r}",

@@ -22,13 +22,15 @@ def pull(
     """Get a pack by reference.
 
     It is transferred if it is not in the cache yet, hashed and audited. The line `pinned` is a reference to exactly
-    this file, for ever: use it where the pack is loaded. A signature that lies beside it comes along, unjudged.
+    this file, for ever: use it where the pack is loaded. A signature that lies beside it comes along, unjudged; a pack
+    that was revoked is refused.
 
     Args:
         pack: The pack.
         output (FILE): Write a copy here, for use without the cache.
         force: Overwrite the output.
     """
+    from steerkit_vectors_hub.load import check_handed_on
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
     beside = None
@@ -38,6 +40,7 @@ def pull(
         opt.output(beside, force=force)  # the signature of what was there before would be replaced or removed
     found = pack.resolve()
     opt.read_pack(found)
+    check_handed_on(found, offline=True if pack.offline else None)
     if output is not None and beside is not None:
         _copy(found, output, beside)
     document = describe(found, output, beside)

@@ -29,10 +29,14 @@ def sign(
         keyless: Sign with an account, through Sigstore. It needs a network.
         force: Overwrite the output.
     """
+    from steerkit_vectors_hub.load import check_handed_on
+    from steerkit_vectors_hub.resolve import resolve
     from steerkit_vectors_hub.signing import signer
     from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
     from steerkit_vectors_hub.signing.revocation import fingerprints
 
+    if file.is_file():  # what else it is, the signer refuses
+        check_handed_on(resolve(str(file.absolute())))
     made = signer.sign(file, key=key, certificate=certificate, chain=chain or (), keyless=keyless, overwrite=force)
     found = parse_signature(read_signature(made))
     document = {

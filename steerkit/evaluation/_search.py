@@ -86,4 +86,4 @@ def check_range(maximum: float, tolerance: float, batch_size: int) -> None:
 
 
 def check_vector(vector: object) -> None:
-    expect(SteeringVector, "one SteeringVector", "sk.SteeringVector.load(path) for a pack", vector=vector)
+    expect(SteeringVector, "one SteeringVector", "sk.load_vector(path) for a pack", vector=vector)

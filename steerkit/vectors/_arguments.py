@@ -28,7 +28,7 @@ def as_vectors(given: Any) -> list[SteeringVector]:
             raise OptionError(
                 f"the vector is {vector!r:.80} of type {type(vector).__name__}",
                 expected="a SteeringVector, or several",
-                fix="sk.SteeringVector.load(path) for a pack, or what a method's fit returns",
+                fix="sk.load_vector(path) for a pack, or what a method's fit returns",
             )
         vectors.append(vector)
     if not vectors:

@@ -8,8 +8,8 @@ from steerkit._internal.validation import PATH, expect
 from steerkit.policy import Check, Policy, enforce
 from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.errors import UntrustedPackError
-from steerkit_vectors_hub.resolve import resolve
-from steerkit_vectors_hub.signing.check import check_origin
+from steerkit_vectors_hub.resolve import Resolved, resolve
+from steerkit_vectors_hub.signing.check import check_origin, check_revocation
 from steerkit_vectors_hub.signing.trust import TrustFile, default_trust
 from steerkit_vectors_hub.verify import pack_dose
 
@@ -33,8 +33,8 @@ def load_vector(
         offline: Whether to use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
         policy: What becomes of the checks that need no model (`steerkit verify` lists them). `strict`: a failed one is
             an error; `warn`: a `TrustWarning`; `off`: nothing is said. A file that is no sound pack is an error always.
-        trust: Whose signatures count; default: the user's trust file. That a pack is unsigned is said only where this
-            names signers.
+        trust: Whose signatures count; default: the user's trust file. That a pack is unsigned, or signed by somebody
+            unknown, is said only where this names signers.
 
     Returns:
         The vector. Its `source` is a reference to exactly this file, with commit and digest.
@@ -50,10 +50,21 @@ def load_vector(
     data = resolved.read()
     vector = SteeringVector.from_bytes(data, source=resolved.pinned)
     checks = [*check_origin(resolved, data, trust=trust, offline=offline), pack_dose([vector])]
-    enforce([each for each in checks if trust.signers or not _unsigned(each)], policy, UntrustedPackError)
+    enforce([each for each in checks if trust.signers or not _is_nobodys(each)], policy, UntrustedPackError)
     return vector
 
 
-def _unsigned(check: Check) -> bool:
-    """Whether all that it says is that a pack is unsigned, as most are."""
-    return check.status == "warn" and check.details.get("answer") == "unsigned"
+def check_handed_on(found: Resolved, *, offline: bool | None = None) -> None:
+    """Refuse a pack that was revoked, where it is copied, listed or signed for others without becoming a vector here.
+
+    Raises:
+        UntrustedPackError: It, or the key that signed it, was revoked; or a list could never be fetched.
+        TrustFileError: The trust file or a revocation list in it is malformed.
+    """
+    check = check_revocation(found.read(), signature=found.signature, trust=default_trust(), offline=offline)
+    enforce([check], "strict", UntrustedPackError)
+
+
+def _is_nobodys(check: Check) -> bool:
+    """Whether all that it says is that no known signer signed a pack, as none did most."""
+    return check.status == "warn" and check.details.get("answer") in ("unsigned", "stranger")
