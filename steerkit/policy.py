@@ -74,5 +74,6 @@ def enforce(checks: Iterable[Check], policy: Policy, error: type[SteerKitError],
         )
     for check in checks:
         if check.status in ("fail", "warn"):
-            text = f"{check.name}: {check.message}" + (f" Fix: {check.fix}" if check.fix else "")
+            fix = f" Fix: {check.fix.rstrip('.')}." if check.fix else ""
+            text = f"{check.name}: {check.message.rstrip('.')}.{fix}"
             warnings.warn(one_line(text), TrustWarning, stacklevel=stacklevel + 1)

@@ -293,7 +293,7 @@ class Templating(SoundAdapter):
 BROKEN: list[tuple[type[ModelAdapter], str, str]] = [
     (Elsewhere, "declares_itself", "the model's type is 'llava', and model_types ('other',)"),
     (Lost, "modules_exist", "has no module 'model.text_model.layers'"),
-    (Miscounted, "modules_exist", "no list of 3 modules"),
+    (Miscounted, "modules_exist", "not a list of 3 modules"),
     (Uncached, "modules_exist", "has no attribute 'model.rope_deltas'"),
     (Narrow, "outputs_have_the_declared_width", "not (2, "),
     (Tower, "capture_reads_the_decoder_blocks", "block 0 and the model's own"),

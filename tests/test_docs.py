@@ -1,10 +1,14 @@
 """The documentation holds what it says: its code runs, its commands exist, its lists are complete."""
 
+import importlib
+import inspect
 import json
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import foreign
@@ -43,7 +47,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
-RUN += ("methods", "samples")
+RUN += ("methods", "samples", "hub", "concepts")
 
 
 @pytest.fixture
@@ -105,6 +109,50 @@ def test_samples_page_runs() -> None:
     assert [role for role, _ in chat.turns] == ["user", "assistant", "user"]
     assert chat.images == ("photo.jpg",)
     assert chat.messages(1)[2]["content"][0] == {"type": "image"}
+
+
+def test_concepts_page_runs(llava: sk.VLM) -> None:
+    """The logits are those of plain hooks that add the directions at the last token of the prompt alone."""
+    stored = {key.layer: direction for key, direction in directions(llava).items()}
+    whole = llava.inputs(WITH_IMAGE[:1])
+    prompt = {"input_ids": whole["input_ids"][:, :-2]}  # the last two tokens stand for an answer
+    names = run_page(
+        DOCS / "concepts.md",
+        sk=sk,
+        model=llava.model,
+        vector=vector(llava, directions(llava), sk.Intervention(phase="prompt")),
+        prompt=prompt,
+        prompt_and_answer=whole,
+    )
+    last = prompt["input_ids"].shape[1] - 1
+
+    def adding(layer: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            changed = (output[0] if isinstance(output, tuple) else output).clone()
+            changed[:, last] += stored[layer]
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+    handles = [
+        llava.model.get_submodule(llava.architecture.layers)[layer].register_forward_hook(adding(layer))
+        for layer in stored
+    ]
+    with torch.no_grad():
+        expected = llava.model(**whole).logits
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad():
+        unsteered = llava.model(**whole).logits
+    torch.testing.assert_close(names["logits"].detach(), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - unsteered).abs().max() > 1e-2
+
+
+def test_hub_page_runs(llava: sk.VLM, anchors: list[sk.Sample]) -> None:
+    vector = sk.CMRM().fit(llava, anchors, anchor_name="requests")
+    published = run_page(DOCS / "hub.md", vector=vector, commit="0123abcdef" * 4)["vector"]
+    assert published.metadata.model.id == "owner/base"
+    assert published.digest() == vector.digest()
 
 
 def test_interop_page_runs(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,18 +330,27 @@ def _commands(group: type[Group] = Root, before: str = "") -> list[str]:
     return found
 
 
-def test_every_command_and_option_of_the_page_exists() -> None:
+def test_every_command_and_option_of_the_pages_exists() -> None:
+    known, shown = _commands(), {}
+    for path in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+        if path.name == "CHANGELOG.md":  # it tells of commands that releases had
+            continue
+        for block in re.findall(r"^```sh\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            for line in re.findall(r"^steerkit .*$", block, re.MULTILINE):
+                text = line.partition(" #")[0]
+                words = text.split()[1:]
+                command = next((each for each in (" ".join(words[:2]), words[0]) if each in known), None)
+                assert command, f"{path.name}: {line}"
+                if command not in shown:
+                    shown[command] = (
+                        CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+                    )
+                for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", text):
+                    found = re.search(rf"(?<![\w-]){option}(?![\w-])", shown[command])
+                    assert found, f"{path.name}: {command} {option}"
     page = (DOCS / "command-line.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^steerkit .*$", page, re.MULTILINE)
-    assert len(lines) > 40
-    known = _commands()
-    for line in lines:
-        words = line.partition("#")[0].split()[1:]
-        command = next(each for each in (" ".join(words[:2]), words[0]) if each in known)
-        shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
-        for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", line.partition("#")[0]):
-            assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), f"{command} {option}"
     for command in known:
+        assert re.search(rf"^## .*\b{command.split()[-1]}\b", page, re.MULTILINE), command
         assert re.search(rf"^## .*\b{command.split()[-1]}\b", page, re.MULTILINE), command
 
 
@@ -306,6 +363,32 @@ def test_readme_and_ci_use_the_same_commands() -> None:
     assert pattern is not None
     assert [line for line in README.splitlines() if re.search(pattern[1], line)] == [tests]
     assert subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=False).returncode == 0
+
+
+def _exists(name: str) -> bool:
+    """Whether `steerkit.room.Class.member` can be reached; fields of dataclasses and pydantic models count."""
+    first, *rest = name.split(".")
+    found: Any = importlib.import_module("steerkit" if first == "sk" else first)
+    for part in rest:
+        if isinstance(found, type) and part in inspect.get_annotations(found):
+            return True
+        if not hasattr(found, part) and isinstance(found, ModuleType):
+            with suppress(ModuleNotFoundError):
+                importlib.import_module(f"{found.__name__}.{part}")
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+def test_names_and_files_of_steerkit_in_the_pages_exist() -> None:
+    for page in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w./@-])(?:sk|steerkit|steerkit_vectors_hub)(?:\.[A-Za-z]\w*)+", text):
+            entry_point = name.removeprefix("steerkit.") in ("methods", "adapters", "interop")
+            assert entry_point or name.endswith(".whl") or _exists(name), f"{page.name}: {name}"
+        for path in re.findall(r"`((?:steerkit|vectors_hub|adapters|tests|benchmarks)/[\w/.-]+(?:/|\.py))`", text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -60,7 +60,7 @@ def test_the_relative_change_is_that_of_the_steered_tokens(llava: sk.VLM) -> Non
         generate(llava.model, inputs)
     assert receipt.relative_change[1] == pytest.approx(float((0.5 * d.norm() / h.norm(dim=1)).mean()), rel=1e-5)
     size = f"{100 * receipt.relative_change[1]:.1f}"
-    counts = "steered 1 layers (1-1), 3 prompt and 12 generated tokens each"
+    counts = "steered 1 layer (1), 3 prompt and 12 generated tokens each"
     assert str(receipt) == f"{counts}, by up to {size} % of the hidden state"
 
 
@@ -104,7 +104,7 @@ def test_what_was_not_measured_is_not_reported() -> None:
     assert str(receipt) == "nothing was steered"
     receipt.add(2, "resid_post", prompt=0, generated=1, change=None)
     assert math.isnan(receipt.relative_change[2])
-    assert str(receipt) == "steered 1 layers (2-2), 0 prompt and 1 generated tokens each"
+    assert str(receipt) == "steered 1 layer (2), 0 prompt and 1 generated tokens each"
     receipt.add(2, "mlp_out", prompt=2, generated=0, change=torch.tensor([0.25, 0.75]))
     assert receipt.relative_change == {2: 0.5}
     assert (receipt.prompt_tokens, receipt.generated_tokens) == (2, 1)

@@ -270,7 +270,7 @@ class TestCertificate:
         assert answer(check) == ("warn", "stranger")
         assert check.message == (
             f"signed by nobody in the trust file: it was made with certificate {leaf.fingerprint[:16]} "
-            "in the name of CN=packs,O=Example, for whom nobody there vouches"
+            "in the name of CN=packs,O=Example, which the trust file does not name"
         )
         file.write_bytes(file.read_bytes()[:-1] + b"\x01")
         assert judged(file, certifying(root)) == ("fail", "tampered")

@@ -99,7 +99,7 @@ def test_a_broken_adapter_is_found_and_explained(kind: type[sk.models.ModelAdapt
 
 
 def test_what_is_no_class_of_the_right_kind_is_told_so_once() -> None:
-    for kind, what in ((dict, "dict is no subclass"), (sk.CMRM(), "an object of type CMRM is no subclass")):
+    for kind, what in ((dict, "dict is not a subclass"), (sk.CMRM(), "an object of type CMRM is not a subclass")):
         with pytest.raises(ContractError, match=f"{what} of SteeringMethod"):
             check_method(kind)  # type: ignore[arg-type]
         with pytest.raises(ContractError, match=f"{what} of ModelAdapter"):

@@ -260,7 +260,7 @@ def test_a_pack_of_both_towers_is_read_back(llava: sk.VLM, tmp_path: Path) -> No
         logits(llava, llava.inputs(WITH_IMAGE[:1]))
     assert receipt.sites.keys() == {(0, "resid_post"), (0, "vision.mlp_out")}
     assert (receipt.layers, receipt.vision_layers) == ([0], [0])
-    assert "; and 1 layers of the vision tower, 17 image tokens each" in str(receipt)
+    assert "; and 1 layer of the vision tower, 17 image tokens each" in str(receipt)
 
 
 def test_sizes_are_those_of_the_tower(llava: sk.VLM) -> None:

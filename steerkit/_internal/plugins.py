@@ -41,7 +41,7 @@ class Registered(NamedTuple):
     Attributes:
         name: The name that it registers.
         distribution: Name and version of the distribution that registers it.
-        value: The class, or None where it is not to be had.
+        value: The class, or None where it could not be loaded.
         error: Why it is not.
     """
 

@@ -30,7 +30,7 @@ def expect(kind: type | UnionType, expected: str, fix: str | None = None, /, **g
 
 
 def expect_each(kind: type | UnionType, expected: str, fix: str | None = None, /, **given: object) -> None:
-    """Refuse what is no list, or other collection, of things of a type; a text is no list of its characters.
+    """Refuse what is not a list, or other collection, of things of a type; a string is not taken as one.
 
     Raises:
         OptionError: It is something else, or holds something else.
@@ -43,7 +43,7 @@ def expect_each(kind: type | UnionType, expected: str, fix: str | None = None, /
 
 
 def expect_whole(least: int = 1, /, **given: object) -> None:
-    """Refuse what is no whole number, numpy's among them, or too small a one.
+    """Refuse what is not an integer (numpy's count) or is below the least.
 
     Raises:
         OptionError: It is none.

@@ -61,7 +61,7 @@ def extract(
     opt.output(partial, force=True, ANCHORS=anchors, OUTPUT=output)
     if fresh and partial.exists() and _measured(partial) is None:
         raise CheckpointError(
-            f"{str(partial)!r} is no checkpoint, and --fresh deletes it",
+            f"{str(partial)!r} is not a checkpoint, and --fresh deletes it",
             expected="a checkpoint",
             fix="name another file",
         )

@@ -79,7 +79,7 @@ def load_model(model: str, options: Mapping[str, Any]) -> VLM:
 
 
 def _readable(source: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns; whatever transformers raises about a source that is no sound model, in our form."""
+    """What `load` returns; whatever transformers raises about a source that is not a valid model, in our form."""
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise OptionError(f"the folder {source!r} holds no config.json", expected="a folder that holds a model")
     try:

@@ -211,15 +211,15 @@ def settings(given: Iterable[str] | None) -> dict[str, Any]:
 
 
 def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
-    """Numbers from a text with commas between them.
+    """Numbers from a comma-separated text.
 
     Raises:
-        typer.BadParameter: One is none.
+        typer.BadParameter: An item is not a number.
     """
     try:
         return [kind(item) for item in text.split(",") if item.strip()]
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} are not numbers with commas between", param_hint=option) from error
+        raise typer.BadParameter(f"{text!r} is not a comma-separated list of numbers", param_hint=option) from error
 
 
 def _json_or_text(value: str, key: str) -> Any:

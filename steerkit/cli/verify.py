@@ -29,7 +29,7 @@ def verify(
     Whether it is sound, signed and current, belongs to the model, and what it does to its refusals.
 
     One line for each check: pass, warn, fail or skip. Exit code 1 if one failed; with --policy warn or off, only for
-    a file that is no sound pack, or of other sizes than the model.
+    a file that is not a valid pack, or of other sizes than the model.
 
     Args:
         pack: The pack.

@@ -56,7 +56,7 @@ class CallStack(threading.local):
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Passes inside are nobody's."""
+        """Passes inside belong to no call."""
         outer, self.current = self.current, None
         entered, self.entered = self.entered, None
         self.unobserved += 1

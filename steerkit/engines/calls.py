@@ -157,7 +157,7 @@ class CallTracker:
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:
-        """Passes of this thread inside are nobody's: they are neither steered nor counted."""
+        """Passes of this thread inside belong to no call: they are neither steered nor counted."""
         with self.thread.hidden():
             yield
 

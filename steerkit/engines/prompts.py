@@ -176,7 +176,7 @@ class Prompt:
         else:
             problem = (
                 f"tokens={tokens!r} in a call with input_ids for {ids.shape[1]} of the {length} positions that the "
-                "decoder reads: the others are no tokens, as those of a soft prompt"
+                "decoder reads: the others are not tokens but, for example, a soft prompt"
             )
         raise EngineError(
             problem,

@@ -245,14 +245,14 @@ class Receipt(Counts):
 
     def __str__(self) -> str:
         """One line for people."""
-        alone = f"; {self.left_alone} prompts left alone" if self.left_alone else ""
+        alone = f"; {_count(self.left_alone, 'prompt')} left alone" if self.left_alone else ""
         if self.unsteered_calls:
-            alone += f"; {self.unsteered_calls} calls from outside the block not steered"
+            alone += f"; {_count(self.unsteered_calls, 'call')} from outside the block not steered"
         if self.empty:
             return f"nothing was steered{alone}"
         if not any(count.tokens for count in self.sites.values()):
             return f"nothing was steered: no gate was open{alone}"
-        seen = f"{len(self.vision_layers)} layers of the vision tower, {self.vision_tokens} image tokens each"
+        seen = f"{_count(len(self.vision_layers), 'layer')} of the vision tower, {self.vision_tokens} image tokens each"
         if not self.layers:
             return f"steered {seen}{alone}"
         more = f"; and {seen}" if self.vision_layers else ""
@@ -260,10 +260,15 @@ class Receipt(Counts):
         size = f", by up to {100 * max(changes):.1f} % of the hidden state" if changes else ""
         vectors = self.vectors if len(self._vectors) > 1 else ()
         shares = ", ".join(f"{each.name} {100 * each.share:.0f} %" for each in vectors if not math.isnan(each.share))
+        which = "-".join(map(str, dict.fromkeys((self.layers[0], self.layers[-1]))))
         return one_line(
-            f"steered {len(self.layers)} layers ({self.layers[0]}-{self.layers[-1]}), {self.prompt_tokens} prompt and "
+            f"steered {_count(len(self.layers), 'layer')} ({which}), {self.prompt_tokens} prompt and "
             f"{self.generated_tokens} generated tokens each{size}{f' ({shares})' if shares else ''}{more}{alone}"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _at(sites: dict[tuple[int, str], SiteCount], layer: int, site: str) -> SiteCount:

@@ -54,7 +54,7 @@ class Outcome:
 
     @property
     def garbled(self) -> Estimate:
-        """Requests of both kinds whose answer is no answer to anything."""
+        """Requests of both kinds whose answer answers nothing."""
         return rate(bool(each.garbled) for each in (*self.harmful, *self.harmless))
 
     @property
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def check_measurable(vlm: object, suite: object) -> None:
-    """Refuse what is no VLM, or no suite.
+    """Refuse what is not a VLM, or not a suite.
 
     Raises:
         OptionError: One of them is something else.
@@ -139,7 +139,7 @@ def check_measurable(vlm: object, suite: object) -> None:
     expect(
         Suite,
         "a Suite: prompts and a judge",
-        "sk.evaluation.Suite(name, harmful, harmless, utility, judge)",
+        "sk.evaluation.load_suite(file), or sk.evaluation.Suite(name, harmful, harmless, utility, judge)",
         suite=suite,
     )
 

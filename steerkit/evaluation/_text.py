@@ -30,7 +30,7 @@ WINDOW = 100
 """A refusal phrase counts if it begins within so many characters: later ones are usually advice, or a caveat."""
 
 FOREIGN_SHARE = 0.2
-"""Share of control, unassigned and replacement characters from which an answer is no text."""
+"""Share of control, unassigned and replacement characters from which an answer does not count as text."""
 
 REPEATS = 4
 """A unit that an answer ends in, repeated so often, over half of the answer at least, is a loop."""
@@ -124,7 +124,7 @@ def states(answer: str, expected: str) -> bool:
 
 
 def is_garbled(answer: str) -> bool:
-    """Whether an answer is empty, is no text, or repeats itself without end."""
+    """Whether an answer is empty, is not text, or repeats itself without end."""
     if not any(character.isalnum() for character in answer):
         return True
     foreign = sum(character == "\ufffd" or _is_control(character) for character in answer)

@@ -222,7 +222,7 @@ class Intervention(Frozen):
             return strength
         for key in strength:
             if isinstance(key, str) and not key.isidentifier() and not _LAYER.fullmatch(key):
-                raise ValueError(f"{key!r:.40} is no layer: '01' and '1' would be the same")
+                raise ValueError(f"{key!r:.40} is not a layer number: '01' and '1' would be the same")
         # keys of JSON are strings, which a strict reading takes for no integers
         return {int(key) if isinstance(key, str) and _LAYER.fullmatch(key) else key: strength[key] for key in strength}
 

@@ -15,10 +15,10 @@ from steerkit.models import Sample
 def require_neighbours(anchors: Sequence[Sample]) -> None:
     """For `plan`, after `require_labels`: refuse anchors that are not pairs of one label each, next to each other."""
     labels = [anchors[index].label for index in range(len(anchors))]
-    lonely = next((i for i in range(0, len(labels), 2) if len(set(labels[i : i + 2])) != 2), None)
-    if lonely is not None:
+    unpaired = next((i for i in range(0, len(labels), 2) if len(set(labels[i : i + 2])) != 2), None)
+    if unpaired is not None:
         raise EmptyAnchorSetError(
-            f"anchor {lonely} begins a pair labelled {labels[lonely : lonely + 2]}",
+            f"anchor {unpaired} begins a pair labelled {labels[unpaired : unpaired + 2]}",
             expected="pairs of neighbours of different labels",
             fix="put the two samples of each pair next to each other, and leave out what has no partner",
         )

@@ -56,7 +56,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_processor(processor: Any, architecture: Architecture, name: str) -> None:
-    """Refuse what is no processor, or none of such a model.
+    """Refuse what is not a processor, or none of such a model.
 
     Args:
         processor: What was given.

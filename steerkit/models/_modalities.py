@@ -1,4 +1,4 @@
-"""Which prompts of a call hold anything that is no text."""
+"""Which prompts of a call hold anything other than text."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def read_samples(
 
 
 def _listed(source: Any) -> Iterator[Any]:
-    """The elements of a list of rows; a table iterates over the names of its columns, which are no rows."""
+    """The elements of a list of rows; a table iterates over the names of its columns, which are not rows."""
     table = next((name for name in _TABLES if hasattr(source, name)), None)
     if isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable) or table:
         raise SampleError(

@@ -86,7 +86,7 @@ def _decoded(path: Path, raw: bytes, line: int) -> str:
 
 
 def _numbered(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file as it was when it was opened; what is written to it meanwhile is no part of it."""
+    """The lines of a file as it was when it was opened; what is written to it meanwhile is not part of it."""
     left = os.fstat(file.fileno()).st_size
     for number, raw in enumerate(file, start=1):
         if len(raw) > left:

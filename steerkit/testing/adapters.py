@@ -55,7 +55,7 @@ def adapter_checks(adapter: type[ModelAdapter], make: Make | None = None) -> lis
         One check for each demand (and model); nothing runs before the first is called.
 
     Raises:
-        ContractError: The adapter is no subclass of ModelAdapter.
+        ContractError: The adapter is not a subclass of ModelAdapter.
         OptionError: There is no tiny model for the adapter, and no function that makes one is given.
 
     Example:
@@ -117,7 +117,7 @@ def modules_exist(case: AdapterCase) -> None:
             raise ContractError(f"{type(model).__name__} has no module {path!r}") from error
     blocks: Any = model.get_submodule(found.layers)
     if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) != found.layer_count:
-        raise ContractError(f"{found.layers!r} is no list of {found.layer_count} modules")
+        raise ContractError(f"{found.layers!r} is not a list of {found.layer_count} modules")
     for path in found.transient:
         owner, _, name = path.rpartition(".")
         if name not in vars(model.get_submodule(owner)):

@@ -63,7 +63,7 @@ class ContractCheck:
 
 
 def require_subclass(kind: object, base: type) -> None:
-    """Refuse what is no class of the right kind: every check of it would fail for the same reason.
+    """Refuse what is not a class of the right kind: every check of it would fail for the same reason.
 
     Raises:
         ContractError: It is none.
@@ -71,7 +71,7 @@ def require_subclass(kind: object, base: type) -> None:
     if not isinstance(kind, type) or not issubclass(kind, base):
         what = kind.__name__ if isinstance(kind, type) else f"an object of type {type(kind).__name__}"
         raise ContractError(
-            f"{what} is no subclass of {base.__name__}",
+            f"{what} is not a subclass of {base.__name__}",
             expected=f"a class derived from steerkit.{base.__name__}",
             fix="pass the class itself, and derive it",
         )

@@ -62,7 +62,7 @@ def method_checks(
         One check for each demand; nothing runs before the first is called.
 
     Raises:
-        ContractError: The method is no subclass of SteeringMethod.
+        ContractError: The method is not a subclass of SteeringMethod.
 
     Example:
         >>> @pytest.mark.parametrize("check", method_checks(MyMethod), ids=str)
@@ -103,7 +103,9 @@ def declares_itself(case: MethodCase) -> None:
         raise ContractError(f"{case.kind.__name__} does not implement {missing}")
     for attribute in ("name", "paper"):
         if not isinstance(getattr(case.kind, attribute, None), str) or not getattr(case.kind, attribute):
-            raise ContractError(f"{case.kind.__name__}.{attribute} is no text", fix=f"{attribute}: ClassVar[str] = ...")
+            raise ContractError(
+                f"{case.kind.__name__}.{attribute} is not a string", fix=f"{attribute}: ClassVar[str] = ..."
+            )
     if not re.fullmatch(r"[a-z][a-z0-9_]*", case.kind.name):
         raise ContractError(f"the name is {case.kind.name!r}", fix="lower-case letters, digits and underscores")
     lines = (case.kind.__doc__ or "").splitlines()

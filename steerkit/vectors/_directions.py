@@ -138,9 +138,9 @@ class Directions:
         """
         try:
             metadata = PackMetadata.model_validate({**self.metadata.model_dump(), **fields})
-        except ValueError as error:
+        except ValidationError as error:
             raise OptionError(
-                f"metadata can't take {sorted(fields)} ({error})", expected="fields of PackMetadata"
+                f"metadata can't take {sorted(fields)} ({faults(error)})", expected="fields of PackMetadata"
             ) from error
         return type(self)(self.tensors, metadata)
 

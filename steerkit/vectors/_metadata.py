@@ -172,7 +172,7 @@ class ProbeRecord(Frozen):
     """What a model, its template and its processor make of one fixed prompt.
 
     Attributes:
-        name: Which prompt; `steerkit/fingerprint.py` holds them.
+        name: Which prompt; `steerkit/analysis/_fingerprint.py` holds them.
         tokens_sha256: Digest of the token ids that the template and the tokenizer make of it.
         pixel_shape: Shape of what the image processor makes of its image; empty without one.
         pixels: A few of those values, evenly spaced over the flattened tensor.
@@ -311,7 +311,7 @@ class PackMetadata(Frozen):
 
 
 def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
-    """Validate the document of a pack; nothing is converted: `"1"` is no number, and `1` is no text.
+    """Validate the document of a pack; nothing is converted: `"1"` is not a number, and `1` is not a string.
 
     Raises:
         PackFormatError: A field is missing, unknown or out of bounds; the message names each.

@@ -163,7 +163,7 @@ class SteeringVector(Algebra):
         ref: str | Path = name
         if Path(name).exists():
             ref = Path(name).absolute()  # a name without a slash would be that of a bundled pack
-        elif isinstance(name, str) and _REPOSITORY.fullmatch(name):
+        elif isinstance(name, str) and _REPOSITORY.fullmatch(name) and not name.startswith("."):  # `./name` is a path
             ref = f"hf://{name}"
         return load(ref, revision=revision, sha256=sha256, offline=local_files_only, policy=policy)
 

@@ -205,7 +205,7 @@ class PromptedModel:
 
     @contextmanager
     def unnoticed(self) -> Iterator[None]:
-        """Passes of this thread inside are nobody's: no steering, receipt, trace or later call notices them."""
+        """Passes of this thread inside belong to no call: no steering, receipt, trace or later call notices them."""
         with ExitStack() as stack:
             tracker = stack.enter_context(CallTracker.of(self.model, self.architecture))
             stack.enter_context(tracker.unobserved())

@@ -32,7 +32,7 @@ def load_vector(
         sha256: The only digest to accept, if the reference does not name it.
         offline: Whether to use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
         policy: What becomes of the checks that need no model (`steerkit verify` lists them). `strict`: a failed one is
-            an error; `warn`: a `TrustWarning`; `off`: nothing is said. A file that is no sound pack is an error always.
+            an error; `warn`: a `TrustWarning`; `off`: nothing is said. A file that is not a pack is always an error.
         trust: Whose signatures count; default: the user's trust file. That a pack is unsigned, or signed by somebody
             unknown, is said only where this names signers.
 

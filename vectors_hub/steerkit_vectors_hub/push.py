@@ -78,7 +78,8 @@ def prepare(
         raise PublishError(
             f"the pack does not say {', '.join(missing)}",
             expected="; ".join(f"{name}: {what}" for name, what in missing.items()),
-            fix="vector.with_metadata(...), or the options of `steerkit push`",
+            fix="vector.with_metadata(...), or the options --license, --model-id, --model-revision and --anchor-name "
+            "of `steerkit push`",
         )
     data = vector.to_bytes()
     digest = hashlib.sha256(data).hexdigest()

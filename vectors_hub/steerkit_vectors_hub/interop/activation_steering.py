@@ -2,7 +2,7 @@
 
 Layer convention: `directions[N]` is added at the INPUT of the decoder block with index N, blocks counting from 0
 (`LeashLayer.forward` changes `hidden_states` and then calls the block). The input of block N is the output of block N
-- 1, so N becomes N - 1 here. Layer 0 would be the embedding, which is no block's output: an error, unless other
+- 1, so N becomes N - 1 here. Layer 0 would be the embedding, which is not a block's output: an error, unless other
 layers are chosen. The library measures its directions one block later than it adds them, at `hidden_states[N + 1]`;
 this converter keeps what the library does with a file.
 
@@ -61,7 +61,7 @@ class ActivationSteering(ForeignReader):
         layers = chosen(found, choice, name)
         if 0 in layers:
             raise LayerRangeError(
-                f"{name} holds layer 0, the input of block 0, which is no block's output",
+                f"{name} holds layer 0, the input of block 0, which is not the output of any block",
                 expected="layers from 1",
                 fix=f"choose the layers that you steer, on the command line --layers; it holds {layers[1:]}",
             )

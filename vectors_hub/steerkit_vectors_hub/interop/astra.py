@@ -2,7 +2,7 @@
 
 Layer convention: the number is an index of `output_hidden_states`, where 0 is the embedding: N is the output of the
 decoder block with index N - 1, and the evaluation scripts hook `layers[steer_layer - 1]`. So N becomes N - 1 here.
-Index 0 is no block's output and is refused; so is the index of the last block, because `hidden_states[-1]` is taken
+Index 0 is not a block's output and is refused; so is the index of the last block, because `hidden_states[-1]` is taken
 behind the final norm.
 
 A file maps a number per prompt to `{N: [activation, ...]}`; the direction v is their mean. The scripts subtract, at

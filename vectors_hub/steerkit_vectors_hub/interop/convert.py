@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from steerkit._internal.faults import faults
 from steerkit._internal.files import open_regular, replacing
+from steerkit._internal.validation import expect
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
 from steerkit.vectors import PackMetadata, SteeringVector
 from steerkit.vectors.formats.container import MAX_FILE
@@ -36,6 +37,7 @@ def read(
     Raises:
         SteerKitError: The file is damaged, forged, ambiguous or says something that steerkit can't express.
     """
+    expect(ModelFacts, "a steerkit_vectors_hub.interop.ModelFacts", model=model)
     path, choice = Path(path), choice or Choice()
     if not path.exists():
         raise OptionError(f"{str(path)!r} does not exist", expected="a file of another library")
@@ -108,7 +110,7 @@ def assemble(foreign: Foreign, model: ModelFacts, name: str, origin: str) -> Ste
             )
         if foreign.last_is_normed and key.layer == record.layer_count - 1:
             raise LayerRangeError(
-                f"{name} holds the hidden state behind the final norm, which is no block's output",
+                f"{name} holds the hidden state behind the final norm, which is not the output of any block",
                 expected="a layer below the last",
             )
     tensors = dict(foreign.tensors)

@@ -29,7 +29,7 @@ def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int,
             kind = intervention.prompts.replace("_", " ")
             lost.append(f"intervention {index} steers prompts {kind} only; the file will steer all")
         if intervention.phase != "both":
-            lost.append(f"intervention {index} steers in the phase {intervention.phase!r}; the file will in both")
+            lost.append(f"intervention {index} steers in the phase {intervention.phase!r}; the file will steer in both")
         if intervention.norm_preserving:
             lost.append(f"intervention {index} preserves norms; the file will not")
         layers = [key.layer for key in vector.tensors if key[1:] == ("resid_post", stored.name, "language")]

@@ -41,7 +41,7 @@ class SteerkitProbe(ForeignReader):
     """`Probe.save` files."""
 
     title: ClassVar[str] = "a probe of the PyPI package steerkit"
-    convention: ClassVar[str] = "layer N is the hook site of block N, blocks from 0; -1 and n are no block"
+    convention: ClassVar[str] = "layer N is the hook site of block N, blocks from 0; -1 and n are refused"
     takes: ClassVar[frozenset[str]] = frozenset({"direction"})
 
     def recognises(self, path: Path, head: bytes) -> bool:
@@ -73,7 +73,7 @@ class SteerkitProbe(ForeignReader):
             )
         site, shift = _SITES[hook]
         if layer + shift < 0:
-            raise LayerRangeError(f"{name}: the input of block 0 is no block's output", expected="a later block")
+            raise LayerRangeError(f"{name}: the input of block 0 is not a block's output", expected="a later block")
         which = choice.direction or metadata.get("default_method", "")
         if _PREFIX + which not in tensors:
             held = [label.removeprefix(_PREFIX) for label in tensors if label.startswith(_PREFIX)]

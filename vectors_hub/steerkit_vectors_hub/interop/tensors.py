@@ -233,7 +233,7 @@ def _the_only(layer: int | None, choice: Choice, name: str) -> int:
 
 
 def _check_inside(layers: list[int], numbering: Numbering, choice: Choice, name: str) -> None:
-    """Refuse what is no block's output: the embedding, and what lies behind the final norm."""
+    """Refuse what is not the output of any block: the embedding, and what lies behind the final norm."""
     outside = [0] if numbering != "block" else []
     if numbering == "hidden_states" and choice.layer_count is not None:
         outside.append(choice.layer_count)

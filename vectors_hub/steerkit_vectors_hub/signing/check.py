@@ -272,7 +272,7 @@ def _stranger(data: bytes, signed: SignatureFile, trust: TrustFile) -> Check:
         "stranger",
         "signed by nobody in the trust file: it "
         + (
-            f"was made with {who}, for whom nobody there vouches"
+            f"was made with {who}, which the trust file does not name"
             if verdict.answer == "trusted"
             else f"names {who} as its signer; not verified, since {verdict.reason}"
         ),

@@ -31,7 +31,7 @@ class Verdict:
 
     Attributes:
         answer: `trusted`: they did; `tampered`: the signature is not genuine; `stranger`: the certificate is another's;
-            `expired`, `not_yet_valid`: the certificate is; `unchecked`: what the verification needs can't be had;
+            `expired`, `not_yet_valid`: the certificate is; `unchecked`: what the verification needs is missing;
             `out_of_scope`: they do not sign for this reference.
         reason: The library's own words.
     """

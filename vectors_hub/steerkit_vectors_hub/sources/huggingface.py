@@ -265,7 +265,7 @@ def translated(what: str, *, cached: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _bounded_answers() -> Iterator[None]:
-    """Have the client read at most MAX_ANSWER of what is no file: by itself it reads to the end, also of an error."""
+    """Have the client read at most MAX_ANSWER of anything but files: by itself it reads all, even of an error."""
     from huggingface_hub import get_session
 
     session, thread = get_session(), threading.get_ident()
