@@ -454,3 +454,29 @@ def test_samples_cross_process_boundaries(picture: Picture) -> None:
 def test_only_the_users_turns_must_say_something() -> None:
     turns = (("system", ""), ("user", "Hi"), ("assistant", ""), ("user", "Bye"))
     assert Sample(turns).turns == turns
+
+
+class Unspeakable:
+    """What has no text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("value", [10**5000, Unspeakable()], ids=["a huge number", "a failing repr"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda value: Sample(value),
+        lambda value: Sample([value]),
+        lambda value: Sample([{"role": value, "content": "text"}]),
+        lambda value: Sample([{"role": "user", "content": [{"type": "text", "text": value}]}]),
+        lambda value: Sample("text", label=value),
+        lambda value: Sample("text", chat_template_kwargs=value),
+        lambda value: as_samples(value),
+        lambda value: as_samples([value]),
+    ],
+)
+def test_what_can_not_be_shown_is_refused_as_anything_else(made: Callable[[Any], Any], value: Any) -> None:
+    with pytest.raises((SampleError, OptionError)):
+        made(value)

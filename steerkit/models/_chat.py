@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
+from steerkit._text import quoted
 from steerkit.errors import SampleError
 
 
@@ -52,7 +53,7 @@ def read_chat(turns: Any, images: Iterable[Any]) -> tuple[tuple[Turn, ...], tupl
         SampleError: It is not a chat, holds what a prompt can't hold, or has another number of places than images.
     """
     if isinstance(turns, (str, bytes, Mapping)) or not isinstance(turns, Sequence):
-        raise SampleError(f"the text of a sample is {turns!r:.80}", expected="a string or a list of turns")
+        raise SampleError(f"the text of a sample is {quoted(turns)}", expected="a string or a list of turns")
     beside = list(images)
     waiting, found, places = list(beside), [], 0
     kept: list[Turn] = []
@@ -110,7 +111,7 @@ def _role_and_content(turn: Any) -> tuple[str, Any]:
     listed = isinstance(content, Sequence) and not isinstance(content, (bytes, bytearray))
     if not isinstance(role, str) or role not in _ROLES or not listed:
         raise SampleError(
-            f"a turn is {turn!r:.80}",
+            f"a turn is {quoted(turn)}",
             expected="(role, content), or a mapping of the two: the role system, developer, user or assistant, the "
             "content a text or a list of parts",
         )
@@ -119,7 +120,7 @@ def _role_and_content(turn: Any) -> tuple[str, Any]:
 
 def _tools(turn: Any) -> SampleError:
     return SampleError(
-        f"a turn is {turn!r:.80}, which calls a tool or answers for one",
+        f"a turn is {quoted(turn)}, which calls a tool or answers for one",
         expected="turns of system, developer, user and assistant",
         fix="write what the tool said into a user turn, or leave the chat out",
     )
@@ -152,11 +153,11 @@ def _part(part: Any) -> tuple[Part, Any]:
             return IMAGE, _source(kind, part, sources[0]) if sources else _BESIDE
     elif isinstance(kind, str):
         raise SampleError(
-            f"a part of a turn has the type {kind!r:.40}",
+            f"a part of a turn has the type {quoted(kind, 40)}",
             expected="text, image or image_url: other kinds of parts can't be put into a prompt",
         )
     raise SampleError(
-        f"a part of a turn is {part!r:.80}",
+        f"a part of a turn is {quoted(part)}",
         expected="{'type': 'text', 'text': ...}, {'type': 'image'} with one of image, url, path and base64 or with "
         "none, or {'type': 'image_url', 'image_url': {'url': ...}}",
     )
@@ -167,10 +168,10 @@ def _source(kind: str, part: Mapping[str, Any], source: Any) -> Any:
     if kind != "image":
         source = source.get("url") if isinstance(source, Mapping) else source
         if not isinstance(source, str):
-            raise SampleError(f"a part of a turn is {part!r:.80}", expected="an image_url with a url")
+            raise SampleError(f"a part of a turn is {quoted(part)}", expected="an image_url with a url")
     elif part.get("base64") is not None:
         if not isinstance(source, str):
-            raise SampleError(f"a part of a turn is {part!r:.80}", expected="base64 as a string")
+            raise SampleError(f"a part of a turn is {quoted(part)}", expected="base64 as a string")
         return source if source.startswith("data:") else f"data:image/*;base64,{source}"
     return source
 
@@ -185,7 +186,7 @@ def checked_text(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise SampleError(
-            f"the text {text!r:.80} holds half a character ({error.reason})", expected="Unicode"
+            f"the text {quoted(text)} holds half a character ({error.reason})", expected="Unicode"
         ) from error
     return str(text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from steerkit._text import quoted
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.interventions import View
 from steerkit.models._adapter import Images
@@ -29,7 +30,7 @@ def shown(sample: Sample, images: Images, seed: int) -> Sample:
         made = images(sample)
         if isinstance(made, str) or not isinstance(made, Sequence):
             raise MissingImageError(
-                f"the function gave {made!r:.80} of type {type(made).__name__}",
+                f"the function gave {quoted(made)} of type {type(made).__name__}",
                 expected="a list of as many images as the sample has",
             )
         if len(made) != len(sample.images):
@@ -61,7 +62,7 @@ def hides_images(images: Images) -> bool:
     """
     if not callable(images) and images not in (True, False, *View.__args__):
         raise OptionError(
-            f"images is {images!r}", expected="True, False, " + ", ".join(View.__args__) + " or a function"
+            f"images is {quoted(images)}", expected="True, False, " + ", ".join(View.__args__) + " or a function"
         )
     return images in (False, "text", "caption")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+from steerkit._text import quoted
 from steerkit.errors import SampleError
 from steerkit.models._chat import IMAGE, Place, Turn, checked_text, places, read_chat
 from steerkit.models._images import ImageLike, check_image, image_name, open_image
@@ -58,7 +59,7 @@ class Sample:
         for name in ("caption", "label"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise SampleError(f"{name} is {value!r:.80}", expected="a string or None")
+                raise SampleError(f"{name} is {quoted(value)}", expected="a string or None")
             if value is not None:
                 checked_text(value)
         object.__setattr__(self, "chat_template_kwargs", _checked_options(self.chat_template_kwargs))
@@ -207,7 +208,7 @@ def as_samples(given: Any) -> Sequence[Sample]:
         raise SampleError("the samples are one Sample", expected="a list of samples", fix="put it in a list: [sample]")
     if isinstance(given, (str, bytes, Mapping)):
         raise SampleError(
-            f"the samples are {given!r:.60}",
+            f"the samples are {quoted(given, 60)}",
             expected="a list of steerkit.Sample",
             fix="[sk.Sample(text, images=[...])], or sk.read_samples for a file",
         )
@@ -222,7 +223,7 @@ def as_samples(given: Any) -> Sequence[Sample]:
     for index, sample in enumerate(looked_at):
         if not isinstance(sample, Sample):
             raise SampleError(
-                f"sample {index} is {sample!r:.60} of type {type(sample).__name__}",
+                f"sample {index} is {quoted(sample, 60)} of type {type(sample).__name__}",
                 expected="a steerkit.Sample",
                 fix="sk.Sample(text, images=[...]), or sk.read_samples(list) for texts and mappings",
             )
@@ -257,7 +258,7 @@ def _checked_options(options: Any) -> dict[str, Any]:
         copy = None
     if not isinstance(options, Mapping) or not isinstance(copy, dict) or copy != dict(options):
         raise SampleError(
-            f"chat_template_kwargs is {options!r:.80}", expected="a mapping of names to what JSON can hold"
+            f"chat_template_kwargs is {quoted(options)}", expected="a mapping of names to what JSON can hold"
         )
     if taken := sorted(_NOT_OPTIONS & copy.keys()):
         raise SampleError(

@@ -152,12 +152,13 @@ class VLM(PromptedModel):
         for made in all_prepared(prepared, batched(samples, images, batch_size)):
             with self._asking(samples, images, made) as inputs, torch.no_grad():
                 output = self._generate(inputs, options)
-            answers = output if self.architecture.encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
-            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+                answers = output if self.architecture.encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
+                texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+                pairs = list(zip(made.indices, texts, strict=True))  # custom_generate may return anything
             done += len(made.indices)
             if progress is not None:
                 progress(done, len(samples))
-            for index, text in zip(made.indices, texts, strict=True):
+            for index, text in pairs:
                 yield index, text.strip()
 
     def _check_settings(self, options: Mapping[str, Any], target: nn.Module | None = None) -> Any:

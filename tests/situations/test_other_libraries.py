@@ -139,6 +139,22 @@ def test_finished_answers_survive_a_failure_of_the_model() -> None:
     assert vlm.generate([samples[number] for number in left], batch_size=2, **SHORT) == expected[4:]
 
 
+@pytest.mark.parametrize("made", [5, None, torch.full((2, 999), -7), torch.ones(1, 30, dtype=torch.long)])
+def test_what_is_no_answers_is_a_failure_that_keeps_the_finished_ones(made: Any) -> None:
+    samples = [sk.Sample(f"What is {at}?", (picture(at),)) for at in range(4)]
+    vlm = sk.wrap(*tiny.build("llava"))
+    (token,) = vlm.processor.tokenizer("cake", add_special_tokens=False)["input_ids"][:1]
+    calls: list[int] = []
+
+    def generate(model: Any, ids: torch.Tensor, **given: Any) -> Any:
+        calls.append(1)
+        return made if len(calls) == 2 else torch.nn.functional.pad(ids, (0, 1), value=token)
+
+    with pytest.raises(ModelError, match="samples 2 to 3 of 4") as caught:
+        vlm.generate(samples, batch_size=2, custom_generate=generate, **SHORT)
+    assert caught.value.finished == dict.fromkeys((0, 1), vlm.processor.tokenizer.decode([token]).strip())
+
+
 def test_an_interrupt_and_a_callback_keep_the_answers_too() -> None:
     samples = [sk.Sample(f"What is {at}?", (picture(at),)) for at in range(3)]
     vlm = sk.wrap(*tiny.build("llava"))
