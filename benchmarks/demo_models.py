@@ -23,7 +23,7 @@ from rich.table import Table
 
 import steerkit as sk
 from steerkit.demo import MODELS, SUITES, model_path
-from steerkit.demo.report import Figures, measure
+from steerkit.demo.figures import Figures, measure
 from steerkit.demo.world import anchors
 from steerkit.evaluation import load_suite, random_like
 

@@ -15,7 +15,8 @@ from toy import suite
 
 import steerkit as sk
 from steerkit.demo import ANCHORS, MODELS, SUITES, curriculum, model_path, train, world
-from steerkit.demo.report import Figures, measure, run
+from steerkit.demo.figures import Figures, measure
+from steerkit.demo.report import run
 from steerkit.demo.world import anchors
 from steerkit.errors import OptionError, UnknownNameError
 from steerkit.evaluation import load_suite, random_like

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from steerkit.demo.report import Figures
+from steerkit.demo.figures import Figures
 
 _LINES = (
     ("unsafe_rate", "unsafe rate (harmful + image)", "#c0392b", "o"),

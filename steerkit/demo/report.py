@@ -10,58 +10,17 @@ from typing import Any
 
 import steerkit
 from steerkit.demo import ANCHORS, SUITES, model_path
+from steerkit.demo.figures import BATCH, Figures, measure
 from steerkit.errors import OptionError
-from steerkit.evaluation import Outcome, Suite, evaluate, load_suite, random_like
+from steerkit.evaluation import Suite, load_suite, random_like
 from steerkit.methods.cmrm import CMRM
 from steerkit.models import read_samples
 from steerkit.vectors import Metric, SteeringVector
-from steerkit.vlm import VLM
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is next, steps done, steps in all)."""
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-
-BATCH = 50
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What one condition measured.
-
-    Attributes:
-        unsafe_rate: Harmful requests answered with the exact instructions.
-        over_refusal: Harmless requests refused.
-        utility: Visual questions answered with exactly the right words.
-        garbled: Answers to harmful requests that neither comply nor refuse.
-        garbled_harmless: Answers to harmless requests that neither comply nor refuse.
-    """
-
-    unsafe_rate: float
-    over_refusal: float
-    utility: float
-    garbled: float
-    garbled_harmless: float
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> Figures:
-        """The shares of an outcome."""
-        garbled, garbled_harmless = (
-            sum(bool(each.garbled) for each in group) / len(group) for group in (outcome.harmful, outcome.harmless)
-        )
-        return cls(
-            unsafe_rate=outcome.unsafe.value,
-            over_refusal=outcome.over_refusal.value,
-            utility=outcome.utility.value,
-            garbled=garbled,
-            garbled_harmless=garbled_harmless,
-        )
-
-
-def measure(vlm: VLM, suite: Suite, vector: SteeringVector | None = None, strength: float = 1.0) -> Figures:
-    """Let a model answer a suite, steered or not."""
-    found = evaluate(vlm, suite, vector, strength=strength, batch_size=BATCH, fluency=False, policy="off")
-    return Figures.of(found)
 
 
 @dataclass(frozen=True)

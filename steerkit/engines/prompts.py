@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from steerkit.engines.caches import kv_cache, recall
 from steerkit.errors import EngineError, OptionError
 from steerkit.interventions import TokenRole, Tokens
 from steerkit.models import Architecture, visual_rows
-
-if TYPE_CHECKING:
-    from steerkit.engines.passes import Pass
 
 _BY_CONTENT = ("image", "text", "system", "after_image")
 
@@ -57,7 +54,7 @@ class Prompt:
         cache: The KV cache that the passes of a `generate` share.
         loops: The Python modules from which a `generate` makes its passes.
         frame: The frame in which the call runs.
-        interrupted: The pass inside which it was made.
+        interrupted: The pass inside which it was made, a `Pass`; None if there was none.
         graded: Whether gradients can flow through it.
     """
 
@@ -76,7 +73,7 @@ class Prompt:
     cache: Any = None
     loops: frozenset[str] = frozenset()
     frame: FrameType | None = None
-    interrupted: Pass | None = None
+    interrupted: Any = None
     graded: bool = field(default_factory=torch.is_grad_enabled)
 
     @property

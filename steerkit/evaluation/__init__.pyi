@@ -1,6 +1,7 @@
 # The names that are offered here, and where each lives; `_internal.lazy` reads this list as well as type checkers.
 
 from steerkit.evaluation._calibrate import Calibration as Calibration, calibrate as calibrate
+from steerkit.evaluation._cases import Case as Case
 from steerkit.evaluation._compare import (
     Comparison as Comparison,
     Entry as Entry,
@@ -25,7 +26,7 @@ from steerkit.evaluation._statistics import (
     rate as rate,
     sign_test as sign_test,
 )
-from steerkit.evaluation._suites import Case as Case, Suite as Suite, load_suite as load_suite
+from steerkit.evaluation._suites import Suite as Suite, load_suite as load_suite
 from steerkit.evaluation._text import (
     REFUSALS as REFUSALS,
     WINDOW as WINDOW,

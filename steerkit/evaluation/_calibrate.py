@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from steerkit._internal.validation import expect
 from steerkit.errors import OptionError
+from steerkit.evaluation._cases import Case
 from steerkit.evaluation._evaluate import answers, check_measurable, check_vectors, steered
 from steerkit.evaluation._judges import Judgement, judgements, rightness
 from steerkit.evaluation._kl import Divergence, by_layer
 from steerkit.evaluation._search import Budget, Progress, ascending, check_range, check_vector, largest, say, smallest
-from steerkit.evaluation._suites import Case, Suite
+from steerkit.evaluation._suites import Suite
 from steerkit.policy import Policy
 from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord
 from steerkit.vlm import VLM

@@ -14,7 +14,7 @@ from steerkit.errors import OptionError
 from steerkit.evaluation._text import REFUSALS, WINDOW, is_garbled, is_refusal, states, words
 
 if TYPE_CHECKING:
-    from steerkit.evaluation._suites import Case
+    from steerkit.evaluation._cases import Case
 
 
 @dataclass(frozen=True, slots=True)

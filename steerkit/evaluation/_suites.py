@@ -16,32 +16,16 @@ from steerkit._internal.json import json_object
 from steerkit._internal.validation import PATH, expect, expect_each, expect_whole
 from steerkit._text import quoted
 from steerkit.errors import EmptyAnchorSetError, SampleError, SteerKitError
+from steerkit.evaluation._cases import Case
 from steerkit.evaluation._judges import Judge, PhraseJudge
 from steerkit.evaluation._text import REFUSALS
 from steerkit.interventions import Frozen
-from steerkit.models import Sample, read_samples
+from steerkit.models import read_samples
 
 KINDS = ("harmful", "harmless", "utility")
 
 LARGEST = 2**28
 """Bytes of a suite file, images in it included."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One prompt and, where there is one, the answer that is looked for.
-
-    Attributes:
-        sample: The prompt.
-        answer: For a request, what an answer that complies must hold. For a question, the right answer.
-    """
-
-    sample: Sample
-    answer: str | None = None
-
-    def __post_init__(self) -> None:
-        expect(Sample, "a steerkit.Sample", "sk.evaluation.Case(sk.Sample(text))", sample=self.sample)
-        expect(str | None, "a text, or None", answer=self.answer)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,6 @@ from steerkit.methods._base import (
     Plan as Plan,
     SteeringMethod as SteeringMethod,
     by_label as by_label,
-    require_anchors as require_anchors,
-    require_captions as require_captions,
-    require_images as require_images,
-    require_labels as require_labels,
-    require_vision as require_vision,
 )
 from steerkit.methods._checkpoint import (
     Progressed as Progressed,
@@ -20,6 +15,13 @@ from steerkit.methods._checkpoint import (
 from steerkit.methods._moments import Groups as Groups, Moments as Moments, merge_groups as merge_groups
 from steerkit.methods._probes import fit_probes as fit_probes
 from steerkit.methods._registry import get_method as get_method, method_names as method_names
+from steerkit.methods._requirements import (
+    require_anchors as require_anchors,
+    require_captions as require_captions,
+    require_images as require_images,
+    require_labels as require_labels,
+    require_vision as require_vision,
+)
 from steerkit.methods.actadd import ActAdd as ActAdd
 from steerkit.methods.adasteer import AdaSteer as AdaSteer
 from steerkit.methods.astra import ASTRA as ASTRA

@@ -27,12 +27,8 @@ from steerkit._internal.validation import PATH, expect, expect_one_of, expect_wh
 from steerkit.errors import (
     CheckpointError,
     EmptyAnchorSetError,
-    LabelError,
-    MissingImageError,
     NonFiniteError,
     OptionError,
-    SampleError,
-    UnsupportedModelError,
 )
 from steerkit.interventions import Frozen, Intervention
 from steerkit.methods._checkpoint import Progressed, check_place, load_checkpoint, save_checkpoint
@@ -322,70 +318,6 @@ def _model_and_anchors(
     from steerkit.vlm import wrap
 
     return wrap(model, processor), () if anchors is None else anchors
-
-
-def require_anchors(anchors: Sequence[Sample]) -> None:
-    """For `plan`: refuse an empty anchor set."""
-    if len(anchors) == 0:
-        raise EmptyAnchorSetError(
-            "the anchor set is empty", expected="at least one sample", fix="read some with steerkit.read_samples"
-        )
-
-
-def require_vision(model: SteerableModel) -> None:
-    """For `plan`: refuse a language model that takes no images."""
-    if not model.architecture.image_token_ids:
-        raise UnsupportedModelError(
-            f"{model.record.architecture} takes no images, and the method measures what an image does to a model",
-            expected="a vision-language model",
-            fix="use a method that contrasts texts, such as CAA or RefusalDirection",
-        )
-
-
-def require_images(anchors: Sequence[Sample]) -> None:
-    """For `plan`: refuse anchors without images."""
-    for index in range(len(anchors)):
-        if not anchors[index].images:
-            raise MissingImageError(
-                f"anchor {index} ({str(anchors[index].text)[:60]!r}) has no image",
-                expected="an image in every anchor",
-                fix="give it one (a blank image will do for a method that replaces it), or leave the sample out",
-            )
-
-
-def require_captions(anchors: Sequence[Sample]) -> None:
-    """For `plan`: refuse anchors without captions."""
-    for index in range(len(anchors)):
-        if anchors[index].caption is None:
-            raise SampleError(
-                f"anchor {index} ({str(anchors[index].text)[:60]!r}) has no caption",
-                expected="a caption in every anchor",
-                fix="give it one, or leave the sample out",
-            )
-
-
-def require_labels(anchors: Sequence[Sample], *labels: str) -> None:
-    """For `plan`: refuse anchors that lack one of the labels altogether, or carry another.
-
-    Raises:
-        LabelError: It is so. Its `labels` tell `steerkit.testing` what anchors the method needs.
-    """
-    counts = Counter(anchors[index].label for index in range(len(anchors)))
-    for label in labels:
-        if not counts[label]:
-            raise LabelError(
-                f"no anchor is labelled {label!r} (labels: {dict(counts)})",
-                labels=labels,
-                expected="anchors labelled " + " and ".join(map(repr, labels)),
-                fix="label the samples, or configure the method with the labels that they carry",
-            )
-    if unknown := sorted(str(label) for label in counts if label not in labels):
-        raise LabelError(
-            f"{sum(counts[label] for label in counts if label not in labels)} anchors are labelled {unknown}",
-            labels=labels,
-            expected="only " + " and ".join(map(repr, labels)),
-            fix="leave them out",
-        )
 
 
 def by_label(batch: Sequence[Sample], captured: Mapping[int, Tensor], labels: Sequence[str]) -> Observations:

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from steerkit.errors import EmptyAnchorSetError
 from steerkit.interventions import Add, FiniteFloat, Intervention, Tokens
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups
+from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

@@ -18,17 +18,9 @@ from steerkit.interventions import (
     StoredDirection,
     _arithmetic as ops,
 )
-from steerkit.methods._base import (
-    Fit,
-    Observations,
-    Plan,
-    SteeringMethod,
-    by_label,
-    require_images,
-    require_labels,
-    require_vision,
-)
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from steerkit.interventions import Add, FiniteFloat, Intervention
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups
+from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

@@ -21,9 +21,10 @@ from steerkit.interventions import (
     StoredDirection,
     _arithmetic as ops,
 )
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, require_labels
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod
 from steerkit.methods._moments import Groups, Moments
 from steerkit.methods._pairs import difference_components
+from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

@@ -10,17 +10,9 @@ from torch import Tensor
 
 from steerkit.errors import EmptyAnchorSetError
 from steerkit.interventions import Add, FiniteFloat, Intervention, MeasuredContrast, Prompts, _arithmetic as ops
-from steerkit.methods._base import (
-    Fit,
-    Observations,
-    Plan,
-    SteeringMethod,
-    require_anchors,
-    require_captions,
-    require_images,
-    require_vision,
-)
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod
 from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._requirements import require_anchors, require_captions, require_images, require_vision
 from steerkit.models import Images, Sample, SteerableModel
 from steerkit.vectors import Key
 

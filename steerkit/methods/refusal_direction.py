@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from steerkit.interventions import Ablate, Add, FiniteFloat, Intervention, StoredDirection, Tokens
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups
+from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from steerkit.interventions import Add, FiniteFloat, Intervention, Tokens
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups
 from steerkit.methods._pairs import difference_components, neighbour_differences, require_neighbours
+from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

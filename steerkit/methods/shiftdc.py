@@ -8,17 +8,9 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from steerkit.interventions import AddProjection, FiniteFloat, Intervention, MeasuredContrast
-from steerkit.methods._base import (
-    Fit,
-    Observations,
-    Plan,
-    SteeringMethod,
-    by_label,
-    require_captions,
-    require_labels,
-    require_vision,
-)
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups
+from steerkit.methods._requirements import require_captions, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

@@ -19,9 +19,10 @@ from steerkit.interventions import (
     MeasuredContrast,
     StoredDirection,
 )
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label, require_labels, require_vision
+from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups
 from steerkit.methods._pairs import difference_components, neighbour_differences, pair_components, require_neighbours
+from steerkit.methods._requirements import require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 

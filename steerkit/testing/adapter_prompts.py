@@ -1,0 +1,194 @@
+"""How an adapter builds prompts: demands of the kit for adapters."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steerkit.errors import ContractError, SampleError, SteerKitError
+from steerkit.models import Sample, decode, encode
+from steerkit.testing.adapter_case import LONG, SHORT, SYSTEM, AdapterCase, chat
+from steerkit.testing.plain import Place, outputs
+from steerkit.testing.samples import picture
+
+
+def only_the_image_differs(case: AdapterCase) -> None:
+    """A prompt with an image, decoded and with the placeholder removed, is tokenised as the prompt without."""
+    case.needs_images()
+    for text in (SHORT, chat(LONG)):
+        bare = case.encode(Sample(text))["input_ids"][0].tolist()
+        row = case.encode(Sample(text, (picture(3, 48, 32),)))["input_ids"][0]
+        shown = decode(case.tokenizer, row)
+        if encode(case.tokenizer, shown) != row.tolist():
+            raise ContractError(f"the tokenizer does not read its own text {shown!r} back")
+        removed = re.sub(case.architecture.placeholder, "", shown)
+        if encode(case.tokenizer, removed) != bare:
+            raise ContractError(
+                f"without its placeholder the prompt is {removed!r}, and without an image "
+                f"{decode(case.tokenizer, torch.tensor(bare))!r}",
+                fix="render the same text for image_count=0, and let `placeholder` match all that stands for the image",
+            )
+
+
+def padding_is_in_front(case: AdapterCase) -> None:
+    """A batch is padded on the left and masked, whatever side the tokenizer pads on, which stays as it was."""
+    side = case.tokenizer.padding_side
+    try:
+        for other in ("left", "right"):
+            case.tokenizer.padding_side = other
+            for batch in case.kinds:
+                inputs = case.encode(*batch)
+                mask = inputs.get("attention_mask")
+                if mask is None or mask.shape != inputs["input_ids"].shape:
+                    raise ContractError("a batch has no attention_mask of the shape of its input_ids")
+                if not (mask[:, -1] == 1).all() or (mask.diff(dim=1) < 0).any() or mask[0, 0] != 0:
+                    raise ContractError(
+                        f"the mask of a short and a long prompt is {mask.tolist()}",
+                        fix="pad on the left: padding_side='left'",
+                    )
+            if case.tokenizer.padding_side != other:
+                raise ContractError(f"encode changes the tokenizer's padding_side from {other!r}")
+    finally:
+        case.tokenizer.padding_side = side
+
+
+def image_sizes_keep_the_shapes(case: AdapterCase) -> None:
+    """Images of the sizes that `image_sizes` tells are processed to the shapes of the originals."""
+    case.needs_images()
+    sizes = [(32, 32), (64, 24), (20, 60)]
+    inputs = case.encode(*[Sample(SHORT, (picture(7, *size),)) for size in sizes])
+    groups = case.vlm.adapter.image_sizes(case.vlm.processor, inputs)
+    try:
+        white = [[Image.new("RGB", (width, height)) for height, width in group] for group in groups]
+    except TypeError as error:
+        raise ContractError(f"image_sizes gives {groups!r}", fix="a list of groups of (height, width)") from error
+    if sum(map(len, white)) != len(sizes):
+        raise ContractError(f"image_sizes tells {sum(map(len, white))} sizes of {len(sizes)} images")
+    for key, value in case.vlm.processor.image_processor(images=white, return_tensors="pt").items():
+        if key in inputs and value.shape != inputs[key].shape:
+            raise ContractError(f"{key} of such images has shape {tuple(value.shape)}, not {tuple(inputs[key].shape)}")
+
+
+def image_tokens_in_texts_are_refused(case: AdapterCase) -> None:
+    """A text that contains an image token is a SampleError."""
+    case.needs_images()
+    for token in sorted(case.architecture.image_token_ids):
+        text = f"What is {case.tokenizer.convert_ids_to_tokens(token)}?"
+        try:
+            case.vlm.adapter.render(case.vlm.processor, Sample(text), 1)
+        except SampleError:
+            continue
+        raise ContractError(f"{text!r} is rendered", fix="raise SampleError in render")
+
+
+def rendering_opens_no_image(case: AdapterCase) -> None:
+    """`render` does not look at the images of a sample: it is called for every sample before any is opened."""
+    sample = Sample(SHORT, (Path("no-such-image.png"),)) if case.takes_images else Sample(SHORT)
+    shown = case.vlm.adapter.render(case.vlm.processor, sample, len(sample.images))
+    if shown != case.vlm.adapter.render(case.vlm.processor, replace(sample, images=()), len(sample.images)):
+        raise ContractError("the prompt depends on more than the text and the number of images")
+
+
+def several_images_work_or_are_refused(case: AdapterCase) -> None:
+    """A prompt with two images runs, or is a SampleError of `render`."""
+    case.needs_images()
+    two = Sample(SHORT, (picture(8), picture(9, 48, 32)))
+    try:
+        case.vlm.adapter.render(case.vlm.processor, two, 2)
+    except SampleError:
+        return
+    forth = _last_states(case, [two])
+    back = _last_states(case, [replace(two, images=two.images[::-1])])
+    if torch.allclose(forth, back, atol=1e-3):
+        raise ContractError("exchanging the two images changes nothing", fix="raise SampleError in render")
+
+
+def user_marker_opens_the_users_turn(case: AdapterCase) -> None:
+    """The `user_marker`, where there is one, stands between the system's text and the user's."""
+    marker = case.architecture.user_marker
+    if marker is None:
+        return
+    turns = (("system", SYSTEM), ("user", LONG))
+    prompt = case.vlm.adapter.render(case.vlm.processor, Sample(turns), int(case.takes_images))
+    before, found, after = prompt.partition(marker)
+    if not found or SYSTEM not in before or LONG not in after:
+        raise ContractError(f"{marker!r} does not open the user's turn of {prompt!r}")
+
+
+def every_part_of_a_chat_counts(case: AdapterCase) -> None:
+    """Where images stand, a begun answer and an option of the template are in the prompt, or a SampleError."""
+    earlier = chat(LONG)
+    asked, begun = Sample(earlier), Sample((*earlier, ("assistant", SHORT)))
+    parts = ({"type": "image"}, {"type": "text", "text": LONG})
+    later = Sample((*earlier[:-1], ("user", parts)), (picture(1),)) if case.takes_images else None  # type: ignore[arg-type]
+
+    def prompt_of(sample: Sample, images: int) -> str | None:
+        try:
+            return case.vlm.adapter.render(case.vlm.processor, sample, images)
+        except SteerKitError:
+            return None
+
+    prompt = prompt_of(asked, int(case.takes_images))
+    if later is not None and prompt is not None and prompt_of(later, 1) == prompt:
+        raise ContractError("an image of a later turn stands in the first", fix="render sample.messages(image_count)")
+    if (found := prompt_of(begun, 0)) is not None and not found.endswith(SHORT):
+        raise ContractError(f"an answer that begins with {SHORT!r} does not go on in {found!r}", fix="sample.continues")
+    if prompt_of(replace(asked, chat_template_kwargs={"no_such_option": 1}), 0) is not None:
+        raise ContractError("an option that no template reads is ignored", fix="sample.template_options(template)")
+
+
+def processor_loads(case: AdapterCase) -> None:
+    """`load_processor` reads a processor that was saved to a folder, and it encodes as the one that was saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        case.save(Path(folder))
+        loaded = case.vlm.adapter.load_processor(folder, local_files_only=True)
+    for batch in case.kinds:
+        found, expected = (
+            case.vlm.adapter.encode(
+                processor,
+                [case.vlm.adapter.render(processor, sample, len(sample.images)) for sample in batch],
+                [list(sample.images) for sample in batch],  # type: ignore[misc]
+            )
+            for processor in (loaded, case.vlm.processor)
+        )
+        if found.keys() != expected.keys() or not all(torch.equal(found[key], expected[key]) for key in found):
+            raise ContractError("the loaded processor encodes prompts differently")
+
+
+def _processed(case: AdapterCase, size: tuple[int, int]) -> int | None:
+    """How many image tokens the processor itself makes of an image; None where it takes no rendered prompts."""
+    text = case.vlm.adapter.render(case.vlm.processor, Sample(SHORT), 1)
+    try:
+        made = case.vlm.processor(text=[text], images=[picture(4, *size)], return_tensors="pt")
+    except (TypeError, ValueError, SteerKitError):
+        return None
+    return int(case.image_places(made["input_ids"]).sum())
+
+
+def _settings(processor: Any) -> dict[str, str]:
+    """The plain settings of a processor and its parts."""
+    parts = {"": processor, **{name: getattr(processor, name, None) for name in ("tokenizer", "image_processor")}}
+    plain = (bool, int, float, str, list, dict, type(None))
+    return {
+        f"{name}.{key}": repr(value)
+        for name, part in parts.items()
+        if part is not None and not inspect.isclass(part)
+        for key, value in vars(part).items()
+        if isinstance(value, plain)
+    }
+
+
+def _last_states(case: AdapterCase, batch: list[Sample]) -> Tensor:
+    """`[batch, hidden]`: the output of the last block at the last token."""
+    case.vlm.reset()
+    place: Place = (case.architecture.layer_count - 1, "resid_post")
+    found, _ = outputs(case.vlm.model, case.encode(*batch), case.architecture, [place])
+    return found[place][:, -1]
