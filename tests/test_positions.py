@@ -10,7 +10,7 @@ import torch
 from reference import directions, generate, picture, places, touched, vector
 
 import steerkit as sk
-from steerkit.errors import EngineError
+from steerkit.errors import EngineError, OptionError
 from steerkit.interventions import Phase, Selector, TokenRole, Tokens, last_positions, prompt_mask, select
 
 P, S, T, I = TokenRole.PAD, TokenRole.SYSTEM, TokenRole.TEXT, TokenRole.IMAGE  # noqa: E741
@@ -71,7 +71,7 @@ def test_selects_the_same_tokens_however_a_sequence_is_read(
 
 def test_a_row_of_padding_has_no_last_token() -> None:
     assert last_positions(ROLES).tolist() == [8, 6, 8]
-    with pytest.raises(ValueError, match="padding only"):
+    with pytest.raises(OptionError, match="padding only"):
         last_positions(torch.full((1, 3), int(P)))
 
 

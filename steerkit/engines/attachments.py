@@ -47,7 +47,7 @@ class Attachments:
         self._order: list[tuple[Registry, tuple[int, ...]]] = []
         self._refusals: list[Refuse] = []
         self._owners: dict[str, nn.Module] = {}
-        self._undo = [model.register_forward_pre_hook(self._begin).remove]
+        self._watches = [model.register_forward_pre_hook(self._begin)]
         self._unmark: dict[nn.Module, Callable[[], None]] = {}
 
     @classmethod
@@ -92,7 +92,7 @@ class Attachments:
         for path in owners:
             if path not in self._owners:
                 owner = self._owners[path] = model.get_submodule(path)
-                self._undo.append(owner.register_forward_pre_hook(self._begin_owner).remove)
+                self._watches.append(owner.register_forward_pre_hook(self._begin_owner))
 
     def _close(self, hooks: Sequence[Attached], refuse: Refuse) -> None:
         model = self._model()
@@ -107,7 +107,9 @@ class Attachments:
                 hook.purge(there)
         if self._hooks:
             return
-        for undo in (*self._undo, *self._unmark.values()):
+        for watch in self._watches:
+            watch.remove()
+        for undo in self._unmark.values():
             undo()
         put_early(self, ())
         if model is not None:
@@ -140,8 +142,15 @@ class Attachments:
                 self._check_owners()
                 self._arrange()
         for hooks, ours in self._order:
-            if tuple(hooks)[: len(ours)] != ours:  # in one step: other threads may register hooks meanwhile
+            now = tuple(hooks)  # in one step: other threads may register hooks meanwhile
+            if now[: len(ours)] == ours:
+                continue
+            if all(number in now for number in ours):
                 put_first(hooks, ours)
+            else:  # somebody has removed all hooks of the module
+                with lock:
+                    self._arrange()
+                break
         if registry_of_all(on_input=False) or registry_of_all(on_input=True):
             with lock:
                 put_early(self, self._hooks)
@@ -154,6 +163,15 @@ class Attachments:
                     f"{path} was replaced inside the steering block, so that calls since may not have been steered",
                     expected="what is around the steered blocks to stay; they and what is in them may be replaced",
                     fix="replace it before the block opens",
+                )
+        for watch in self._watches:
+            hooks = watch.hooks_dict_ref()
+            if hooks is not None and watch.id not in hooks:
+                raise EngineError(
+                    f"all hooks of {type(model).__name__}, or of a part of it, were removed inside the steering block, "
+                    "so that calls since may not have been steered",
+                    expected="hooks to be removed by whoever registered them, by their handles",
+                    fix="remove hooks before the block opens",
                 )
 
     def _arrange(self) -> None:
@@ -172,7 +190,7 @@ class Attachments:
                 raise shared(taken[module], hook.path)
             if hook.handle is None:
                 hook.hold(module)
-            elif module is not hook.module:
+            elif module is not hook.module or hook.handle.id not in registry_of(module, on_input=hook.on_input):
                 hook.attach(module)
         ordered: dict[int, tuple[Registry, list[int]]] = {}
         for hook in self._hooks:

@@ -54,7 +54,7 @@ class Block:
         self._overlooked = overlooked or _nothing
         self._said = False
         self._bodies = tuple(bodies(sys._getframe(1)))
-        self._tasks: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._opener: weakref.ref[Any] | None = None
         self._lock = threading.Lock()
         self._uses = 1
         self._ended = False
@@ -68,6 +68,8 @@ class Block:
         """Let calls from this context belong to it."""
         # one that was closed from another context is still named in this one
         _open.set((*(entry for entry in _open.get() if entry[1] or not entry[0].ended), (self, False)))
+        task = current_task()
+        self._opener = None if task is None else weakref.ref(task)
         if self._bodies:
             _in_generators.add(self)
 
@@ -80,10 +82,14 @@ class Block:
         _open.set(tuple(entry for entry in _open.get() if entry[0] is not self))
         _in_generators.discard(self)
         self._ended, self._bodies = True, ()
+        opener = None if self._opener is None else self._opener()
         for task, context in other_tasks():
-            if any(block is self for block, _ in context.get(_open, ())) and self.hold():
-                self._tasks.add(task)
+            opened = context.get(_open, ())
+            # the task that opened it is not inside any more, though another one closes its generator
+            if task is not opener and any(block is self for block, _ in opened) and self.hold():
                 task.add_done_callback(lambda _: self.release())
+                # and so the tasks and threads that this one starts from now on
+                context.run(_open.set, tuple((block, carried or block is self) for block, carried in opened))
         self.left = self._uses > 1
         self.release(*passing)
 
@@ -111,11 +117,7 @@ class Block:
         """Whether the running code is inside the block."""
         for block, carried in _open.get():
             if block is self:
-                if carried:
-                    return True
-                if self._ended:
-                    return bool(self._tasks) and current_task() in self._tasks
-                return all(body.runs() for body in self._bodies)
+                return carried or (not self._ended and all(body.runs() for body in self._bodies))
         return bool(self._bodies) and all(body.is_above() for body in self._bodies)
 
     def overlook(self) -> None:

@@ -4,7 +4,8 @@
 starts them. `threading.Thread` and `concurrent.futures.ThreadPoolExecutor` (so `loop.run_in_executor`) run in the
 context of nobody, before free-threaded Python 3.14. There is no other moment than the start of a thread at which it can
 be known who started it: so these two methods are wrapped for as long as any block is open, and put back afterwards.
-Outside of blocks the wrappers change nothing; inside, the new thread gets the blocks and no other context variable.
+Outside of blocks the wrappers change nothing; inside, the new thread gets the blocks and what else of ours is said in a
+context (`carry_along`), and no other context variable.
 
 The workers of an executor outlive what is submitted to them, so that each piece of work brings its own blocks along.
 Workers of other pools do as well, and take their work from a queue: they are given none. anyio's bring contexts along.
@@ -19,7 +20,8 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from steerkit.engines.blocks import Block, blocks_here, inside
@@ -29,6 +31,12 @@ _POOLS = ("anyio", "multiprocessing", "tqdm")
 _lock = threading.Lock()
 _users = 0
 _undo: list[Callable[[], None]] = []
+_along: list[ContextVar[Any]] = []
+
+
+def carry_along(variable: ContextVar[Any]) -> None:
+    """Take a context variable, whose default is None, wherever blocks are taken."""
+    _along.append(variable)
 
 
 @contextmanager
@@ -56,7 +64,9 @@ def _wrap(owner: type, name: str, around: Callable[..., Any]) -> Callable[[], No
     @functools.wraps(inner)
     def method(*args: Any, **kwargs: Any) -> Any:
         blocks = blocks_here()
-        return around(inner, blocks, *args, **kwargs) if blocks else inner(*args, **kwargs)
+        if not blocks and all(variable.get() is None for variable in _along):
+            return inner(*args, **kwargs)
+        return around(inner, blocks, *args, **kwargs)
 
     setattr(owner, name, method)
 
@@ -71,13 +81,13 @@ def _start(inner: Callable[..., None], blocks: tuple[Block, ...], thread: thread
     if _package(type(thread)) in _POOLS:
         inner(thread)
         return
-    run = thread.run
+    run, said = thread.run, _said()
     held = [block for block in blocks if block.hold()] if _ends(thread) else []
 
     def run_inside() -> None:
         vars(thread).pop("run", None)
         try:
-            with inside(blocks):
+            with inside(blocks), _saying(said):
                 run()
         finally:
             _release(held)
@@ -100,23 +110,36 @@ def _submit(
     *args: Any,
     **kwargs: Any,
 ) -> Future[Any]:
-    held = [block for block in blocks if block.hold()]
+    held, said = [block for block in blocks if block.hold()], _said()
 
     def work_inside() -> Any:
         try:
-            with inside(blocks):
+            with inside(blocks), _saying(said):
                 return work(*args, **kwargs)
         finally:
             _release(held)
 
     try:
-        with inside(()):  # a worker that is started now serves others later
+        # a worker that is started now serves others later
+        with inside(()), _saying([(variable, None) for variable in _along]):
             future = inner(pool, work_inside)
     except BaseException:
         _release(held)
         raise
     future.add_done_callback(lambda _: _release(held))  # it may be cancelled
     return future
+
+
+def _said() -> list[tuple[ContextVar[Any], Any]]:
+    return [(variable, variable.get()) for variable in _along]
+
+
+@contextmanager
+def _saying(said: list[tuple[ContextVar[Any], Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for variable, value in said:
+            stack.callback(variable.reset, variable.set(value))
+        yield
 
 
 def _ends(thread: threading.Thread) -> bool:

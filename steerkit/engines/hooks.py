@@ -107,7 +107,28 @@ class _Turn:
         if self.application.closed:
             return None
         now = pass_at(self.tracker, place, h)
+        if now is None:
+            self._check_alone(place)
         return now if now is not None and self.block in now.prompt.owners else None
+
+    def _check_alone(self, place: Place) -> None:
+        """Refuse to leave a block alone of whose pass nothing is known; backward passes may run any block again.
+
+        Raises:
+            EngineError: The block runs outside of every pass of the decoder.
+        """
+        if torch._C._current_graph_task_id() >= 0:
+            return
+        prompt = self.tracker.prompt()
+        if prompt is not None and self.block in prompt.owners:
+            architecture = self.tracker.architecture
+            raise EngineError(
+                f"{architecture.site(*place)} runs inside the steering block, but outside of a call of "
+                f"{architecture.decoder}: which tokens it reads is not known",
+                expected="a call of the model, or of a module that the decoder is inside of, not of its forward() alone "
+                "or of single blocks",
+                fix="call the module itself, as model(...) or model.model(...), and blocks outside of `steer`",
+            )
 
     def refuse(self, module: nn.Module, inside: str) -> None:
         """Refuse a pass that will be run again as a whole, when nothing of ours is there to steer it, or to stop it.

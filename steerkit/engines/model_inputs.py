@@ -47,12 +47,22 @@ def loops(entry: nn.Module) -> frozenset[str]:
 
 def caller(frame: FrameType | None) -> str:
     """The Python module in which a call was made, by a frame of whatever stands between."""
+    return _calling(frame)[0]
+
+
+def loop_of(frame: FrameType | None) -> str | None:
+    """The decoding loop of transformers that makes a call, by name; None where none of them does."""
+    module, calling = _calling(frame)
+    return calling.f_code.co_name if module == _LOOP and calling is not None else None
+
+
+def _calling(frame: FrameType | None) -> tuple[str, FrameType | None]:
     while frame is not None:
         name = str(frame.f_globals.get("__name__"))
         if name.partition(".")[0] not in _BETWEEN:
-            return name
+            return name, frame
         frame = frame.f_back
-    return ""
+    return "", None
 
 
 def bound(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.engines.caches import kv_cache
+from steerkit.engines.model_inputs import extent
 from steerkit.engines.passes import Pass
 from steerkit.engines.prompts import Prompt
 from steerkit.errors import EngineError
@@ -88,8 +89,7 @@ class Managers:
         Raises:
             EngineError: Whose they are is not known.
         """
-        bounds = given["cu_seq_lens_q"].tolist()
-        places = [slice(low, high) for low, high in pairwise(bounds) if high > low]
+        places = [slice(low, high) for low, high in pairwise(_bounds(given)) if high > low]
         cache = kv_cache(given)
         if not is_paged(cache):
             ids = given.get("input_ids")
@@ -141,8 +141,35 @@ class Managers:
 
 
 def is_packed(given: Mapping[str, Any]) -> bool:
-    """Whether the rows of a call hold several sequences."""
-    return isinstance(given.get("cu_seq_lens_q"), Tensor)
+    """Whether the rows of a call hold several sequences: it gives their bounds, or counts positions anew in a row.
+
+    Only without an attention_mask: with one, positions count anew behind padding, and a row is one sequence.
+    """
+    if isinstance(given.get("cu_seq_lens_q"), Tensor):
+        return True
+    positions = given.get("position_ids")
+    if given.get("attention_mask") is not None or not isinstance(positions, Tensor) or positions.dim() != 2:
+        return False
+    return positions.shape[1] > 1 and bool((positions[:, 1:] < positions[:, :-1]).any())
+
+
+def _bounds(given: Mapping[str, Any]) -> list[int]:
+    """Where the sequences of a packed row begin, and where the last one ends.
+
+    Raises:
+        EngineError: There are several rows, each with bounds of its own.
+    """
+    if isinstance(given.get("cu_seq_lens_q"), Tensor):
+        return given["cu_seq_lens_q"].tolist()
+    rows, length = extent(given)
+    if rows != 1:
+        raise EngineError(
+            f"position_ids begin anew within {rows} rows: each holds several sequences",
+            expected="packed sequences in one row, or one sequence in each row",
+            fix="flatten the rows into one, or pass the attention_mask of rows with padding",
+        )
+    positions = given["position_ids"][0]
+    return [0, *((positions[1:] < positions[:-1]).nonzero()[:, 0] + 1).tolist(), length]
 
 
 def is_paged(cache: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steerkit.engines.blocks import Block
 from steerkit.engines.caches import kv_cache, recall
+from steerkit.engines.carrying import carried, carry_along
 from steerkit.errors import EngineError, OptionError
 from steerkit.interventions import TokenRole, Tokens
 from steerkit.models import Architecture, visual_rows
@@ -217,6 +218,7 @@ class Prompt:
 
 
 _told: ContextVar[Tensor | None] = ContextVar("steerkit_prompt_lengths", default=None)
+carry_along(_told)
 
 
 @contextmanager
@@ -247,7 +249,8 @@ def prompt_lengths(lengths: int | Sequence[int] | Tensor) -> Iterator[None]:
         raise OptionError(f"prompt_lengths({lengths!r})", expected="positive numbers of positions")
     token = _told.set(given.detach().cpu().long())
     try:
-        yield
+        with carried():
+            yield
     finally:
         _told.reset(token)
 

@@ -28,7 +28,7 @@ def read_pass(
         start: Absolute position of its first token, where the KV cache does not tell it any more.
     """
     rows, length = model_inputs.extent(given)
-    if is_packed(given):
+    if not call.generating and is_packed(given):
         return Pass(call, rows, 0, length, length, parts=managers.passes(call, entered.given))
     start = past_length(given) if start is None else start
     if call.generating:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from steerkit.errors import OptionError
 from steerkit.interventions._selection import Selector, Tokens
 
 
@@ -32,11 +33,15 @@ def last_positions(roles: Roles) -> Int[Tensor, "rows"]:
     """Absolute position of each row's last real token.
 
     Raises:
-        ValueError: A row is all padding.
+        OptionError: A row is all padding.
     """
     real = roles != TokenRole.PAD
     if not bool(real.any(dim=1).all()):
-        raise ValueError("a row of the batch holds padding only")
+        raise OptionError(
+            "a row of the batch holds padding only",
+            expected="at least one token in each row that the attention_mask does not hide",
+            fix="leave empty prompts out of the batch",
+        )
     return roles.shape[1] - 1 - real.flip(1).int().argmax(dim=1)
 
 

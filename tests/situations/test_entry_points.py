@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState
-from reference import WITH_IMAGE, adds, directions, edited, mixed, only, vector
+from reference import TEXT_ONLY, WITH_IMAGE, adds, directions, edited, mixed, only, tensor_of, vector
 
 import steerkit as sk
 from steerkit.errors import EngineError
@@ -54,6 +54,31 @@ def test_every_entry_knows_which_prompts_hold_an_image(vlm_of: Any, family: str,
         found = call(vlm.model, inputs)
     torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
     assert receipt.prompt_tokens == int(where.sum())
+
+
+@pytest.mark.parametrize("by", ["ids", "embeddings"])
+def test_forward_of_the_decoder_and_single_blocks_are_refused(vlm_of: Any, by: str) -> None:
+    """torch calls no hook of a module whose forward() is called: which tokens its blocks read is not known."""
+    qwen3 = vlm_of("qwen3")
+    model: Any = qwen3.model
+    ids = qwen3.inputs(TEXT_ONLY[:1])["input_ids"]
+    given = {"input_ids": ids} if by == "ids" else {"inputs_embeds": model.get_input_embeddings()(ids)}
+    states = torch.zeros(1, 3, qwen3.record.hidden_size)
+    embeddings = model.model.rotary_emb(states, torch.arange(3)[None])
+    tensors = directions(qwen3)
+    block = model.model.layers[next(iter(tensors)).layer]
+    with torch.no_grad(), edited(model, "decoder", adds(tensors, only(ids.shape[1] - 1))):
+        right = model(**given).logits
+    with torch.no_grad():
+        alone = block(states, position_embeddings=embeddings)
+    with torch.no_grad(), sk.steer(qwen3, vector(qwen3, tensors, sk.Intervention(phase="prompt")), policy="off"):
+        with pytest.raises(EngineError, match="outside of a call of model"):
+            model.model.forward(**given)
+        with pytest.raises(EngineError, match="outside of a call of model"):
+            block(states, position_embeddings=embeddings)
+        torch.testing.assert_close(model.forward(**given).logits, right, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(tensor_of(block(states, position_embeddings=embeddings)), tensor_of(alone))
 
 
 def test_the_decoder_alone(llava: sk.VLM) -> None:

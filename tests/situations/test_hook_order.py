@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from reference import TEXT_ONLY, WITH_IMAGE, forget, module_at, tensor_of, vector
+from reference import TEXT_ONLY, WITH_IMAGE, forget, module_at, state, tensor_of, vector
 from tiny import decoder
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -265,3 +265,31 @@ def test_a_hook_put_in_front_while_a_pass_runs_is_refused() -> None:
         handle.remove()
         run(vlm, inputs)
     late[0].remove()
+
+
+def test_hooks_that_somebody_clears_are_put_back_or_missed() -> None:
+    """`module._forward_hooks.clear()` takes everybody's away."""
+    vlm = sk.wrap(*tiny.build("qwen3"))
+    inputs = vlm.inputs(TEXT_ONLY[:1])
+    block = module_at(vlm.model, "decoder", 1)
+    plain = run(vlm, inputs).logits
+    handle = block.register_forward_hook(lambda m, a, o: tensor_of(o) + direction(vlm.record.hidden_size))
+    right = run(vlm, inputs).logits
+    handle.remove()
+    before = state(vlm.model)
+    with sk.steer(vlm, steering(vlm, 1, "resid_post"), policy="off"):
+        run(vlm, inputs)
+        block._forward_hooks.clear()
+        found = run(vlm, inputs).logits
+    assert state(vlm.model) == before
+    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(right, plain, atol=CLEARLY)
+    context = sk.steer(vlm, steering(vlm, 1, "resid_post"), policy="off")
+    context.__enter__()
+    run(vlm, inputs)
+    for module in vlm.model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    run(vlm, inputs)
+    with pytest.raises(EngineError, match="were removed inside the steering block"):
+        context.__exit__(None, None, None)

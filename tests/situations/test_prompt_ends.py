@@ -5,6 +5,9 @@ Positions come from the test, as numbers; the changes are made by plain hooks.
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import peft
@@ -97,6 +100,94 @@ def test_passes_of_ones_own_are_told_where_each_prompt_ends(qwen3: sk.VLM, side:
     torch.testing.assert_close(found[mask], right[mask], atol=1e-4, rtol=1e-4)
     tokens = {"prompt": (3, 0), "generation": (0, 6), "both": (3, 6)}[phase]  # padding is not counted
     assert (receipt.prompt_tokens, receipt.generated_tokens) == tokens
+
+
+@pytest.mark.parametrize("way", ["thread", "executor", "to_thread"])
+def test_ends_are_told_to_threads_that_are_started_inside(qwen3: sk.VLM, way: str) -> None:
+    inputs, ends = teacher_forced("left")
+    tensors = directions(qwen3)
+    mask = inputs["attention_mask"].bool()
+    found: list[Tensor] = []
+
+    def ask() -> None:
+        with torch.no_grad(), sk.steer(qwen3, vector(qwen3, tensors, sk.Intervention(phase="both")), policy="off"):
+            found.append(qwen3.model(**inputs).logits)
+
+    async def elsewhere() -> None:
+        await asyncio.to_thread(ask)
+
+    with torch.no_grad(), edited(qwen3.model, "decoder", adds(tensors, phased(ends, "both"))):
+        right = qwen3.model(**inputs).logits
+    with ThreadPoolExecutor(1) as pool:
+        with sk.prompt_lengths(ends):
+            if way == "thread":
+                thread = threading.Thread(target=ask)
+                thread.start()
+                thread.join()
+            elif way == "executor":
+                pool.submit(ask).result()
+            else:
+                asyncio.run(elsewhere())
+        pool.submit(ask).result()  # by the same worker, to which nothing is told any more
+    torch.testing.assert_close(found[0][mask], right[mask], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found[1][mask], right[mask], atol=1e-2)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(
+    ("intervention", "steered"),
+    [
+        (sk.Intervention(phase="prompt"), [3, 6]),
+        (sk.Intervention(phase="prompt", tokens="all", positions=(0, -2)), [0, 2, 4, 5]),
+        (sk.Intervention(phase="prompt", tokens="all"), list(range(7))),
+    ],
+)
+def test_each_of_the_prompts_that_are_packed_into_a_row_has_an_end(
+    qwen3: sk.VLM, intervention: sk.Intervention, steered: list[int], cached: bool
+) -> None:
+    """Where no bounds are given, position_ids tell them, as to the attention of transformers."""
+    tensors = directions(qwen3)
+    inputs = {
+        "input_ids": torch.tensor([[40, 41, 42, 43, 50, 51, 52]]),
+        "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]]),
+        "use_cache": cached,
+    }
+    where = adds(tensors, lambda positions: torch.isin(positions, torch.tensor(steered)))
+    with torch.no_grad(), edited(qwen3.model, "decoder", where):
+        right = qwen3.model(**inputs).logits
+    with torch.no_grad(), sk.steer(qwen3, vector(qwen3, tensors, intervention), policy="off") as receipt:
+        torch.testing.assert_close(qwen3.model(**inputs).logits, right, atol=1e-4, rtol=1e-4)
+    assert receipt.prompt_tokens == len(steered)
+
+
+def test_several_rows_of_packed_prompts_are_refused_and_padding_is_none(qwen3: sk.VLM) -> None:
+    tensors = directions(qwen3)
+    ids, positions = torch.arange(40, 47)[None], torch.tensor([[1, 1, 0, 1, 2, 3, 4]])
+    steering = vector(qwen3, tensors, sk.Intervention(phase="prompt"))
+    padded = {"input_ids": ids, "position_ids": positions, "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]])}
+    with torch.no_grad(), edited(qwen3.model, "decoder", adds(tensors, only(6))):
+        right = qwen3.model(**padded).logits
+    with torch.no_grad(), sk.steer(qwen3, steering, policy="off"):
+        found = qwen3.model(**padded).logits
+        with pytest.raises(EngineError, match="position_ids begin anew within 2 rows"):
+            qwen3.model(input_ids=ids.repeat(2, 1), position_ids=positions.repeat(2, 1))
+    torch.testing.assert_close(found[:, 2:], right[:, 2:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"prefill_chunk_size": 1}, {"prompt_lookup_num_tokens": 2}])
+def test_a_generate_that_was_taken_before_is_steered_or_refused(qwen3: sk.VLM, options: dict[str, Any]) -> None:
+    """Its passes are known by themselves where it reads the prompt at once and then token by token."""
+    tensors = directions(qwen3)
+    inputs = qwen3.inputs(TEXT_ONLY[2:])
+    steps: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    end = inputs["input_ids"].shape[1]
+    generate: Any = qwen3.model.generate
+    with edited(qwen3.model, "decoder", adds(tensors, since(end))):
+        right = generate(**inputs, **steps)
+    with sk.steer(qwen3, vector(qwen3, tensors, sk.Intervention(phase="generation")), policy="off"):
+        assert torch.equal(generate(**inputs, **steps), right)
+        with pytest.raises(EngineError, match="taken from the model before"):
+            generate(**inputs, **steps, **options)
 
 
 def test_numbered_tokens_of_answers_are_counted_from_each_end(qwen3: sk.VLM) -> None:

@@ -358,6 +358,54 @@ def test_tasks_that_were_started_inside_are_steered_to_their_end(requests: Reque
     assert state(requests.model) == before
 
 
+def test_what_such_a_task_starts_afterwards_is_steered_as_well(requests: Requests) -> None:
+    before = state(requests.model)
+
+    async def ask() -> str:
+        return requests.named()
+
+    async def later(go: asyncio.Event) -> list[str]:
+        await go.wait()
+        with ThreadPoolExecutor(1) as pool:
+            in_pool = await asyncio.get_running_loop().run_in_executor(pool, requests.named)
+        return [in_pool, await asyncio.create_task(ask()), await asyncio.to_thread(requests.named)]
+
+    async def main() -> tuple[list[str], str]:
+        go = asyncio.Event()
+        with requests.steer("A"):
+            task = asyncio.create_task(later(go))
+            await asyncio.sleep(0)
+        go.set()
+        return await task, await asyncio.create_task(ask())
+
+    assert asyncio.run(main()) == (["A", "A", "A"], "nothing")
+    assert state(requests.model) == before
+
+
+def test_a_task_is_not_steered_after_another_one_has_closed_its_generator(requests: Requests) -> None:
+    async def endpoint() -> AsyncIterator[str]:
+        with requests.steer("A"):
+            while True:
+                yield requests.named()
+
+    async def main() -> list[str]:
+        generator, begun, go = endpoint(), asyncio.Event(), asyncio.Event()
+
+        async def consume() -> list[str]:
+            first = await anext(generator)
+            begun.set()
+            await go.wait()
+            return [first, requests.named()]
+
+        task = asyncio.create_task(consume())
+        await begun.wait()
+        await generator.aclose()  # type: ignore[attr-defined]
+        go.set()
+        return await task
+
+    assert asyncio.run(main()) == ["A", "nothing"]
+
+
 def test_generate_that_was_taken_inside_and_is_called_later_says_so(vlm_of: Any) -> None:
     vlm = vlm_of("llava")
     inputs = vlm.inputs(WITH_IMAGE[:1])
