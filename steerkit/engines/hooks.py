@@ -124,9 +124,9 @@ class _Turn:
             architecture = self.tracker.architecture
             raise EngineError(
                 f"{architecture.site(*place)} runs inside the steering block, but outside of a call of "
-                f"{architecture.decoder}: which tokens it reads is not known",
-                expected="a call of the model, or of a module that the decoder is inside of, not of its forward() alone "
-                "or of single blocks",
+                f"{architecture.decoder}: whose tokens are not known",
+                expected="a call of the model, or of what its decoder is inside of, not of its forward() alone or of "
+                "single blocks",
                 fix="call the module itself, as model(...) or model.model(...), and blocks outside of `steer`",
             )
 
