@@ -202,19 +202,35 @@ def render_chat(
     # A prompt without an image is the one with an image, less the placeholder: whatever else a template does about
     # images then stays the same, and the two differ in the image alone.
     shown = image_count or sample.places or 1
-    prompt: str = processor.apply_chat_template(
-        sample.messages(shown),
-        **{"chat_template": template, **sample.template_options(template or processor.chat_template)},
-        tokenize=False,
-        add_generation_prompt=not sample.continues,
-        continue_final_message=sample.continues,
-    )
+
+    def written(messages: list[dict[str, Any]]) -> str:
+        return processor.apply_chat_template(
+            messages,
+            **{"chat_template": template, **sample.template_options(template or processor.chat_template)},
+            tokenize=False,
+            add_generation_prompt=not sample.continues,
+            continue_final_message=sample.continues,
+        )
+
+    messages = sample.messages(shown)
+    prompt = written(messages)
     if prompt.count(token) != shown:
         raise ProcessorError(
             f"the chat template of this {type(processor).__name__} writes {token!r} {prompt.count(token)} times",
             expected=f"{shown}, once for each image",
             fix="set processor.chat_template to the template of the vision-language model, not of its language model",
         )
+    asked = next(message for message in reversed(messages) if message["role"] == "user")
+    parts = [part for part in asked["content"] if part["type"] == "text" and part["text"].strip()]
+    if any(part["text"].strip() not in prompt for part in parts):
+        for part in parts:  # changed by the template, or left out: then another text makes no difference
+            part["text"] += " and more"
+        if written(messages) == prompt:
+            raise ProcessorError(
+                f"the chat template of this {type(processor).__name__} leaves out the text of the user's turn",
+                expected="a template that writes it into the prompt",
+                fix="set processor.chat_template to the template that the model was trained with",
+            )
     return prompt if image_count else re.sub(placeholder, "", prompt)
 
 

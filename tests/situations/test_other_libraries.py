@@ -108,6 +108,25 @@ def test_a_template_with_an_error_in_it_is_no_raw_error(template: str) -> None:
         vlm.generate([sk.Sample("Hello?", (picture(0),))], **SHORT)
 
 
+WRITES = (
+    "{%% for m in messages %%}{%% for c in m.content %%}{%% if c.type == 'image' %%}<image>\n{%% else %%}%s"
+    "{%% endif %%}{%% endfor %%}{%% endfor %%}"
+)
+
+
+def test_a_template_that_leaves_the_text_out_is_refused_and_one_that_changes_it_is_not() -> None:
+    vlm = sk.wrap(*tiny.build("llava"))
+    passes = passes_of(vlm.model)
+    for left_out in ("", "Say something."):
+        vlm.processor.chat_template = WRITES % left_out
+        with pytest.raises(ProcessorError, match="leaves out the text"):
+            vlm.generate([sk.Sample("Hello?", (picture(0),))], **SHORT)
+    assert not passes
+    vlm.processor.chat_template = WRITES % "{{ c.text | upper }}"
+    inputs = vlm.inputs([sk.Sample("Hello?", (picture(0),))])
+    assert "HELLO?" in vlm.processor.tokenizer.decode(inputs["input_ids"][0])
+
+
 class Broken(RuntimeError):
     pass
 
