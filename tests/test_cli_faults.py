@@ -145,7 +145,7 @@ def _is_one_error(ended: Ended) -> None:
     assert ended.code == 1, ended
     heads = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert len(heads) == 1, ended
-    assert "not foreseen" not in ended.err, ended
+    assert "was not expected" not in ended.err, ended
     assert _is_plain(ended), ended
 
 

@@ -13,7 +13,7 @@ from loopback_hub import LoopbackHub
 
 import steerkit as sk
 from steerkit.errors import OptionError, SteerKitError
-from steerkit_vectors_hub.errors import AccessError, OfflineError, UntrustedPackError
+from steerkit_vectors_hub.errors import AccessError, OfflineError, PackNotFoundError, UntrustedPackError
 
 __all__ = ["cache", "hub"]  # fixtures
 
@@ -48,6 +48,23 @@ def test_what_is_saved_is_plain_safetensors_and_loads_again(cache: Path, tmp_pat
         assert loaded.metadata.license == made.metadata.license
     half = made.save_pretrained(tmp_path / "half", dtype="float16")
     assert {tensor.dtype for tensor in safetensors.torch.load_file(half).values()} == {torch.float16}
+
+
+def test_a_folder_may_hold_the_model_as_well(tmp_path: Path, cache: Path) -> None:
+    made = vector()
+    made.save_pretrained(tmp_path)
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    safetensors.torch.save_file({"lora": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
+    assert sk.SteeringVector.from_pretrained(tmp_path).digest() == made.digest()
+    (tmp_path / "steering_vector.safetensors").unlink()
+    with pytest.raises(SteerKitError, match=r"2 \.safetensors files"):
+        sk.SteeringVector.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./missing", "../missing", "missing/a/b", "x" * 5000, "./" + "x" * 5000])
+def test_a_path_that_is_missing_is_not_taken_for_a_repository(name: str, cache: Path) -> None:
+    with pytest.raises(PackNotFoundError):
+        sk.SteeringVector.from_pretrained(name)
 
 
 def test_a_folder_goes_before_a_repository_and_a_bundled_pack(

@@ -117,7 +117,7 @@ class TestKey:
         check = check_signature(file, signature=made, trust=TrustFile())
         assert answer(check) == ("warn", "stranger")
         assert check.message == (
-            "signed by nobody in the trust file: it names key abababababababab as its signer; "
+            "the signer is not in the trust file: the signature names key abababababababab as its signer; "
             "not verified, since the trust file has no such key"
         )
 
@@ -269,7 +269,7 @@ class TestCertificate:
         check = check_signature(file, signature=beside(file), trust=TrustFile())
         assert answer(check) == ("warn", "stranger")
         assert check.message == (
-            f"signed by nobody in the trust file: it was made with certificate {leaf.fingerprint[:16]} "
+            f"the signer is not in the trust file: the signature was made with certificate {leaf.fingerprint[:16]} "
             "in the name of CN=packs,O=Example, which the trust file does not name"
         )
         file.write_bytes(file.read_bytes()[:-1] + b"\x01")

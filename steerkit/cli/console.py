@@ -128,7 +128,7 @@ def described(error: BaseException) -> SteerKitError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         fix = "a smaller --batch-size, --dtype bfloat16, or --device-map auto"
         return SteerKitError(f"out of memory ({error})", expected="memory for the model and one batch", fix=fix)
-    fix = "this was not foreseen: run the command again with --debug to see where it happened"
+    fix = "this error was not expected: run the command again with --debug for the traceback, and report it"
     return SteerKitError(f"{type(error).__name__}: {error}", fix=fix)
 
 

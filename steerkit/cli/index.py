@@ -43,7 +43,7 @@ def index(
     for ref in refs:
         found = resolve(ref, offline=True if offline else None)
         if found.kind == "path":
-            say(f"{found.pinned} is a path: whoever reads the index elsewhere does not find the pack")
+            say(f"{found.pinned} is a path: on other machines the index will not lead to the pack")
         entry = entry_of(found)
         check_handed_on(found, offline=True if offline else None)
         if entry.name in given and entries[entry.name] != entry:

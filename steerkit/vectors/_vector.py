@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 from typing import Any, Self, cast
@@ -145,7 +146,8 @@ class SteeringVector(Algebra):
         know. The token is that of `hf auth login` or HF_TOKEN.
 
         Args:
-            name: `owner/name` on the hub; a folder, which goes first; or any reference that `load_vector` takes.
+            name: `owner/name` on the hub; a folder, which goes first, and in it the file that `save_pretrained` writes;
+                or any reference that `load_vector` takes.
             revision: Branch, tag or commit of a repository.
             local_files_only: Use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
             sha256: The only digest of the file to accept.
@@ -161,8 +163,10 @@ class SteeringVector(Algebra):
         expect(PATH, "owner/name, a folder, or another reference", name=name)
         load = importlib.import_module("steerkit_vectors_hub.load").load_vector  # the core imports no hub by itself
         ref: str | Path = name
-        if Path(name).exists():
+        if os.path.exists(name):  # noqa: PTH110 - `Path.exists` raises for a name that is too long
             ref = Path(name).absolute()  # a name without a slash would be that of a bundled pack
+            if (ref / PACK).is_file():  # beside it can be the model's own weights
+                ref /= PACK
         elif isinstance(name, str) and _REPOSITORY.fullmatch(name) and not name.startswith("."):  # `./name` is a path
             ref = f"hf://{name}"
         return load(ref, revision=revision, sha256=sha256, offline=local_files_only, policy=policy)

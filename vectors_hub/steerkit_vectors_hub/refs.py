@@ -214,7 +214,7 @@ def checked_url(url: str) -> str:
         )
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise ReferenceFormatError(
-            f"{shown(url)} is not encrypted", expected="https://", fix="whoever is on the way could change the pack"
+            f"{shown(url)} is not encrypted", expected="https://: anybody on the network path could change the pack"
         )
     if parts.fragment:
         raise ReferenceFormatError(

@@ -259,7 +259,7 @@ def _in_scope(patterns: tuple[str, ...], ref: str | None) -> bool:
 
 
 def _stranger(data: bytes, signed: SignatureFile, trust: TrustFile) -> Check:
-    """What a signature is worth that says it is by nobody in the trust file: who made it is only what it says."""
+    """Judge a signature whose signer is not in the trust file: who made it is only what it claims."""
     try:
         who, verdict = _who(signed), library.verify_by_itself(data, signed)
     except SigningError as error:
@@ -270,7 +270,7 @@ def _stranger(data: bytes, signed: SignatureFile, trust: TrustFile) -> Check:
     return _check(
         "fail" if trust.signers or trust.require_signature else "warn",
         "stranger",
-        "signed by nobody in the trust file: it "
+        "the signer is not in the trust file: the signature "
         + (
             f"was made with {who}, which the trust file does not name"
             if verdict.answer == "trusted"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from steerkit.vectors import PACK
 from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.cache import PLACE
 from steerkit_vectors_hub.errors import (
@@ -175,6 +176,6 @@ def the_only_pack(names: Iterable[str], where: str) -> str:
         raise ReferenceFormatError(
             f"{where} holds {len(found)} .safetensors files: {shown}",
             expected="one, or a reference that names it",
-            fix=f"append the name of one, such as /{found[0]}",
+            fix=f"append the name of the pack, such as /{PACK if PACK in found else found[0]}",
         )
     return found[0]
