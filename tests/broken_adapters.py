@@ -265,7 +265,7 @@ def _asked_by_steer() -> bool:
     import sys
 
     frame = sys._getframe(2)
-    return frame.f_globals["__name__"] == "steerkit.engines.hooks" and frame.f_code.co_name == "applied"
+    return frame.f_globals["__name__"] == "steerkit.engines.hooks" and frame.f_code.co_name == "__init__"
 
 
 class Switching(_Changed):
@@ -305,7 +305,7 @@ BROKEN: list[tuple[type[ModelAdapter], str, str]] = [
     (Unheeding, "every_part_of_a_chat_counts", "an option that no template reads is ignored"),
     (Talkative, "only_the_image_differs", "without its placeholder the prompt is"),
     (Unplaced, "only_the_image_differs", "without its placeholder the prompt is"),
-    (Mistaken, "image_tokens_hold_the_image", "which hold no image token"),
+    (Mistaken, "image_tokens_hold_the_image", "the image token of this LlavaProcessor"),
     (Overmarked, "image_tokens_hold_the_image", "no image enters at the tokens 1"),
     (Flat, "image_sizes_keep_the_shapes", "image_sizes gives [("),
     (Short, "image_sizes_keep_the_shapes", "tells 1 sizes of 3 images"),
