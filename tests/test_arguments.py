@@ -54,7 +54,7 @@ def test_one_vector_or_several(llava: sk.VLM) -> None:
 def test_what_is_no_vector_is_refused_with_the_way_to_load_one(llava: sk.VLM, given: Any) -> None:
     with pytest.raises(OptionError, match="the vector is") as caught:
         sk.steer(llava, given)
-    assert "sk.SteeringVector.load(" in str(caught.value.fix)
+    assert "sk.load_vector(" in str(caught.value.fix)
 
 
 def test_a_strength_of_another_type_steers_alike(llava: sk.VLM) -> None:

@@ -115,7 +115,7 @@ class TestPush:
         for args in (("push", ".", "a/b"), ("pack", "sign", ".", "--key", "k"), ("pull", "cmrm-llava-demo", "-o", ".")):
             refused = run(*args)
             assert refused.code == 1
-            assert "'.' is" in refused.err
+            assert re.search(r"'\.' (is|holds no|can't be read)", refused.err)
 
     def test_an_upload(self, hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -110,7 +110,7 @@ def test_astra_needs_its_reference(tmp_path: Path) -> None:
         ((), "does not say which model"),
         (("--architecture", "Any"), "does not say which model"),
         ((*MODEL, "--model-config", "."), "given twice"),
-        ((*MODEL, "--layers", "a"), "'a' are not numbers"),
+        ((*MODEL, "--layers", "a"), "'a' is not a comma-separated list of numbers"),
         ((*MODEL, "--site", "resid_pre"), "'resid_pre' is not one of"),
         ((*MODEL, "--site", "mlp_out"), "means nothing"),
         ((*MODEL, "--from", "lamacpp"), "Did you mean 'llamacpp'"),

@@ -525,8 +525,8 @@ class SecondMoments(SteeringMethod):
     paper: ClassVar[str] = "none"
 
     def plan(self, model: Any, anchors: Sequence[Sample]) -> Plan:
-        method_module.require_images(anchors)
-        method_module.require_labels(anchors, "a", "b")
+        sk.methods.require_images(anchors)
+        sk.methods.require_labels(anchors, "a", "b")
         return Plan([0, 1], second_moments=True)
 
     def observe(self, model: Any, batch: Sequence[Sample], layers: Sequence[int]) -> Any:

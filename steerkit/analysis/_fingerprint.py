@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import sys
 import threading
 import weakref
@@ -203,7 +204,10 @@ def check_fingerprint(theirs: Fingerprint | None, ours: Responses | SteerKitErro
             "fingerprint",
             "warn",
             "the norm or the head at the end of the model has changed since the vector was made: the hidden states are "
-            f"the same (cosine {worst:.4f}), and a logit differs by {details['logits']:.3g} standard deviations",
+            f"the same (cosine {worst:.4f}), and "
+            + (
+                f"a logit differs by {head:.3g} standard deviations" if math.isfinite(head) else "logits are not finite"
+            ),
             "load the model that the vector was made on, or measure what the vector does on this one",
             details,
         )

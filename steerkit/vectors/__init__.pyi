@@ -18,5 +18,5 @@ from steerkit.vectors._metadata import (
     Text as Text,
     parse_metadata as parse_metadata,
 )
-from steerkit.vectors._publication import Publication as Publication
-from steerkit.vectors._vector import PACK as PACK, SteeringVector as SteeringVector
+from steerkit.vectors._publication import PACK as PACK, Publication as Publication
+from steerkit.vectors._vector import SteeringVector as SteeringVector

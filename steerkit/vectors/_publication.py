@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+PACK = "steering_vector.safetensors"
+"""What a pack is called in a repository or a folder of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Publication:

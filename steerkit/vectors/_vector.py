@@ -17,7 +17,7 @@ from steerkit.policy import Policy
 from steerkit.vectors._algebra import Algebra
 from steerkit.vectors._directions import Dtype, Key
 from steerkit.vectors._metadata import parse_metadata
-from steerkit.vectors._publication import Publication
+from steerkit.vectors._publication import PACK, Publication
 from steerkit.vectors.formats import (
     encode_document,
     parse_pack,
@@ -26,9 +26,6 @@ from steerkit.vectors.formats import (
     refused,
     tensor_name,
 )
-
-PACK = "steering_vector.safetensors"
-"""What a pack is called in a repository or a folder of its own."""
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
