@@ -130,6 +130,7 @@ def prepared(server: Forks, folder: Path) -> Path:
 
 def _run(server: Forks, name: str, folder: Path, out: object = "", *more: str, **how: Any) -> Ended:
     out = out or folder / f"out-{time.monotonic_ns()}"
+    (folder / "v.safetensors.sig").unlink(missing_ok=True)  # what `pack sign` leaves there `push` would take along
     args = [str(out) if each == "OUT" else each for each in COMMANDS[name]]
     return server.run(*name.split(), *args, *more, cwd=folder, **how)
 

@@ -43,7 +43,7 @@ def assert_alike(found: Any, expected: Any, relative: float, where: str = "") ->
     if isinstance(expected, float) or isinstance(found, float):
         assert isinstance(expected, int | float), (where, found, expected)
         assert isinstance(found, int | float), (where, found, expected)
-        assert math.isclose(found, expected, rel_tol=relative, abs_tol=1e-6), (where, found, expected)
+        assert math.isclose(found, expected, rel_tol=relative, abs_tol=1e-5), (where, found, expected)
     elif isinstance(expected, dict):
         assert isinstance(found, dict), (where, found, expected)
         assert sorted(found) == sorted(expected), where
