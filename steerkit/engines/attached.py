@@ -8,6 +8,7 @@ for good. Whoever reads there must read what the next block is given.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
@@ -26,7 +27,7 @@ lock = threading.RLock()
 """Taken by whoever moves hooks."""
 
 
-class Attached:
+class Attached(ABC):
     """One hook of the hooks engine; a subclass says what it does.
 
     Args:
@@ -44,9 +45,9 @@ class Attached:
         self._early: set[int] = set()
         self._holders = 0
 
+    @abstractmethod
     def run(self, module: nn.Module, value: Any) -> Any:
         """What becomes of the output, or of the positional arguments; None for no change."""
-        raise NotImplementedError
 
     def check_turn(self, module: nn.Module) -> None:
         """Make sure that the module is the one that the hook is on, and that no other hook has run before it.
