@@ -51,11 +51,6 @@ def echo(text: object) -> None:
     _write(one_line(text))
 
 
-def echo_lines(text: object) -> None:
-    """A result of several lines."""
-    _write(clean(text))
-
-
 def show(part: Any) -> None:
     """A part of a result: a text is one line; anything else is drawn by rich."""
     if isinstance(part, str):

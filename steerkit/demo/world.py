@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from steerkit.models import Sample
@@ -217,17 +216,6 @@ def render(rng: random.Random, shown: Scene) -> Image.Image:
 def empty_image(rng: random.Random) -> Image.Image:
     """A background without a shape."""
     return Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), _background(rng))
-
-
-def blank_image() -> Image.Image:
-    """A white image: the meaningless counterpart of CMRM."""
-    return Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), (255, 255, 255))
-
-
-def noise_image(seed: int) -> Image.Image:
-    """Uniform RGB noise: the other meaningless counterpart."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def prompts(label: Label, split: Split, count: int, seed: int = 0) -> list[Prompt]:
