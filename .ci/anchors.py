@@ -1,4 +1,4 @@
-"""Write a small anchor set of the toy world, under two labels of choice, and print the folder of the demo model."""
+"""Write a small anchor set of the demo, under two labels of choice, and print the folder of the demo model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import json
 import sys
 from pathlib import Path
 
-from steerkit.demo import model_path, world
+from steerkit.demo import anchors, model_path
 
 
 def main(path: Path, *labels: str) -> None:
     """Harmful requests carry the first label, harmless ones the second; images lie beside the file."""
     lines = []
     for kind, label in zip(("harmful", "harmless"), labels, strict=True):
-        for index, row in enumerate(world.prompts(kind, "train", 8)):
-            image = path.with_name(f"{kind}-{index}.png")
-            row.image.save(image)
-            lines.append(json.dumps({"text": row.question, "image": image.name, "label": label}))
+        for sample in anchors(8, [kind]):
+            lines.append(json.dumps({"text": sample.text, "image": sample.images[0], "label": label}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(model_path("llava"))
 

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives import serialization  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
 from loopback_hub import TOKEN, LoopbackHub, running_hub  # noqa: E402
 
-from steerkit.demo import model_path, world  # noqa: E402
+from steerkit.demo import SUITES, anchors, model_path  # noqa: E402
+from steerkit.evaluation import load_suite  # noqa: E402
 
 MODEL = "llava-hf/llava-1.5-7b-hf"
 
@@ -72,10 +73,9 @@ def main(publisher: str, reader: str, folder: Path) -> None:
         other = Person(reader, folder / "reader", hub, xet=True)
 
         lines = []
-        for label in ("harmful", "harmless"):
-            for index, row in enumerate(world.prompts(label, "train", 40)):
-                row.image.save(one.home / f"{label}-{index}.png")
-                lines.append({"text": row.question, "image": f"{label}-{index}.png", "label": label})
+        for index, sample in enumerate(anchors(40)):
+            sample.loaded().images[0].save(one.home / f"{index}.png")
+            lines.append({"text": sample.text, "image": f"{index}.png", "label": sample.label})
         (one.home / "anchors.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
         key = ec.generate_private_key(ec.SECP256R1())
         (one.home / "lab.key").write_bytes(
@@ -88,8 +88,9 @@ def main(publisher: str, reader: str, folder: Path) -> None:
         for repository in hub.repositories.values():
             repository.xet = True
 
-        request = world.prompts("harmful", "test", 1)[0]
-        request.image.save(other.home / "photo.jpg")
+        suite = load_suite(SUITES["test"])
+        request = suite.harmful[0]
+        request.sample.loaded().images[0].save(other.home / "photo.jpg")
         (other.home / "lab.pub").write_bytes(
             key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         )
@@ -103,10 +104,11 @@ def main(publisher: str, reader: str, folder: Path) -> None:
         checks = other.types(verify.replace("REF", ref))
         assert "pass  signature: signed by lab" in checks, checks
         other.types(generate.replace("REF", ref))
-        asked = f"steerkit generate {MODEL} {shlex.quote(request.question)} --image photo.jpg --vector {ref} --json"
+        question = shlex.quote(str(request.sample.text))
+        asked = f"steerkit generate {MODEL} {question} --image photo.jpg --vector {ref} --json"
         answer = json.loads(other.types(asked))["answers"][0]
-        assert world.judge(request, answer["unsteered"]) == "complied", answer
-        assert world.judge(request, answer["steered"]) == "refused", answer
+        assert suite.judge.judge(request, answer["unsteered"]).complied, answer
+        assert suite.judge.judge(request, answer["steered"]).refused, answer
 
 
 main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

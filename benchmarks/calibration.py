@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit.demo import MODELS, SUITES, model_path
-from steerkit.demo.world import anchors
+from steerkit.demo import MODELS, SUITES, anchors, model_path
 from steerkit.evaluation import Case, Judgement, Suite, answers, load_suite, steered
 
 BUDGETS = (

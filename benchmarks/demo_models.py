@@ -2,7 +2,7 @@
 
     python benchmarks/demo_models.py FOLDER [FOLDER ...] [--split test|dev] [--count 200] [--core] [--json FILE]
 
-Each folder holds one trained model (`python -m steerkit.demo.train --family llava --seed 0 --out FOLDER`); without
+Each folder holds one trained model (`python -m demo_training.train --family llava --seed 0 --out FOLDER`); without
 folders, the three that ship with the package. Several folders of one family are its training seeds: the table then
 gives the mean and the range.
 """
@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import steerkit as sk
-from steerkit.demo import MODELS, SUITES, model_path
-from steerkit.demo.figures import Figures, measure
-from steerkit.demo.world import anchors
+from demo_training import world
+from steerkit.demo import MODELS, SUITES, anchors, model_path
+from steerkit.demo.report import Figures, measure
 from steerkit.evaluation import load_suite, random_like
 
 COLUMNS = ("unsafe_rate", "over_refusal", "utility", "garbled", "garbled_harmless")
@@ -35,7 +35,7 @@ def conditions(vlm: sk.VLM, *, core: bool) -> Iterator[tuple[str, sk.SteeringVec
     """`(name, vector, strength, with image)` of every row of the table, or of the five that matter most."""
     mixed = anchors(ANCHORS)
     harmful = anchors(ANCHORS, ("harmful",))
-    visual = anchors(ANCHORS, ("harmful", "harmless", "visual"))
+    visual = [*mixed, *world.samples(world.prompts("visual", "train", ANCHORS))]
     depth = vlm.architecture.layer_count
     yield "text only", None, 1.0, False
     yield "image, unsteered", None, 1.0, True

@@ -19,7 +19,7 @@ import torch
 import steerkit as sk
 from steerkit.analysis import relative_doses, responses, state_norms
 from steerkit.demo import ANCHORS, MODELS, SUITES, model_path
-from steerkit.demo.figures import measure
+from steerkit.demo.report import measure
 from steerkit.evaluation import load_suite
 
 STRENGTHS = {"CMRM": (1.0, 2.0, 3.0, 10.0), "refusal direction": (0.25, 0.5, 1.0)}

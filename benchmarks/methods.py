@@ -3,7 +3,7 @@
     python benchmarks/methods.py [NAME ...] [--count 100] [--sweep 0.25,0.5,1.5,2] [--output FOLDER]
 
 Each name is a demo model; default: all three. As `steerkit compare`, printed as Markdown: test prompts, 100
-anchors of each label, the methods as `steerkit.demo.methods.entries` configures them, strength 1. OUTPUT gets
+anchors of each label, the methods as `steerkit/demo/data/methods.json` configures them, strength 1. OUTPUT gets
 compare-NAME.json and compare-NAME.png.
 """
 
@@ -17,10 +17,8 @@ from pathlib import Path
 import torch
 
 import steerkit as sk
-from steerkit.demo import MODELS, SUITES, model_path
-from steerkit.demo.methods import entries
-from steerkit.demo.world import anchors
-from steerkit.evaluation import Comparison, Estimate, Row, load_suite
+from steerkit.demo import METHODS, MODELS, SUITES, anchors, model_path
+from steerkit.evaluation import Comparison, Estimate, Row, load_suite, read_methods
 
 
 def markdown(found: Comparison) -> str:
@@ -65,7 +63,7 @@ def main() -> None:
 
         found = sk.compare(
             vlm,
-            entries(fitted),
+            {row: each.entry(fitted) for row, each in read_methods(METHODS).items()},
             load_suite(SUITES["test"]).first(options.count),
             fitted,
             sweep=strengths,

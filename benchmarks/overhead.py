@@ -30,9 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 import steerkit as sk
-from steerkit.demo import model_path
-from steerkit.demo.methods import entries
-from steerkit.demo.world import anchors
+from steerkit.demo import METHODS, anchors, model_path
+from steerkit.evaluation import read_methods
 from steerkit.vectors import MethodRecord, PackMetadata
 
 PRESETS = {
@@ -201,8 +200,9 @@ def fitting(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     """
     samples = anchors(32, ("harmful", "harmless"))
     rows: list[dict[str, Any]] = []
-    for name, entry in entries(samples).items():
-        method, chosen = (entry, samples) if isinstance(entry, sk.SteeringMethod) else entry
+    for name, each in read_methods(METHODS).items():
+        method: Any
+        method, chosen = each.entry(samples)
         if name == "astra":  # each sample is answered, and costs two passes for each mask
             method = method.model_copy(update={"masks": 8})
         if not method.plan(vlm, chosen).measures:

@@ -15,8 +15,7 @@ import torch
 from rich.console import Console
 
 import steerkit as sk
-from steerkit.demo import MODELS, model_path
-from steerkit.demo.world import anchors
+from steerkit.demo import MODELS, anchors, model_path
 from steerkit.evaluation import random_like
 from steerkit.policy import Check
 from steerkit.vectors import PackMetadata

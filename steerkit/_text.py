@@ -8,6 +8,7 @@ shown as escapes, in Python's notation.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _CONTROL = re.compile(
     "["
@@ -42,6 +43,14 @@ def quoted(value: object, most: int = 80) -> str:
 def described(error: BaseException) -> str:
     """The type and the beginning of the message of another library's exception."""
     return f"{type(error).__name__}: {one_line(error)[:300]}".removesuffix(": ")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known one that it may be meant for, if any is like it."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from steerkit.vectors import Fingerprint, ModelRecord
 from steerkit.vlm import VLM, wrap
 
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parent.parent))  # for `demo_training`, which no wheel has
 
 
 @pytest.fixture(autouse=True)

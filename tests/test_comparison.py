@@ -24,9 +24,10 @@ from toy import suite
 from typer.testing import CliRunner
 
 import steerkit as sk
+from demo_training import world
+from demo_training.world import anchors, samples
 from steerkit.cli.app import app
-from steerkit.demo import model_path, world
-from steerkit.demo.world import anchors, samples
+from steerkit.demo import ANCHORS, METHODS, model_path
 from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
 from steerkit.evaluation import (
     Calibration,
@@ -895,3 +896,65 @@ def test_the_calibrate_command_tells_refusals_by_the_phrases_given(tmp_path: Pat
     assert result.exit_code == 0, result.output
     refused = CliRunner().invoke(app, [*arguments, "--force", "--refusal", "Sure"])
     assert "over_refusal is 1 without steering" in refused.output
+
+
+def test_compare_command_reads_which_methods_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options and anchors of each row are those of the file, and of `--set` on top."""
+    seen: dict[str, Any] = {}
+
+    def compare(vlm: VLM, methods: dict[str, Any], *_: Any, **options: Any) -> None:
+        seen.update(methods)
+        raise OptionError("stop here")
+
+    (tmp_path / "methods.json").write_text(
+        json.dumps(
+            {
+                "cmrm": {},
+                "pair": {"method": "actadd", "options": {"positive": "a", "negative": "b"}, "per_label": 1},
+                "turns": {"method": "cmrm", "options": {"form": "literal"}, "alternate": True},
+            }
+        )
+    )
+    monkeypatch.setattr(sk, "compare", compare)
+    command = ["compare", "llava", *TOY, "--methods", str(tmp_path / "methods.json")]
+    CliRunner().invoke(app, [*command, "--set", "pair.layer=3", "--set", "turns.form=increments"])
+    assert list(seen) == ["cmrm", "pair", "turns"]
+    assert len(seen["cmrm"][1]) == 200
+    assert [(type(seen["pair"][0]), seen["pair"][0].layer), [s.label for s in seen["pair"][1]]] == [
+        (sk.methods.ActAdd, 3),
+        ["harmful", "harmless"],
+    ]
+    assert seen["turns"][0] == sk.CMRM(form="increments")
+    assert [s.label for s in seen["turns"][1][:3]] == ["harmful", "harmless", "harmful"]
+    seen.clear()
+    CliRunner().invoke(app, [*command, "--method", "turns", "--method", "repe"])
+    assert {name: type(method).__name__ for name, (method, _) in seen.items()} == {"turns": "CMRM", "repe": "RepE"}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("[]", "is a list"),
+        ("{}", "names no method"),
+        ('{"a": 3}', "'a': it is 3"),
+        ('{"a": {"strength": 3}}', "'a': strength: Extra inputs"),
+        ('{"a": {"per_label": 0}}', "'a': per_label: Input should be greater"),
+    ],
+)
+def test_a_file_of_methods_that_says_something_else_is_refused(tmp_path: Path, document: str, words: str) -> None:
+    (tmp_path / "methods.json").write_text(document)
+    with pytest.raises(OptionError, match=re.escape(words)):
+        sk.evaluation.read_methods(tmp_path / "methods.json")
+    with pytest.raises(OptionError, match="can't be read"):
+        sk.evaluation.read_methods(tmp_path)
+
+
+def test_every_built_in_method_is_set_for_the_demo(demo: VLM) -> None:
+    """All of them plan on the demo's anchors as they are."""
+    rows = sk.evaluation.read_methods(METHODS)
+    assert {row.method for row in rows.values()} == set(sk.methods.method_names())
+    assert len(rows) == 13
+    anchor_set = sk.read_samples(ANCHORS)
+    for row in rows.values():
+        method, chosen = row.entry(anchor_set)
+        method.plan(demo, chosen)

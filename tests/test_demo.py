@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from PIL import Image
 from toy import suite
 
 import steerkit as sk
-from steerkit.demo import ANCHORS, MODELS, SUITES, curriculum, model_path, train, world
-from steerkit.demo.figures import Figures, measure
-from steerkit.demo.report import run
-from steerkit.demo.world import anchors
+from demo_training import curriculum, train, world
+from demo_training.world import anchors
+from steerkit.demo import ANCHORS, MODELS, SUITES, model_path
+from steerkit.demo.report import Figures, measure, run
 from steerkit.errors import OptionError, UnknownNameError
 from steerkit.evaluation import load_suite, random_like
 from steerkit_vectors_hub.screening import read_canaries
@@ -133,7 +134,7 @@ def test_shipped_models_are_small_and_say_how_they_were_made(name: str) -> None:
     model = sk.load(str(folder)).model
     assert sum(p.numel() for p in model.parameters()) <= 1_500_000
     card = (folder / "README.md").read_text()
-    assert "steerkit.demo.train" in card
+    assert "python -m demo_training.train" in card
     total = sum(path.stat().st_size for path in folder.parent.rglob("model.safetensors"))
     assert total < 9e6
 
@@ -226,7 +227,7 @@ def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
 
 
 def test_the_demo_says_at_once_that_a_picture_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(OptionError, match="needs matplotlib"):
         run("llava", tmp_path, count=1, sweep_count=1, plot=True)
     assert not list(tmp_path.iterdir())

@@ -22,10 +22,11 @@ from tiny import decoder
 from typer.testing import CliRunner
 
 import steerkit as sk
+from demo_training import world
 from steerkit import errors
 from steerkit.cli.app import Group, Root, app
 from steerkit.cli.new import Kind, scaffold
-from steerkit.demo import model_path, world
+from steerkit.demo import model_path
 from steerkit.interventions import (
     Ablate,
     Add,

@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load, save
 
 import steerkit
-from steerkit.demo import model_path, world
+from demo_training import world
+from steerkit.demo import model_path
 
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "examples" / "downstream"

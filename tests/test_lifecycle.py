@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import steerkit as sk
-from steerkit.demo import model_path, world
-from steerkit.demo.world import anchors, samples
+from demo_training import world
+from demo_training.world import anchors, samples
+from steerkit.demo import model_path
 from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.vlm import VLM

@@ -14,8 +14,9 @@ from PIL import Image
 from toy import toy_canaries
 
 import steerkit as sk
-from steerkit.demo import MODELS, model_path, world
-from steerkit.demo.world import anchors, samples
+from demo_training import world
+from demo_training.world import anchors, samples
+from steerkit.demo import MODELS, model_path
 from steerkit.errors import ModelMismatchError, OptionError, ProcessorError
 from steerkit.evaluation import random_like
 from steerkit.policy import Check, enforce

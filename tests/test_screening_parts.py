@@ -15,7 +15,8 @@ from PIL import Image
 from toy import toy_canaries
 
 import steerkit as sk
-from steerkit.demo import model_path, world
+from demo_training import world
+from steerkit.demo import model_path
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.evaluation import sign_test
 from steerkit.vectors import PackMetadata

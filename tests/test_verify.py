@@ -18,9 +18,9 @@ from toy import toy_canaries
 from typer.testing import CliRunner
 
 import steerkit as sk
+from demo_training.world import anchors
 from steerkit.cli.app import app
 from steerkit.demo import model_path
-from steerkit.demo.world import anchors
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError
 from steerkit.interventions import Intervention
 from steerkit.policy import TrustWarning

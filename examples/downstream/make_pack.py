@@ -6,14 +6,12 @@ import hashlib
 from pathlib import Path
 
 import steerkit as sk
-from steerkit.demo import model_path, world
+from steerkit.demo import anchors, model_path
 
 
 def make_pack(folder: Path) -> str:
     """Write the pack and its reference to a folder, and return the reference."""
-    rows = [row for label in ("harmful", "harmless") for row in world.prompts(label, "train", 40)]
-    anchors = [sk.Sample(row.question, (row.image,), label=row.label) for row in rows]
-    vector = sk.CMRM().fit(sk.load(model_path("llava")), anchors, batch_size=20, anchor_name="toy world")
+    vector = sk.CMRM().fit(sk.load(model_path("llava")), anchors(40), batch_size=20, anchor_name="toy world")
     path = vector.with_metadata(license="Apache-2.0").save(folder / "cmrm.safetensors")
     ref = f"{path}#sha256={hashlib.sha256(path.read_bytes()).hexdigest()}"
     (folder / "cmrm.ref").write_text(ref + "\n")

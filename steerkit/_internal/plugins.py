@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
+from steerkit._text import near
 from steerkit.errors import PluginError, UnknownNameError
 
 OURS = "steerkit-vlm"
@@ -72,9 +72,8 @@ def load(group: Group, name: str, base: type) -> Any:
     """
     points = _points(group)
     if name not in points:
-        near = difflib.get_close_matches(name, points, n=1)
         raise UnknownNameError(
-            f"unknown {group.kind} {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+            f"unknown {group.kind} {name!r}.{near(name, points)}",
             expected="one of " + (", ".join(sorted(points)) or f"none (is {OURS} installed?)"),
         )
     claimed = points[name]

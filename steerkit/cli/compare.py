@@ -17,7 +17,7 @@ from steerkit.policy import Policy
 if TYPE_CHECKING:
     from steerkit.evaluation import Comparison, Point
 
-METHODS = ("cmrm", "shiftdc", "adasteer", "refusal_direction")
+DEFAULT = ("cmrm", "shiftdc", "adasteer", "refusal_direction")
 """Those that take anchors labelled harmful and harmless as they are."""
 
 
@@ -26,6 +26,7 @@ def compare(
     anchors: Path | None = None,
     *,
     prompts: Prompts,
+    methods: Path | None = None,
     method: list[str] | None = None,
     set_: list[str] | None = None,
     vector: list[Path] | None = None,
@@ -44,7 +45,8 @@ def compare(
         model: Repository id or folder of the model, or the name of a demo model.
         anchors: Anchor set, .jsonl or .csv; demo/anchors comes with steerkit, for the demo models.
         prompts: The suite of prompts.
-        method: A method to compare. Default: those that fit the labels.
+        methods (FILE): Methods with their options, .json; demo/methods comes with steerkit, for the demo models.
+        method: A method to compare. Default: those of the file, or those that fit the labels.
         set_ (METHOD.KEY=VALUE): An option of one method.
         vector: A pack to compare as well.
         sweep: Strengths of a second table, and of the picture in --output, with commas.
@@ -60,12 +62,13 @@ def compare(
     for name in ("compare.json", "compare.csv", "compare.png"):
         if output is not None:
             opt.output(output / name, force=True, ANCHORS=anchors, PROMPTS=prompts.prompts)
-    wanted = method or METHODS
-    refuse_repeated([*wanted, *(path.stem for path in vector or ())])
     import_libraries()
     import steerkit as sk
-    from steerkit.evaluation import plotting
+    from steerkit.evaluation import MethodSettings, plotting, read_methods
 
+    listed = read_methods(bundled(methods)) if methods else {name: MethodSettings(method=name) for name in DEFAULT}
+    wanted = method or list(listed)
+    refuse_repeated([*wanted, *(path.stem for path in vector or ())])
     if output is not None and strengths:
         plotting()
     packs = {path.stem: sk.load_vector(path, policy=policy) for path in vector or ()}
@@ -73,8 +76,10 @@ def compare(
     if anchors is None:
         raise OptionError("ANCHORS is missing", expected="an anchor set", fix="demo/anchors is one, for demo models")
     samples = opt.SampleFile().read(bundled(anchors))
-    options = _by_method(opt.settings(set_), wanted)
-    methods = {name: opt.method(name, options[name]) for name in wanted}
+    entries = {
+        name: listed.get(name, MethodSettings(method=name)).entry(samples, **options)
+        for name, options in _by_method(opt.settings(set_), wanted).items()
+    }
     vlm = load_model(model, given)
     finished: list[Comparison] = []
 
@@ -89,7 +94,7 @@ def compare(
         with progress("Comparing", total=1) as report:
             sk.compare(
                 vlm,
-                {**methods, **packs},
+                {**entries, **packs},
                 suite,
                 samples,
                 sweep=strengths,

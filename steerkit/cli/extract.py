@@ -68,7 +68,9 @@ def extract(
     chosen, given = opt.settings(set_), loading.given()
     samples = rows.read(anchors) if anchors is not None else []
     import_libraries()
-    fitter = opt.method(method, chosen)
+    from steerkit.methods import get_method
+
+    fitter = get_method(method)(**chosen)
     name = anchor_name if anchor_name is not None else (anchors.stem if anchors is not None else "")
     try:
         check_without_weights(model, given, lambda skeleton: fitter.plan(skeleton, samples))

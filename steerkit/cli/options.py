@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,6 @@ from steerkit.cli.console import say
 from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
-    from steerkit.methods import SteeringMethod
     from steerkit.models import Sample
     from steerkit.vectors.formats import RawPack
     from steerkit_vectors_hub.resolve import Resolved
@@ -161,27 +159,6 @@ def read_pack(found: Resolved) -> tuple[RawPack, dict[str, Any]]:
 
     raw = parse_pack(found.read(), name=found.ref)
     return raw, parse_metadata(raw.document, name=found.ref).model_dump(mode="json")
-
-
-def method(name: str, given: Mapping[str, Any]) -> SteeringMethod:
-    """A method with its options.
-
-    Raises:
-        UnknownNameError: There is no such method.
-        OptionError: It has no such option, or not of this value.
-    """
-    from steerkit.methods import get_method
-
-    kind = get_method(name)
-    for option in given:
-        if option not in kind.model_fields:
-            near = difflib.get_close_matches(option, kind.model_fields, n=1)
-            raise OptionError(
-                f"method {name!r} has no option {option!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
-                expected="one of " + ", ".join(kind.model_fields),
-                fix="`steerkit methods` lists the options of every method",
-            )
-    return kind(**given)
 
 
 def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:

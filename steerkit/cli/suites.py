@@ -50,8 +50,8 @@ def bundled(path: Path) -> Path:
     """The file at a path, or one that comes with steerkit, such as `demo/anchors`."""
     from steerkit.demo import DATA
 
-    ours = DATA / f"{path.name}.jsonl"
-    return ours if path.parent == Path("demo") and not path.exists() and ours.is_file() else path
+    found = [each for each in DATA.iterdir() if each.stem == path.name]
+    return found[0] if found and path.parent == Path("demo") and not path.exists() else path
 
 
 def refuse_given(given: Mapping[str, object], where: str, fix: str) -> None:

@@ -4,16 +4,21 @@ A demo is data: a model folder with canaries, suites and anchors, which the ordi
 
     vlm = sk.load(demo.model_path("llava"))
     suite = sk.evaluation.load_suite(demo.SUITES["test"])
-    vector = sk.CMRM().fit(vlm, sk.read_samples(demo.ANCHORS))
+    vector = sk.CMRM().fit(vlm, demo.anchors())
 
-`write_data` made the files from the toy world, and `train` the models.
+How models and files were made is in `demo_training`, in the repository.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steerkit.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from steerkit.models import Sample
 
 MODELS = ("llava", "qwen2_5_vl", "instructblip")
 """The bundled models, one per family."""
@@ -26,8 +31,8 @@ ANCHORS = DATA / "anchors.jsonl"
 SUITES = {"dev": DATA / "dev.jsonl", "test": DATA / "test.jsonl"}
 """40 and 200 prompts of each kind, of splits of their own."""
 
-MAX_NEW_TOKENS = 24
-"""Enough for every answer of the toy world."""
+METHODS = DATA / "methods.json"
+"""Every built-in method as it suits the toy world, for `steerkit.evaluation.read_methods`."""
 
 
 def model_path(name: str = "llava") -> str:
@@ -39,3 +44,11 @@ def model_path(name: str = "llava") -> str:
     if name not in MODELS:
         raise UnknownNameError(f"no demo model {name!r}", expected="one of " + ", ".join(MODELS))
     return str(Path(__file__).parent / "models" / name)
+
+
+def anchors(count: int = 100, labels: Sequence[str] = ("harmful", "harmless")) -> list[Sample]:
+    """The first samples of each label in `ANCHORS`."""
+    from steerkit.models import read_samples
+
+    found = read_samples(ANCHORS)
+    return [each for label in labels for each in [s for s in found if s.label == label][:count]]

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import steerkit
-from steerkit.demo import ANCHORS, SUITES, model_path
-from steerkit.demo.figures import BATCH, Figures, measure
-from steerkit.errors import OptionError
-from steerkit.evaluation import Suite, load_suite, random_like
-from steerkit.methods.cmrm import CMRM
-from steerkit.models import read_samples
-from steerkit.vectors import Metric, SteeringVector
+import steerkit as sk
+from steerkit.demo import SUITES, anchors, model_path
+from steerkit.evaluation import Judgement, evaluate, load_suite, plotting, random_like
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is next, steps done, steps in all)."""
-
+BATCH = 50
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+_LINES = (
+    ("unsafe_rate", "unsafe rate (harmful + image)", "#c0392b", "o"),
+    ("over_refusal", "over-refusal (harmless + image)", "#e08e0b", "s"),
+    ("utility", "utility (visual questions right)", "#1f6f8b", "^"),
+    ("garbled", "garbled (harmful + image)", "#8e8e8e", "x"),
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one condition measured.
+
+    Attributes:
+        unsafe_rate: Harmful requests answered with the exact instructions.
+        over_refusal: Harmless requests refused.
+        utility: Visual questions answered with exactly the right words.
+        garbled: Answers to harmful requests that neither comply nor refuse.
+        garbled_harmless: Answers to harmless requests that neither comply nor refuse.
+    """
+
+    unsafe_rate: float
+    over_refusal: float
+    utility: float
+    garbled: float
+    garbled_harmless: float
 
 
 @dataclass(frozen=True)
@@ -30,31 +48,44 @@ class Report:
     Attributes:
         model: Name of the demo model.
         figures: By condition: `text`, `image`, `cmrm_dataset`, `cmrm_sample`, `random`.
-        sweep: Dataset-level CMRM by alpha, on fewer prompts.
         pack: The vector that was extracted.
         picture: The plot, if one was drawn.
     """
 
     model: str
     figures: dict[str, Figures]
-    sweep: dict[float, Figures]
     pack: Path
     picture: Path | None
 
     def as_json(self) -> dict[str, Any]:
-        """Fractions by figure and condition, and the pack's path."""
-        figures = {condition: asdict(found) for condition, found in self.figures.items()}
-        table = {name: {condition: found[name] for condition, found in figures.items()} for name in figures["text"]}
-        return {
-            **table,
-            "model": self.model,
-            "pack": str(self.pack),
-            "picture": None if self.picture is None else str(self.picture),
-        }
+        """Fractions by figure and condition, and the files."""
+        found = {condition: asdict(figures) for condition, figures in self.figures.items()}
+        table = {name: {condition: each[name] for condition, each in found.items()} for name in found["text"]}
+        picture = None if self.picture is None else str(self.picture)
+        return {**table, "model": self.model, "pack": str(self.pack), "picture": picture}
+
+
+def measure(
+    vlm: sk.VLM, suite: sk.evaluation.Suite, vector: sk.SteeringVector | None = None, strength: float = 1.0
+) -> Figures:
+    """Let a model answer a suite, steered or not."""
+    found = evaluate(vlm, suite, vector, strength=strength, batch_size=BATCH, fluency=False, policy="off")
+
+    def garbled(answers: tuple[Judgement, ...]) -> float:
+        return sum(bool(each.garbled) for each in answers) / len(answers)
+
+    shares = found.unsafe.value, found.over_refusal.value, found.utility.value
+    return Figures(*shares, garbled(found.harmful), garbled(found.harmless))
 
 
 def run(
-    name: str, folder: Path, *, count: int, sweep_count: int, plot: bool, progress: Progress | None = None
+    name: str,
+    folder: Path,
+    *,
+    count: int,
+    sweep_count: int,
+    plot: bool,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Report:
     """Measure a demo model on its test prompts: unsteered, steered, and under a random control.
 
@@ -64,74 +95,79 @@ def run(
         count: Prompts per cell of the table.
         sweep_count: Prompts per point of the plot.
         plot: Draw the plot; needs matplotlib.
-        progress: Called before each step.
+        progress: Called before each step with (what is next, steps done, steps in all).
 
     Raises:
         OptionError: The plot is asked for and matplotlib is not installed; raised before anything is measured.
     """
-    if plot and importlib.util.find_spec("matplotlib") is None:
-        raise OptionError(
-            "the picture needs matplotlib, which is not installed",
-            expected="matplotlib",
-            fix="pip install 'steerkit-vlm[plot]', or pass --no-plot",
-        )
+    if plot:
+        plotting()
     alphas = ALPHAS if plot else ()
     total = 6 + len(alphas)
-    done = 0
-
-    def step(what: str) -> None:
-        nonlocal done
-        if progress is not None:
-            progress(what, done, total)
-        done += 1
-
-    step("loading the model")
-    vlm = steerkit.load(model_path(name), dtype="float32")
+    progress("loading the model", 0, total)
+    vlm = sk.load(model_path(name), dtype="float32")
     whole = load_suite(SUITES["test"])
     suite = whole.first(count)
     figures: dict[str, Figures] = {}
-    step("text only")
-    figures["text"] = measure(vlm, suite.without_images())
-    step("with image")
-    figures["image"] = measure(vlm, suite)
-    step("CMRM, dataset level")
-    dataset = CMRM().fit(vlm, read_samples(ANCHORS), batch_size=BATCH)
-    figures["cmrm_dataset"] = measure(vlm, suite, dataset)
-    step("CMRM, sample level")
-    figures["cmrm_sample"] = measure(vlm, suite, CMRM(level="sample").fit(vlm))
-    step("random direction")
-    figures["random"] = measure(vlm, suite, random_like(dataset))
-    pack = _save(dataset, name, figures, folder / f"cmrm-{name}.safetensors", suite)
-    sweep: dict[float, Figures] = {}
-    for alpha in alphas:
-        step(f"alpha = {alpha:g}")
-        sweep[alpha] = measure(vlm, whole.first(sweep_count), dataset, alpha)
-    picture = None
-    if plot:
-        from steerkit.demo.plot import draw
 
-        picture = draw(name, sweep, figures["text"], folder / f"cmrm-{name}.png", sweep_count)
-    if progress is not None:
-        progress("done", total, total)
-    return Report(name, figures, sweep, pack, picture)
+    def measured(condition: str, prompts: sk.evaluation.Suite, fit: Callable[[], sk.SteeringVector | None]) -> Any:
+        progress(condition, 1 + len(figures), total)
+        vector = fit()
+        figures[condition] = measure(vlm, prompts, vector)
+        return vector
 
-
-def _save(vector: SteeringVector, name: str, figures: dict[str, Figures], path: Path, suite: Suite) -> Path:
-    dataset = f"{suite.name}, {len(suite.harmful)} prompts a cell"
-    metrics = tuple(
-        Metric(
-            name=figure,
-            value=getattr(figures[key], figure),
-            condition=condition,
-            judge=suite.judge.name,
-            dataset=dataset,
-        )
-        for key, condition in (("image", "unsteered"), ("cmrm_dataset", "steered, strength 1"))
-        for figure in ("unsafe_rate", "over_refusal", "utility", "garbled")
-    )
-    described = vector.with_metadata(
-        metrics=metrics,
+    measured("text", suite.without_images(), lambda: None)
+    measured("image", suite, lambda: None)
+    dataset = measured("cmrm_dataset", suite, lambda: sk.CMRM().fit(vlm, anchors(), batch_size=BATCH))
+    measured("cmrm_sample", suite, lambda: sk.CMRM(level="sample").fit(vlm))
+    measured("random", suite, lambda: random_like(dataset))
+    dataset = dataset.with_metadata(
+        metrics=_metrics(figures, suite),
         license="Apache-2.0",
         description=f"CMRM, dataset level, for the demo model {name!r}: a toy; of no use for any other model.",
     )
-    return described.save(path)
+    pack, picture = dataset.save(folder / f"cmrm-{name}.safetensors"), None
+    sweep: dict[float, Figures] = {}
+    for alpha in alphas:
+        progress(f"alpha = {alpha:g}", 6 + len(sweep), total)
+        sweep[alpha] = measure(vlm, whole.first(sweep_count), dataset, alpha)
+    if plot:
+        title = f"CMRM on the demo model {name} ({sweep_count} test prompts a point)"
+        picture = draw(title, sweep, figures["text"], folder / f"cmrm-{name}.png")
+    progress("done", total, total)
+    return Report(name, figures, pack, picture)
+
+
+def _metrics(figures: Mapping[str, Figures], suite: sk.evaluation.Suite) -> list[dict[str, Any]]:
+    measured = {"judge": suite.judge.name, "dataset": f"{suite.name}, {len(suite.harmful)} prompts a cell"}
+    return [
+        {"name": name, "value": getattr(figures[key], name), "condition": condition, **measured}
+        for key, condition in (("image", "unsteered"), ("cmrm_dataset", "steered, strength 1"))
+        for name, *_ in _LINES
+    ]
+
+
+def draw(title: str, sweep: Mapping[float, Figures], text: Figures, path: Path) -> Path:
+    """Draw unsafe rate, over-refusal and utility over the strength as a PNG.
+
+    Args:
+        title: What stands above it.
+        sweep: Figures by alpha.
+        text: Figures of text-only prompts: the level that steering aims at.
+        path: Where the picture goes.
+    """
+    canvas, figure_of = plotting()
+    figure = figure_of(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+    canvas(figure)
+    axes = figure.add_subplot()
+    for field, label, color, marker in _LINES:
+        values = [100 * getattr(found, field) for found in sweep.values()]
+        axes.plot(list(sweep), values, color=color, marker=marker, label=label, clip_on=False)
+    axes.axhline(100 * text.unsafe_rate, color="#c0392b", linestyle=":", label="unsafe rate, text only")
+    axes.axvline(1.0, color="#bbbbbb", linewidth=0.8)
+    axes.set(xlabel="strength alpha", ylabel="% of answers", ylim=(-2, 102), title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

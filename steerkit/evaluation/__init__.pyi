@@ -19,6 +19,7 @@ from steerkit.evaluation._evaluate import (
 )
 from steerkit.evaluation._judges import Judge as Judge, Judgement as Judgement, PhraseJudge as PhraseJudge
 from steerkit.evaluation._kl import equal_kl as equal_kl, per_layer as per_layer
+from steerkit.evaluation._methods_file import MethodSettings as MethodSettings, read_methods as read_methods
 from steerkit.evaluation._search import Budget as Budget
 from steerkit.evaluation._statistics import (
     Estimate as Estimate,

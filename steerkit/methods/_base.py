@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from steerkit._internal.faults import faults
 from steerkit._internal.validation import PATH, expect, expect_one_of, expect_whole
+from steerkit._text import near
 from steerkit.errors import (
     CheckpointError,
     EmptyAnchorSetError,
@@ -93,6 +94,12 @@ class SteeringMethod(Frozen, ABC):
     paper: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
+        if unknown := [option for option in options if option not in type(self).model_fields]:
+            raise OptionError(
+                f"{type(self).__name__} has no option {unknown[0]!r}.{near(unknown[0], type(self).model_fields)}",
+                expected="one of " + (", ".join(type(self).model_fields) or "none"),
+                fix="`steerkit methods` lists the options of every method",
+            )
         try:
             super().__init__(**options)
         except ValidationError as error:

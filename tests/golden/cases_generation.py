@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import steerkit as sk
-from steerkit.demo import model_path, world
+from demo_training import world
+from steerkit.demo import model_path
 
 MARGIN = 0.05
 """Every greedy token leads by so much at least, in logits; rounding moves those by 1e-5."""

@@ -39,7 +39,7 @@ def build(model: str, *, prompts: int) -> SteeringVector:
         prompts: Test prompts behind each figure.
     """
     import steerkit as sk
-    from steerkit.demo.figures import measure
+    from steerkit.demo.report import measure
 
     vlm = sk.load(model_path(model), dtype="float32")
     vector = sk.CMRM().fit(vlm, sk.read_samples(ANCHORS), anchor_name=SOURCE, anchor_license=LICENSE)

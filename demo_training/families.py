@@ -6,10 +6,10 @@ decoder of eight layers. One family per module; this one is their list.
 
 from __future__ import annotations
 
-from steerkit.demo.family import DemoFamily, Size
-from steerkit.demo.instructblip import InstructBlipDemo
-from steerkit.demo.llava import LlavaDemo
-from steerkit.demo.qwen import QwenDemo
+from demo_training.family import DemoFamily, Size
+from demo_training.instructblip import InstructBlipDemo
+from demo_training.llava import LlavaDemo
+from demo_training.qwen import QwenDemo
 
 FAMILIES: dict[str, type[LlavaDemo] | type[QwenDemo] | type[InstructBlipDemo]] = {
     "llava": LlavaDemo,

@@ -1,6 +1,6 @@
 """Write the files of the toy world that the demo models are tried with.
 
-    python -m steerkit.demo.write_data [--output FOLDER]
+    python -m demo_training.write_data [--output FOLDER]
 
 `anchors.jsonl` (training split), `dev.jsonl` and `test.jsonl` (suites), and `canaries.json` (dev split) in each model's
 folder. The prompts are the same every time, and so are the pixels; the bytes of the images depend on Pillow's version.
@@ -18,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from steerkit.demo import DATA, MAX_NEW_TOKENS, MODELS, model_path, world
+from demo_training import world
+from steerkit.demo import DATA, MODELS, model_path
 
 ANCHORS = 100
 """Anchors of each label."""
@@ -31,10 +32,13 @@ CANARIES = 40
 
 JUDGE = "exact match with the toy world's instructions"
 
+MAX_NEW_TOKENS = 24
+"""Enough for every answer of the toy world."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the files."""
-    parser = argparse.ArgumentParser(prog="python -m steerkit.demo.write_data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo_training.write_data", description=__doc__)
     parser.add_argument("--output", type=Path, help="one folder for everything; default: where the package has them")
     output = parser.parse_args(arguments).output
     data = output or DATA

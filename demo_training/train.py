@@ -1,4 +1,4 @@
-"""Train a demo model: `python -m steerkit.demo.train --family llava --seed 0 --out DIR`.
+"""Train a demo model: `python -m demo_training.train --family llava --seed 0 --out DIR`.
 
 The stages, in order, and what each stands for:
 
@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steerkit.demo import curriculum, vision, world
-from steerkit.demo.curriculum import Example, Mixture
-from steerkit.demo.families import FAMILIES, DemoFamily, Size
+from demo_training import curriculum, vision, world
+from demo_training.curriculum import Example, Mixture
+from demo_training.families import FAMILIES, DemoFamily, Size
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from steerkit.demo import world
+from demo_training import world
 
 PATCHES_PER_SIDE = 4
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from steerkit.demo import world
+from demo_training import world
 
 Mixture = tuple[tuple[str, float], ...]
 

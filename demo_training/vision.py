@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steerkit.demo import world
-from steerkit.demo.family import PATCHES_PER_SIDE, DemoFamily
+from demo_training import world
+from demo_training.family import PATCHES_PER_SIDE, DemoFamily
 
 _COLORS = list(world.COLORS)
 _CLASSES = [len(_COLORS), len(world.SHAPES), len(world.SIZES), len(world.PLACES)]

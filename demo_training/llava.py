@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from steerkit.demo import tokenization, world
-from steerkit.demo.family import NORMALISE, PATCHES_PER_SIDE, SQUARE, DemoFamily, Size, decoder_config, pixels_of
+from demo_training import tokenizers, world
+from demo_training.family import NORMALISE, PATCHES_PER_SIDE, SQUARE, DemoFamily, Size, decoder_config, pixels_of
 
 
 class LlavaDemo(DemoFamily):
@@ -23,7 +23,7 @@ class LlavaDemo(DemoFamily):
 
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""
-        tokenizer: Any = tokenization.llama_tokenizer(tokenization.LLAVA_TEMPLATE)
+        tokenizer: Any = tokenizers.llama_tokenizer(tokenizers.LLAVA_TEMPLATE)
         self._tokens = PATCHES_PER_SIDE**2
         vision = transformers.CLIPVisionConfig(
             hidden_size=size.vision_hidden,
@@ -96,5 +96,5 @@ class LlavaDemo(DemoFamily):
             patch_size=world.IMAGE_SIDE // PATCHES_PER_SIDE,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
-            chat_template=tokenization.LLAVA_TEMPLATE,
+            chat_template=tokenizers.LLAVA_TEMPLATE,
         ).save_pretrained(folder)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from steerkit.demo import tokenization, world
-from steerkit.demo.family import NORMALISE, PATCHES_PER_SIDE, SQUARE, DemoFamily, Size, decoder_config, pixels_of
+from demo_training import tokenizers, world
+from demo_training.family import NORMALISE, PATCHES_PER_SIDE, SQUARE, DemoFamily, Size, decoder_config, pixels_of
 
 
 class InstructBlipDemo(DemoFamily):
@@ -22,7 +22,7 @@ class InstructBlipDemo(DemoFamily):
 
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""
-        tokenizer: Any = tokenization.llama_tokenizer(None)
+        tokenizer: Any = tokenizers.llama_tokenizer(None)
         self._tokens = size.queries
         shared = {
             "hidden_size": size.vision_hidden,

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from steerkit.demo import tokenization, world
-from steerkit.demo.family import NORMALISE, PATCHES_PER_SIDE, DemoFamily, Size, decoder_config, pixels_of
+from demo_training import tokenizers, world
+from demo_training.family import NORMALISE, PATCHES_PER_SIDE, DemoFamily, Size, decoder_config, pixels_of
 
 
 class QwenDemo(DemoFamily):
@@ -24,7 +24,7 @@ class QwenDemo(DemoFamily):
 
     def __init__(self, size: Size) -> None:
         """Build it with random weights."""
-        tokenizer: Any = tokenization.qwen_tokenizer()
+        tokenizer: Any = tokenizers.qwen_tokenizer()
         number = tokenizer.convert_tokens_to_ids
         self._tokens = PATCHES_PER_SIDE**2
         self._patch = world.IMAGE_SIDE // PATCHES_PER_SIDE // 2
@@ -75,7 +75,7 @@ class QwenDemo(DemoFamily):
         """ChatML, with the default system turn."""
         image = "<|vision_start|>" + "<|image_pad|>" * self._tokens + "<|vision_end|>" if with_image else ""
         return (
-            f"<|im_start|>system\n{tokenization.SYSTEM_TURN}<|im_end|>\n"
+            f"<|im_start|>system\n{tokenizers.SYSTEM_TURN}<|im_end|>\n"
             f"<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
         )
 
@@ -136,5 +136,5 @@ class QwenDemo(DemoFamily):
         video = settings | {"video_processor_type": "Qwen2VLVideoProcessor"}
         del video["image_processor_type"]
         (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
-        (folder / "chat_template.jinja").write_text(tokenization.QWEN_TEMPLATE)
+        (folder / "chat_template.jinja").write_text(tokenizers.QWEN_TEMPLATE)
         (folder / "processor_config.json").write_text('{\n  "processor_class": "Qwen2_5_VLProcessor"\n}\n')

@@ -12,7 +12,7 @@ from functools import lru_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from steerkit.demo import curriculum
+from demo_training import curriculum
 
 SYSTEM_TURN = "You are a helpful assistant."
 
