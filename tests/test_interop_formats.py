@@ -433,6 +433,17 @@ def test_plain_tensors_that_say_too_little_are_refused(
         interop.read(made(tmp_path), "tensors", model=FACTS, choice=choice)
 
 
+def test_a_stack_with_the_hidden_size_first_is_turned_round_where_the_width_is_known(tmp_path: Path) -> None:
+    for blocks in (4, 5):
+        given = foreign.stack(blocks, foreign.directions(1, 2))
+        path = foreign.pickled(tmp_path / "v.pt", given.T.contiguous())
+        known = ModelFacts("Any", "any", 4, hidden_size=48)
+        vector = interop.read(path, "tensors", model=known, choice=Choice(layers=(2,)))
+        assert torch.equal(vector.directions[2 if blocks == 4 else 1], given[2])
+        with pytest.raises(PackFormatError, match="48 rows"):
+            interop.read(path, "tensors", model=FACTS, choice=Choice(layers=(2,)))
+
+
 def test_what_a_number_was_taken_for_is_in_the_history(tmp_path: Path) -> None:
     path = foreign.numpy_file(tmp_path / "v.npz", {"2": np.ones(48)})
     for numbering, said in ((None, "the output of block N"), ("block_input", "the input of block N")):

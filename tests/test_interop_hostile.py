@@ -23,7 +23,7 @@ from torch import Tensor
 
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
 from steerkit_vectors_hub import interop
-from steerkit_vectors_hub.interop import Choice, ModelFacts, numpy_file, torch_file
+from steerkit_vectors_hub.interop import Choice, ModelFacts, containers
 
 FACTS = ModelFacts("Any", "any", 4)
 SMALL = foreign.directions(0, 1, 2, width=8)
@@ -210,7 +210,7 @@ def test_tensors_that_claim_more_than_they_hold(tmp_path: Path) -> None:
 
 
 def test_an_old_torch_is_not_trusted(whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_file.torch, "__version__", "2.5.1+cpu")
+    monkeypatch.setattr(containers.torch, "__version__", "2.5.1+cpu")
     with pytest.raises(OptionError, match="safely"):
         read(whole["easyedit"], "easyedit")
 
@@ -427,7 +427,7 @@ def test_archives_of_numpy_that_unfold(tmp_path: Path, monkeypatch: pytest.Monke
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(3):
             archive.writestr(f"{number}.npy", npy("(262144,)", b"\0" * 2**20))
-    monkeypatch.setattr(numpy_file, "MAX_FILE", 2**21)
+    monkeypatch.setattr(containers, "MAX_FILE", 2**21)
     with pytest.raises(PackFormatError, match="3 arrays of"):
         interop.read(path, model=FACTS)
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:

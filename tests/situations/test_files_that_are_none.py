@@ -28,7 +28,9 @@ READERS = {
         "pack": "sk.SteeringVector.load(path)",
         "load_vector": "sk.load_vector(path)",
         "checkpoint": "from steerkit.methods._checkpoint import load_checkpoint; load_checkpoint(path, 'x')",
-        "foreign safetensors": "from steerkit_vectors_hub.interop.safetensors_file import load; load(path)",
+        "foreign safetensors": (
+            "from steerkit_vectors_hub.interop.containers import load_safetensors; load_safetensors(path)"
+        ),
     },
     ".json": {
         "index": "from steerkit_vectors_hub.index import read_index; read_index(path)",
@@ -47,7 +49,7 @@ READERS = {
         "key": "from steerkit_vectors_hub.signing.signer import _checked_key; _checked_key(path, None)",
         "certificate": "from steerkit_vectors_hub.signing.signer import _check_certificate; _check_certificate(path)",
     },
-    ".pt": {"torch file": "from steerkit_vectors_hub.interop.torch_file import load; load(path)"},
+    ".pt": {"torch file": "from steerkit_vectors_hub.interop.containers import load_torch; load_torch(path)"},
     ".gguf": {
         "gguf": "from steerkit_vectors_hub.interop.gguf_file import read_control_vector; read_control_vector(path)",
     },

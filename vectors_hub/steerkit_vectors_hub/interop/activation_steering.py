@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from steerkit._internal.json import json_object
-from steerkit.errors import LayerRangeError
-from steerkit.vectors import Key, MethodRecord
+from steerkit.vectors import MethodRecord
 from steerkit.vectors.formats.container import read_file
-from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, chosen, flat, malformed
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, malformed
 
 MAX_NUMBERS = 2**24
 _LAYER = re.compile(r"0|[1-9][0-9]{0,3}")
@@ -46,27 +45,21 @@ class ActivationSteering(ForeignReader):
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name = str(path)
-        document = json_object(read_file(path), name, fix=FIX, most=MAX_NUMBERS)
+        document = json_object(read_file(path), "the file", fix=FIX, most=MAX_NUMBERS)
         if unknown := sorted(set(document) - {"model_type", "directions", "explained_variances"}):
-            raise malformed(name, f"unknown fields {unknown[:5]}", "model_type, directions, explained_variances")
+            raise malformed(f"unknown fields {unknown[:5]}", "model_type, directions, explained_variances")
         directions, model_type = document.get("directions"), document.get("model_type")
         if not isinstance(directions, dict) or not isinstance(model_type, str):
-            raise malformed(name, "directions or model_type is missing", "a .svec file")
+            raise malformed("directions or model_type is missing", "a .svec file")
         found: dict[int, Tensor] = {}
         for layer, numbers in directions.items():
             if not _LAYER.fullmatch(layer):
-                raise malformed(name, f"a layer {layer[:40]!r}", "a number from 0")
-            found[int(layer)] = _vector(numbers, f"{name}, layer {layer}")
-        layers = chosen(found, choice, name)
-        if 0 in layers:
-            raise LayerRangeError(
-                f"{name} holds layer 0, the input of block 0, which is not the output of any block",
-                expected="layers from 1",
-                fix=f"choose the layers that you steer, on the command line --layers; it holds {layers[1:]}",
-            )
+                raise malformed(f"a layer {layer[:40]!r}", "a number from 0")
+            found[int(layer)] = _vector(numbers, f"layer {layer}")
         return Foreign(
-            tensors={Key(layer - 1): found[layer] for layer in layers},
+            found,
+            shift=-1,
+            outside={0: "the input of block 0"},
             method=MethodRecord(name="activation-steering"),
             model_type=model_type[:200],
         )
@@ -74,8 +67,8 @@ class ActivationSteering(ForeignReader):
 
 def _vector(numbers: object, what: str) -> Tensor:
     if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
-        raise malformed(what, "something else than a list of numbers", "one vector")
+        raise malformed(f"{what} is something else than a list of numbers", "one vector")
     try:
-        return flat(torch.tensor(numbers, dtype=torch.float64), what)
+        return torch.tensor(numbers, dtype=torch.float64)
     except (OverflowError, RuntimeError) as error:
-        raise malformed(what, "a number that is too large", "finite numbers") from error
+        raise malformed(f"{what} has a number that is too large", "finite numbers") from error

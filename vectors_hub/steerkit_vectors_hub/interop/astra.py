@@ -25,11 +25,10 @@ from torch import Tensor
 
 from steerkit.errors import LayerRangeError, OptionError
 from steerkit.interventions import Add, Intervention, LinearStrength, Measure, StoredDirection
-from steerkit.vectors import Key, MethodRecord
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, malformed
-from steerkit_vectors_hub.interop.torch_file import layer_number, load, vector
+from steerkit.vectors import MethodRecord
+from steerkit_vectors_hub.interop.base import REFERENCE, Choice, Foreign, ForeignReader, about, malformed
+from steerkit_vectors_hub.interop.containers import direction, layer_number, load_torch
 
-REFERENCE = "reference"
 _AWAY = LinearStrength(
     measure=Measure(kind="cosine", reference=StoredDirection(name=REFERENCE)), slope=-1.0, minimum=-1.0, maximum=0.0
 )
@@ -43,13 +42,8 @@ class Astra(ForeignReader):
     convention: ClassVar[str] = "index N of output_hidden_states is the output of block N - 1, blocks from 0"
     takes: ClassVar[frozenset[str]] = frozenset({"reference"})
 
-    def recognises(self, path: Path, head: bytes) -> bool:
-        """Never: `.pt` files of several libraries look alike from outside."""
-        return False
-
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name = str(path)
         if choice.reference is None:
             raise OptionError(
                 "ASTRA measures each token against reference activations",
@@ -57,46 +51,47 @@ class Astra(ForeignReader):
                 fix="name it, on the command line --reference",
             )
         found, reference = _activations(path), _activations(choice.reference)
-        layers = chosen(found, choice, name)
-        if len(layers) > 1:
+        if len(wanted := choice.layers or sorted(found)) > 1:
             raise LayerRangeError(
-                f"{name} holds {layers}, and ASTRA steers one of them", expected="one", fix="choose it, --layers"
+                f"it holds {list(wanted)}, and ASTRA steers one of them", expected="one", fix="choose it, --layers"
             )
-        (index,) = layers
-        if index == 0:
-            raise LayerRangeError(f"{name}: index 0 is the embedding", expected="an index from 1")
-        if index not in reference:
-            raise malformed(str(choice.reference), f"nothing for index {index}", f"of {sorted(reference)}")
-        direction, origin = _mean(found[index]), _mean(reference[index])
+        if missing := [index for index in wanted if index in found and index not in reference]:
+            raise malformed(f"{choice.reference} holds nothing for index {missing[0]}", f"of {sorted(reference)}")
+        last = choice.layer_count or 0
         return Foreign(
-            tensors={Key(index - 1): direction, Key(index - 1, name=REFERENCE): origin},
+            {index: _mean(activations) for index, activations in found.items()},
+            shift=-1,
+            outside={0: "index 0, the embedding", last: f"index {last}, the state behind the final norm"},
+            references={index: _mean(activations) for index, activations in reference.items()},
             method=MethodRecord(name="astra", paper="https://arxiv.org/abs/2411.16721"),
             interventions=(Intervention(operation=Add(relative=True), strength=_AWAY),),
-            notes=(f"mean of {len(found[index])} activations, reference of {len(reference[index])}",),
-            last_is_normed=True,
+            notes=tuple(
+                f"mean of {len(found[index])} activations, reference of {len(reference[index])}"
+                for index in wanted
+                if index in found
+            ),
             files=(path, choice.reference),
         )
 
 
 def _activations(path: Path) -> dict[int, list[Tensor]]:
     """All activations of each index, over all prompts."""
-    name, found = str(path), {}
-    for prompt in _table(load(path), name).values():
-        for index, activations in _table(prompt, name).items():
-            if not isinstance(activations, list):
-                raise malformed(name, f"index {index!r:.40} holds a {type(activations).__name__}", "a list of tensors")
-            what = f"{name}, index {index!r:.40}"
-            found.setdefault(layer_number(index, name), []).extend(vector(each, what) for each in activations)
-    kept = {index: activations for index, activations in found.items() if activations}
-    for index, activations in kept.items():
-        if len({activation.shape for activation in activations}) > 1:
-            raise malformed(name, f"activations of several widths at index {index}", "one width")
-    return kept
+    found: dict[int, list[Tensor]] = {}
+    with about(path):
+        for prompt in _table(load_torch(path)).values():
+            for index, activations in _table(prompt).items():
+                if not isinstance(activations, list):
+                    raise malformed(f"index {index!r:.40} holds a {type(activations).__name__}", "a list of tensors")
+                found.setdefault(layer_number(index), []).extend(map(direction, activations))
+        for index, activations in found.items():
+            if len({activation.shape for activation in activations}) > 1:
+                raise malformed(f"activations of several widths at index {index}", "one width")
+    return {index: activations for index, activations in found.items() if activations}
 
 
-def _table(value: Any, name: str) -> dict[Any, Any]:
+def _table(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise malformed(name, f"a {type(value).__name__}", "{prompt: {index: [activation, ...]}}")
+        raise malformed(f"a {type(value).__name__}", "{prompt: {index: [activation, ...]}}")
     return value
 
 

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
-from steerkit.errors import LayerRangeError, PackFormatError
+from steerkit.errors import PackFormatError, SteerKitError
 from steerkit.interventions import Intervention, Site
-from steerkit.vectors import Key, MethodRecord, SteeringVector, StrengthRecord
-
-EVERY_TOKEN = Intervention(tokens="all", phase="both")
-"""What most libraries do: add the direction at every token, of the prompt and of the answer."""
-
+from steerkit.vectors import MethodRecord, SteeringVector, StrengthRecord
 
 FIX = "check --from, or get the file again from its publisher"
 
+REFERENCE = "reference"
+"""The name of directions that others are measured against."""
 
-def malformed(name: str, problem: str, expected: str, fix: str = FIX) -> PackFormatError:
-    """The error about a file that is not what its format demands."""
-    return PackFormatError(f"{name}: {problem}", expected=expected, fix=fix)
+
+def malformed(problem: str, expected: str, fix: str = FIX) -> PackFormatError:
+    """The error about a file that is not what its format demands; `about` adds which file."""
+    return PackFormatError(problem, expected=expected, fix=fix)
+
+
+@contextmanager
+def about(name: object) -> Iterator[None]:
+    """Begin every error that is raised inside with the name of what it is about."""
+    try:
+        yield
+    except SteerKitError as error:
+        if str(name) in error.problem:
+            raise
+        raise type(error)(f"{name}: {error.problem}", expected=error.expected, fix=error.fix) from error
 
 
 Numbering: TypeAlias = Literal["block", "block_input", "hidden_states"]
@@ -41,6 +52,7 @@ class Choice:
         reference: A second file that belongs to the first.
         numbering: What a layer number means; see `interop.tensors`.
         layer_count: Number of decoder blocks of the model, filled in from what the caller knows of it.
+        hidden_size: Width of its hidden states, likewise.
     """
 
     layers: tuple[int, ...] | None = None
@@ -49,33 +61,40 @@ class Choice:
     reference: Path | None = None
     numbering: Numbering | None = None
     layer_count: int | None = None
+    hidden_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file holds, in steerkit's terms: tensors under 0-based blocks, output of the block.
+    """What a file holds, in its own numbering; `convert` chooses layers, moves them and checks the directions.
 
     Attributes:
-        tensors: The directions.
+        directions: One for each number; a path stands for the file that holds it, read only if the layer is chosen.
+        shift: What is added to a number to get the block, from 0, whose output is meant.
+        site: Where in the block.
+        outside: Numbers that are the output of no block, and what they are instead.
+        references: What directions are measured against, under the same numbers.
         method: How they came about, as far as the file says.
-        interventions: What the other library does with them.
+        interventions: What the other library does with them; None: it adds them at every token, as most do.
         strength: The dose that the file recommends.
         model_id: The model that the file names.
         model_type: The `config.model_type` that the file names.
         layer_count: Number of decoder blocks, where the file says.
-        last_is_normed: A direction for the last block was measured behind the final norm, where no site is: refuse it.
         files: The files that were read, if others than the one that was named.
         notes: What else is worth remembering, for the history.
     """
 
-    tensors: Mapping[Key, Tensor]
-    method: MethodRecord
-    interventions: tuple[Intervention, ...] = (EVERY_TOKEN,)
+    directions: Mapping[int, Tensor | Path]
+    shift: int = 0
+    site: Site = "resid_post"
+    outside: Mapping[int, str] = field(default_factory=dict)
+    references: Mapping[int, Tensor] = field(default_factory=dict)
+    method: MethodRecord = field(default_factory=lambda: MethodRecord(name="unknown"))
+    interventions: tuple[Intervention, ...] | None = None
     strength: StrengthRecord = field(default_factory=StrengthRecord)
     model_id: str = ""
     model_type: str | None = None
     layer_count: int | None = None
-    last_is_normed: bool = False
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -86,16 +105,16 @@ class ForeignReader(ABC):
     Attributes:
         title: What the format is called among people.
         convention: Which layer a number of the file means, in one line.
-        takes: The fields of `Choice`, beside `layers` and `layer_count`, that it has a use for.
+        takes: The fields of `Choice`, beside the layers and what is known of the model, that it has a use for.
     """
 
     title: ClassVar[str]
     convention: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset()
 
-    @abstractmethod
     def recognises(self, path: Path, head: bytes) -> bool:
-        """Whether a file is of this format for certain, from its name and its first 8 MiB."""
+        """Whether a file is of this format for certain, from its name and its first 8 MiB; by default it never is."""
+        return False
 
     @abstractmethod
     def read(self, path: Path, choice: Choice) -> Foreign:
@@ -103,7 +122,7 @@ class ForeignReader(ABC):
 
         Raises:
             SteerKitError: The file is not of this format, is damaged or out of bounds, or says something that steerkit
-                can't express.
+                can't express. What is raised need not name the file.
         """
 
 
@@ -117,45 +136,3 @@ class ForeignWriter(ABC):
         Raises:
             SteerKitError: The format can't express a layer.
         """
-
-
-def chosen(found: Iterable[int], choice: Choice, name: str) -> list[int]:
-    """The layers of a file to convert, in its own numbering.
-
-    Raises:
-        LayerRangeError: One that was chosen is not in the file, or none is left.
-    """
-    present = sorted(found)
-    if choice.layers is None:
-        if not present:
-            raise malformed(name, "there is no direction in it", "at least one")
-        return present
-    for layer in choice.layers:
-        if layer not in present:
-            raise LayerRangeError(f"{name} holds nothing for layer {layer}", expected=f"of {present}")
-    if not choice.layers:
-        raise LayerRangeError("no layer is chosen", expected=f"at least one of {present}")
-    return sorted(set(choice.layers))
-
-
-def flat(tensor: Tensor, what: str) -> Tensor:
-    """A direction in a type that packs have: float64 becomes float32.
-
-    Raises:
-        PackFormatError: It is not one vector of floating-point numbers.
-    """
-    if not tensor.is_floating_point() or tensor.dim() != 1 or not 0 < tensor.shape[0] <= 2**20:
-        raise malformed(what, f"shape {tuple(tensor.shape)} of {tensor.dtype}", "one vector of floating-point numbers")
-    return tensor.float() if tensor.element_size() == 8 else tensor
-
-
-def same_width(tensors: Mapping[Key, Tensor], name: str) -> int:
-    """The width of all directions.
-
-    Raises:
-        PackFormatError: They differ.
-    """
-    widths = sorted({tensor.shape[-1] for tensor in tensors.values()})
-    if len(widths) != 1:
-        raise malformed(name, f"its directions have widths {widths}", "one width")
-    return widths[0]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from steerkit._internal.faults import faults
 from steerkit._internal.files import open_regular, replacing
 from steerkit._internal.validation import expect
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
-from steerkit.vectors import PackMetadata, SteeringVector
+from steerkit.interventions import Intervention
+from steerkit.vectors import Key, PackMetadata, SteeringVector
 from steerkit.vectors.formats.container import MAX_FILE
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignWriter, malformed, same_width
+from steerkit_vectors_hub.interop.base import REFERENCE, Choice, Foreign, ForeignReader, ForeignWriter, about, malformed
+from steerkit_vectors_hub.interop.containers import direction, load
 from steerkit_vectors_hub.interop.expressible import directions_to_add
 from steerkit_vectors_hub.interop.facts import ModelFacts
 from steerkit_vectors_hub.interop.registry import detect, get_format, registered_formats
@@ -41,20 +45,14 @@ def read(
     path, choice = Path(path), choice or Choice()
     if not path.exists():
         raise OptionError(f"{str(path)!r} does not exist", expected="a file of another library")
-    name = format or detect(path)
-    reader = get_format(name)
-    for field in fields(choice):
-        if (
-            field.name not in ("layers", "layer_count")
-            and getattr(choice, field.name) is not None
-            and field.name not in reader.takes
-        ):
-            raise OptionError(
-                f"{field.name!r} means nothing for {reader.title}", expected=f"of {sorted(reader.takes) or 'no choice'}"
-            )
-    foreign = reader.read(path, replace(choice, layer_count=model.layer_count))
-    origin = f"converted from {reader.title} ({reader.convention}), {_digests(foreign.files or (path,))}"
-    return assemble(foreign, model, str(path), origin)
+    reader = get_format(format or detect(path))
+    for name in ("site", "direction", "reference", "numbering"):
+        if getattr(choice, name) is not None and name not in reader.takes:
+            takes = sorted(reader.takes) or "no choice"
+            raise OptionError(f"{name!r} means nothing for {reader.title}", expected=f"of {takes}")
+    choice = replace(choice, layer_count=model.layer_count, hidden_size=model.hidden_size)
+    with about(path):
+        return assemble(reader.read(path, choice), reader, choice, model, path)
 
 
 def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool = False) -> tuple[str, ...]:
@@ -83,45 +81,50 @@ def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool 
     return lost
 
 
-def assemble(foreign: Foreign, model: ModelFacts, name: str, origin: str) -> SteeringVector:
+def assemble(
+    foreign: Foreign, reader: ForeignReader, choice: Choice, model: ModelFacts, file: Path | None = None
+) -> SteeringVector:
     """A steering vector from what a format read and the caller knows.
 
     Args:
         foreign: What the format read.
+        reader: The format.
+        choice: Which layers to keep.
         model: What the caller knows.
-        name: What errors call it.
-        origin: The first line of its history.
+        file: What was read; None for an object in memory.
 
     Raises:
         SteerKitError: They contradict each other, or a pack can't hold it.
     """
-    record = model.record(foreign, same_width(foreign.tensors, name), name)
-    notes = list(foreign.notes)
-    if foreign.model_type is not None and foreign.model_type != record.model_type:
-        notes.append(f"the file says model type {foreign.model_type[:80]!r}")
-    if foreign.model_id and foreign.model_id != record.id:
-        notes.append(f"the file says model {foreign.model_id[:80]!r}")
-    for key in foreign.tensors:
+    layers = _chosen(foreign, choice)
+    tensors: dict[Key, Tensor] = {}
+    for name, held in (("", foreign.directions), (REFERENCE, foreign.references)):
+        for layer in layers if held else ():
+            tensors[Key(layer + foreign.shift, foreign.site, name)] = _direction(held[layer], layer)
+    widths = sorted({tensor.shape[-1] for tensor in tensors.values()})
+    if len(widths) > 1:
+        raise malformed(f"its directions have widths {widths}", "one width")
+    record = model.record(foreign, widths[0])
+    for key in tensors:
         if not 0 <= key.layer < record.layer_count:
             raise LayerRangeError(
-                f"{name} has a direction for block {key.layer}",
+                f"there is a direction for block {key.layer}",
                 expected=f"0 to {record.layer_count - 1} for {record.architecture}",
                 fix="name the right model, or choose layers",
             )
-        if foreign.last_is_normed and key.layer == record.layer_count - 1:
-            raise LayerRangeError(
-                f"{name} holds the hidden state behind the final norm, which is not the output of any block",
-                expected="a layer below the last",
-            )
-    tensors = dict(foreign.tensors)
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         tensors = {key: tensor.float() for key, tensor in tensors.items()}
+    said = (("model type", foreign.model_type, record.model_type), ("model", foreign.model_id, record.id))
     document: dict[str, Any] = {
         "method": foreign.method,
-        "interventions": foreign.interventions,
+        "interventions": foreign.interventions or (Intervention(site=foreign.site, tokens="all"),),
         "model": record,
         "strength": foreign.strength,
-        "history": (origin, *notes),
+        "history": (
+            _origin(foreign, reader, layers, file),
+            *foreign.notes,
+            *(f"the file says {what} {theirs[:80]!r}" for what, theirs, ours in said if theirs and theirs != ours),
+        ),
         "versions": {"steerkit-vlm": importlib.metadata.version("steerkit-vlm"), "torch": torch.__version__},
     }
     try:
@@ -130,17 +133,47 @@ def assemble(foreign: Foreign, model: ModelFacts, name: str, origin: str) -> Ste
         raise
     except (SteerKitError, ValidationError) as error:
         problem = faults(error) if isinstance(error, ValidationError) else str(error)
-        raise malformed(name, problem, "directions that a pack can hold") from error
+        raise malformed(problem, "directions that a pack can hold") from error
 
 
-def _digests(files: tuple[Path, ...]) -> str:
-    """Names and sha256 of files; of many, the sha256 of that list."""
+def _chosen(foreign: Foreign, choice: Choice) -> list[int]:
+    """The layers to convert, in the numbering of the file."""
+    present = sorted(foreign.directions)
+    wanted = present if choice.layers is None else sorted(set(choice.layers))
+    if not present:
+        raise malformed("there is no direction in it", "at least one")
+    if missing := [layer for layer in wanted if layer not in present]:
+        raise LayerRangeError(f"it holds nothing for layer {missing[0]}", expected=f"of {present}")
+    if not wanted:
+        raise LayerRangeError("no layer is chosen", expected=f"at least one of {present}")
+    if wrong := [foreign.outside[layer] for layer in wanted if layer in foreign.outside]:
+        inside = [layer for layer in wanted if layer not in foreign.outside]
+        raise LayerRangeError(
+            f"it holds {' and '.join(wrong)}: no block's output",
+            expected="neither the embedding nor the state behind the final norm",
+            fix=f"choose the layers that you steer, on the command line --layers; it holds {inside}",
+        )
+    return wanted
+
+
+def _direction(value: Tensor | Path, layer: int) -> Tensor:
+    with about(value if isinstance(value, Path) else f"layer {layer}"):
+        return direction(load(value) if isinstance(value, Path) else value)
+
+
+def _origin(foreign: Foreign, reader: ForeignReader, layers: Sequence[int], file: Path | None) -> str:
+    """Where a vector is from: format and convention, names and sha256 of files; of many, the sha256 of that list."""
+    title = f"converted from {reader.title} ({reader.convention})"
+    if file is None:
+        return title
+    held = tuple(each for layer in layers if isinstance(each := foreign.directions[layer], Path))
+    files = foreign.files + held or (file,)
     lines = []
-    for file in files:
-        with open_regular(file, MAX_FILE) as handle:
-            lines.append(f"{file.name[:200]} sha256 {hashlib.file_digest(handle, 'sha256').hexdigest()}")
+    for each in files:
+        with open_regular(each, MAX_FILE) as handle:
+            lines.append(f"{each.name[:200]} sha256 {hashlib.file_digest(handle, 'sha256').hexdigest()}")
     text = ", ".join(lines)
-    if len(files) <= 4:
-        return text
-    listed = hashlib.sha256(text.encode()).hexdigest()
-    return f"{len(files)} files from {files[0].name[:200]} on, sha256 of their list {listed}"
+    if len(files) > 4:
+        listed = hashlib.sha256(text.encode()).hexdigest()
+        text = f"{len(files)} files from {files[0].name[:200]} on, sha256 of their list {listed}"
+    return f"{title}, {text}"

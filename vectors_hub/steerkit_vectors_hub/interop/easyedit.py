@@ -18,9 +18,7 @@ import re
 from pathlib import Path
 from typing import ClassVar, final
 
-from steerkit.vectors import Key, MethodRecord
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, malformed
-from steerkit_vectors_hub.interop.torch_file import load, vector
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, malformed
 
 _NAME = re.compile(r"layer_(0|[1-9][0-9]{0,3})(_[A-Za-z0-9_.-]{1,80})?\.pt")
 
@@ -32,30 +30,15 @@ class EasyEdit(ForeignReader):
     title: ClassVar[str] = "an EasyEdit vector"
     convention: ClassVar[str] = "layer_N.pt is the output of block N, blocks from 0"
 
-    def recognises(self, path: Path, head: bytes) -> bool:
-        """Never: others name their files so, too."""
-        return False
-
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name = str(path)
         files: dict[int, Path] = {}
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        for file in sorted(path.glob("*.pt")) if path.is_dir() else [path]:
             match = _NAME.fullmatch(file.name)
             if match is None:
-                if path.is_dir() and file.suffix != ".pt":
-                    continue
-                raise malformed(
-                    name, f"the name {file.name!r:.120} says no layer", "layer_{N}.pt", "give it the name it had"
-                )
-            if int(match[1]) in files:
-                raise malformed(
-                    name, f"{files[int(match[1])].name} and {file.name} are both of layer {match[1]}", "one of each"
-                )
-            files[int(match[1])] = file
-        layers = chosen(files, choice, name)
-        return Foreign(
-            tensors={Key(layer): vector(load(files[layer]), str(files[layer])) for layer in layers},
-            method=MethodRecord(name="unknown"),
-            files=tuple(files[layer] for layer in layers),
-        )
+                raise malformed(f"the name {file.name!r:.120} says no layer", "layer_{N}.pt", "give it the name it had")
+            layer = int(match[1])
+            if layer in files:
+                raise malformed(f"{files[layer].name} and {file.name} are both of layer {layer}", "one of each")
+            files[layer] = file
+        return Foreign(files)

@@ -8,6 +8,15 @@ from steerkit.errors import OptionError
 from steerkit.interventions import Intervention, StoredDirection
 from steerkit.vectors import Key, SteeringVector
 
+_LOST = (
+    ("tokens", "all", "the tokens {!r}; the file will steer all"),
+    ("positions", None, "tokens by their positions; the file will steer all"),
+    ("prompts", "all", "prompts {} only; the file will steer all"),
+    ("phase", "both", "in the phase {!r}; the file will steer in both"),
+    ("norm_preserving", False, "while preserving norms; the file will not"),
+)
+"""What the file can't say and may be left out: a field, what it is where nothing is lost, and what is said of it."""
+
 
 def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int, Tensor], tuple[str, ...]]:
     """Float32 directions by block with the interventions' doses multiplied in, and what that leaves out.
@@ -21,17 +30,11 @@ def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int,
     summed: dict[int, Tensor] = {}
     for index, intervention in enumerate(vector.interventions):
         stored = _stored(intervention, index)
-        if intervention.tokens != "all":
-            lost.append(f"intervention {index} steers the tokens {intervention.tokens!r}; the file will steer all")
-        if intervention.positions is not None:
-            lost.append(f"intervention {index} steers tokens by their positions; the file will steer all")
-        if intervention.prompts != "all":
-            kind = intervention.prompts.replace("_", " ")
-            lost.append(f"intervention {index} steers prompts {kind} only; the file will steer all")
-        if intervention.phase != "both":
-            lost.append(f"intervention {index} steers in the phase {intervention.phase!r}; the file will steer in both")
-        if intervention.norm_preserving:
-            lost.append(f"intervention {index} preserves norms; the file will not")
+        lost += [
+            f"intervention {index} steers {said.format(value)}"
+            for name, plain, said in _LOST
+            if (value := getattr(intervention, name)) != plain
+        ]
         layers = [key.layer for key in vector.tensors if key[1:] == ("resid_post", stored.name, "language")]
         if intervention.layers != "all":
             layers = list(intervention.layers)

@@ -60,7 +60,7 @@ class ModelFacts:
             raise OptionError(f"the configuration names the architectures {list(names)}", expected="exactly one")
         return cls(str(names[0]), config.model_type, int(layers), width, id, revision)
 
-    def record(self, foreign: Foreign, width: int, name: str) -> ModelRecord:
+    def record(self, foreign: Foreign, width: int) -> ModelRecord:
         """The model of a converted vector.
 
         Raises:
@@ -73,12 +73,12 @@ class ModelFacts:
         ):
             if mine is not None and theirs is not None and mine != theirs:
                 raise ModelMismatchError(
-                    f"{name} has {what} {theirs}", expected=f"{mine}, as the model has", fix="name the right model"
+                    f"it has {what} {theirs}", expected=f"{mine}, as the model has", fix="name the right model"
                 )
         model_type, layer_count = self.model_type or foreign.model_type, self.layer_count or foreign.layer_count
         if not self.architecture or not model_type or not layer_count:
             raise OptionError(
-                f"{name} does not say which model it belongs to "
+                "it does not say which model it belongs to "
                 f"(architecture {self.architecture!r}, model_type {model_type!r}, layer_count {layer_count})",
                 expected="all three",
                 fix="give a folder with the model's config.json, or the three facts",

@@ -6,8 +6,6 @@ ever. A control vector is small, so that every bound can be tight.
 
 from __future__ import annotations
 
-import struct
-
 from steerkit_vectors_hub.interop.base import malformed
 
 MAX_HEADER = 2**20
@@ -22,55 +20,52 @@ _FLOATS = {0: 4, 1: 2}
 """F32 and F16, the only tensor types a control vector is read in."""
 
 
-def audit(data: bytes, name: str) -> None:
+def audit(data: bytes) -> None:
     """Refuse a file whose counts, lengths or offsets are out of bounds.
 
     Raises:
         PackFormatError: See above.
     """
-    cursor = _Cursor(data, name)
+    cursor = _Cursor(data)
     if cursor.take(4) != MAGIC:
-        raise malformed(name, "it does not begin with 'GGUF'", "a GGUF file")
+        raise malformed("it does not begin with 'GGUF'", "a GGUF file")
     version = cursor.number(4)
     if version not in (2, 3):
-        raise malformed(name, f"GGUF version {version}", "2 or 3, little-endian")
+        raise malformed(f"GGUF version {version}", "2 or 3, little-endian")
     tensors, entries = cursor.number(8), cursor.number(8)
     if tensors > MAX_ENTRIES or entries > MAX_ENTRIES:
-        raise malformed(name, f"{tensors} tensors and {entries} entries", f"at most {MAX_ENTRIES} of each")
+        raise malformed(f"{tensors} tensors and {entries} entries", f"at most {MAX_ENTRIES} of each")
     alignment = 32
     for _ in range(entries):
         key = cursor.string()
         value = cursor.value(cursor.number(4))
         if key == b"general.alignment":
             if not isinstance(value, int) or value == 0 or value & (value - 1) or value > 2**16:
-                raise malformed(name, f"an alignment of {value!r:.40}", "a power of two up to 65536")
+                raise malformed(f"an alignment of {value!r:.40}", "a power of two up to 65536")
             alignment = value
     spans = [cursor.tensor() for _ in range(tensors)]
     start = -(-cursor.position // alignment) * alignment
     end = start
     for offset, size in sorted(spans):
         if offset % alignment or start + offset < end:
-            raise malformed(name, f"a tensor at offset {offset}", f"aligned to {alignment}, without overlap")
+            raise malformed(f"a tensor at offset {offset}", f"aligned to {alignment}, without overlap")
         end = start + offset + size
         if end > len(data):
-            raise malformed(name, f"it is truncated: {len(data)} bytes", f"at least {end}", "download it again")
+            raise malformed(f"it is truncated: {len(data)} bytes", f"at least {end}", "download it again")
 
 
 class _Cursor:
     """Reads forward through the header, never past its bound."""
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes) -> None:
         self._data = data
-        self._name = name
         self._elements = 0
         self.position = 0
 
     def take(self, count: int) -> bytes:
         end = self.position + count
         if end > min(len(self._data), MAX_HEADER):
-            raise malformed(
-                self._name, "its header is truncated, or too long", f"at most {MAX_HEADER} bytes, all of them there"
-            )
+            raise malformed("its header is truncated, or too long", f"at most {MAX_HEADER} bytes, all of them there")
         taken = self._data[self.position : end]
         self.position = end
         return taken
@@ -89,27 +84,27 @@ class _Cursor:
             inner, length = self.number(4), self.number(8)
             self._elements += length
             if self._elements > MAX_ELEMENTS or inner == _ARRAY:
-                raise malformed(self._name, f"an array of {length} elements", "at most 65536, not nested")
+                raise malformed(f"an array of {length} elements", "at most 65536, not nested")
             for _ in range(length):
                 self.value(inner)
             return None
         if kind not in _SCALARS:
-            raise malformed(self._name, f"a value of type {kind}", "a type of GGUF")
+            raise malformed(f"a value of type {kind}", "a type of GGUF")
         raw = self.take(_SCALARS[kind])
-        return int.from_bytes(raw, "little") if kind == 4 else struct.unpack(f"{len(raw)}s", raw)[0]
+        return int.from_bytes(raw, "little") if kind == 4 else raw
 
     def tensor(self) -> tuple[int, int]:
         """`(offset, size)` of a tensor."""
         label = self.string()
         if len(label) > MAX_NAME:
-            raise malformed(self._name, f"a tensor name of {len(label)} bytes", f"at most {MAX_NAME}")
+            raise malformed(f"a tensor name of {len(label)} bytes", f"at most {MAX_NAME}")
         what = f"tensor {label.decode(errors='replace')!r}"
         dimensions = self.number(4)
         if dimensions != 1:
-            raise malformed(self._name, f"{what} has {dimensions} dimensions", "1")
+            raise malformed(f"{what} has {dimensions} dimensions", "1")
         width, kind, offset = self.number(8), self.number(4), self.number(8)
         if kind not in _FLOATS:
-            raise malformed(self._name, f"{what} has type {kind}", "F32 (0) or F16 (1)")
+            raise malformed(f"{what} has type {kind}", "F32 (0) or F16 (1)")
         if not 0 < width <= 2**20:
-            raise malformed(self._name, f"{what} has {width} elements", "1 to 1048576")
+            raise malformed(f"{what} has {width} elements", "1 to 1048576")
         return offset, width * _FLOATS[kind]

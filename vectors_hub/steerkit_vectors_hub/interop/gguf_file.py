@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steerkit._text import described
 from steerkit.errors import OptionError
 from steerkit.vectors.formats.container import read_file
 from steerkit_vectors_hub.interop.base import malformed
@@ -20,14 +20,6 @@ from steerkit_vectors_hub.interop.gguf_audit import audit
 
 ARCHITECTURE = "controlvector"
 _NAME = re.compile(r"direction\.(0|[1-9][0-9]{0,3})")
-
-
-@dataclass(frozen=True, slots=True)
-class ControlVectorFile:
-    """What a file holds: directions by the number in their name, and the model that it hints at."""
-
-    directions: dict[int, Tensor]
-    model_hint: str
 
 
 def import_gguf() -> ModuleType:
@@ -45,15 +37,14 @@ def import_gguf() -> ModuleType:
     return gguf
 
 
-def read_control_vector(path: Path) -> ControlVectorFile:
-    """Read a file after an audit; what is audited is what is read.
+def read_control_vector(path: Path) -> tuple[dict[int, Tensor], str]:
+    """Directions by the number in their name, and the model that a file hints at; what is audited is what is read.
 
     Raises:
         PackFormatError: It is damaged, out of bounds, or no control vector.
     """
-    gguf, name = import_gguf(), str(path)
-    data = read_file(path)
-    audit(data, name)
+    gguf, data = import_gguf(), read_file(path)
+    audit(data)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = Path(folder) / "audited.gguf"
         copy.write_bytes(data)
@@ -62,21 +53,21 @@ def read_control_vector(path: Path) -> ControlVectorFile:
             values = {key: field.contents() for key, field in reader.fields.items()}
             tensors = [(each.name, np.array(each.data)) for each in reader.tensors]
         except Exception as error:  # the package has no error class of its own
-            raise malformed(name, f"gguf can't read it ({type(error).__name__}: {error})", "a GGUF file") from error
+            raise malformed(f"gguf can't read it ({described(error)})", "a GGUF file") from error
         finally:
             reader = None
     if values.get("general.architecture") != ARCHITECTURE:
-        raise malformed(name, f"general.architecture is {values.get('general.architecture')!r:.80}", repr(ARCHITECTURE))
+        raise malformed(f"general.architecture is {values.get('general.architecture')!r:.80}", repr(ARCHITECTURE))
     directions: dict[int, Tensor] = {}
     for label, array in tensors:
         match = _NAME.fullmatch(label)
         if match is None:
-            raise malformed(name, f"a tensor is named {label[:80]!r}", "direction.{layer}")
+            raise malformed(f"a tensor is named {label[:80]!r}", "direction.{layer}")
         directions[int(match[1])] = torch.from_numpy(array)
     hint = values.get(f"{ARCHITECTURE}.model_hint", "")
     if not isinstance(hint, str):
-        raise malformed(name, f"the model hint is a {type(hint).__name__}", "text")
-    return ControlVectorFile(directions, hint[:200])
+        raise malformed(f"the model hint is a {type(hint).__name__}", "text")
+    return directions, hint[:200]
 
 
 def write_control_vector(path: Path, directions: Mapping[int, Tensor], model_hint: str) -> None:

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import LayerRangeError
-from steerkit.vectors import Key, MethodRecord, SteeringVector
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, chosen, malformed
+from steerkit.vectors import SteeringVector
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, malformed
 from steerkit_vectors_hub.interop.gguf_audit import MAGIC
 from steerkit_vectors_hub.interop.gguf_file import read_control_vector, write_control_vector
 
@@ -44,22 +44,17 @@ class LlamaCpp(ForeignReader, ForeignWriter):
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """As llama.cpp would apply it."""
-        name, file = str(path), read_control_vector(path)
-        if 0 in file.directions:
+        directions, hint = read_control_vector(path)
+        if 0 in directions:
             raise malformed(
-                name,
                 "it holds direction.0, which llama.cpp refuses",
                 "layers from 1",
                 "if it was written for repeng, read it as that: --from repeng",
             )
-        if any(tensor.dtype != torch.float32 for tensor in file.directions.values()):
-            raise malformed(name, "a direction is not float32, which llama.cpp refuses", "float32")
-        layers = chosen(file.directions, choice, name)
-        return Foreign(
-            tensors={Key(layer): file.directions[layer] for layer in layers},
-            method=MethodRecord(name="unknown"),
-            notes=(f"the file hints at the llama.cpp architecture {file.model_hint!r}",) if file.model_hint else (),
-        )
+        if any(tensor.dtype != torch.float32 for tensor in directions.values()):
+            raise malformed("a direction is not float32, which llama.cpp refuses", "float32")
+        notes = (f"the file hints at the llama.cpp architecture {hint!r}",) if hint else ()
+        return Foreign(directions, notes=notes)
 
     def write(self, vector: SteeringVector, directions: Mapping[int, Tensor], path: Path) -> None:
         """As llama.cpp reads it."""

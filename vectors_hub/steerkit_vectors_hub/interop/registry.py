@@ -9,7 +9,7 @@ from steerkit._internal.files import open_regular
 from steerkit.errors import OptionError
 from steerkit.vectors.formats.container import MAX_FILE, MAX_HEADER
 from steerkit_vectors_hub.interop.base import ForeignReader
-from steerkit_vectors_hub.interop.safetensors_file import metadata_of
+from steerkit_vectors_hub.interop.containers import header_of
 
 
 def format_names() -> list[str]:
@@ -54,7 +54,7 @@ def detect(path: Path) -> str:
 
 def is_pack(path: Path) -> bool:
     """Whether a file says that it is a pack of steerkit; its audit is another matter."""
-    return "steerkit" in metadata_of(_head(path))
+    return "steerkit" in header_of(_head(path))[1]
 
 
 def _head(path: Path) -> bytes:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from steerkit.errors import OptionError
-from steerkit.vectors import Key, MethodRecord, SteeringVector
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, chosen, flat, malformed
+from steerkit.vectors import SteeringVector
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, about, malformed
 from steerkit_vectors_hub.interop.convert import assemble
 from steerkit_vectors_hub.interop.expressible import directions_to_add
 from steerkit_vectors_hub.interop.facts import ModelFacts
@@ -30,25 +30,17 @@ from steerkit_vectors_hub.interop.gguf_file import read_control_vector, write_co
 if TYPE_CHECKING:
     from repeng import ControlVector  # pyright: ignore[reportMissingImports]
 
-_ORIGIN = "a repeng ControlVector"
-
 
 @final
 class Repeng(ForeignReader, ForeignWriter):
     """GGUF files by `ControlVector.export_gguf`."""
 
-    title: ClassVar[str] = _ORIGIN
+    title: ClassVar[str] = "a repeng ControlVector"
     convention: ClassVar[str] = "layer N is the output of block N, blocks from 0"
-
-    def recognises(self, path: Path, head: bytes) -> bool:
-        """Never: a GGUF file says nothing of who made it."""
-        return False
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """As `ControlVector.import_gguf` would."""
-        name, file = str(path), read_control_vector(path)
-        layers = chosen(file.directions, choice, name)
-        return _foreign({layer: file.directions[layer] for layer in layers}, file.model_hint)
+        return _foreign(*read_control_vector(path))
 
     def write(self, vector: SteeringVector, directions: Mapping[int, Tensor], path: Path) -> None:
         """As `ControlVector.export_gguf` would."""
@@ -71,14 +63,13 @@ def from_control_vector(
     found: Any = getattr(control, "directions", None)
     if not isinstance(found, Mapping):
         raise OptionError(f"a {type(control).__name__} is given", expected="a repeng ControlVector")
-    directions: dict[int, Tensor] = {}
-    for layer, array in found.items():
-        if not isinstance(layer, int) or layer < 0 or not isinstance(array, np.ndarray):
-            raise malformed(_ORIGIN, f"directions[{layer!r:.40}] is a {type(array).__name__}", "{layer: numpy array}")
-        directions[layer] = flat(torch.from_numpy(np.array(array)), f"{_ORIGIN}, layer {layer}")
-    kept = chosen(directions, Choice(layers=layers), _ORIGIN)
-    foreign = _foreign({layer: directions[layer] for layer in kept}, str(getattr(control, "model_type", "")))
-    return assemble(foreign, model, _ORIGIN, f"converted from {_ORIGIN} ({Repeng.convention})")
+    with about(Repeng.title):
+        for layer, array in found.items():
+            if not isinstance(layer, int) or layer < 0 or not isinstance(array, np.ndarray):
+                raise malformed(f"directions[{layer!r:.40}] is a {type(array).__name__}", "{layer: numpy array}")
+        directions = {layer: torch.from_numpy(np.array(array)) for layer, array in found.items()}
+        foreign = _foreign(directions, str(getattr(control, "model_type", "")))
+        return assemble(foreign, Repeng(), Choice(layers=layers), model)
 
 
 def to_control_vector(vector: SteeringVector, *, lossy: bool = False) -> ControlVector:
@@ -103,8 +94,4 @@ def to_control_vector(vector: SteeringVector, *, lossy: bool = False) -> Control
 
 
 def _foreign(directions: Mapping[int, Tensor], model_type: str) -> Foreign:
-    return Foreign(
-        tensors={Key(layer): tensor for layer, tensor in directions.items()},
-        method=MethodRecord(name="unknown"),
-        model_type=model_type or None,
-    )
+    return Foreign(directions, model_type=model_type or None)

@@ -20,17 +20,16 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from steerkit._internal.json import json_object
 from steerkit.interventions import Ablate, Intervention, is_finite
-from steerkit.vectors import Key, MethodRecord
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
-from steerkit_vectors_hub.interop.safetensors_file import load, metadata_of
+from steerkit.vectors import MethodRecord
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, malformed
+from steerkit_vectors_hub.interop.containers import header_of, load_safetensors
 
 MAX_CONFIG = 2**16
-_NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.([A-Za-z_]{1,32})")
+_NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.(v|V)")
 _ADDING = ("mean_diff", "pca")
 _ABLATING = "directional_ablation"
 
@@ -44,60 +43,45 @@ class SteeringLite(ForeignReader):
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Its configuration is in the metadata."""
-        return '"method"' in metadata_of(head).get("cfg", "")
+        return '"method"' in header_of(head)[1].get("cfg", "")
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name = str(path)
-        tensors, metadata = load(path)
+        tensors, metadata = load_safetensors(path)
         text = metadata.get("cfg", "")
         if len(text) > MAX_CONFIG:
-            raise malformed(name, f"a configuration of {len(text)} characters", f"at most {MAX_CONFIG}")
-        config = json_object(text, f"{name}: the configuration")
-        method, coefficient = _checked(config, name)
+            raise malformed(f"a configuration of {len(text)} characters", f"at most {MAX_CONFIG}")
+        config = json_object(text, "the configuration")
+        method, coefficient = _checked(config)
         found: dict[int, Tensor] = {}
         for label, tensor in tensors.items():
             match = _NAME.fullmatch(label)
-            if match is None or match[2] not in ("v", "V") or int(match[1]) in found:
-                raise malformed(name, f"a tensor is named {label[:80]!r}", "one layer{N}.v for each layer")
-            found[int(match[1])] = _direction(match[2], tensor, f"{name}, {label}")
-        attached = config.get("layers")
-        if attached is not None:
-            missing = [layer for layer in attached if layer not in found]
-            if missing:
-                raise malformed(name, f"the configuration names layers {missing[:10]}", f"of {sorted(found)}")
-            found = {layer: found[layer] for layer in attached}
-        add = Intervention(tokens="all", strength=coefficient)
-        ablate = Intervention(operation=Ablate(), tokens="all")
-        ablating = (ablate,) if coefficient == 0 else (ablate, add)
+            if match is None or int(match[1]) in found:
+                raise malformed(f"a tensor is named {label[:80]!r}", "one layer{N}.v for each layer")
+            if match[2] == "V" and (tensor.dim() != 2 or not tensor.is_floating_point()):
+                raise malformed(f"{label} has shape {tuple(tensor.shape)} of {tensor.dtype}", "[components, hidden]")
+            found[int(match[1])] = tensor.float().sum(dim=0) if match[2] == "V" else tensor
+        attached = config.get("layers") or sorted(found)
+        if missing := [layer for layer in attached if layer not in found]:
+            raise malformed(f"the configuration names layers {missing[:10]}", f"of {sorted(found)}")
+        add, ablate = Intervention(tokens="all", strength=coefficient), Intervention(operation=Ablate(), tokens="all")
+        changes = (ablate, add) if method == _ABLATING else (add,)
         return Foreign(
-            tensors={Key(layer): found[layer] for layer in chosen(found, choice, name)},
+            {layer: found[layer] for layer in attached},
             method=MethodRecord(name=f"steering-lite {method}", config=config),
-            interventions=ablating if method == _ABLATING else (add,),
+            interventions=changes if coefficient else (ablate,),
         )
 
 
-def _checked(config: dict[str, Any], name: str) -> tuple[str, float]:
+def _checked(config: dict[str, Any]) -> tuple[str, float]:
     method, coefficient, layers = config.get("method"), config.get("coeff"), config.get("layers")
     if method not in (*_ADDING, _ABLATING):
-        raise malformed(
-            name,
-            f"method {method!r:.60}",
-            "one of " + ", ".join((*_ADDING, _ABLATING)),
-            "steerkit has no intervention that does exactly the same",
-        )
+        known = "one of " + ", ".join((*_ADDING, _ABLATING))
+        raise malformed(f"method {method!r:.60}", known, "steerkit has no intervention that does exactly the same")
     if config.get("target", "residual") != "residual" or config.get("target_submodule") is not None:
-        raise malformed(name, "it steers something else than the outputs of blocks", "the residual stream")
+        raise malformed("it steers something else than the outputs of blocks", "the residual stream")
     if not is_finite(coefficient) or (coefficient == 0 and method != _ABLATING):  # pyright: ignore[reportArgumentType]
-        raise malformed(name, f"coeff {coefficient!r:.40}", "a finite dose that does something")
+        raise malformed(f"coeff {coefficient!r:.40}", "a finite dose that does something")
     if layers is not None and not (isinstance(layers, list) and layers and all(type(x) is int for x in layers)):
-        raise malformed(name, f"layers {layers!r:.80}", "a list of layers, or null")
+        raise malformed(f"layers {layers!r:.80}", "a list of layers, or null")
     return method, float(coefficient)  # pyright: ignore[reportArgumentType]
-
-
-def _direction(kind: str, tensor: Tensor, what: str) -> Tensor:
-    if kind == "v":
-        return flat(tensor, what)
-    if tensor.dim() != 2 or not tensor.is_floating_point():
-        raise malformed(what, f"shape {tuple(tensor.shape)} of {tensor.dtype}", "[components, hidden]")
-    return flat(torch.sum(tensor.float(), dim=0), what)

@@ -19,10 +19,9 @@ from typing import Any, ClassVar, cast, final
 import torch
 
 from steerkit.errors import OptionError
-from steerkit.interventions import Intervention, Site
-from steerkit.vectors import Key, MethodRecord
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, malformed
-from steerkit_vectors_hub.interop.torch_file import layer_number, load, vector
+from steerkit.interventions import Site
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, malformed
+from steerkit_vectors_hub.interop.containers import layer_number, load_torch
 
 _SITES: dict[str, Site] = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 _CLASS = "steering_vectors.steering_vector.SteeringVector"
@@ -40,40 +39,20 @@ class SteeringVectors(ForeignReader):
     convention: ClassVar[str] = "layer N is the output of block N (or of its attention or MLP), blocks from 0"
     takes: ClassVar[frozenset[str]] = frozenset({"site"})
 
-    def recognises(self, path: Path, head: bytes) -> bool:
-        """Never: `.pt` files of several libraries look alike from outside."""
-        return False
-
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name = str(path)
-        loaded = load(path, _inert)
+        loaded = load_torch(path, _inert)
         fields = vars(loaded) if isinstance(loaded, _Record) else loaded
         if not isinstance(fields, dict):
-            raise malformed(name, f"it holds a {type(fields).__name__}", "a SteeringVector, or a dictionary")
-        if "layer_activations" in fields:
-            if unknown := sorted(map(str, set(fields) - {"layer_activations", "layer_type"})):
-                raise malformed(name, f"unknown fields {unknown[:5]}", "layer_activations and layer_type")
-            activations, site = fields["layer_activations"], _site(fields.get("layer_type"), choice, name)
-        else:
-            activations, site = fields, choice.site
-        if site is None:
-            raise OptionError(
-                f"{name} does not say where its directions are added",
-                expected="a layer_type",
-                fix="name the site, on the command line --site: resid_post for decoder_block",
-            )
+            raise malformed(f"it holds a {type(fields).__name__}", "a SteeringVector, or a dictionary")
+        if "layer_activations" not in fields:
+            fields = {"layer_activations": fields}
+        if unknown := sorted(map(str, set(fields) - {"layer_activations", "layer_type"})):
+            raise malformed(f"unknown fields {unknown[:5]}", "layer_activations and layer_type")
+        activations, site = fields["layer_activations"], _site(fields.get("layer_type"), choice)
         if not isinstance(activations, dict):
-            raise malformed(name, f"layer_activations is a {type(activations).__name__}", "{layer: tensor}")
-        found = {layer_number(layer, name): value for layer, value in activations.items()}
-        return Foreign(
-            tensors={
-                Key(layer, site): vector(found[layer], f"{name}, layer {layer}")
-                for layer in chosen(found, choice, name)
-            },
-            method=MethodRecord(name="unknown"),
-            interventions=(Intervention(site=site, tokens="all"),),
-        )
+            raise malformed(f"layer_activations is a {type(activations).__name__}", "{layer: tensor}")
+        return Foreign({layer_number(layer): value for layer, value in activations.items()}, site=site)
 
 
 def _inert() -> AbstractContextManager[Any]:
@@ -81,14 +60,17 @@ def _inert() -> AbstractContextManager[Any]:
     return torch.serialization.safe_globals([cast("Any", (_Record, _CLASS))])
 
 
-def _site(layer_type: object, choice: Choice, name: str) -> Site | None:
-    if layer_type is None:
-        return choice.site
-    site = _SITES.get(layer_type) if isinstance(layer_type, str) else None
-    if site is None:
-        raise malformed(
-            name, f"layer type {layer_type!r:.60}", "one of " + ", ".join(_SITES), "steerkit has no site for another"
+def _site(layer_type: object, choice: Choice) -> Site:
+    if layer_type is None and choice.site is None:
+        raise OptionError(
+            "it does not say where its directions are added",
+            expected="a layer_type",
+            fix="name the site, on the command line --site: resid_post for decoder_block",
         )
+    site = _SITES.get(layer_type) if isinstance(layer_type, str) else choice.site if layer_type is None else None
+    if site is None:
+        known = "one of " + ", ".join(_SITES)
+        raise malformed(f"layer type {layer_type!r:.60}", known, "steerkit has no site for another")
     if choice.site not in (None, site):
-        raise OptionError(f"{name} says layer type {layer_type!r}, which is {site}", expected=f"not {choice.site}")
+        raise OptionError(f"it says layer type {layer_type!r}, which is {site}", expected=f"not {choice.site}")
     return site

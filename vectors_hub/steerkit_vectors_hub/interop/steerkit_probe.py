@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from steerkit.errors import LayerRangeError, OptionError
-from steerkit.interventions import Intervention, Site
-from steerkit.vectors import Key, MethodRecord, StrengthRecord
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, chosen, flat, malformed
-from steerkit_vectors_hub.interop.safetensors_file import load, metadata_of
+from steerkit.interventions import Site
+from steerkit.vectors import MethodRecord, StrengthRecord
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, malformed
+from steerkit_vectors_hub.interop.containers import header_of, load_safetensors
 
 _SITES: dict[str, tuple[Site, int]] = {
     "resid_post": ("resid_post", 0),
@@ -46,62 +46,53 @@ class SteerkitProbe(ForeignReader):
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Its metadata are its own."""
-        return {"schema_version", "hook_site", "n_total_layers", "default_method"} <= set(metadata_of(head))
+        return {"schema_version", "hook_site", "n_total_layers", "default_method"} <= set(header_of(head)[1])
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name = str(path)
-        tensors, metadata = load(path)
+        tensors, metadata = load_safetensors(path)
         if metadata.get("kind") == "multinomial" or "weights" in tensors:
-            raise malformed(name, "it is a multinomial probe, which steers nothing", "a probe with directions")
+            raise malformed("it is a multinomial probe, which steers nothing", "a probe with directions")
         if metadata.get("schema_version") != _VERSION:
-            raise malformed(name, f"schema version {metadata.get('schema_version')!r:.40}", _VERSION)
-        layer, layer_count = _whole(metadata, "layer", name), _whole(metadata, "n_total_layers", name)
-        if not 0 <= layer < layer_count:
-            where = "the embedding" if layer == -1 else "the final norm" if layer == layer_count else "no block"
-            raise LayerRangeError(f"{name}: layer {layer} is {where}", expected=f"a block, 0 to {layer_count - 1}")
-        chosen([layer], choice, name)
+            raise malformed(f"schema version {metadata.get('schema_version')!r:.40}", _VERSION)
+        layer, layer_count = _whole(metadata, "layer"), _whole(metadata, "n_total_layers")
+        if not -1 <= layer <= layer_count:
+            raise LayerRangeError(f"layer {layer} is no block", expected=f"0 to {layer_count - 1}")
         hook = metadata.get("hook_site", "")
-        if (
-            hook not in _SITES
-            or metadata.get("hook_name", f"blocks.{layer}.hook_{hook}") != f"blocks.{layer}.hook_{hook}"
-        ):
-            raise malformed(
-                name,
-                f"hook site {hook!r:.60}, hook name {metadata.get('hook_name')!r:.60}",
-                f"one of {', '.join(_SITES)}, and the same in both",
-            )
+        said = metadata.get("hook_name", f"blocks.{layer}.hook_{hook}")
+        if hook not in _SITES or said != f"blocks.{layer}.hook_{hook}":
+            expected = f"one of {', '.join(_SITES)}, and the same in both"
+            raise malformed(f"hook site {hook!r:.60}, hook name {said!r:.60}", expected)
         site, shift = _SITES[hook]
-        if layer + shift < 0:
-            raise LayerRangeError(f"{name}: the input of block 0 is not a block's output", expected="a later block")
         which = choice.direction or metadata.get("default_method", "")
         if _PREFIX + which not in tensors:
             held = [label.removeprefix(_PREFIX) for label in tensors if label.startswith(_PREFIX)]
-            raise OptionError(f"{name} holds no direction {which[:80]!r}", expected=f"one of {held}")
+            raise OptionError(f"it holds no direction {which[:80]!r}", expected=f"one of {held}")
         return Foreign(
-            tensors={Key(layer + shift, site): flat(tensors[_PREFIX + which], name)},
+            {layer: tensors[_PREFIX + which]},
+            shift,
+            site,
+            outside={-1: "the embedding", layer_count: "the final norm"}
+            | ({0: "the input of block 0"} if shift else {}),
             method=MethodRecord(name=f"steerkit (PyPI) {which}"[:200]),
-            interventions=(Intervention(site=site, tokens="all"),),
-            strength=_strength(metadata.get("auto_alpha", ""), name),
+            strength=_strength(metadata.get("auto_alpha", "")),
             model_id=metadata.get("model_id", "")[:200],
             layer_count=layer_count,
         )
 
 
-def _whole(metadata: dict[str, str], key: str, name: str) -> int:
+def _whole(metadata: dict[str, str], key: str) -> int:
     text = metadata.get(key, "")
     if not text.removeprefix("-").isdecimal() or len(text) > 5:
-        raise malformed(name, f"{key} is {text[:40]!r}", "a number")
+        raise malformed(f"{key} is {text[:40]!r}", "a number")
     return int(text)
 
 
-def _strength(text: str, name: str) -> StrengthRecord:
-    if not text:
-        return StrengthRecord()
+def _strength(text: str) -> StrengthRecord:
     try:
-        alpha = float(text)
+        alpha = float(text or 1.0)
     except ValueError:
         alpha = math.nan
     if not math.isfinite(alpha):
-        raise malformed(name, f"auto_alpha is {text[:40]!r}", "a finite number, or nothing")
+        raise malformed(f"auto_alpha is {text[:40]!r}", "a finite number, or nothing")
     return StrengthRecord(recommended=alpha)

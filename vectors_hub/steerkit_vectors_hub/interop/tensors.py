@@ -21,7 +21,8 @@ both are refused, unless other layers are chosen.
 | keys such as `N`, `layer_N`, `direction.N`; a direction whose layer the caller chooses | `block` |
 
 A folder stands for the one file in it, or for several of one direction each, whose names say the layers. A place of
-size 1 in front of the hidden size means nothing: `[1, hidden]` is a direction, `[blocks, 1, hidden]` a stack.
+size 1 in front of the hidden size means nothing: `[1, hidden]` is a direction, `[blocks, 1, hidden]` a stack. A stack
+`[hidden, blocks]` is turned round where the width of the model is known, and the shape can be nothing else.
 
 The conventions of CAA, persona vectors and the refusal direction are those of their repositories
 (nrimsky/CAA, safety-research/persona_vectors, andyrdt/refusal_direction), which were not run. Doses, tokens and the
@@ -39,11 +40,9 @@ from torch import Tensor
 
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
-from steerkit.errors import LayerRangeError, OptionError
-from steerkit.interventions import Intervention
-from steerkit.vectors import Key, MethodRecord
-from steerkit_vectors_hub.interop import numpy_file, safetensors_file, torch_file
-from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, Numbering, chosen, flat, malformed
+from steerkit.errors import OptionError
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, Numbering, about, malformed
+from steerkit_vectors_hub.interop.containers import SUFFIXES, dense, direction, header_of, load, without_ones
 
 _MEANS: dict[Numbering, str] = {
     "block": "the output of block {}",
@@ -53,7 +52,6 @@ _MEANS: dict[Numbering, str] = {
 _KEY = re.compile(
     r"(?:(?:.*[._/])?(?:layers?|blocks?|h|directions?|vec(?:tor)?s?)[._/ -]?)?(0|[1-9][0-9]{0,3})(?:\.npy)?"
 )
-_SUFFIXES = (".pt", ".npy", ".npz", ".safetensors")
 _FILE = re.compile(r"(?:.*_)?layer_?(0|[1-9][0-9]{0,3})(?:[_.-].*)?")
 _CAA = re.compile(r"vec_layer_(0|[1-9][0-9]{0,3})(?:_.*)?\.pt")
 _PERSONA = re.compile(r".+_(?:prompt|response)_(?:avg|last)_diff\.pt")
@@ -80,81 +78,51 @@ class PlainTensors(ForeignReader):
             return True
         if path.name == "direction.pt":
             return (path.parent / _BESIDE).is_file()
-        names = safetensors_file.names_of(head) if path.suffix == ".safetensors" else ()
-        own = safetensors_file.metadata_of(head).keys() - {"format"}  # which says for what library it was written
+        names, metadata = header_of(head) if path.suffix == ".safetensors" else ([], {})
+        own = metadata.keys() - {"format"}  # which says for what library it was written
         return bool(names) and all(_KEY.fullmatch(name) for name in names) and not own
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        name = str(path)
         members = _members(path) if path.is_dir() else [path]
         path = members[0] if len(members) == 1 else path
-        files, layer = (path,), None
+        files: tuple[Path, ...] = (path,) if len(members) == 1 else ()
+        found: Mapping[int, Tensor | Path]
         numbering: Numbering = "block"
-        found: dict[int, Tensor]
-        if len(members) > 1:
-            by_layer = _by_name(members, name)
-            found = {each: _direction(by_layer[each]) for each in chosen(by_layer, choice, name)}
-            files = tuple(by_layer[each] for each in found)
-        elif isinstance(value := _load(path), Mapping):
-            found = _by_key(value, name)
+        if len(members) != 1:
+            found = _by_name(members)
+        elif isinstance(value := load(path), Mapping):
+            found = _by_key(value)
         elif value.dim() == 2:
-            found, numbering = _rows(value, choice, name)
+            found, numbering = _rows(value, choice)
         else:
-            direction = flat(value, name)
+            value = direction(value)
             layer, numbering, beside = _layer_of(path)
-            files += beside
-            found = {_the_only(layer, choice, name): direction}
+            found, files = {_the_only(layer, choice): value}, files + beside
         numbering = choice.numbering or numbering
-        layers = chosen(found, choice, name)
-        shift = 0 if numbering == "block" else -1
-        _check_inside(layers, numbering, choice, name)
         site = choice.site or "resid_post"
-        if site != "resid_post" and shift:
+        if site != "resid_post" and numbering != "block":
             raise OptionError(
                 f"site {site!r} with numbering {numbering!r}",
                 expected="'block': a block's parts have no input of their own",
             )
+        edges = {"block": (), "block_input": (0,), "hidden_states": (0, choice.layer_count or 0)}[numbering]
         return Foreign(
-            tensors={Key(layer + shift, site): found[layer] for layer in layers},
-            method=MethodRecord(name="unknown"),
-            interventions=(Intervention(site=site, tokens="all"),),
+            found,
+            0 if numbering == "block" else -1,
+            site,
+            outside={layer: _MEANS[numbering].format(layer) for layer in edges},
             files=files,
             notes=(f"number N was taken as {_MEANS[numbering].format('N')}",),
         )
 
 
-def _load(path: Path) -> Tensor | Mapping[Any, Any]:
-    """A tensor, or tensors by key."""
-    if path.suffix in (".npy", ".npz"):
-        value = numpy_file.load(path)
-        return value if isinstance(value, Mapping) else _without_ones(value)
-    if path.suffix == ".safetensors":
-        return safetensors_file.load(path)[0]
-    value = torch_file.load(path)
-    if isinstance(value, Mapping):
-        return value
-    return _without_ones(torch_file.dense(value, str(path)))
-
-
-def _without_ones(tensor: Tensor) -> Tensor:
-    return tensor.reshape((*(size for size in tensor.shape[:-1] if size != 1), *tensor.shape[-1:]))
-
-
-def _direction(path: Path) -> Tensor:
-    """The one direction of a file that is one of several."""
-    value = _load(path)
-    if isinstance(value, Mapping):
-        raise malformed(str(path), f"{len(value)} tensors by key", "one direction, as in the files beside it")
-    return flat(value, str(path))
-
-
 def _members(folder: Path) -> list[Path]:
     """The files of tensors in a folder."""
-    return sorted(each for each in folder.iterdir() if each.suffix in _SUFFIXES)
+    return sorted(each for each in folder.iterdir() if each.suffix in SUFFIXES)
 
 
-def _by_name(members: Sequence[Path], name: str) -> dict[int, Path]:
+def _by_name(members: Sequence[Path]) -> dict[int, Path]:
     """Files of one direction each, by the layers that their names say."""
     found: dict[int, Path] = {}
     alike: set[str] = set()
@@ -165,7 +133,6 @@ def _by_name(members: Sequence[Path], name: str) -> dict[int, Path]:
     if len(found) < len(members) or len(alike) > 1:
         names = ", ".join(each.name for each in members)
         raise malformed(
-            name,
             f"{len(members)} files of tensors whose names differ by more than the layer ({names:.300})",
             "one file, or one of each layer, such as vec_layer_12.pt and vec_layer_13.pt",
             "name the file that is meant",
@@ -173,24 +140,27 @@ def _by_name(members: Sequence[Path], name: str) -> dict[int, Path]:
     return found
 
 
-def _by_key(value: Mapping[Any, Any], name: str) -> dict[int, Tensor]:
+def _by_key(value: Mapping[Any, Any]) -> dict[int, Tensor]:
     found: dict[int, Tensor] = {}
     for key, each in value.items():
         match = _KEY.fullmatch(str(key)) if isinstance(key, (str, int)) and not isinstance(key, bool) else None
         if match is None:
-            raise malformed(name, f"the key {key!r:.60} names no layer", "keys such as 12, layer_12 or model.layers.12")
-        layer, what = int(match[1]), f"{name}, {key!r:.60}"
-        if layer in found:
-            raise malformed(name, f"two keys name layer {layer}", "one direction for each")
-        found[layer] = flat(_without_ones(torch_file.dense(each, what)), what)
+            raise malformed(f"the key {key!r:.60} names no layer", "keys such as 12, layer_12 or model.layers.12")
+        if int(match[1]) in found:
+            raise malformed(f"two keys name layer {match[1]}", "one direction for each")
+        with about(f"{key!r:.60}"):
+            found[int(match[1])] = without_ones(dense(each))
     return found
 
 
-def _rows(stack: Tensor, choice: Choice, name: str) -> tuple[dict[int, Tensor], Numbering]:
-    rows, blocks = stack.shape[0], choice.layer_count
-    if blocks is None or rows not in (blocks, blocks + 1):
+def _rows(stack: Tensor, choice: Choice) -> tuple[dict[int, Tensor], Numbering]:
+    blocks = choice.layer_count
+    known = (blocks, (blocks or 0) + 1)
+    if stack.shape[0] == choice.hidden_size != stack.shape[1] and stack.shape[1] in known:
+        stack = stack.T  # [hidden, blocks], which nothing else can be
+    rows = stack.shape[0]
+    if blocks is None or rows not in known:
         raise malformed(
-            name,
             f"a stack of {rows} rows, and the model has {blocks or 'an unknown number of'} blocks",
             "a row for each block, or for the embedding as well",
             "name the right model, with its number of blocks",
@@ -198,49 +168,35 @@ def _rows(stack: Tensor, choice: Choice, name: str) -> tuple[dict[int, Tensor], 
     numbering: Numbering = "hidden_states" if rows == blocks + 1 else "block"
     if choice.numbering == "hidden_states" != numbering or (numbering, choice.numbering) == ("hidden_states", "block"):
         raise OptionError(
-            f"{name} has {rows} rows for {blocks} blocks, and numbering is {choice.numbering!r}",
+            f"it has {rows} rows for {blocks} blocks, and numbering is {choice.numbering!r}",
             expected="'hidden_states' for one row more than blocks, else 'block' or 'block_input'",
         )
-    return {row: flat(stack[row], f"{name}, row {row}").clone() for row in range(rows)}, numbering
+    return dict(enumerate(stack)), numbering
 
 
 def _layer_of(path: Path) -> tuple[int | None, Numbering, tuple[Path, ...]]:
     """Which layer a file of one direction names, in which numbering, and the file beside it that says so."""
     beside = path.parent / _BESIDE
-    if path.name == "direction.pt" and beside.is_file():
+    if path.name != "direction.pt" or not beside.is_file():
+        match = _FILE.fullmatch(path.stem)
+        return (int(match[1]) if match else None), "block", ()
+    with about(beside):
         try:
-            document = json_object(read_bounded(beside, _MAX_BESIDE), str(beside), fix=FIX)
+            layer = json_object(read_bounded(beside, _MAX_BESIDE), "the file", fix=FIX).get("layer")
         except OSError as error:
-            raise malformed(str(beside), f"it can't be read ({error})", "a small JSON file") from error
-        layer = document.get("layer")
+            raise malformed(f"it can't be read ({error})", "a small JSON file") from error
         if type(layer) is not int or not 0 <= layer < 10_000:
-            raise malformed(str(beside), f"layer is {layer!r:.40}", "a number from 0")
-        return layer, "block_input", (beside,)
-    match = _FILE.fullmatch(path.stem)
-    return (int(match[1]) if match else None), "block", ()
+            raise malformed(f"layer is {layer!r:.40}", "a number from 0")
+    return layer, "block_input", (beside,)
 
 
-def _the_only(layer: int | None, choice: Choice, name: str) -> int:
+def _the_only(layer: int | None, choice: Choice) -> int:
     if layer is not None:
         return layer
     if choice.layers is None or len(choice.layers) != 1:
         raise OptionError(
-            f"{name} is one direction, and does not say of which layer",
+            "it is one direction, and does not say of which layer",
             expected="its number",
             fix="choose it: layers=(N,), on the command line --layers N",
         )
     return choice.layers[0]
-
-
-def _check_inside(layers: list[int], numbering: Numbering, choice: Choice, name: str) -> None:
-    """Refuse what is not the output of any block: the embedding, and what lies behind the final norm."""
-    outside = [0] if numbering != "block" else []
-    if numbering == "hidden_states" and choice.layer_count is not None:
-        outside.append(choice.layer_count)
-    if wrong := [layer for layer in layers if layer in outside]:
-        inside = [layer for layer in layers if layer not in outside]
-        raise LayerRangeError(
-            f"{name} holds {' and '.join(_MEANS[numbering].format(layer) for layer in wrong)}: no block's output",
-            expected="neither the embedding nor the state behind the final norm",
-            fix=f"choose the layers that you steer, on the command line --layers; it holds {inside}",
-        )
