@@ -24,7 +24,7 @@ from steerkit_vectors_hub.screening import Canary, choose_canaries, read_canarie
 from steerkit_vectors_hub.screening.answers import compared, read, read_beside
 from steerkit_vectors_hub.screening.canaries import GENERAL
 from steerkit_vectors_hub.screening.conditions import ways
-from steerkit_vectors_hub.screening.counts import Cell, output, over_refusals, refusals
+from steerkit_vectors_hub.screening.counts import Cell, cells
 from steerkit_vectors_hub.screening.directions import alignments, bounds
 from steerkit_vectors_hub.screening.findings import DirectionReport, Run, Screening
 
@@ -248,15 +248,15 @@ def test_changes_are_counted_by_kind_and_direction() -> None:
     )
     before, after = before.split(), after.split()
 
-    text, pictured = refusals(given, before, after)
+    text, pictured = cells("refusals", given, before, after)
     assert (text.count, text.before, text.after, text.worse, text.better, text.open) == (5, 4, 2, 2, 1, 4)
     assert (text.unclear, text.changed, text.pictured, text.label) == (1, ("1", "2"), False, "harmful")
     assert (pictured.count, pictured.before, pictured.after, pictured.worse, pictured.better) == (2, 1, 2, 0, 1)
 
-    (text,) = refusals(given[:5], before[:5], ["refused", "continued", "reworded", "garbled", "continued"])
+    (text,) = cells("refusals", given[:5], before[:5], ["refused", "continued", "reworded", "garbled", "continued"])
     assert (text.worse, text.unclear, text.continued, text.after, text.better) == (1, 2, 1, 1, 0)
 
-    harmless, question = over_refusals(given, before, after)
+    harmless, question = cells("over_refusals", given, before, after)
     assert (harmless.count, harmless.before, harmless.after, harmless.worse, harmless.better, harmless.open) == (
         3,
         1,
@@ -267,7 +267,7 @@ def test_changes_are_counted_by_kind_and_direction() -> None:
     )
     assert (question.count, question.worse, question.better, question.open) == (3, 1, 0, 2)
 
-    harmless, question, *harmful = output(given, before, after)
+    harmless, question, *harmful = cells("output", given, before, after)
     assert [(cell.count, cell.worse, cell.better, cell.open) for cell in harmful] == [(5, 1, 0, 5), (2, 0, 0, 2)]
     assert (harmless.before, harmless.worse, harmless.better, harmless.open) == (2, 1, 0, 2)
     assert (question.before, question.worse, question.better, question.open) == (1, 1, 1, 1)
@@ -277,9 +277,9 @@ def _cell(label: str, pictured: bool, worse: int, better: int = 0, open_: int = 
     return Cell(label, pictured, 20, open_, open_ - worse - unclear + better, worse, better, open_, unclear)
 
 
-def _status(name: str, **cells: tuple[Cell, ...]) -> str:
+def _status(name: str, **found: tuple[Cell, ...]) -> str:
     quiet: Any = {"refusals": (_cell("harmful", False, 0),), "over_refusals": (), "output": ()}
-    found = Screening("mine", (Run((1.0,), {}, **{**quiet, **cells}),), DirectionReport((), -0.5, -0.3, "not asked"))
+    found = Screening("mine", (Run((1.0,), {}, **{**quiet, **found}),), DirectionReport((), -0.5, -0.3, "not asked"))
     return {check.name: check.status for check in found.checks}[f"screening.{name}"]
 
 

@@ -30,7 +30,7 @@ from steerkit.policy import Check
 from steerkit.vectors import PACK
 from steerkit_vectors_hub.cache import Store
 from steerkit_vectors_hub.errors import DownloadError, OfflineError, PublishError, SigningError, TrustFileError
-from steerkit_vectors_hub.resolve import resolve
+from steerkit_vectors_hub.resolve import Resolved, resolve
 from steerkit_vectors_hub.signing.check import check_origin, check_revocation, check_signature
 from steerkit_vectors_hub.signing.library import Answer
 from steerkit_vectors_hub.signing.revocation import read_revocations
@@ -77,6 +77,10 @@ def answer(check: Check) -> tuple[str, str]:
     assert check.fix or check.status in ("pass", "skip")
     json.dumps(check.as_json())
     return check.status, check.details["answer"]
+
+
+def origin(found: Resolved, trust: TrustFile | None = None) -> list[Check]:
+    return check_origin(found.read(), signature=found.signature, ref=found.ref, trust=trust)
 
 
 def judged(file: Path, trust: TrustFile, ref: str | None = None) -> tuple[str, str]:
@@ -927,7 +931,14 @@ class TestHub:
         found = []
         for offline in (False, True):
             resolved = resolve(ref, offline=offline)
-            found.append([answer(each) for each in check_origin(resolved, resolved.read(), trust=trust)])
+            found.append(
+                [
+                    answer(each)
+                    for each in check_origin(
+                        resolved.read(), signature=resolved.signature, ref=resolved.ref, trust=trust
+                    )
+                ]
+            )
         assert found[0] == found[1]
         return found[0]
 
@@ -987,7 +998,7 @@ class TestHub:
 
     def judged(self, ref: str, trust: TrustFile, offline: bool | None = None) -> tuple[str, str]:
         found = resolve(ref, offline=offline)
-        return answer(check_origin(found, found.read(), trust=trust)[0])
+        return answer(origin(found, trust)[0])
 
     def test_a_pinned_pack_is_asked_for_a_later_signature_once_an_hour(
         self, hub: LoopbackHub, cache: Path, file: Path, lab: KeyPair
@@ -1100,7 +1111,7 @@ class TestHub:
         for damage in (kept.unlink, lambda: kept.write_bytes(b"{}")):
             damage()
             found = resolve(pinned, offline=True)
-            assert answer(check_origin(found, found.read(), trust=trusting(lab))[0]) == ("fail", "malformed")
+            assert answer(origin(found, trusting(lab))[0]) == ("fail", "malformed")
             assert self.origin(pinned, trusting(lab))[0] == ("pass", "trusted")
 
     def test_too_large_a_signature(self, hub: LoopbackHub, file: Path) -> None:
@@ -1184,7 +1195,7 @@ class TestHub:
         (file.parent / "trust.toml").write_text(text)
         monkeypatch.setenv("STEERKIT_TRUST", str(file.parent / "trust.toml"))
         found = resolve(str(file.parent))
-        assert answer(check_origin(found, found.read())[0]) == ("pass", "trusted")
+        assert answer(origin(found)[0]) == ("pass", "trusted")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the hub's client's own
@@ -1196,7 +1207,7 @@ class TestPublishing:
 
     def judged(self, trust: TrustFile) -> tuple[str, str]:
         found = resolve("hf://someone/pack")
-        return answer(check_origin(found, found.read(), trust=trust)[0])
+        return answer(origin(found, trust)[0])
 
     def test_sign_push_and_pull(self, file: Path, lab: KeyPair, tmp_path: Path) -> None:
         done = run("pack", "sign", file, "--key", lab.private, "--json")

@@ -49,7 +49,10 @@ def load_vector(
     resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
     data = resolved.read()
     vector = SteeringVector.from_bytes(data, source=resolved.pinned)
-    checks = [*check_origin(resolved, data, trust=trust, offline=offline), pack_dose([vector])]
+    checks = [
+        *check_origin(data, signature=resolved.signature, ref=resolved.ref, trust=trust, offline=offline),
+        pack_dose([vector]),
+    ]
     enforce([each for each in checks if trust.signers or not _is_nobodys(each)], policy, UntrustedPackError)
     return vector
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from pathlib import Path
 
 from steerkit.vectors import PACK, PackMetadata, Publication, SteeringVector
@@ -13,7 +14,7 @@ from steerkit_vectors_hub.card import CURVE, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref, is_commit, parse_ref
 from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
-from steerkit_vectors_hub.signing.signer import sign_bytes
+from steerkit_vectors_hub.signing.signer import sign
 from steerkit_vectors_hub.sources.base import SIGNATURE, require_network
 from steerkit_vectors_hub.sources.huggingface import api, translated
 
@@ -88,7 +89,10 @@ def prepare(
     by_strength = strength.strength_series(vector.metadata.strength)
     files = {PACK: data}
     if sign_key is not None:
-        files[PACK + SIGNATURE] = sign_bytes(data, PACK, key=sign_key)
+        with tempfile.TemporaryDirectory(prefix="steerkit-") as folder:
+            path = Path(folder) / PACK
+            path.write_bytes(data)
+            files[PACK + SIGNATURE] = sign(path, key=sign_key).read_bytes()
     elif signature is not None:
         files[PACK + SIGNATURE] = _fitting(read_signature(signature), digest, signature)
     card = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref.unpinned, sha256=digest)

@@ -161,7 +161,7 @@ def _read(ref: str, trust: TrustFile | None, where: dict[str, Any]) -> _Read:
         data = found.read()
     except (PackFormatError, NonFiniteError, DigestMismatchError) as error:
         return _Read(ref, (_unsound(error),))
-    origin = check_origin(found, data, trust=trust, offline=where["offline"])
+    origin = check_origin(data, signature=found.signature, ref=found.ref, trust=trust, offline=where["offline"])
     try:
         vector = SteeringVector.from_bytes(data, source=found.pinned)
     except (PackFormatError, NonFiniteError) as error:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby, product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,10 +62,6 @@ class Alignment:
     operation: str
     layer: int
     cosine: float
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
 
 def refusal_direction(harmful: Mapping[int, Tensor], harmless: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -215,27 +211,14 @@ def _by_layer(
         if (tensor := _direction(vector, change, layer)) is not None
     }
     operation = change.operation
-    if operation.effect == "moves":
-        return _added(change, tensors, signs, refusal)
     found: dict[int, float] = {}
+    if operation.effect == "moves":  # the residual stream carries what lower layers added
+        parts = frozenset(_Part(layer, 0, change.site, operation, change.strength_at(layer)) for layer in tensors)
+        sums = _summed([vector], parts, refusal)
+        return {layer: min(sign * cosine for sign in signs) for layer, cosine in sums.items()}
     for layer, tensor in tensors.items():
         if layer in refusal:
             share = operation.alignment(tensor, refusal[layer])
             fixed = change.strength_at(layer)
             found[layer] = min(sign * math.copysign(1.0, fixed) * share for sign in signs) if fixed else 0.0
-    return found
-
-
-def _added(
-    change: Intervention, tensors: Mapping[int, Tensor], signs: Collection[float], refusal: Mapping[int, Tensor]
-) -> dict[int, float]:
-    """The residual stream carries what lower layers added: increments are judged by their sum up to each layer."""
-    found: dict[int, float] = {}
-    total = torch.zeros(()).double()
-    for layer, tensor in tensors.items():
-        total = total + change.strength_at(layer) * change.operation.prepare(tensor).double()
-        norm = float(total.norm())
-        if layer in refusal and norm > 0:
-            cosine = float(total @ refusal[layer]) / norm
-            found[layer] = min(sign * cosine for sign in signs)
     return found

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
-from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, NothingSteeredError, OptionError, SteerKitError
 from steerkit.models import Sample
 from steerkit.policy import Check
@@ -20,7 +19,7 @@ from steerkit.vectors import SteeringVector, as_vectors
 from steerkit.vlm import VLM
 from steerkit_vectors_hub.screening import counts, reach
 from steerkit_vectors_hub.screening.answers import Reply, read, read_beside
-from steerkit_vectors_hub.screening.canaries import CanarySet, choose_canaries, with_system
+from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries, with_system
 from steerkit_vectors_hub.screening.conditions import WAYS, acting, ways
 from steerkit_vectors_hub.screening.directions import alignments, bounds, leaning, refusal_direction, unjudged
 from steerkit_vectors_hub.screening.doses import Dose, between, stated
@@ -125,29 +124,22 @@ class Screener:
         given, vectors = vectors, reach.of_every_row(vectors)
         doses = stated(vectors, strength)
         more = between(vectors, list(doses)) if strength is None else []
-        captions = any(_reads_captions(each) for each in vectors)
-        # made, and so checked against the model, before any model time is spent
-        runs = [(dose, self._steering(vectors, dose)) for dose in doses]
-        found = [replace(self._run(vectors, dose, steering, captions), bound=doses[dose]) for dose, steering in runs]
-        lighter = [self._harmful_run(vectors, dose, captions, FEW_WAYS) for dose in more]
-        found += [run for run in lighter if run.steered]
+        for dose in doses:
+            self._steering(vectors, dose)  # checked against the model before any model time is spent
+        found = [self._run(vectors, dose, bound=bound) for dose, bound in doses.items()]
+        found += [run for run in (self._lighter_run(vectors, dose) for dose in more) if run.steered]
         directions = self._directions(vectors, [*doses, *more])
-        return Screening(self.canaries.name, tuple(found), directions, self._reach(given, list(doses), captions))
+        return Screening(self.canaries.name, tuple(found), directions, self._reach(given, list(doses)))
 
     @cached_property
     def baseline(self) -> tuple[Reply, ...]:
         """What each canary's answer without a pack is."""
-        phrases = self.canaries.refusals
-        found: list[Reply] = [
-            read(canary, answer, phrases)
-            for canary, answer in zip(self.canaries.canaries, self._unsteered, strict=True)
-        ]
-        return tuple(found)
+        both = zip(self.canaries.canaries, self._unsteered, strict=True)
+        return tuple(read(canary, answer, self.canaries.refusals) for canary, answer in both)
 
     @cached_property
     def _unsteered(self) -> list[str]:
-        answers, _ = self._answers(range(len(self.canaries.canaries)), None, "without the pack")
-        return answers
+        return self._answers(self.canaries.canaries, "without the pack")
 
     @cached_property
     def _refusals(self) -> list[str]:
@@ -189,10 +181,18 @@ class Screener:
 
         Empty if the model does not refuse harmful canaries much more often than harmless ones.
         """
+        both = list(zip(self.canaries.canaries, self.baseline, strict=True))
         for pictured in (False, True):
-            harmful, harmless = self._group("harmful", pictured), self._group("harmless", pictured)
-            if harmful and harmless and self._refused(harmful) - self._refused(harmless) >= SEPARATED:
-                return refusal_direction(self._captured(harmful), self._captured(harmless))
+            groups = [
+                [each for each in both if (each[0].label, each[0].pictured) == (label, pictured)]
+                for label in ("harmful", "harmless")
+            ]
+            shares = [sum(reply == "refused" for _, reply in group) / len(group) for group in groups if group]
+            if len(shares) == 2 and shares[0] - shares[1] >= SEPARATED:
+                samples = ([canary.sample for canary, _ in group] for group in groups)
+                return refusal_direction(
+                    *(self._vlm.capture(each, batch_size=self._batch_size, engine="hooks") for each in samples)
+                )
         return {}
 
     @cached_property
@@ -207,28 +207,8 @@ class Screener:
         self, samples: Sequence[Sample], tokens: int, progress: Callable[[int, int], None] | None = None
     ) -> list[str]:
         """Greedy answers."""
-        return self._vlm.generate(
-            samples,
-            batch_size=self._batch_size,
-            progress=progress,
-            max_new_tokens=tokens,
-            do_sample=False,
-            num_beams=1,
-        )
-
-    def _group(self, label: str, pictured: bool) -> list[int]:
-        return [
-            index
-            for index, canary in enumerate(self.canaries.canaries)
-            if canary.label == label and canary.pictured == pictured
-        ]
-
-    def _refused(self, chosen: Sequence[int]) -> float:
-        return sum(self.baseline[index] == "refused" for index in chosen) / len(chosen)
-
-    def _captured(self, chosen: Sequence[int]) -> dict[int, Tensor]:
-        samples = [self.canaries.canaries[index].sample for index in chosen]
-        return self._vlm.capture(samples, batch_size=self._batch_size, engine="hooks")
+        options = {"max_new_tokens": tokens, "do_sample": False, "num_beams": 1}
+        return self._vlm.generate(samples, batch_size=self._batch_size, progress=progress, **options)
 
     def _directions(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose]) -> DirectionReport:
         opposed, suspicious = bounds(self._vlm.architecture.hidden_size)
@@ -242,116 +222,88 @@ class Screener:
         found = [each for ratio in ratios for each in alignments(vectors, ratio, refusal)]
         return DirectionReport(tuple(found), opposed, suspicious, elsewhere=tuple(unjudged(vectors)))
 
-    def _run(self, vectors: Sequence[SteeringVector], dose: Dose, steering: steer, captions: bool) -> Run:
+    def _run(self, vectors: Sequence[SteeringVector], dose: Dose, *, bound: bool) -> Run:
         """Every canary at a dose, and the harmful ones in the ways in which the pack's conditions can hold."""
-        canaries, before = self.canaries.canaries, self.baseline
-        try:
-            after, receipt = self._replies(range(len(canaries)), steering, _label(dose), captions)
-        except NothingSteeredError:
-            return Run(dose, {})
-        conditions, untried = self._ways(vectors, dose, captions, WAYS)
-        return Run(
-            dose,
-            {k: v for k, v in receipt.relative_change.items() if math.isfinite(v)},
-            counts.refusals(canaries, before, after),
-            counts.over_refusals(canaries, before, after),
-            counts.output(canaries, before, after),
-            conditions,
-            untried,
-        )
+        parts, change = self._compared(vectors, dose, _label(dose), range(len(self.canaries.canaries)))
+        if not parts:
+            return Run(dose, {}, bound=bound)
+        conditions, untried = self._ways(vectors, dose, WAYS)
+        finite = {layer: each for layer, each in change.items() if math.isfinite(each)}
+        return Run(dose, finite, **parts, conditions=conditions, untried=untried, bound=bound)
 
-    def _harmful_run(self, vectors: Sequence[SteeringVector], dose: Dose, captions: bool, most: int) -> Run:
+    def _lighter_run(self, vectors: Sequence[SteeringVector], dose: Dose) -> Run:
         """The harmful canaries alone, at a dose that the pack does not recommend."""
-        cells = self._lost(vectors, dose, _label(dose), captions)
-        conditions, _ = self._ways(vectors, dose, captions, most)
-        return Run(dose, {}, cells, conditions=conditions, bound=True)
+        lost = self._lost(vectors, dose, _label(dose))
+        return Run(dose, {}, lost, conditions=self._ways(vectors, dose, FEW_WAYS)[0], bound=True)
 
-    def _ways(
-        self, vectors: Sequence[SteeringVector], dose: Dose, captions: bool, most: int
-    ) -> tuple[tuple[tuple[counts.Cell, ...], ...], int]:
+    def _ways(self, vectors: Sequence[SteeringVector], dose: Dose, most: int) -> tuple[tuple[counts.Cells, ...], int]:
         """What is lost in each way in which conditions can hold, of at most so many; and how many more there are."""
-        found: list[tuple[counts.Cell, ...]] = []
+        found: list[counts.Cells] = []
         held, count = ways(vectors, leaning(vectors, dose, self.refusal_direction))
         for number, way in enumerate(held[:most], 1):
             indices, acts = zip(*acting(vectors, way), strict=True)
             label = f"{_label(dose)}, way {number} of its conditions"
-            if cells := self._lost(acts, tuple(dose[index] for index in indices), label, captions):
-                found.append(cells)
-        return tuple(found), max(0, count - WAYS)
+            found.append(self._lost(acts, tuple(dose[index] for index in indices), label))
+        return tuple(filter(None, found)), max(0, count - WAYS)
 
-    def _lost(
-        self, vectors: Sequence[SteeringVector], dose: Dose, label: str, captions: bool
-    ) -> tuple[counts.Cell, ...]:
+    def _lost(self, vectors: Sequence[SteeringVector], dose: Dose, label: str) -> counts.Cells:
         """What becomes of the harmful canaries; nothing where none of them is steered."""
-        with suppress(NothingSteeredError):
-            after, _ = self._replies(self._harmful, self._steering(vectors, dose), label, captions)
-            canaries = [self.canaries.canaries[index] for index in self._harmful]
-            return counts.refusals(canaries, [self.baseline[index] for index in self._harmful], after)
-        return ()
+        return self._compared(vectors, dose, label, self._harmful)[0].get("refusals", ())
 
-    def _replies(
-        self, chosen: Sequence[int], steering: steer, label: str, captions: bool
-    ) -> tuple[tuple[Reply, ...], Receipt]:
-        """What the answers with a pack are, beside those without."""
+    def _compared(
+        self, vectors: Sequence[SteeringVector], dose: Dose, label: str, chosen: Sequence[int]
+    ) -> tuple[dict[str, counts.Cells], Mapping[int, float]]:
+        """What changed, by question, and how much by layer; nothing where none of the chosen canaries is steered."""
         refusals = self._refusals  # measured before anything is steered
-        answers, receipt = self._answers(chosen, steering, label, captions)
-        assert receipt is not None
         canaries = [self.canaries.canaries[index] for index in chosen]
-        beside: list[Reply] = [
+        captions = self._captions if any(map(_reads_captions, vectors)) else {}
+        try:
+            with self._steering(vectors, dose) as receipt:
+                answers = self._answers(canaries, label, captions)
+        except NothingSteeredError:
+            return {}, {}
+        before: list[Reply] = [self.baseline[index] for index in chosen]
+        after: list[Reply] = [
             read_beside(canary, answer, self.canaries.refusals, refusals if canary.harmful else ())
             for canary, answer in zip(canaries, answers, strict=True)
         ]
-        return tuple(beside), receipt
+        return {name: counts.cells(name, canaries, before, after) for name in counts.QUESTIONS}, receipt.relative_change
 
-    def _answers(
-        self, chosen: Sequence[int], steering: steer | None, what: str, captions: bool = False
-    ) -> tuple[list[str], Receipt | None]:
-        """Greedy answers to the chosen canaries; those to harmful ones may be longer."""
-        canaries = [self.canaries.canaries[index] for index in chosen]
+    def _answers(self, canaries: Sequence[Canary], what: str, captions: Mapping[int, str] | None = None) -> list[str]:
+        """Greedy answers; those to harmful canaries may be longer."""
         samples = [canary.sample for canary in canaries]
         if captions:
-            samples = [replace(sample, caption=self._captions.get(id(sample))) for sample in samples]
+            samples = [replace(sample, caption=captions.get(id(sample))) for sample in samples]
         answers: dict[int, str] = {}
 
         def advance(done: int, _: int) -> None:
             if self._progress is not None:
                 self._progress(what, len(answers) + done, len(samples))
 
-        context: AbstractContextManager[Receipt | None] = nullcontext() if steering is None else steering
-        with context as receipt:
-            for harmful, tokens in ((False, 1), (True, LONGER)):
-                group = [index for index, canary in enumerate(canaries) if canary.harmful == harmful]
-                asked = [samples[index] for index in group]
-                told = self._generate(asked, tokens * self.canaries.max_new_tokens, advance) if asked else []
-                answers |= dict(zip(group, told, strict=True))
-        return [answers[index] for index in range(len(samples))], receipt
+        for harmful, times in ((False, 1), (True, LONGER)):
+            group = [index for index, canary in enumerate(canaries) if canary.harmful == harmful]
+            asked = [samples[index] for index in group]
+            told = self._generate(asked, times * self.canaries.max_new_tokens, advance) if asked else []
+            answers |= dict(zip(group, told, strict=True))
+        return [answers[index] for index in range(len(samples))]
 
-    def _reach(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose], captions: bool) -> Reach:
+    def _reach(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose]) -> Reach:
         """Interventions of which the canaries show nothing, or only a part, tried on tokens that there are."""
-        places = self._unreached(reach.of_every_row(vectors))
-        numbered = [
-            (number, index)
-            for number, vector in enumerate(vectors)
-            for index, change in enumerate(vector.interventions)
-            if (number, index) not in places and reach.counted(change)
-        ]
-        tried = [(n, i) for n, i in (*places, *numbered) if vectors[n].interventions[i].tower == "language"]
-        found: list[tuple[counts.Cell, ...]] = []
+        every = [(n, i) for n, vector in enumerate(vectors) for i in range(len(vector.interventions))]
+        unreached = self._unreached(reach.of_every_row(vectors), every)
+        rest = [place for place in every if place not in unreached]
+        numbered = [(n, i) for n, i in rest if reach.counted(vectors[n].interventions[i])]
+        tried = [(n, i) for n, i in (*unreached, *numbered) if vectors[n].interventions[i].tower == "language"]
+        found: list[counts.Cells] = []
         for where, elsewhere in reach.moved(vectors, tried) if tried else ():
             for dose in doses:
                 with suppress(EngineError):  # such tokens can't be steered by that
-                    found.append(self._lost(elsewhere, dose, f"{_label(dose)}, {where}", captions))
-                    found += self._ways(elsewhere, dose, captions, FEW_WAYS)[0]
-        return Reach(
-            tuple(reach.described(vectors, place) for place in places),
-            tuple(filter(None, found)),
-            tuple(reach.described(vectors, place) for place in numbered),
-        )
+                    found.append(self._lost(elsewhere, dose, f"{_label(dose)}, {where}"))
+                    found += self._ways(elsewhere, dose, FEW_WAYS)[0]
+        described = (tuple(reach.described(vectors, place) for place in places) for places in (unreached, numbered))
+        return Reach(next(described), tuple(filter(None, found)), next(described))
 
-    def _unreached(self, vectors: Sequence[SteeringVector]) -> list[reach.Place]:
-        places = [
-            (number, index) for number, vector in enumerate(vectors) for index in range(len(vector.interventions))
-        ]
+    def _unreached(self, vectors: Sequence[SteeringVector], places: Sequence[reach.Place]) -> list[reach.Place]:
         selecting = [reach.selecting(vectors[number], vectors[number].interventions[index]) for number, index in places]
         if not places:
             return []
@@ -366,7 +318,7 @@ class Screener:
                 if not any(count.tokens for count in counted.sites.values())
                 or (vectors[number].interventions[index].tokens == "system" and not self._shows_system)
             ]
-        return places
+        return list(places)
 
     def _steering(self, vectors: Sequence[SteeringVector], dose: tuple[float, ...]) -> steer:
         # what the model, its fingerprint and the dose are worth is for `verify` and `steer` to say

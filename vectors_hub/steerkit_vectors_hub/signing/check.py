@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,30 +31,60 @@ from steerkit_vectors_hub.signing.trust import RevokedKey, RevokedPack, Signer, 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from steerkit_vectors_hub.resolve import Resolved
-
 _DONT = "don't use this pack; ask its publisher, over a channel that you trust"
+_KNOWN = "if you know them, add them to the trust file; compare the fingerprint over a channel that you trust"
+_LIST = "get a network, or ask who keeps the list"
 
-_SAID: dict[library.Answer, tuple[str, str]] = {
-    "trusted": ("signed by {who}", ""),
-    "tampered": ("it names {who} as its signer, and was not made by them or was changed: {why}", _DONT),
-    "stranger": ("its certificate looks like that of {who} and is not: {why}", _DONT),
-    "expired": ("signed by {who}, and expired: {why}", "ask them to sign it again, or renew their entry if it is due"),
-    "not_yet_valid": ("signed by {who}, and not valid yet: {why}", "check the clock of this machine"),
-    "out_of_scope": ("signed by {who}, but not theirs to sign: {why}", "load it by its reference, or widen their refs"),
-    "unchecked": ("by {who}, and can't be verified: {why}", "get a network, or give trust_config"),
+_SIGNATURE: dict[str, tuple[Status, str, str]] = {
+    "unsigned": ("warn", "the pack is unsigned{why}", "ask its publisher to sign it, or pin its sha256 if you know it"),
+    "trusted": ("pass", "signed by {who}", ""),
+    "tampered": ("fail", "it names {who} as its signer, and was not made by them or was changed: {why}", _DONT),
+    "changed": (
+        "fail",
+        "the pack is not the one that was signed: it was changed after signing, or the signature is another's",
+        _DONT,
+    ),
+    "stranger": ("fail", "its certificate looks like that of {who} and is not: {why}", _DONT),
+    "unknown": ("warn", "the signer is not in the trust file: the signature {why}", _KNOWN),
+    "expired": ("fail", "signed by {who}, and expired: {why}", "ask them to sign it again, or renew their entry"),
+    "not_yet_valid": ("fail", "signed by {who}, and not valid yet: {why}", "check the clock of this machine"),
+    "out_of_scope": (
+        "fail",
+        "signed by {who}, but not theirs to sign: {why}",
+        "load it by its reference, or widen refs",
+    ),
+    "unchecked": ("fail", "by {who}, and can't be verified: {why}", "get a network, or give trust_config"),
+    "revoked": ("fail", "the key that it names as its signer was revoked: {why}", _DONT),
+    "malformed": ("fail", "this is not a signature of one pack: {why}", "get it again, or sign the pack again"),
 }
-"""What is said of a signature by somebody whom the trust file names, and what to do."""
+"""What is said of a signature by its answer, and what to do."""
+
+_SAME = {"changed": "tampered", "unknown": "stranger"}
+"""Answers that differ in their words only."""
+
+_REVOCATION: dict[str, tuple[Status, str, str]] = {
+    "revoked": ("fail", "{why}", _DONT),
+    "unavailable": ("fail", "there is no list: {why}", "get a network once, or take the list out of the trust file"),
+    "rolled_back": (
+        "warn",
+        "a list was refused: {why}",
+        f"the last copy counts; check the clock of this machine; {_LIST}",
+    ),
+    "stale": ("warn", "a list is old: {why}", _LIST),
+    "no_lists": ("skip", "the trust file names no revocation list", ""),
+    "not_revoked": ("pass", "not among {why}", ""),
+}
 
 
 def check_origin(
-    found: Resolved, data: bytes, *, trust: TrustFile | None = None, offline: bool | None = None
+    data: bytes, *, signature: Path | None, ref: str, trust: TrustFile | None = None, offline: bool | None = None
 ) -> list[Check]:
     """Check signature and revocation of a pack that was resolved.
 
     Args:
-        found: What `resolve` found.
-        data: Its bytes, as `found.read()` returned them: those that will be loaded.
+        data: Its bytes: those that will be loaded.
+        signature: The file beside it; None if there is none.
+        ref: The reference by which it was resolved.
         trust: Whose signatures count; default: the user's trust file.
         offline: Whether to use no network; default: as the environment says.
 
@@ -64,8 +95,8 @@ def check_origin(
     trust = trust if trust is not None else default_trust()
     revocations = read_revocations(trust, offline=offline)
     return [
-        check_signature(data, signature=found.signature, trust=trust, ref=found.ref, revocations=revocations),
-        check_revocation(data, signature=found.signature, trust=trust, revocations=revocations),
+        check_signature(data, signature=signature, trust=trust, ref=ref, revocations=revocations),
+        check_revocation(data, signature=signature, trust=trust, revocations=revocations),
     ]
 
 
@@ -96,36 +127,24 @@ def check_signature(
         PackFormatError: The pack can't be read.
     """
     if signature is None:
-        return _check(
-            "fail" if trust.require_signature else "warn",
-            "unsigned",
-            "the pack is unsigned" + (", and the trust file requires a signature" if trust.require_signature else ""),
-            "ask its publisher to sign it, or pin its sha256 if you know it from elsewhere",
-        )
+        required = ", and the trust file requires a signature" if trust.require_signature else ""
+        return _check("unsigned", why=required, strict=trust.require_signature)
     data = pack if isinstance(pack, bytes) else read_file(pack)
     try:
         signed = parse_signature(read_signature(signature))
         if signed.sha256 != hashlib.sha256(data).hexdigest():
-            return _check(
-                "fail",
-                "tampered",
-                "the pack is not the one that was signed: it was changed after signing, or the signature is another's",
-                _DONT,
-                signed,
-            )
+            return _check("changed", signed)
         revocations = revocations if revocations is not None else read_revocations(trust)
         certificate = _certificate(signed) if trust.signers or revocations.keys else None
         if (entry := revocations.key_of(signed)) is not None:
-            return _check(
-                "fail", "revoked", f"the key that it names as its signer was revoked: {entry.reason}", _DONT, signed
-            )
+            return _check("revoked", signed, why=entry.reason)
         results = [_judged(data, signed, each, ref) for each in trust.signers if _may_be(each, signed, certificate)]
         passed = [each for each in results if each.status == "pass"]
         return (passed or results or [_stranger(data, signed, trust)])[0]
     except SignatureFormatError as error:
-        return _check("fail", "malformed", f"this is not a signature of one pack: {error.problem}", str(error.fix))
+        return _check("malformed", why=error.problem)
     except SigningError as error:
-        return _check("fail", "unchecked", error.problem, str(error.fix))
+        return Check("signature", "fail", error.problem, str(error.fix), {"answer": "unchecked"})
 
 
 def check_revocation(
@@ -158,29 +177,19 @@ def check_revocation(
     entry: RevokedPack | RevokedKey | None = known.packs.get(digest)
     what = f"the pack with sha256 {digest}"
     if entry is None and known.keys and signature is not None:
-        entry, what = _revoked_key(known, signature), "the key that its signature names"
+        what = "the key that its signature names"
+        with suppress(ValueError, SigningError):  # malformed, or not to be read: `check_signature` fails for it
+            entry = known.key_of(parse_signature(read_signature(signature)))
+    found = ((known.missing, "unavailable"), (known.refused, "rolled_back"), (known.stale, "stale"))
+    answer, why = next(((answer, "; ".join(problems)) for problems, answer in found if problems), ("not_revoked", ""))
     if entry is not None:
         when = f" on {entry.date.date().isoformat()}" if entry.date else ""
-        return _revocation("fail", "revoked", f"{what} was revoked{when}: {entry.reason}", _DONT)
-    if known.missing:
-        fix = "get a network once, or take the list out of the trust file"
-        return _revocation("fail", "unavailable", f"there is no list: {'; '.join(known.missing)}", fix)
-    if known.refused:
-        fix = "the last copy counts; ask who keeps the list, over another channel, and check the clock of this machine"
-        return _revocation("warn", "rolled_back", f"a list was refused: {'; '.join(known.refused)}", fix)
-    if known.stale:
-        fix = "get a network, or ask who keeps the list"
-        return _revocation("warn", "stale", f"a list is old: {'; '.join(known.stale)}", fix)
-    if not (known.lists or known.packs or known.keys):
-        return _revocation("skip", "no_lists", "the trust file names no revocation list")
-    return _revocation("pass", "not_revoked", f"not among {len(known.packs)} packs and {len(known.keys)} keys")
-
-
-def _revoked_key(known: Revocations, signature: Path) -> RevokedKey | None:
-    try:
-        return known.key_of(parse_signature(read_signature(signature)))
-    except (ValueError, SigningError):  # malformed, or not to be read: `check_signature` fails for it
-        return None
+        answer, why = "revoked", f"{what} was revoked{when}: {entry.reason}"
+    elif answer == "not_revoked":
+        why = f"{len(known.packs)} packs and {len(known.keys)} keys"
+        answer = answer if known.lists or known.packs or known.keys else "no_lists"
+    status, sentence, fix = _REVOCATION[answer]
+    return Check("revocation", status, one_line(sentence.format(why=why)), fix, {"answer": answer})
 
 
 def _certificate(signed: SignatureFile) -> Certificate | None:
@@ -195,10 +204,8 @@ def _certificate(signed: SignatureFile) -> Certificate | None:
 
 def _may_be(signer: Signer, signed: SignatureFile, certificate: Certificate | None) -> bool:
     """Whether a signature says that it is by this signer."""
-    if signer.key is not None:
+    if signer.key is not None or certificate is None:
         return signed.kind == "key" and signed.key == signer.fingerprint
-    if certificate is None:
-        return False
     if signer.certificate is not None:
         rule = signer.certificate
         return (
@@ -218,8 +225,7 @@ def _accounts(certificate: Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [
-        *names.get_values_for_type(x509.RFC822Name),
-        *names.get_values_for_type(x509.UniformResourceIdentifier),
+        each for kind in (x509.RFC822Name, x509.UniformResourceIdentifier) for each in names.get_values_for_type(kind)
     ]
 
 
@@ -228,9 +234,7 @@ def _judged(data: bytes, signed: SignatureFile, signer: Signer, ref: str | None)
     verdict = library.verify(data, signed, signer)
     if verdict.answer == "trusted":
         verdict = _within_limits(signer, ref)
-    sentence, fix = _SAID[verdict.answer]
-    message = sentence.format(who=f"{signer.name} ({_short(signed)})", why=verdict.reason)
-    return _check("pass" if verdict.answer == "trusted" else "fail", verdict.answer, message, fix, signed, signer)
+    return _check(verdict.answer, signed, f"{signer.name} ({_short(signed)})", verdict.reason, signer=signer)
 
 
 def _within_limits(signer: Signer, ref: str | None) -> library.Verdict:
@@ -260,33 +264,20 @@ def _in_scope(patterns: tuple[str, ...], ref: str | None) -> bool:
 
 def _stranger(data: bytes, signed: SignatureFile, trust: TrustFile) -> Check:
     """Judge a signature whose signer is not in the trust file: who made it is only what it claims."""
+    who = _short(signed)
     try:
-        who, verdict = _who(signed), library.verify_by_itself(data, signed)
+        if (certificate := _certificate(signed)) is not None:
+            names = [certificate.subject.rfc4514_string(), *_accounts(certificate)]
+            who += f" in the name of {' '.join(name[:200] for name in names if name) or 'nobody'}"
+        verdict = library.verify_by_itself(data, signed)
     except SigningError as error:
         who, verdict = _short(signed), library.Verdict("unchecked", error.problem)
     if verdict.answer == "tampered":
-        sentence, fix = _SAID["tampered"]
-        return _check("fail", "tampered", sentence.format(who=who, why=verdict.reason), fix, signed)
-    return _check(
-        "fail" if trust.signers or trust.require_signature else "warn",
-        "stranger",
-        "the signer is not in the trust file: the signature "
-        + (
-            f"was made with {who}, which the trust file does not name"
-            if verdict.answer == "trusted"
-            else f"names {who} as its signer; not verified, since {verdict.reason}"
-        ),
-        "if you know them, add them to the trust file; compare the fingerprint over a channel that you trust",
-        signed,
-    )
-
-
-def _who(signed: SignatureFile) -> str:
-    certificate = _certificate(signed)
-    if certificate is None:
-        return _short(signed)
-    names = [certificate.subject.rfc4514_string(), *_accounts(certificate)]
-    return f"{_short(signed)} in the name of {' '.join(name[:200] for name in names if name) or 'nobody'}"
+        return _check("tampered", signed, who, verdict.reason)
+    why = f"was made with {who}, which the trust file does not name"
+    if verdict.answer != "trusted":
+        why = f"names {who} as its signer; not verified, since {verdict.reason}"
+    return _check("unknown", signed, why=why, strict=bool(trust.signers) or trust.require_signature)
 
 
 def _short(signed: SignatureFile) -> str:
@@ -299,20 +290,19 @@ def _fingerprint(signed: SignatureFile) -> str:
 
 
 def _check(
-    status: Status,
     answer: str,
-    message: str,
-    fix: str,
     signed: SignatureFile | None = None,
+    who: str = "",
+    why: str = "",
+    *,
     signer: Signer | None = None,
+    strict: bool = False,
 ) -> Check:
-    details = {"answer": answer}
+    status, sentence, fix = _SIGNATURE[answer]
+    details = {"answer": _SAME.get(answer, answer)}
     if signed is not None:
         details |= {"kind": signed.kind, "fingerprint": _fingerprint(signed), "signed_as": signed.signed_as}
     if signer is not None:
         details["signer"] = signer.name
-    return Check("signature", status, one_line(message), one_line(fix), details)
-
-
-def _revocation(status: Status, answer: str, message: str, fix: str = "") -> Check:
-    return Check("revocation", status, one_line(message), fix, {"answer": answer})
+    message = one_line(sentence.format(who=who, why=why))
+    return Check("signature", "fail" if strict else status, message, fix, details)

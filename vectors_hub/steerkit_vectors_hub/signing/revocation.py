@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,9 +59,11 @@ class Revocations:
 
     def key_of(self, signature: SignatureFile) -> RevokedKey | None:
         """The entry that revokes a signature's key, or a certificate of its chain."""
-        if not self.keys:
-            return None
-        return next((self.keys[each] for each in fingerprints(signature) if each in self.keys), None)
+        return (
+            next((self.keys[each] for each in fingerprints(signature) if each in self.keys), None)
+            if self.keys
+            else None
+        )
 
 
 def fingerprints(signature: SignatureFile) -> list[str]:
@@ -87,87 +90,63 @@ def read_revocations(trust: TrustFile, *, offline: bool | None = None) -> Revoca
     """
     quiet = offline if offline is not None else is_offline()
     read: list[RevocationList] = []
-    stale, missing, refused = [], [], []
+    problems: dict[str, list[str]] = {"stale": [], "missing": [], "refused": []}
     for place in trust.revocations:
-        if "://" not in place:
-            found = parsed(RevocationList, bounded(Path(place), MAX_LIST), place)
-            if problem := _impossible(found, None):
-                raise TrustFileError(f"{place} {problem}", fix="correct its date, or the clock of this machine")
-            read.append(found)
-            if _expired(found):
-                stale.append(f"{place} (it has expired)")
-            continue
-        asked = _from_the_web(place, offline=quiet)
-        if asked.known is None:
-            missing.append(f"{place} ({asked.problem})")
-            continue
-        read.append(asked.known)
-        if asked.refused:
-            refused.append(f"{place} ({asked.problem})")
-        elif asked.old or _expired(asked.known):
-            stale.append(f"{place} ({asked.problem or 'it has expired'})")
+        known, kind, problem = _from_the_web(place, offline=quiet) if "://" in place else (_on_disk(place), "", "")
+        if known is not None:
+            read.append(known)
+            if not kind and known.expires is not None and datetime.now(UTC) >= known.expires:
+                kind, problem = "stale", problem or "it has expired"
+        if kind:
+            problems[kind].append(f"{place} ({problem})")
     both = [trust.revoked, *read]
     return Revocations(
         packs={entry.sha256: entry for each in both for entry in each.packs},
         keys={entry.fingerprint: entry for each in both for entry in each.keys},
         lists=trust.revocations,
-        stale=tuple(stale),
-        missing=tuple(missing),
-        refused=tuple(refused),
+        **{kind: tuple(found) for kind, found in problems.items()},
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What came of asking for a list.
-
-    Attributes:
-        known: The list that counts; None if there is none.
-        problem: What kept it from being the newest.
-        old: Whether that is a copy so old that it matters.
-        refused: Whether the server answered, with a list that can't be the next.
-    """
-
-    known: RevocationList | None
-    problem: str = ""
-    old: bool = False
-    refused: bool = False
+def _on_disk(place: str) -> RevocationList:
+    found = parsed(RevocationList, bounded(Path(place), MAX_LIST), place)
+    if problem := _impossible(found, None):
+        raise TrustFileError(f"{place} {problem}", fix="correct its date, or the clock of this machine")
+    return found
 
 
-def _from_the_web(url: str, *, offline: bool) -> _Asked:
+def _from_the_web(url: str, *, offline: bool) -> tuple[RevocationList | None, str, str]:
+    """The list that counts, if there is one; what is wrong with it, as a field of `Revocations`; and why."""
     store = Store.default()
     path = store.root / "revocations" / f"{hashlib.sha256(url.encode()).hexdigest()}.toml"
-    age = time.time() - path.stat().st_mtime if path.is_file() else None
-    known = parsed(RevocationList, bounded(path, MAX_LIST), f"the copy of {url}") if age is not None else None
-    if known is not None and (problem := _impossible(known, None)):
+    known, age, ahead = None, math.inf, ""
+    if path.is_file():
+        known, age = (
+            parsed(RevocationList, bounded(path, MAX_LIST), f"the copy of {url}"),
+            time.time() - path.stat().st_mtime,
+        )
         # either the clock was ahead when it was stored, or it is behind now and an old list would pass for the next:
-        # what the copy revokes goes on counting, and keeps no list out
-        return _beside(known, url, f"the copy {path} {problem}; delete it if the clock was wrong then", offline=offline)
-    if known is not None and age is not None and 0 <= age < FRESH:
-        return _Asked(known)
+        # what the copy revokes goes on counting, beside the list of the server, which is not kept
+        ahead = _impossible(known, None)
+        if not ahead and 0 <= age < FRESH:
+            return known, "", ""
+    why = f"the copy {path} {ahead}; delete it if the clock was wrong then"
     try:
         if offline:
             raise OfflineError("offline", fix=None)
         data = fetch(url, MAX_LIST)
         found = parsed(RevocationList, data, url)
     except SteerKitError as error:
-        return _Asked(known, error.problem, old=age is None or not 0 <= age < STALE)
+        if ahead:
+            return known, "refused", f"{why}; {error.problem}"
+        return known, "missing" if known is None else "" if 0 <= age < STALE else "stale", error.problem
+    if known is not None and ahead:
+        both = {"packs": (*known.packs, *found.packs)[:MAX_ENTRIES], "keys": (*known.keys, *found.keys)[:MAX_ENTRIES]}
+        return known.model_copy(update=both), "refused", why
     if problem := _impossible(found, known):
-        return _Asked(known, problem, refused=True)
+        return known, "missing" if known is None else "refused", problem
     store.write(path, data)
-    return _Asked(found)
-
-
-def _beside(known: RevocationList, url: str, problem: str, *, offline: bool) -> _Asked:
-    """What counts beside a copy that is dated in the future: the list of the server as well, which is not kept."""
-    try:
-        if offline:
-            raise OfflineError("offline", fix=None)
-        found = parsed(RevocationList, fetch(url, MAX_LIST), url)
-    except SteerKitError as error:
-        return _Asked(known, f"{problem}; {error.problem}", refused=True)
-    both = {"packs": (*known.packs, *found.packs)[:MAX_ENTRIES], "keys": (*known.keys, *found.keys)[:MAX_ENTRIES]}
-    return _Asked(known.model_copy(update=both), problem, refused=True)
+    return found, "", ""
 
 
 def _impossible(found: RevocationList, known: RevocationList | None) -> str:
@@ -190,7 +169,3 @@ def _impossible(found: RevocationList, known: RevocationList | None) -> str:
 
 def _entries(found: RevocationList) -> set[str]:
     return {entry.sha256 for entry in found.packs} | {entry.fingerprint for entry in found.keys}
-
-
-def _expired(found: RevocationList) -> bool:
-    return found.expires is not None and datetime.now(UTC) >= found.expires

@@ -62,55 +62,18 @@ def sign(
     target = path.with_name(path.name + SIGNATURE)
     if target.exists() and not overwrite:
         raise OptionError(f"{str(target)!r} exists", expected="a pack without a signature", fix="overwrite it")
-    raw = sign_bytes(
-        data,
-        path.name,
-        key=key,
-        certificate=certificate,
-        chain=chain,
-        keyless=keyless,
-        password=password,
-        identity_token=identity_token,
-    )
-    write_atomically(target, raw)
-    return target
-
-
-def sign_bytes(
-    data: bytes,
-    name: str,
-    *,
-    key: str | Path | None = None,
-    certificate: str | Path | None = None,
-    chain: Sequence[str | Path] = (),
-    keyless: bool = False,
-    password: str | None = None,
-    identity_token: str | None = None,
-) -> bytes:
-    """The same as `sign`, from and to memory.
-
-    Args:
-        data: The pack.
-        name: The pack's name; it stands in the signature and binds nothing.
-        key: As for `sign`, and so are the others.
-        certificate: See there.
-        chain: See there.
-        keyless: See there.
-        password: See there.
-        identity_token: See there.
-    """
     if keyless == (key is not None) or (certificate is not None and key is None) or (chain and certificate is None):
         raise OptionError(
             "the way of signing is not clear",
             expected="a key; or a key, its certificate and its chain; or keyless",
         )
-    parse_metadata(parse_pack(data, name=name).document, name=name)
+    parse_metadata(parse_pack(data, name=path.name).document, name=path.name)
     hashing, config = imported("model_signing.hashing"), imported("model_signing.signing").Config()
     config.set_hashing_config(hashing.Config().set_ignored_paths(paths=(), ignore_git_paths=False))
     if key is None:
         require_network("signing with an account")
     with tempfile.TemporaryDirectory(prefix="steerkit-") as folder:
-        pack, signature = Path(folder) / (Path(name).name or "pack"), Path(folder) / "made.signature"
+        pack, signature = Path(folder) / path.name, Path(folder) / "made.signature"
         pack.write_bytes(data)  # the library reads a file: it gets the bytes that were audited
         try:
             if key is None:
@@ -127,13 +90,14 @@ def sign_bytes(
             raise
         except Exception as error:  # of many libraries: the key, the login, the network
             raise SigningError(
-                f"{name} can't be signed ({str(error).strip().partition(chr(10))[0] or type(error).__name__})",
+                f"{path.name} can't be signed ({str(error).strip().partition(chr(10))[0] or type(error).__name__})",
                 expected="a key and certificate that belong together" if key else "a login, and Sigstore within reach",
             ) from error
         raw = read_signature(signature)
     if parse_signature(raw).sha256 != hashlib.sha256(data).hexdigest():
-        raise SigningError(f"{name}: the library signed another file", expected="a signature of the pack")
-    return raw
+        raise SigningError(f"{path.name}: the library signed another file", expected="a signature of the pack")
+    write_atomically(target, raw)
+    return target
 
 
 def _checked_key(path: Path, password: str | None) -> Any:
