@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -32,13 +32,12 @@ from steerkit.engines.prompts import Prompt
 from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, ModelMismatchError, NothingSteeredError, OptionError, SteerKitError
 from steerkit.interventions import MeasuredContrast, Site, _arithmetic as ops, site_label
-from steerkit.models import system_lengths, tokenizer_of
+from steerkit.models import PromptFormat, is_shown, system_lengths
 from steerkit.policy import Check, Policy, enforce
 from steerkit.vectors import SteeringVector, as_strengths, as_vectors
 from steerkit.vlm import VLM, wrap
 
 if TYPE_CHECKING:
-    from steerkit.models import Architecture
     from steerkit.vectors import ModelRecord
 
 Engine = Literal["hooks", "nnsight"]
@@ -166,8 +165,8 @@ class steer:
         vlm = self._vlm
         with ExitStack() as stack:
             tracker = stack.enter_context(CallTracker.of(vlm.model, vlm.architecture))
-            if vlm.processor is not None:
-                tracker.facts.system_lengths = _system_lengths(vlm.architecture, vlm.processor)
+            if vlm.format is not None:
+                tracker.facts.system_lengths = _system_lengths(vlm.format)
             stack.enter_context(carried())
             block = Block(application.begin, everywhere=self._everywhere, overlooked=receipt.overlook)
             if self._engine == "hooks":
@@ -363,7 +362,7 @@ def measure_contrast(
         EngineError: The call was not seen with its images.
     """
     architecture, model = vlm.architecture, vlm.model
-    if prompt.pictured() is not False and not any(key.startswith("pixel_values") for key in prompt.inputs):
+    if prompt.pictured() is not False and not is_shown(prompt.inputs):
         raise EngineError(
             "a contrast is measured on a prompt, and the images of the prompt were not seen",
             expected="generate(**inputs), model(**inputs), or a call of its body: the decoder alone, and the forward "
@@ -383,8 +382,8 @@ def measure_contrast(
     return ops.increments(difference) if contrast.form == "increments" else difference
 
 
-def _system_lengths(architecture: Architecture, processor: Any) -> Any:
+def _system_lengths(format: PromptFormat) -> Callable[[Tensor, Tensor], Tensor]:
     def lengths(ids: Tensor, real: Tensor) -> Tensor:
-        return system_lengths(ids, real, architecture, tokenizer_of(processor))
+        return system_lengths(ids, real, format)
 
     return lengths

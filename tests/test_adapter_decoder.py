@@ -100,7 +100,7 @@ def test_the_record_and_the_prompt(kind: str) -> None:
     assert (vlm.record.model_type, vlm.record.layer_count, vlm.record.hidden_size) == (kind, 3, 48)
     assert vlm.record.tokenizer_sha256
     text = "What is this?"
-    prompt = vlm.adapter.render(vlm.processor, sk.Sample(text), 0)
+    prompt = vlm.format.render(sk.Sample(text), 0)
     if kind in decoder.CHATS:
         assert prompt.endswith(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
     else:
@@ -115,7 +115,7 @@ def test_a_template_that_writes_the_first_token_gets_no_second_one() -> None:
     tokenizer.chat_template = "<s>{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
     vlm = sk.wrap(model, tokenizer)
     chat = sk.Sample([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
-    assert vlm.adapter.render(tokenizer, chat, 0) == "<s>system: Be brief.user: Hi"
+    assert vlm.format.render(chat, 0) == "<s>system: Be brief.user: Hi"
     assert vlm.inputs([chat])["input_ids"][0].tolist().count(tokenizer.bos_token_id) == 1
 
 

@@ -13,9 +13,8 @@ import transformers
 from PIL import Image
 
 from steerkit.errors import SampleError, UnsupportedModelError
-from steerkit.models import Architecture, Inputs, ModelAdapter, Sample, adapter_for
-from steerkit_adapters.llava import LlavaAdapter
-from steerkit_adapters.qwen_vl import QwenVLAdapter
+from steerkit.models import Inputs, Sample, architecture_of, family_for
+from steerkit.vlm import VLM
 
 # Measured: at most 1.3e-5 (Qwen3.5), on logits between -5 and 5; a shifted position changes them by more than 0.1.
 TOLERANCE = 3e-5
@@ -61,18 +60,19 @@ IMAGE_TOKENS = {
 
 
 class Case:
-    """One family: its model, processor, adapter and architecture."""
+    """One family: its model, processor, prompts and architecture."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.model, self.processor = tiny.build(name)
-        self.adapter: ModelAdapter = adapter_for(self.model.config.model_type)
-        self.architecture: Architecture = self.adapter.architecture(self.model)
+        vlm = VLM(self.model, self.processor)
+        assert vlm.format is not None
+        self.format, self.architecture = vlm.format, vlm.architecture
         self.one_image = name.startswith("instructblip")
 
     def encode(self, *prompts: tuple[Sample, list[Image.Image]]) -> Inputs:
-        texts = [self.adapter.render(self.processor, sample, len(images)) for sample, images in prompts]
-        return self.adapter.encode(self.processor, texts, [images for _, images in prompts])
+        texts = [self.format.render(sample, len(images)) for sample, images in prompts]
+        return self.format.encode(texts, [images for _, images in prompts])
 
     def logits(self, inputs: Inputs) -> torch.Tensor:
         """Logits of the last token."""
@@ -100,7 +100,7 @@ def test_blocks_are_where_declared(case: Case) -> None:
     path, count, width = BLOCKS[case.name]
     found = case.architecture
     assert (found.layers, found.layer_count, found.hidden_size) == (path, count, width)
-    assert found.user_marker == MARKERS.get(case.name, "<|im_start|>user")
+    assert case.format.user_marker == MARKERS.get(case.name, "<|im_start|>user")
     assert found.encoder_decoder == (case.name == "instructblip-t5")
     seen: dict[str, Any] = {}
     handles = []
@@ -186,14 +186,14 @@ def test_text_only_is_the_prompt_without_its_placeholder(case: Case) -> None:
         for count in (1,) if case.one_image else (1, 2):
             row = case.encode((sample, [picture(48, 32)] * count))["input_ids"][0]
             shown = tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            removed = re.sub(case.architecture.placeholder, "", shown)
+            removed = re.sub(case.format.placeholder, "", shown)
             assert tokenizer(removed, add_special_tokens=False)["input_ids"] == bare
 
 
 def test_image_sizes_process_to_the_same_shapes(case: Case) -> None:
     sizes = [(32, 32), (64, 24), (20, 60)]
     inputs = case.encode(*[(PLAIN, [picture(*size)]) for size in sizes])
-    found = case.adapter.image_sizes(case.processor, inputs)
+    found = case.format.image_sizes(inputs)
     assert sum(map(len, found)) == 3
     blank = [[Image.new("RGB", (width, height)) for height, width in group] for group in found]
     again = case.processor.image_processor(images=blank, return_tensors="pt")
@@ -207,7 +207,7 @@ def test_image_sizes_process_to_the_same_shapes_with_several_images(case: Case) 
     if case.one_image:
         return
     inputs = case.encode((PLAIN, [picture(32, 32), picture(64, 24)]), (PLAIN, [picture(20, 60)]))
-    found = case.adapter.image_sizes(case.processor, inputs)
+    found = case.format.image_sizes(inputs)
     blank = [[Image.new("RGB", (width, height)) for height, width in group] for group in found]
     again = case.processor.image_processor(images=blank, return_tensors="pt")
     assert again["pixel_values"].shape == inputs["pixel_values"].shape
@@ -234,21 +234,17 @@ def test_batches_that_do_not_match_are_refused(case: Case) -> None:
     with pytest.raises(SampleError, match="mixes prompts"):
         case.encode((PLAIN, []), (CHAT, [picture()]))
     with pytest.raises(SampleError, match="one list for each"):
-        case.adapter.encode(case.processor, ["a", "b"], [[]])
+        case.format.encode(["a", "b"], [[]])
     if not case.one_image:
-        text = case.adapter.render(case.processor, PLAIN, 1)
+        text = case.format.render(PLAIN, 1)
         with pytest.raises(SampleError, match="1 image placeholders and 2 images"):
-            case.adapter.encode(case.processor, [text], [[picture(), picture()]])
+            case.format.encode([text], [[picture(), picture()]])
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("BloomConfig", r"no list of decoder blocks at 'model\.language_model\.layers'"),
-        ("GPTNeoXConfig", r"no module 'model\.language_model\.layers\.0\.self_attn'"),
-    ],
+    ("kind", "path"), [("BloomConfig", "h"), ("GPTNeoXConfig", "layers"), ("OPTConfig", "decoder.layers")]
 )
-def test_other_language_models_are_refused(kind: str, message: str) -> None:
+def test_other_language_models_are_found_where_transformers_has_them(kind: str, path: str) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = getattr(transformers, kind)(**sizes, vocab_size=50, tie_word_embeddings=False)
     vision = transformers.CLIPVisionConfig(**sizes, image_size=16, patch_size=8)
@@ -256,8 +252,18 @@ def test_other_language_models_are_refused(kind: str, message: str) -> None:
     config.image_token_index = 3
     with torch.device("meta"):
         model = transformers.LlavaForConditionalGeneration(config)
-    with pytest.raises(UnsupportedModelError, match=message):
-        LlavaAdapter().architecture(model)
+    assert architecture_of(model, family_for("llava")).layers == f"model.language_model.{path}"
+
+
+def test_two_lists_of_as_many_blocks_are_not_chosen_from() -> None:
+    model, _ = tiny.build("llava")
+    decoder: Any = model.get_decoder()
+    decoder.more = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in decoder.layers)
+    found = architecture_of(model, family_for("llava"))
+    assert found.layers == "model.language_model.layers", "transformers names the class of its blocks"
+    decoder.more = torch.nn.ModuleList(decoder.layers)
+    with pytest.raises(UnsupportedModelError, match=r"2 lists of 4 blocks.*layers.*more.*declare layers"):
+        architecture_of(model, family_for("llava"))
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5"])
@@ -272,8 +278,7 @@ def test_mixtures_of_experts_have_the_same_paths(name: str) -> None:
     ids = {key: value for key, value in settings.items() if key.endswith("token_id")}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **ids)
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
-    found = QwenVLAdapter().architecture(model)
-    assert model.config.model_type in QwenVLAdapter.model_types
+    found = architecture_of(model, family_for(model.config.model_type))
     seen: list[Any] = []
     for layer in range(found.layer_count):
         for site in ("resid_post", "mlp_out", "attn_out"):
@@ -286,29 +291,15 @@ def test_mixtures_of_experts_have_the_same_paths(name: str) -> None:
     assert shapes == {(1, 3, found.hidden_size)}
 
 
-def test_pixtral_tower_is_refused() -> None:
-    model, _ = tiny.build("llava")
-    model.config.vision_config = transformers.PixtralVisionConfig()
-    with pytest.raises(UnsupportedModelError, match="pixtral"):
-        LlavaAdapter().architecture(model)
-
-
-def test_unknown_instructblip_language_model_is_refused() -> None:
-    model, _ = tiny.build("instructblip-llama")
-    model.config.text_config = transformers.OPTConfig()
-    with pytest.raises(UnsupportedModelError, match="'opt'"):
-        adapter_for("instructblip").architecture(model)
-
-
 def test_missing_image_token_is_refused() -> None:
     model, _ = tiny.build("instructblip-llama")
     model.config.image_token_index = None
     with pytest.raises(UnsupportedModelError, match="names no image token"):
-        adapter_for("instructblip").architecture(model)
+        architecture_of(model, family_for("instructblip"))
 
 
 def test_linear_attention_blocks_have_their_own_path() -> None:
     model, _ = tiny.build("qwen3_5")
-    found = QwenVLAdapter().architecture(model)
+    found = architecture_of(model, family_for(model.config.model_type))
     assert found.site(0, "attn_out") == "model.language_model.layers.0.linear_attn"
     assert found.site(1, "attn_out") == "model.language_model.layers.1.self_attn"

@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from steerkit.errors import ProcessorError, SampleError
-from steerkit.models import ModelAdapter, Sample, adapter_for
+from steerkit.models import PromptFormat, Sample
+from steerkit.vlm import VLM
 
 PLAIN = Sample("What is this?")
 CHAT = Sample((("system", "Be brief."), ("user", "Bake a cake."), ("assistant", "No."), ("user", "Why?")))
@@ -74,35 +75,37 @@ GOLDEN: dict[str, tuple[str, str, str | None, str]] = {
 }
 
 
-def family(name: str) -> tuple[Any, Any, ModelAdapter]:
+def family(name: str) -> tuple[Any, PromptFormat]:
     model, processor = tiny.build(name)
-    return model, processor, adapter_for(model.config.model_type)
+    made = VLM(model, processor).format
+    assert made is not None
+    return processor, made
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_prompts_are_those_of_the_template(name: str) -> None:
-    model, processor, adapter = family(name)
+    _, format = family(name)
     none, one, two, chat = GOLDEN[name]
     counts = (0, 1) if two is None else (0, 1, 2)
-    shown = [adapter.render(processor, PLAIN, count) for count in counts]
+    shown = [format.render(PLAIN, count) for count in counts]
     assert shown == [none, one, two][: len(counts)]
-    assert adapter.render(processor, CHAT, 1) == chat
+    assert format.render(CHAT, 1) == chat
     if two is None:
         with pytest.raises(SampleError, match="2 images"):
-            adapter.render(processor, PLAIN, 2)
-    placeholder = adapter.architecture(model).placeholder
+            format.render(PLAIN, 2)
+    placeholder = format.placeholder
     for sample in (PLAIN, CHAT):
-        bare = adapter.render(processor, sample, 0)
+        bare = format.render(sample, 0)
         assert re.search(placeholder, bare) is None
         for count in counts[1:]:
-            assert re.sub(placeholder, "", adapter.render(processor, sample, count)) == bare
+            assert re.sub(placeholder, "", format.render(sample, count)) == bare
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_user_marker_opens_the_users_turn(name: str) -> None:
-    model, processor, adapter = family(name)
-    marker = adapter.architecture(model).user_marker
-    prompt = adapter.render(processor, CHAT, 1)
+    _, format = family(name)
+    marker = format.user_marker
+    prompt = format.render(CHAT, 1)
     if marker is not None:
         before, _, after = prompt.partition(marker)
         assert "Be brief." in before
@@ -110,18 +113,18 @@ def test_user_marker_opens_the_users_turn(name: str) -> None:
 
 
 def test_llava_without_a_template_uses_the_published_prompt() -> None:
-    _, processor, adapter = family("llava")
+    processor, format = family("llava")
     processor.chat_template = None
     # A template of the language model, which knows no images, must not be taken for the model's.
     processor.tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    assert adapter.render(processor, PLAIN, 1) == "USER: <image>\nWhat is this?\nASSISTANT:"
-    assert adapter.render(processor, PLAIN, 0) == "USER: What is this?\nASSISTANT:"
+    assert format.render(PLAIN, 1) == "USER: <image>\nWhat is this?\nASSISTANT:"
+    assert format.render(PLAIN, 0) == "USER: What is this?\nASSISTANT:"
     chat = "Be brief. USER: <image>\nBake a cake.\nASSISTANT: No.</s>USER: Why?\nASSISTANT:"
-    assert adapter.render(processor, CHAT, 1) == chat
+    assert format.render(CHAT, 1) == chat
 
 
 def test_line_break_of_the_llama3_template_goes_with_the_image() -> None:
-    _, processor, adapter = family("llava_next")
+    processor, format = family("llava_next")
     processor.chat_template = (
         "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'}}"
         "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
@@ -130,37 +133,37 @@ def test_line_break_of_the_llama3_template_goes_with_the_image() -> None:
         "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
     )
     begin, end = "<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    assert adapter.render(processor, PLAIN, 2) == f"{begin}<image><image>\nWhat is this?<|eot_id|>{end}"
-    assert adapter.render(processor, PLAIN, 0) == f"{begin}What is this?<|eot_id|>{end}"
+    assert format.render(PLAIN, 2) == f"{begin}<image><image>\nWhat is this?<|eot_id|>{end}"
+    assert format.render(PLAIN, 0) == f"{begin}What is this?<|eot_id|>{end}"
 
 
 def test_no_template_is_an_error() -> None:
-    _, processor, adapter = family("qwen2_vl")
+    processor, format = family("qwen2_vl")
     processor.chat_template = None
     processor.tokenizer.chat_template = None
     with pytest.raises(ProcessorError, match="has no chat template"):
-        adapter.render(processor, PLAIN, 0)
+        format.render(PLAIN, 0)
 
 
 def test_a_template_that_ignores_images_is_an_error() -> None:
-    _, processor, adapter = family("qwen3_vl")
+    processor, format = family("qwen3_vl")
     processor.chat_template = "{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}"
     with pytest.raises(ProcessorError, match=r"writes '<\|image_pad\|>' 0 times"):
-        adapter.render(processor, PLAIN, 1)
+        format.render(PLAIN, 1)
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_image_tokens_in_the_text_are_refused(name: str) -> None:
-    _, processor, adapter = family(name)
+    processor, format = family(name)
     token = str(processor.image_token)
     with pytest.raises(SampleError, match="placeholders are put there by the adapter"):
-        adapter.render(processor, Sample(f"What is {token}?"), 1)
+        format.render(Sample(f"What is {token}?"), 1)
 
 
 def test_begin_token_of_the_template_is_not_doubled() -> None:
-    _, processor, adapter = family("llava")
+    processor, format = family("llava")
     processor.chat_template = "{{ bos_token }}" + processor.chat_template
-    text = adapter.render(processor, PLAIN, 0)
+    text = format.render(PLAIN, 0)
     assert text.startswith("<s>USER:")
-    row = adapter.encode(processor, [text], [[]])["input_ids"][0].tolist()
+    row = format.encode([text], [[]])["input_ids"][0].tolist()
     assert row.count(processor.tokenizer.bos_token_id) == 1

@@ -285,16 +285,16 @@ def test_format_page_lists_every_field_of_the_document() -> None:
         assert f"`{field}`" in page, field
 
 
-# -- the adapter of the guide ----------------------------------------------------------------------------------------
+# -- the record of the guide -----------------------------------------------------------------------------------------
 
 
-def test_adapter_of_the_guide_serves_its_family(tmp_path: Path) -> None:
-    adapter = run_page(DOCS / "add-a-model.md")["Blip2Adapter"]()
+def test_record_of_the_guide_serves_its_family(tmp_path: Path) -> None:
+    family = run_page(DOCS / "add-a-model.md")["FAMILY"]
     project = scaffold("adapter", "blip2", tmp_path)
     made: dict[str, Any] = {"__name__": "tiny_blip2"}
     exec((project / "steerkit_blip2" / "tiny.py").read_text(encoding="utf-8"), made)
     model, processor = made["tiny_model"]()
-    vlm = sk.VLM(model, processor, adapter)
+    vlm = sk.VLM(model, processor, family)
     picture = Image.effect_noise((32, 32), 80).convert("RGB")
     samples = [sk.Sample("What is this?", (picture,)), sk.Sample("Describe the image in detail.", (picture,))]
 

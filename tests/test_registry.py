@@ -17,7 +17,7 @@ import steerkit as sk
 from steerkit._internal import plugins
 from steerkit.cli.app import app
 from steerkit.errors import OptionError, PluginError, UnknownNameError, UnsupportedModelError
-from steerkit.models import adapter_for
+from steerkit.models import family_for
 from steerkit_vectors_hub import interop
 
 METHOD = """
@@ -41,22 +41,10 @@ class Whole(Mine):
     paper = "none"
 """
 ADAPTER = """
-from steerkit.models import ModelAdapter
+from steerkit.models import Family
 
-class Toy(ModelAdapter):
-    name = "toy"
-    model_types = ("toy_vl",)
-    def architecture(self, model): ...
-    def load_processor(self, source, **options): ...
-    def render(self, processor, sample, image_count): ...
-    def encode(self, processor, texts, images): ...
-    def image_sizes(self, processor, inputs): ...
-
-class Untyped(Toy):
-    pass
-del Toy.model_types
-class Typed(Toy):
-    model_types = ("toy_vl",)
+TYPED = Family(types=("toy_vl",))
+BOTH = (TYPED, Family(types=("toy_two",)))
 """
 Install = Callable[..., None]
 
@@ -71,7 +59,7 @@ def install(tmp_path: Path) -> Iterator[Install]:
 def assert_built_ins_work() -> None:
     assert sk.get_method("cmrm") is sk.CMRM
     assert sk.get_method("caa") is sk.methods.CAA
-    assert adapter_for("llava").name == "llava"
+    assert family_for("llava").image is not None
 
 
 def test_the_built_in_names() -> None:
@@ -95,10 +83,11 @@ def test_an_installed_method_is_found_beside_the_built_in_ones(install: Install)
 
 def test_an_installed_adapter_serves_its_model_type(install: Install) -> None:
     with pytest.raises(UnsupportedModelError):
-        adapter_for("toy_vl")
-    install("my-adapter", ADAPTER, plugins.ADAPTERS.name, toy="Typed")
-    assert adapter_for("toy_vl").name == "toy"
-    assert sk.models.get_adapter("toy").__name__ == "Typed"
+        family_for("toy_vl")
+    install("my-adapter", ADAPTER, plugins.ADAPTERS.name, toy="TYPED")
+    assert family_for("toy_vl").types == ("toy_vl",)
+    install("my-adapters", ADAPTER, plugins.ADAPTERS.name, toys="BOTH")
+    assert family_for("toy_two").types == ("toy_two",)
     assert_built_ins_work()
 
 
@@ -128,7 +117,7 @@ def test_a_plugin_that_fails_to_import_is_named_and_the_rest_works(install: Inst
     assert_built_ins_work()
     assert "broken" in sk.methods.method_names()
     with pytest.raises(PluginError, match=r"no working adapter.*broken-adapter"):
-        adapter_for("toy_vl")
+        family_for("toy_vl")
 
 
 def test_a_plugin_without_its_class_is_named(install: Install) -> None:
@@ -155,35 +144,29 @@ def test_a_plugin_that_is_no_whole_method_is_refused(install: Install, kind: str
     assert_built_ins_work()
 
 
-def test_an_adapter_without_model_types_does_not_stop_the_others(install: Install) -> None:
-    install("odd-adapter", ADAPTER, plugins.ADAPTERS.name, aaa="Untyped")
-    with pytest.raises(PluginError, match="model_types"):
+@pytest.mark.parametrize("value", ["Family", "()", "(TYPED, 5)", "3"])
+def test_what_is_no_record_does_not_stop_the_others(install: Install, value: str) -> None:
+    install("odd-adapter", f"{ADAPTER}\nODD = {value}", plugins.ADAPTERS.name, aaa="ODD")
+    with pytest.raises(PluginError, match="'odd-adapter' is ") as caught:
         sk.models.get_adapter("aaa")
+    assert "steerkit.Family" in str(caught.value.expected)
     assert_built_ins_work()
 
 
 @pytest.mark.parametrize("types", ["None", "5", '"llava_toy"', "(5,)"])
 def test_an_adapter_with_odd_model_types_is_named_and_the_rest_works(install: Install, types: str) -> None:
-    install("odd-adapter", ADAPTER.replace('("toy_vl",)', types), plugins.ADAPTERS.name, toy="Typed")
-    with pytest.raises(PluginError, match="'odd-adapter' has model_types = ") as caught:
+    install("odd-adapter", ADAPTER.replace('("toy_vl",)', types), plugins.ADAPTERS.name, toy="TYPED")
+    with pytest.raises(PluginError, match="'odd-adapter' has types = ") as caught:
         sk.models.get_adapter("toy")
     assert "texts" in str(caught.value.expected)
     assert_built_ins_work()
     with pytest.raises(PluginError, match="no working adapter.*'odd-adapter'"):
-        adapter_for("toy")  # a part of "llava_toy"
+        family_for("toy")  # a part of "llava_toy"
     listed = CliRunner().invoke(app, ["models", "--json"])
     assert listed.exit_code == 0
     rows = {row["name"]: row for row in json.loads(listed.stdout)["adapters"]}
-    assert "model_types" in rows["toy"]["error"]
+    assert "has types" in rows["toy"]["error"]
     assert rows["llava"]["error"] is None
-
-
-def test_an_adapter_that_can_not_be_made_is_named_and_the_rest_works(install: Install) -> None:
-    source = ADAPTER + "\n    def __init__(self): raise ValueError('no luck')\n"
-    install("odd-adapter", source, plugins.ADAPTERS.name, toy="Typed")
-    with pytest.raises(PluginError, match="adapter 'toy' of distribution 'odd-adapter'.*ValueError: no luck"):
-        adapter_for("toy_vl")
-    assert_built_ins_work()
 
 
 @pytest.mark.parametrize("paper", ["None", "5"])
@@ -231,14 +214,14 @@ def test_a_name_that_two_distributions_claim_fails_alone(install: Install) -> No
 
 def test_an_unsupported_model_type_is_answered_with_what_is_supported() -> None:
     with pytest.raises(UnsupportedModelError, match="'blip_9'") as caught:
-        adapter_for("blip_9")
+        family_for("blip_9")
     assert "qwen2_vl" in str(caught.value.expected)
     assert "steerkit.adapters" in str(caught.value.fix)
 
 
 def test_the_first_qwen_vl_is_answered_with_its_successor() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        adapter_for("qwen")
+        family_for("qwen")
     assert "Qwen2-VL" in str(caught.value.fix)
 
 
@@ -263,18 +246,18 @@ def test_a_class_that_is_registered_under_another_name_is_refused(install: Insta
 
 
 def test_an_adapter_that_claims_a_model_type_of_steerkits_own_is_passed_over_and_named(install: Install) -> None:
-    source = ADAPTER.replace('"toy_vl"', '"llava"').replace('"toy"', '"aaa"')
-    install("bold-adapter", source, plugins.ADAPTERS.name, aaa="Typed")
+    source = ADAPTER.replace('"toy_vl"', '"llava"')
+    install("bold-adapter", source, plugins.ADAPTERS.name, aaa="TYPED")
     with pytest.warns(plugins.PluginWarning, match="'bold-adapter' serves model type 'llava'.*'aaa' is passed over"):
-        assert adapter_for("llava").name == "llava"
-    assert sk.models.get_adapter("aaa").__module__ == "bold_adapter"
+        assert family_for("llava").image is not None
+    assert sk.models.get_adapter("aaa")[0].types == ("llava",)
 
 
 def test_two_adapters_for_one_model_type_are_named(install: Install) -> None:
-    install("first-adapter", ADAPTER, plugins.ADAPTERS.name, toy="Typed")
-    install("second-adapter", ADAPTER.replace('"toy"', '"toy2"'), plugins.ADAPTERS.name, toy2="Typed")
+    install("first-adapter", ADAPTER, plugins.ADAPTERS.name, toy="TYPED")
+    install("second-adapter", ADAPTER, plugins.ADAPTERS.name, toy2="TYPED")
     with pytest.raises(PluginError, match="'first-adapter'.*'second-adapter' both serve model type 'toy_vl'"):
-        adapter_for("toy_vl")
+        family_for("toy_vl")
     assert_built_ins_work()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 from unittest import SkipTest
 
 import pytest
 import tiny
-from broken_adapters import BROKEN as BROKEN_ADAPTERS, SoundAdapter
+from broken_families import BROKEN as BROKEN_FAMILIES, Sound as SoundFamily
 from broken_methods import BROKEN as BROKEN_METHODS, Sound
 
 import steerkit as sk
@@ -23,6 +24,7 @@ from steerkit.testing import (
     example_anchors,
     method_checks,
     methods as method_module,
+    tiny as kit_tiny,
 )
 from steerkit.testing.contract import run_all
 
@@ -50,10 +52,11 @@ def _own_methods() -> list[Any]:
 
 
 def _own_adapters() -> list[Any]:
+    kinds = sorted({name.partition("-")[0] for name in (*kit_tiny.FAMILIES, *kit_tiny.TEXT_FAMILIES)})
     return [
-        pytest.param(check, id=f"{name}-{check}")
-        for name in sk.models.adapter_names()
-        for check in adapter_checks(sk.models.get_adapter(name))
+        pytest.param(check, id=f"{kind}-{check}")
+        for kind in kinds
+        for check in adapter_checks(replace(sk.models.family_for(kind), types=(kind,)))
     ]
 
 
@@ -87,10 +90,14 @@ def test_a_broken_method_is_found_and_explained(kind: type[sk.SteeringMethod], n
     _named(method_checks(Sound), name)()
 
 
-@pytest.mark.parametrize(("kind", "name", "words"), BROKEN_ADAPTERS, ids=_id)
-def test_a_broken_adapter_is_found_and_explained(kind: type[sk.models.ModelAdapter], name: str, words: str) -> None:
-    family = getattr(kind, "family", "llava")
-    check = _named(adapter_checks(kind, lambda: tiny.build(family)), name)
+@pytest.mark.parametrize(("kind", "name", "words"), BROKEN_FAMILIES, ids=_id)
+def test_a_broken_family_is_found_and_explained(
+    kind: type[SoundFamily], name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerkit.vlm._prompted.PromptFormat", kind)
+    monkeypatch.setattr("steerkit.vlm._prompted.architecture_of", kind.architecture)
+    monkeypatch.setattr("steerkit.testing.adapter_prompts.load_processor", kind.load)
+    check = _named(adapter_checks(kind.record(), lambda: tiny.build(kind.family)), name)
     with pytest.raises(ContractError) as caught:
         check()
     assert caught.value.problem.startswith(f"{name}: ")
@@ -102,17 +109,17 @@ def test_what_is_no_class_of_the_right_kind_is_told_so_once() -> None:
     for kind, what in ((dict, "dict is not a subclass"), (sk.CMRM(), "an object of type CMRM is not a subclass")):
         with pytest.raises(ContractError, match=f"{what} of SteeringMethod"):
             check_method(kind)  # type: ignore[arg-type]
-        with pytest.raises(ContractError, match=f"{what} of ModelAdapter"):
+        with pytest.raises(ContractError, match="is not a Family"):
             check_adapter(kind)  # type: ignore[arg-type]
 
 
 def test_every_check_has_a_broken_example() -> None:
     assert {name for _, name, _ in BROKEN_METHODS} == {check.__name__ for check in method_module.CHECKS}
-    assert {name for _, name, _ in BROKEN_ADAPTERS} == {check.__name__ for check in adapter_module.CHECKS}
+    assert {name for _, name, _ in BROKEN_FAMILIES} == {check.__name__ for check in adapter_module.CHECKS}
 
 
 def test_every_check_says_what_it_demands() -> None:
-    for check in [*method_checks(Sound), *adapter_checks(SoundAdapter, lambda: tiny.build("llava"))]:
+    for check in [*method_checks(Sound), *adapter_checks(SoundFamily.record(), lambda: tiny.build("llava"))]:
         assert str(check) == check.name
         assert len(check.meaning) > 40
         assert not check.meaning.endswith(".")
@@ -125,7 +132,7 @@ def test_check_method_runs_every_check() -> None:
 
 
 def test_check_adapter_runs_every_check_on_a_model_of_the_callers() -> None:
-    found = check_adapter(SoundAdapter, lambda: tiny.build("llava"))
+    found = check_adapter(SoundFamily.record(), lambda: tiny.build("llava"))
     assert [check.name for check in found] == [check.__name__ for check in adapter_module.CHECKS]
     assert {check.status for check in found} == {"pass"}
 
@@ -160,12 +167,9 @@ def test_anchors_and_model_may_be_the_callers(vlm_of: Any) -> None:
         _named(method_checks(Sound, anchors=example_anchors()), "parts_merge")()
 
 
-def test_an_adapter_without_a_tiny_model_needs_one() -> None:
-    class Unmodelled(SoundAdapter):
-        model_types = ("no_such_type",)
-
+def test_a_family_without_a_tiny_model_needs_one() -> None:
     with pytest.raises(OptionError, match="no tiny model of no_such_type"):
-        adapter_checks(Unmodelled)
+        adapter_checks(sk.models.Family(types=("no_such_type",)))
 
 
 def test_an_unknown_tiny_model_is_refused() -> None:

@@ -15,7 +15,7 @@ from reference import picture
 
 import steerkit as sk
 from steerkit.errors import EngineError
-from steerkit.models import view
+from steerkit.models import PromptFormat, view
 
 STRANGE = "Ünïcödé: 日本語 🙂 ½"
 """Some tokenizers know hardly any of its letters: what is unknown, the ids do not say."""
@@ -80,8 +80,9 @@ def derived(llava: sk.VLM, made: Any, inputs: Any) -> list[int] | None:
     """The ids of the text view; None if it is refused because several texts have the ids of the prompt."""
     image = made.tokenizer.convert_tokens_to_ids("<image>")
     architecture = replace(llava.architecture, image_token_ids=frozenset({image}))
+    prompts = PromptFormat(llava.model, made, llava.family, architecture)
     try:
-        return view("text", inputs, llava.adapter, architecture, made, 0)["input_ids"][0].tolist()
+        return view("text", inputs, prompts, architecture, 0)["input_ids"][0].tolist()
     except EngineError as error:
         if "are those of several texts, which differ once their images are removed" not in str(error):
             raise

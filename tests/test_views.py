@@ -24,7 +24,7 @@ AWKWARD = (
 
 
 def derived(vlm: sk.VLM, name: Any, inputs: Any, seed: int = 0) -> dict[str, torch.Tensor]:
-    return view(name, inputs, vlm.adapter, vlm.architecture, vlm.processor, seed)
+    return view(name, inputs, vlm.format, vlm.architecture, seed)
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -121,7 +121,7 @@ def test_views_refuse(llava: sk.VLM) -> None:
     with pytest.raises(EngineError, match="without input_ids"):
         derived(llava, "text", {"inputs_embeds": torch.zeros(1, 2, 48)})
     with pytest.raises(ProcessorError, match="no processor"):
-        view("text", inputs, llava.adapter, llava.architecture, None, 0)
+        view("text", inputs, None, llava.architecture, 0)
     torn = inputs["input_ids"].clone()
     torn[0, -2] = llava.processor.tokenizer.convert_tokens_to_ids("\u00c3")  # the first half of a character
     with pytest.raises(EngineError, match="the tokenizer makes no text into the ids"):
@@ -150,6 +150,6 @@ def test_system_lengths_by_hand(qwen: sk.VLM, llava: sk.VLM, vlm_of: Any) -> Non
     for vlm, samples, expected in cases:
         inputs = vlm.inputs(samples)
         ids, real = inputs["input_ids"], inputs["attention_mask"] != 0
-        found = system_lengths(ids, real, vlm.architecture, vlm.processor.tokenizer).tolist()
+        found = system_lengths(ids, real, vlm.format).tolist()
         tokens = [vlm.processor.tokenizer.decode(row[at : at + 6]) for row, at in zip(ids, found, strict=True)]
         assert found == expected, tokens

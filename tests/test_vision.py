@@ -305,9 +305,9 @@ def test_refuses_a_model_without_a_declared_tower(llava: sk.VLM) -> None:
     made = steering(llava, [0], "resid_post")
     bare = sk.wrap(llava.model, llava.processor)
     bare.architecture = replace(bare.architecture, vision=None)
-    with pytest.raises(EngineError, match="adapter declares none"):
+    with pytest.raises(EngineError, match="none whose blocks are known"):
         sk.steer(bare, made)
-    with pytest.raises(EngineError, match="adapter declares none"):
+    with pytest.raises(EngineError, match="none whose blocks are known"):
         bare.capture(WITH_IMAGE, tower="vision")
 
 

@@ -300,7 +300,7 @@ def test_refuses_to_load_what_is_no_model(content: str | None, tmp_path: Path) -
     assert refused.value.fix
 
 
-@pytest.mark.parametrize("kind", ["qwen", "unheard_of", "bert"])
+@pytest.mark.parametrize("kind", ["qwen", "unheard_of", "vit"])
 def test_refuses_to_load_before_any_weight_is_read(kind: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(UnsupportedModelError, match=f"no adapter serves model type '{kind}'") as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -159,6 +160,8 @@ def _imported(group: Group, point: EntryPoint, base: type) -> Any:
             fix="see the traceback above; reinstall or remove that distribution",
         ) from error
     public = f"{base.__module__.partition('.')[0]}.{base.__name__}"
+    if is_dataclass(base):
+        return _records(what, found, base, public)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PluginError(f"{what} is {found!r}", expected=f"a subclass of {public}")
     missing = [
@@ -181,6 +184,17 @@ def _imported(group: Group, point: EntryPoint, base: type) -> Any:
             fix="use the same name in the class and in the entry point",
         )
     return found
+
+
+def _records(what: str, found: Any, base: type, public: str) -> tuple[Any, ...]:
+    """One record or several, once they are known to be of the right kind."""
+    records = found if isinstance(found, tuple) else (found,)
+    if not records or not all(isinstance(record, base) for record in records):
+        raise PluginError(f"{what} is {found!r:.80}", expected=f"a {public}, or a tuple of them")
+    for record in records:
+        if not record.types or not _are_texts(record.types):
+            raise PluginError(f"{what} has types = {record.types!r}", expected='texts, such as ("llava",)')
+    return records
 
 
 def _are_texts(value: object) -> bool:

@@ -299,7 +299,7 @@ def _measure(vlm: LoadedModel) -> Responses:
     layers = range(vlm.architecture.layer_count)
     found: Responses = {}
     with vlm.unnoticed():
-        for name, sample in probes(images=bool(vlm.architecture.image_token_ids)).items():
+        for name, sample in probes(images=vlm.architecture.takes_images).items():
             inputs = vlm.inputs([sample])
             vlm.reset()
             outputs: list[Any] = []

@@ -172,7 +172,7 @@ _EXTRAS = ("", "plot", "fsspec", "gguf", "sign")
 _CHECKS: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "installation": _installation,
     "versions": _versions,
-    "adapters": _plugins("ADAPTERS", "steerkit.models", "ModelAdapter"),
+    "adapters": _plugins("ADAPTERS", "steerkit.models", "Family"),
     "methods": _plugins("METHODS", "steerkit.methods", "SteeringMethod"),
     "formats": _plugins("FORMATS", "steerkit_vectors_hub.interop.base", "ForeignReader"),
     "engines": _engines,

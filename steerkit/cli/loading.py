@@ -46,16 +46,16 @@ def check_without_weights(model: str, options: Mapping[str, Any], check: Callabl
     from transformers import AutoConfig
 
     import steerkit as sk
-    from steerkit.vlm import adapter_of
+    from steerkit.models import family_of
 
     source = folder_of(model)
     shared = {key: value for key, value in options.items() if key == "revision"}
-    adapter = _readable(source, lambda: adapter_of(source, **shared))
+    family = _readable(source, lambda: family_of(source, **shared))
     # its type is served, so transformers has its class and needs none of the repository's code
     config = _readable(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **shared))
     skeleton = None
     with suppress(Exception), torch.device("meta"):
-        skeleton = sk.wrap(getattr(transformers, adapter.auto_class).from_config(config))
+        skeleton = sk.wrap(getattr(transformers, family.auto_class).from_config(config))
     if skeleton is not None:
         check(skeleton)
 

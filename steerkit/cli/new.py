@@ -84,8 +84,8 @@ def scaffold(kind: Kind, name: str, path: Path) -> Path:
 
 
 def class_name(kind: Kind, name: str) -> str:
-    """`mean_centring` as a class: MeanCentring, or MeanCentringAdapter."""
-    return "".join(map(str.capitalize, name.split("_"))) + ("Adapter" if kind == "adapter" else "")
+    """`mean_centring` as a class: MeanCentring; a family is a record, whatever its name."""
+    return "".join(map(str.capitalize, name.split("_"))) if kind == "method" else "FAMILY"
 
 
 def check_name(kind: Kind, name: str) -> None:

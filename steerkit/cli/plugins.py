@@ -24,17 +24,17 @@ def models() -> Result:
     """
     from steerkit._internal.plugins import ADAPTERS, registered
     from steerkit.cli.loading import import_libraries
-    from steerkit.models import ModelAdapter
+    from steerkit.models import Family
 
     import_libraries()
     rows = [
         {
             "name": each.name,
-            "model_types": [] if each.value is None else list(each.value.model_types),
+            "model_types": [] if each.value is None else [kind for record in each.value for kind in record.types],
             "distribution": each.distribution,
             "error": each.error,
         }
-        for each in registered(ADAPTERS, ModelAdapter)
+        for each in registered(ADAPTERS, Family)
     ]
     heads = ("adapter", "model types (config.model_type)", "distribution")
     cells = [(row["name"], _or_error(row, ", ".join(row["model_types"])), row["distribution"]) for row in rows]

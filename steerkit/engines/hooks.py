@@ -24,7 +24,7 @@ from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
 from steerkit.interventions import Pool, Site, Tower, last_positions
-from steerkit.models import Architecture, Inputs
+from steerkit.models import Architecture, Inputs, is_shown
 
 
 def hidden(output: Any) -> Tensor:
@@ -347,8 +347,7 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
 
 def call_target(model: nn.Module, inputs: Mapping[str, Any], architecture: Architecture) -> nn.Module:
     """The module that takes these inputs: the model, or its text module where there is no image."""
-    without_image = not any(key.startswith("pixel_values") for key in inputs)
-    return model.get_submodule(architecture.text_module) if without_image else model
+    return model if is_shown(inputs) else model.get_submodule(architecture.text_module)
 
 
 def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture) -> dict[str, Any]:
@@ -358,7 +357,7 @@ def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture)
         text = model.get_submodule(architecture.text_module) if architecture.text_module else model
         start: int = text.config.decoder_start_token_id  # type: ignore[union-attr,assignment]
         completed["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], start)
-    if architecture.counts_padding and "attention_mask" in inputs:
+    if architecture.counts_padding and "attention_mask" in inputs and not bool(inputs["attention_mask"].all()):
         completed["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)  # as generate does
     return completed
 

@@ -207,7 +207,7 @@ def _check(intervention: Intervention, architecture: Architecture) -> None:
         raise EngineError(
             f"tokens={intervention.tokens!r} in an encoder-decoder model", expected="last, all or generated"
         )
-    if intervention.prompts == "with_image" and not architecture.image_token_ids:
+    if intervention.prompts == "with_image" and not architecture.takes_images:
         raise EngineError(
             "an intervention steers prompts with an image, and this model takes no images",
             expected="a vision-language model, or prompts='all' in the intervention",

@@ -17,7 +17,7 @@ from steerkit.engines.caches import kv_cache, recall
 from steerkit.engines.carrying import carried, carry_along
 from steerkit.errors import EngineError, OptionError
 from steerkit.interventions import TokenRole, Tokens
-from steerkit.models import Architecture, visual_rows
+from steerkit.models import Architecture, visual_positions, visual_rows
 
 _BY_CONTENT = ("image", "text", "system", "after_image")
 
@@ -146,12 +146,14 @@ class Prompt:
         roles = torch.where(real, int(TokenRole.TEXT), int(TokenRole.PAD))
         if tokens not in _BY_CONTENT:
             return roles
-        ids = self._ids(length, tokens).to(device)
-        if tokens != "system" and architecture.image_token_ids:
+        prefixed = architecture.marks == "prefix" and self.input_ids is not None
+        ids = None if prefixed else self._ids(length, tokens).to(device)
+        if tokens != "system" and architecture.takes_images:
             visual_rows(self.inputs, architecture)  # refuses what is neither text nor known to be visual
-        for token in architecture.image_token_ids:
-            roles = torch.where(real & (ids == token), int(TokenRole.IMAGE), roles)
-        if tokens in ("system", "text") and architecture.user_marker is not None:
+            if tokens in ("image", "after_image") or architecture.marks != "none":
+                image = visual_positions(self.inputs, architecture, length).to(device)
+                roles = torch.where(real & image, int(TokenRole.IMAGE), roles)
+        if tokens in ("system", "text") and ids is not None:
             if self.facts.system_lengths is None:
                 raise EngineError(
                     f"tokens={tokens!r} needs the tokenizer, to tell the system's turn from the user's",
@@ -193,7 +195,7 @@ class Prompt:
         return self.memo["pictured"]
 
     def _pictured(self) -> Tensor | bool:
-        if not self.facts.architecture.image_token_ids:
+        if not self.facts.architecture.takes_images:
             return False
         if self.input_ids is None:
             raise EngineError(

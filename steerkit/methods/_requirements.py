@@ -28,7 +28,7 @@ def require_anchors(anchors: Sequence[Sample]) -> None:
 
 def require_vision(model: SteerableModel) -> None:
     """For `plan`: refuse a language model that takes no images."""
-    if not model.architecture.image_token_ids:
+    if not model.architecture.takes_images:
         raise UnsupportedModelError(
             f"{model.record.architecture} takes no images, and the method measures what an image does to a model",
             expected="a vision-language model",

@@ -1,19 +1,17 @@
 # The names that are offered here, and where each lives; `_internal.lazy` reads this list as well as type checkers.
 
-from steerkit.models._adapter import (
-    AnsweringModel as AnsweringModel,
+from steerkit.models._architecture import (
     Architecture as Architecture,
     Heads as Heads,
     Images as Images,
     Inputs as Inputs,
-    LoadedModel as LoadedModel,
-    ModelAdapter as ModelAdapter,
-    SteerableModel as SteerableModel,
     VisionTower as VisionTower,
-    tokenizer_of as tokenizer_of,
 )
+from steerkit.models._asking import architecture_of as architecture_of
 from steerkit.models._chat import IMAGE as IMAGE
 from steerkit.models._download import download_image as download_image
+from steerkit.models._family import Family as Family
+from steerkit.models._format import PromptFormat as PromptFormat
 from steerkit.models._generation import (
     check_one_answer as check_one_answer,
     check_room as check_room,
@@ -32,8 +30,12 @@ from steerkit.models._images import (
     open_image as open_image,
     web_address as web_address,
 )
-from steerkit.models._loading import adapter_of as adapter_of, check_dtype as check_dtype, commit_of as commit_of
-from steerkit.models._modalities import visual_rows as visual_rows
+from steerkit.models._loading import check_dtype as check_dtype, commit_of as commit_of, family_of as family_of
+from steerkit.models._modalities import (
+    is_shown as is_shown,
+    visual_positions as visual_positions,
+    visual_rows as visual_rows,
+)
 from steerkit.models._preparing import (
     Prepared as Prepared,
     all_prepared as all_prepared,
@@ -43,10 +45,21 @@ from steerkit.models._preparing import (
     numbers as numbers,
     prepare as prepare,
 )
+from steerkit.models._processors import (
+    NoVideo as NoVideo,
+    load_processor as load_processor,
+    waiving_video as waiving_video,
+)
+from steerkit.models._protocols import (
+    AnsweringModel as AnsweringModel,
+    LoadedModel as LoadedModel,
+    SteerableModel as SteerableModel,
+    tokenizer_of as tokenizer_of,
+)
 from steerkit.models._reading import read_samples as read_samples
 from steerkit.models._registry import (
-    adapter_for as adapter_for,
     adapter_names as adapter_names,
+    family_for as family_for,
     get_adapter as get_adapter,
 )
 from steerkit.models._rendering import hides_images as hides_images, prompt_of as prompt_of, shown as shown

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from steerkit.errors import OptionError, ProcessorError, UnsupportedModelError
-from steerkit.models._adapter import Architecture, tokenizer_of
+from steerkit.models._architecture import Architecture
+from steerkit.models._protocols import tokenizer_of
 from steerkit.vectors import ModelRecord
 
 
@@ -69,29 +70,37 @@ def check_processor(processor: Any, architecture: Architecture, name: str) -> No
     """
     tokenizer = tokenizer_of(processor)
     reads = all(callable(getattr(tokenizer, method, None)) for method in ("get_vocab", "decode", "__call__"))
-    sees = getattr(processor, "image_processor", None) is not None
-    if not reads or sees is not bool(architecture.image_token_ids):
-        lacks = "no tokenizer" if not reads else ("an image processor" if sees else "no image processor")
+    images = any(getattr(processor, part, None) is not None for part in ("image_processor", "video_processor"))
+    if not reads or images is not architecture.takes_images:
+        lacks = "no tokenizer" if not reads else ("an image processor" if images else "no image processor")
         raise ProcessorError(
             f"the processor of this {name} is a {type(processor).__name__}, which has {lacks}",
             expected="a processor with a tokenizer and an image processor"
-            if architecture.image_token_ids
+            if architecture.takes_images
             else "its tokenizer: the model takes no images",
             fix="AutoProcessor.from_pretrained(name)"
-            if architecture.image_token_ids
+            if architecture.takes_images
             else "AutoTokenizer.from_pretrained(name), or processor.tokenizer",
         )
-    token = getattr(processor, "image_token", None)
-    if not architecture.image_token_ids or token is None:
-        return
-    number = tokenizer.get_vocab().get(str(token))
-    if number not in architecture.image_token_ids:
+    ids = architecture.image_token_ids
+    known = set(tokenizer.get_vocab().values()) if ids else set()
+    token = str(getattr(processor, "image_token", None))
+    number = tokenizer.get_vocab().get(token)
+    if ids and (not ids & known or (number is not None and number not in ids and _stands_alone(processor))):
         raise ProcessorError(
-            f"the image token of this {type(processor).__name__} is {str(token)!r} with the id {number}, and that of "
-            f"this {name} has the id {' or '.join(map(str, sorted(architecture.image_token_ids)))}",
+            f"the image token of this {type(processor).__name__} is {token!r} with the id {number}, and that of "
+            f"this {name} has the id {' or '.join(map(str, sorted(ids)))}",
             expected="the processor of this very model",
             fix="load both by the same name: sk.load(name), or AutoProcessor.from_pretrained(name)",
         )
+
+
+def _stands_alone(processor: Any) -> bool:
+    """Whether the image token of a processor is the one that it repeats, and not one that opens an image."""
+    return not any(
+        getattr(processor, name, None) is not None
+        for name in ("boi_token", "image_start_token", "image_placeholder_token")
+    )
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -8,19 +8,19 @@ from typing import Any
 
 from steerkit._text import one_line
 from steerkit.errors import OptionError, UnsupportedModelError
-from steerkit.models._adapter import ModelAdapter
-from steerkit.models._registry import adapter_for
+from steerkit.models._family import Family
+from steerkit.models._registry import family_for
 
 
-def adapter_of(source: str, **options: Any) -> ModelAdapter:
-    """The adapter of the model in a repository or folder, from its config alone: none of the repository's code is run.
+def family_of(source: str, **options: Any) -> Family:
+    """The family of the model in a repository or folder, from its config alone: none of the repository's code is run.
 
     Args:
         source: Repository id or folder.
         **options: What `from_pretrained` takes: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        UnsupportedModelError: There is no config, or no adapter serves its model type.
+        UnsupportedModelError: There is no config, or its model type is not served.
     """
     from transformers import PretrainedConfig
 
@@ -35,7 +35,7 @@ def adapter_of(source: str, **options: Any) -> ModelAdapter:
             expected="a folder with a config.json, or a repository id of the Hugging Face hub that you have access to",
             fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
-    return adapter_for(str(config.get("model_type", "")))
+    return family_for(str(config.get("model_type", "")))
 
 
 def check_dtype(name: str, dtype: object) -> None:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
 
 from steerkit._text import described
 from steerkit.errors import MissingImageError, SampleError, SteerKitError
-from steerkit.models._adapter import Images, Inputs, ModelAdapter
+from steerkit.models._architecture import Images, Inputs
+from steerkit.models._format import PromptFormat
 from steerkit.models._images import image_name, open_image
 from steerkit.models._rendering import hides_images, shown
 from steerkit.models._samples import Sample
@@ -85,8 +85,7 @@ def numbers(indices: Sequence[int]) -> str:
 
 
 def prepare(
-    adapter: ModelAdapter,
-    processor: Any,
+    format: PromptFormat,
     samples: Sequence[Sample],
     indices: Sequence[int],
     images: Images = True,
@@ -95,8 +94,7 @@ def prepare(
     """Render, open and encode some samples as one batch.
 
     Args:
-        adapter: The model's adapter.
-        processor: Its processor.
+        format: The prompts of the model.
         samples: Samples.
         indices: Those of the batch.
         images: Which images they are shown with.
@@ -112,7 +110,7 @@ def prepare(
     for index in indices:
         with named(index, samples[index]):
             posed.append(shown(samples[index], images, seed))
-            texts.append(adapter.render(processor, posed[-1], len(posed[-1].images)))
+            texts.append(format.render(posed[-1], len(posed[-1].images)))
     if len({bool(sample.images) for sample in posed}) > 1:
         without = next(index for index, sample in zip(indices, posed, strict=True) if not sample.images)
         raise MissingImageError(
@@ -122,11 +120,11 @@ def prepare(
         )
     opened = [list(map(open_image, sample.images)) for sample in posed]
     try:
-        inputs = adapter.encode(processor, texts, opened)
+        inputs = format.encode(texts, opened)
     except Exception as error:
         for at, index in enumerate(indices):
             with named(index, samples[index]):
-                adapter.encode(processor, texts[at : at + 1], opened[at : at + 1])
+                format.encode(texts[at : at + 1], opened[at : at + 1])
         if isinstance(error, SteerKitError):
             raise
         raise SampleError(

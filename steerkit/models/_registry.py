@@ -1,16 +1,13 @@
-"""Adapters by name."""
+"""Families by name, and the one of a model type."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 from steerkit._internal.plugins import ADAPTERS, PluginWarning, is_ours, load, names, owner_of
 from steerkit._internal.validation import expect
 from steerkit.errors import PluginError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from steerkit.models._adapter import ModelAdapter
+from steerkit.models._family import Family
 
 
 def adapter_names() -> list[str]:
@@ -18,77 +15,78 @@ def adapter_names() -> list[str]:
     return names(ADAPTERS)
 
 
-def get_adapter(name: str) -> type[ModelAdapter]:
-    """The adapter class registered under a name; errors as for `get_method`."""
-    from steerkit.models._adapter import ModelAdapter
-
+def get_adapter(name: str) -> tuple[Family, ...]:
+    """The records registered under a name; errors as for `get_method`."""
     expect(str, "a name, such as sk.models.adapter_names() lists", name=name)
-    return load(ADAPTERS, name, ModelAdapter)
+    return load(ADAPTERS, name, Family)
 
 
-def adapter_for(model_type: str) -> ModelAdapter:
-    """The adapter that serves a `config.model_type`: steerkit's own, where it has one.
+def family_for(model_type: str) -> Family:
+    """What is declared of a `config.model_type`: steerkit's own record where it has one, else nothing but its type.
 
     Raises:
-        UnsupportedModelError: None does; the message lists what is supported.
-        PluginError: None does, and an adapter that might could not be imported; or two distributions claim the type; or
-            the adapter can't be made.
+        UnsupportedModelError: transformers has no model of the type that answers text, and nobody declares it.
+        PluginError: So, and an adapter that might declare it could not be imported; or two distributions declare it.
     """
-    supported: dict[str, list[str]] = {}
     broken: list[PluginError] = []
-    serving: dict[str, type[ModelAdapter]] = {}
+    serving: dict[str, Family] = {}
     for name in adapter_names():
         try:
-            adapter = get_adapter(name)
+            found = [family for family in get_adapter(name) if model_type in family.types]
         except PluginError as error:
             broken.append(error)
             continue
-        supported[name] = list(adapter.model_types)
-        if model_type in adapter.model_types:
-            serving[name] = adapter
+        if found:
+            serving[name] = found[0]
     if serving:
-        kind = _entitled(model_type, serving)
-        try:
-            return kind()
-        except Exception as error:
-            what = f"adapter {kind.name!r} of {owner_of(ADAPTERS, kind.name)}"
-            raise PluginError(
-                f"{what} can't be made: {type(error).__name__}: {error}",
-                expected="a class that is called without arguments",
-                fix="see the traceback above; reinstall or remove that distribution",
-            ) from error
+        return _entitled(model_type, serving)
+    for auto_class, types in _transformers().items():
+        if model_type in types:
+            return Family(types=(model_type,), auto_class=auto_class)
     if broken:
         raise PluginError(
             f"no working adapter serves model type {model_type!r}, and {len(broken)} could not be loaded: {broken[0]}",
             fix="reinstall or remove the distribution that is named",
         ) from broken[0]
-    known = "; ".join(f"{name}: {', '.join(types)}" for name, types in supported.items())
     hint = (
         "the first-generation Qwen-VL runs remote code and is not served: use Qwen2-VL or later"
         if model_type == "qwen"
-        else "write an adapter and register it under the entry-point group 'steerkit.adapters'; of a module that only "
-        "holds the model, pass the Hugging Face model inside"
+        else "write a Family record and register it under the entry-point group 'steerkit.adapters'; of a module that "
+        "only holds the model, pass the Hugging Face model inside"
     )
     raise UnsupportedModelError(
-        f"no adapter serves model type {model_type!r}", expected=known or "an adapter", fix=hint
+        f"no adapter serves model type {model_type!r}",
+        expected="a type of AutoModelForImageTextToText or AutoModelForCausalLM, such as qwen2_vl: `steerkit models`",
+        fix=hint,
     )
 
 
-def _entitled(model_type: str, serving: dict[str, type[ModelAdapter]]) -> type[ModelAdapter]:
-    """The one adapter that may serve a model type."""
+def _transformers() -> dict[str, frozenset[str]]:
+    """The model types of transformers, by the class that loads them."""
+    from transformers.models.auto import modeling_auto as auto
+
+    seeing = frozenset(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return {
+        "AutoModelForImageTextToText": seeing,
+        "AutoModelForCausalLM": frozenset(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - seeing,
+    }
+
+
+def _entitled(model_type: str, serving: dict[str, Family]) -> Family:
+    """The one record that may speak for a model type."""
     chosen = [name for name in serving if is_ours(ADAPTERS, name)] or list(serving)
     if len(chosen) > 1:
         first, second = (owner_of(ADAPTERS, name) for name in chosen[:2])
         raise PluginError(
             f"{first} and {second} both serve model type {model_type!r}",
             expected="one adapter for a model type",
-            fix="remove one of them, or choose: sk.VLM(model, processor, Adapter())",
+            fix="remove one of them, or choose: sk.VLM(model, processor, FAMILY)",
         )
     for name in serving:
         if name not in chosen:
             warnings.warn(
                 f"{owner_of(ADAPTERS, name)} serves model type {model_type!r}, which steerkit itself serves: its "
-                f"adapter {name!r} is passed over; to use it: sk.VLM(model, processor, Adapter())",
+                f"adapter {name!r} is passed over; to use it: sk.VLM(model, processor, FAMILY)",
                 PluginWarning,
                 stacklevel=4,
             )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from steerkit._text import quoted
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.interventions import View
-from steerkit.models._adapter import Images
+from steerkit.models._architecture import Images
 from steerkit.models._chat import IMAGE, Turn
 from steerkit.models._images import open_image
 from steerkit.models._samples import Sample

@@ -16,7 +16,8 @@ from itertools import product
 from typing import Any
 
 from steerkit.errors import EngineError, SteerKitError
-from steerkit.models._adapter import Architecture, ModelAdapter, tokenizer_of
+from steerkit.models._architecture import Architecture
+from steerkit.models._format import PromptFormat
 from steerkit.models._samples import Sample
 
 _MOST = 64
@@ -90,20 +91,20 @@ class TextView:
     """Takes the images out of rows of token ids.
 
     Args:
-        adapter: The model's adapter.
+        format: The prompts of the model.
         architecture: The model's.
-        processor: Its processor.
     """
 
-    def __init__(self, adapter: ModelAdapter, architecture: Architecture, processor: Any) -> None:
+    def __init__(self, format: PromptFormat, architecture: Architecture) -> None:
         self._architecture = architecture
-        self._tokenizer = tokenizer_of(processor)
+        self._placeholder = format.placeholder
+        self._tokenizer = format.tokenizer
         self._visual = architecture.image_token_ids
         self._strips: dict[int, Any] = self._tokenizer.added_tokens_decoder
         self._added = {token: str(text) for token, text in self._strips.items()}
         self._unknown = self._tokenizer.unk_token_id
         self._added.pop(self._unknown, None)  # seldom written; it mostly stands for what the vocabulary lacks
-        self._written = _written(adapter, architecture, processor)
+        self._written = _written(format)
 
     def without_images(self, ids: Sequence[int]) -> list[int]:
         """The ids that the prompt has without its images; those of a prompt without an image are as they are.
@@ -119,7 +120,7 @@ class TextView:
         found: dict[bool, set[tuple[int, ...]]] = {}
         for special in (False, True):
             texts = self._texts(short, special)
-            views = {tuple(self._encode(re.sub(self._architecture.placeholder, "", text), special)) for text in texts}
+            views = {tuple(self._encode(re.sub(self._placeholder, "", text), special)) for text in texts}
             if views:
                 found[special] = views
         if len(found) > 1 and self._written is not None:
@@ -183,7 +184,7 @@ class TextView:
             if at < len(row.tokens):
                 spans.append((len(text), len(text) + len(self._added[row.tokens[at]])))
                 text += self._added[row.tokens[at]]
-        gone = [match.span() for match in re.finditer(self._architecture.placeholder, text)]
+        gone = [match.span() for match in re.finditer(self._placeholder, text)]
         return {
             at
             for at, (start, end) in enumerate(spans)
@@ -230,7 +231,7 @@ class TextView:
     def _as_written(self, text: str) -> bool:
         """Whether an image at the end of a text, or behind it, stands where the chat template would put one."""
         assert self._written is not None
-        for match in reversed(list(re.finditer(self._architecture.placeholder, text))):
+        for match in reversed(list(re.finditer(self._placeholder, text))):
             if text[match.end() :].strip():
                 break
             text = text[: match.start()]
@@ -278,19 +279,19 @@ def _bytes(match: re.Match[str]) -> str:
     return bytes.fromhex(match.group().replace("<0x", "").replace(">", "")).decode(errors="replace")
 
 
-def _written(adapter: ModelAdapter, architecture: Architecture, processor: Any) -> _Written | None:
+def _written(format: PromptFormat) -> _Written | None:
     """How the model's own template writes an image; None where there is no template."""
     try:
-        text = adapter.render(processor, Sample(_MARK), 1)
+        text = format.render(Sample(_MARK), 1)
     except SteerKitError:
         return None
-    match = re.search(architecture.placeholder, text)
+    match = re.search(format.placeholder, text)
     if match is None:
         return None
     image = match.group()
     front = text[: match.start()] + image[: len(image) - len(image.lstrip())]
     back = image[len(image.rstrip()) :] + text[match.end() :]
-    begin = tokenizer_of(processor).bos_token
+    begin = format.tokenizer.bos_token
     return _Written(
         before=_Side(front[len(front.rstrip()) :], front.rstrip().endswith(_MARK), _squeezed(front.split()[-1:])),
         after=_Side(back[: len(back) - len(back.lstrip())], back.lstrip().startswith(_MARK)),

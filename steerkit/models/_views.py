@@ -15,7 +15,9 @@ from torch import Tensor
 
 from steerkit.errors import EngineError, ProcessorError
 from steerkit.interventions import View
-from steerkit.models._adapter import Architecture, Inputs, ModelAdapter, tokenizer_of
+from steerkit.models._architecture import Architecture, Inputs
+from steerkit.models._format import PromptFormat
+from steerkit.models._modalities import is_shown
 from steerkit.models._text_view import TextView
 
 _NOT_INPUTS = frozenset({"inputs", "inputs_embeds", "decoder_input_ids", "position_ids", "cache_position", "labels"})
@@ -24,9 +26,8 @@ _NOT_INPUTS = frozenset({"inputs", "inputs_embeds", "decoder_input_ids", "positi
 def view(
     name: View,
     given: Mapping[str, Any],
-    adapter: ModelAdapter,
+    format: PromptFormat | None,
     architecture: Architecture,
-    processor: Any,
     seed: int,
 ) -> Inputs:
     """The inputs of one view of a prompt.
@@ -34,16 +35,15 @@ def view(
     Args:
         name: The view.
         given: Keyword arguments of the model's call.
-        adapter: The model's adapter.
+        format: The prompts of the model; None where it has no processor.
         architecture: The model's.
-        processor: Its processor.
         seed: Seed of a noise view.
 
     Raises:
         EngineError: The view can't be derived from model inputs.
         ProcessorError: There is no processor.
     """
-    if processor is None:
+    if format is None:
         raise ProcessorError(
             f"the view {name!r} of a prompt must be built, and there is no processor",
             expected="a model that was loaded or wrapped with its processor",
@@ -55,29 +55,29 @@ def view(
     if name == "original":
         return inputs
     if name == "text":
-        return without_image(inputs, adapter, architecture, processor)
+        return without_image(inputs, format, architecture)
     if name == "caption":
         raise EngineError(
             "a vector measures the view 'caption' of a prompt, and the call has no samples",
             expected="vlm.generate(samples), with samples that have captions",
             fix="for raw calls of the model fit the method with text_side='query'",
         )
-    return with_images(inputs, adapter, processor, noise_seed=seed if name == "noise" else None)
+    return with_images(inputs, format, noise_seed=seed if name == "noise" else None)
 
 
-def without_image(inputs: Inputs, adapter: ModelAdapter, architecture: Architecture, processor: Any) -> Inputs:
+def without_image(inputs: Inputs, format: PromptFormat, architecture: Architecture) -> Inputs:
     """The prompts with their images and placeholders removed, tokenised as they would be without them; left padded.
 
     Raises:
         EngineError: The ids do not say which text that would be.
     """
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    text = TextView(adapter, architecture, processor)
+    text = TextView(format, architecture)
     rows = [row if mask is None else row[mask[index] != 0] for index, row in enumerate(ids)]
-    return pad_left([text.without_images(row.tolist()) for row in rows], tokenizer_of(processor), ids.device)
+    return pad_left([text.without_images(row.tolist()) for row in rows], format.tokenizer, ids.device)
 
 
-def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_seed: int | None) -> Inputs:
+def with_images(inputs: Inputs, format: PromptFormat, noise_seed: int | None) -> Inputs:
     """The inputs with every image replaced by a white one, or by noise, of the size that the model sees.
 
     Prompts without an image are as they were.
@@ -88,12 +88,10 @@ def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_see
             expected="a prompt with images",
             fix="fit the method with counterpart='original', which needs no such view",
         )
-    if not any(key.startswith("pixel_values") for key in inputs):
+    if not is_shown(inputs):
         return inputs  # without an image there is nothing to replace: the contrast with the text alone is zero
-    images = [
-        [meaningless_image(size, noise_seed) for size in group] for group in adapter.image_sizes(processor, inputs)
-    ]
-    processed = processor.image_processor(images=images, return_tensors="pt")
+    images = [[meaningless_image(size, noise_seed) for size in group] for group in format.image_sizes(inputs)]
+    processed = format.processor.image_processor(images=images, return_tensors="pt")
     replaced: Inputs = dict(inputs)
     for key, value in processed.items():
         if key in inputs and value.shape == inputs[key].shape:
@@ -102,7 +100,7 @@ def with_images(inputs: Inputs, adapter: ModelAdapter, processor: Any, noise_see
             raise EngineError(
                 f"a meaningless image gives {key} of shape {tuple(value.shape)}",
                 expected=f"{tuple(inputs[key].shape)} as the prompt's own",
-                fix="report this as a fault of the adapter's image_sizes",
+                fix="report this as a fault of image_sizes",
             )
     return replaced
 
@@ -136,9 +134,9 @@ def pad_left(rows: list[list[int]], tokenizer: Any, device: torch.device) -> Inp
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def system_lengths(ids: Tensor, real: Tensor, architecture: Architecture, tokenizer: Any) -> Tensor:
+def system_lengths(ids: Tensor, real: Tensor, format: PromptFormat) -> Tensor:
     """`[rows]`: the position at which the user's turn opens; what is before it is padding or the system's."""
-    marker = architecture.user_marker
+    marker, tokenizer = format.user_marker, format.tokenizer
     lengths = torch.zeros(ids.shape[0], dtype=torch.long)
     if marker is None:
         return lengths

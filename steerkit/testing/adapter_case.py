@@ -1,4 +1,4 @@
-"""An adapter under test: a tiny model of its family, that model's processor, and prompts for them."""
+"""A family under test: a tiny model of its family, that model's processor, and prompts for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from steerkit.errors import ContractError
-from steerkit.models import Architecture, Inputs, ModelAdapter, Sample, tokenizer_of
+from steerkit.models import Architecture, Family, Inputs, PromptFormat, Sample, tokenizer_of
 from steerkit.testing.plain import Place
 from steerkit.testing.samples import picture
 from steerkit.vlm import VLM
@@ -31,21 +31,21 @@ SITES = ("resid_post", "mlp_out", "attn_out")
 
 
 class AdapterCase:
-    """One adapter and one model; both are made when a check first needs them."""
+    """One family and one model; both are made when a check first needs them."""
 
-    def __init__(self, kind: type[ModelAdapter], make: Make, save: Save | None = None) -> None:
-        self.kind = kind
+    def __init__(self, family: Family, make: Make, save: Save | None = None) -> None:
+        self.family = family
         self.make = make
         self._save = save
 
     def fresh(self) -> VLM:
         """A model that no check has used."""
         model, processor = self.make()
-        return VLM(model, processor, self.kind())
+        return VLM(model, processor, self.family)
 
     @cached_property
     def vlm(self) -> VLM:
-        """The model, its processor and the adapter."""
+        """The model and its processor."""
         return self.fresh()
 
     def save(self, folder: Path) -> None:
@@ -59,8 +59,14 @@ class AdapterCase:
 
     @property
     def architecture(self) -> Architecture:
-        """What the adapter says of the model."""
+        """What is known of the model."""
         return self.vlm.architecture
+
+    @property
+    def format(self) -> PromptFormat:
+        """What is known of its prompts."""
+        assert self.vlm.format is not None
+        return self.vlm.format
 
     @property
     def tokenizer(self) -> Any:
@@ -70,7 +76,7 @@ class AdapterCase:
     @property
     def takes_images(self) -> bool:
         """Whether the family takes images at all."""
-        return bool(self.architecture.image_token_ids)
+        return self.architecture.takes_images
 
     def needs_images(self) -> None:
         """Leave a check that is about images.
@@ -82,11 +88,10 @@ class AdapterCase:
             raise SkipTest("the family takes no images")
 
     def encode(self, *prompts: Sample) -> Inputs:
-        """Samples as the adapter renders and encodes them."""
-        adapter, processor = self.vlm.adapter, self.vlm.processor
-        texts = [adapter.render(processor, sample, len(sample.images)) for sample in prompts]
+        """Samples as they are rendered and encoded."""
+        texts = [self.format.render(sample, len(sample.images)) for sample in prompts]
         images = [[image for image in sample.images if isinstance(image, Image.Image)] for sample in prompts]
-        return self.vlm.placed(adapter.encode(processor, texts, images))
+        return self.vlm.placed(self.format.encode(texts, images))
 
     @property
     def kinds(self) -> list[list[Sample]]:
@@ -97,8 +102,15 @@ class AdapterCase:
 
     @property
     def places(self) -> list[Place]:
-        """Every site of every block."""
-        return [(layer, site) for layer in range(self.architecture.layer_count) for site in SITES]
+        """Every site that a block has, of every block."""
+        found = self.architecture
+        inner = {"mlp_out": found.mlp, "attn_out": found.attention}
+        return [
+            (layer, site)
+            for layer in range(found.layer_count)
+            for site in SITES
+            if site == "resid_post" or inner[site][layer] is not None
+        ]
 
     def length(self, inputs: Inputs) -> int:
         """Positions that the decoder sees of a prompt."""

@@ -1,4 +1,4 @@
-"""How an adapter builds prompts: demands of the kit for adapters."""
+"""How prompts are built: demands of the kit on a family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from steerkit.errors import ContractError, SampleError, SteerKitError
-from steerkit.models import Sample, decode, encode
+from steerkit.models import Sample, decode, encode, load_processor
 from steerkit.testing.adapter_case import LONG, SHORT, SYSTEM, AdapterCase, chat
 from steerkit.testing.plain import Place, outputs
 from steerkit.testing.samples import picture
@@ -29,7 +29,7 @@ def only_the_image_differs(case: AdapterCase) -> None:
         shown = decode(case.tokenizer, row)
         if encode(case.tokenizer, shown) != row.tolist():
             raise ContractError(f"the tokenizer does not read its own text {shown!r} back")
-        removed = re.sub(case.architecture.placeholder, "", shown)
+        removed = re.sub(case.format.placeholder, "", shown)
         if encode(case.tokenizer, removed) != bare:
             raise ContractError(
                 f"without its placeholder the prompt is {removed!r}, and without an image "
@@ -65,7 +65,7 @@ def image_sizes_keep_the_shapes(case: AdapterCase) -> None:
     case.needs_images()
     sizes = [(32, 32), (64, 24), (20, 60)]
     inputs = case.encode(*[Sample(SHORT, (picture(7, *size),)) for size in sizes])
-    groups = case.vlm.adapter.image_sizes(case.vlm.processor, inputs)
+    groups = case.format.image_sizes(inputs)
     try:
         white = [[Image.new("RGB", (width, height)) for height, width in group] for group in groups]
     except TypeError as error:
@@ -83,7 +83,7 @@ def image_tokens_in_texts_are_refused(case: AdapterCase) -> None:
     for token in sorted(case.architecture.image_token_ids):
         text = f"What is {case.tokenizer.convert_ids_to_tokens(token)}?"
         try:
-            case.vlm.adapter.render(case.vlm.processor, Sample(text), 1)
+            case.format.render(Sample(text), 1)
         except SampleError:
             continue
         raise ContractError(f"{text!r} is rendered", fix="raise SampleError in render")
@@ -92,8 +92,8 @@ def image_tokens_in_texts_are_refused(case: AdapterCase) -> None:
 def rendering_opens_no_image(case: AdapterCase) -> None:
     """`render` does not look at the images of a sample: it is called for every sample before any is opened."""
     sample = Sample(SHORT, (Path("no-such-image.png"),)) if case.takes_images else Sample(SHORT)
-    shown = case.vlm.adapter.render(case.vlm.processor, sample, len(sample.images))
-    if shown != case.vlm.adapter.render(case.vlm.processor, replace(sample, images=()), len(sample.images)):
+    shown = case.format.render(sample, len(sample.images))
+    if shown != case.format.render(replace(sample, images=()), len(sample.images)):
         raise ContractError("the prompt depends on more than the text and the number of images")
 
 
@@ -102,7 +102,7 @@ def several_images_work_or_are_refused(case: AdapterCase) -> None:
     case.needs_images()
     two = Sample(SHORT, (picture(8), picture(9, 48, 32)))
     try:
-        case.vlm.adapter.render(case.vlm.processor, two, 2)
+        case.format.render(two, 2)
     except SampleError:
         return
     forth = _last_states(case, [two])
@@ -113,11 +113,11 @@ def several_images_work_or_are_refused(case: AdapterCase) -> None:
 
 def user_marker_opens_the_users_turn(case: AdapterCase) -> None:
     """The `user_marker`, where there is one, stands between the system's text and the user's."""
-    marker = case.architecture.user_marker
+    marker = case.format.user_marker
     if marker is None:
         return
     turns = (("system", SYSTEM), ("user", LONG))
-    prompt = case.vlm.adapter.render(case.vlm.processor, Sample(turns), int(case.takes_images))
+    prompt = case.format.render(Sample(turns), int(case.takes_images))
     before, found, after = prompt.partition(marker)
     if not found or SYSTEM not in before or LONG not in after:
         raise ContractError(f"{marker!r} does not open the user's turn of {prompt!r}")
@@ -132,7 +132,7 @@ def every_part_of_a_chat_counts(case: AdapterCase) -> None:
 
     def prompt_of(sample: Sample, images: int) -> str | None:
         try:
-            return case.vlm.adapter.render(case.vlm.processor, sample, images)
+            return case.format.render(sample, images)
         except SteerKitError:
             return None
 
@@ -149,23 +149,17 @@ def processor_loads(case: AdapterCase) -> None:
     """`load_processor` reads a processor that was saved to a folder, and it encodes as the one that was saved."""
     with tempfile.TemporaryDirectory() as folder:
         case.save(Path(folder))
-        loaded = case.vlm.adapter.load_processor(folder, local_files_only=True)
+        processor = load_processor(folder, case.family, local_files_only=True)
+    loaded = AdapterCase(case.family, lambda: (case.vlm.model, processor))
     for batch in case.kinds:
-        found, expected = (
-            case.vlm.adapter.encode(
-                processor,
-                [case.vlm.adapter.render(processor, sample, len(sample.images)) for sample in batch],
-                [list(sample.images) for sample in batch],  # type: ignore[misc]
-            )
-            for processor in (loaded, case.vlm.processor)
-        )
+        found, expected = loaded.encode(*batch), case.encode(*batch)
         if found.keys() != expected.keys() or not all(torch.equal(found[key], expected[key]) for key in found):
             raise ContractError("the loaded processor encodes prompts differently")
 
 
 def _processed(case: AdapterCase, size: tuple[int, int]) -> int | None:
     """How many image tokens the processor itself makes of an image; None where it takes no rendered prompts."""
-    text = case.vlm.adapter.render(case.vlm.processor, Sample(SHORT), 1)
+    text = case.format.render(Sample(SHORT), 1)
     try:
         made = case.vlm.processor(text=[text], images=[picture(4, *size)], return_tensors="pt")
     except (TypeError, ValueError, SteerKitError):

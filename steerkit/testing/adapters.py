@@ -1,8 +1,7 @@
-"""What every adapter must do, a check each: `check_adapter`, and `adapter_checks` for pytest."""
+"""What must hold of every model family, a check each: `check_adapter`, and `adapter_checks` for pytest."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from steerkit.engines.hooks import call_target, forward_inputs
 from steerkit.errors import ContractError, OptionError
 from steerkit.interventions import Intervention
-from steerkit.models import ModelAdapter, Sample
+from steerkit.models import Family, Sample
 from steerkit.policy import Check
 from steerkit.steering import steer
 from steerkit.testing import tiny
@@ -31,7 +30,7 @@ from steerkit.testing.adapter_prompts import (
     several_images_work_or_are_refused,
     user_marker_opens_the_users_turn,
 )
-from steerkit.testing.contract import ContractCheck, checks_of, require_subclass, run_all
+from steerkit.testing.contract import ContractCheck, checks_of, run_all
 from steerkit.testing.plain import (
     Place,
     added,
@@ -52,44 +51,45 @@ PADDED = 1e-4
 """The same for passes with other padding. Measured: below 1e-5; a shifted position makes more than 1e-2."""
 
 
-def adapter_checks(adapter: type[ModelAdapter], make: Make | None = None) -> list[ContractCheck]:
-    """The checks of an adapter, to be called one by one.
+def adapter_checks(family: Family, make: Make | None = None) -> list[ContractCheck]:
+    """The checks of a family, to be called one by one.
 
     Args:
-        adapter: The class.
+        family: The record.
         make: Makes a tiny model of the family and its processor, such as `lambda: tiny.seeded(build)`. Default: the
-            tiny models that steerkit has for the adapter's model types; the name of a check then ends in the model's.
+            tiny models that steerkit has for its model types; the name of a check then ends in the model's.
 
     Returns:
         One check for each demand (and model); nothing runs before the first is called.
 
     Raises:
-        ContractError: The adapter is not a subclass of ModelAdapter.
-        OptionError: There is no tiny model for the adapter, and no function that makes one is given.
+        ContractError: It is no Family record.
+        OptionError: There is no tiny model for the family, and no function that makes one is given.
 
     Example:
-        >>> @pytest.mark.parametrize("check", adapter_checks(MyAdapter, make_tiny_model), ids=str)
+        >>> @pytest.mark.parametrize("check", adapter_checks(FAMILY, make_tiny_model), ids=str)
         ... def test_contract(check):
         ...     check()
     """
-    require_subclass(adapter, ModelAdapter)
+    if not isinstance(family, Family):
+        raise ContractError(f"{family!r:.80} is not a Family", expected="a steerkit.models.Family record")
     if make is not None:
-        return checks_of(CHECKS, AdapterCase(adapter, make))
-    families = tiny.families_of(adapter.model_types)
+        return checks_of(CHECKS, AdapterCase(family, make))
+    families = tiny.families_of(family.types)
     if not families:
         raise OptionError(
-            f"there is no tiny model of {', '.join(adapter.model_types)}",
+            f"there is no tiny model of {', '.join(family.types)}",
             expected=f"`make`, or model types of {', '.join((*tiny.FAMILIES, *tiny.TEXT_FAMILIES))}",
             fix="give a function that makes a small model from a config, and its processor",
         )
-    return [check for family in families for check in checks_of(CHECKS, _tiny_case(adapter, family), f"[{family}]")]
+    return [check for name in families for check in checks_of(CHECKS, _tiny_case(family, name), f"[{name}]")]
 
 
-def check_adapter(adapter: type[ModelAdapter], make: Make | None = None) -> list[Check]:
-    """Check that an adapter does what every adapter must.
+def check_adapter(family: Family, make: Make | None = None) -> list[Check]:
+    """Check that a record says what is true of its models.
 
     Args:
-        adapter: The class.
+        family: The record.
         make: See `adapter_checks`.
 
     Returns:
@@ -98,21 +98,14 @@ def check_adapter(adapter: type[ModelAdapter], make: Make | None = None) -> list
     Raises:
         ContractError: Some fail; the message names each and explains it.
     """
-    return run_all(adapter_checks(adapter, make))
+    return run_all(adapter_checks(family, make))
 
 
 def declares_itself(case: AdapterCase) -> None:
-    """An adapter is a subclass of ModelAdapter with a name and the model types that it serves."""
-    if missing := sorted(getattr(case.kind, "__abstractmethods__", ())):
-        raise ContractError(f"{case.kind.__name__} does not implement {missing}")
-    name, types = getattr(case.kind, "name", None), getattr(case.kind, "model_types", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ContractError(f"the name is {name!r}", fix="lower-case letters, digits and underscores")
-    if not isinstance(types, tuple) or not types or not all(isinstance(each, str) for each in types):
-        raise ContractError(f"model_types is {types!r}", fix='a tuple of texts, such as ("blip-2",)')
+    """A record names the model types that it is for, and the model is of one of them."""
     model, _ = case.make()
-    if model.config.model_type not in types:
-        raise ContractError(f"the model's type is {model.config.model_type!r}, and model_types {types!r}")
+    if model.config.model_type not in case.family.types:
+        raise ContractError(f"the model's type is {model.config.model_type!r}, and types {case.family.types!r}")
 
 
 def modules_exist(case: AdapterCase) -> None:
@@ -215,7 +208,7 @@ def calls_are_independent(case: AdapterCase) -> None:
         if not (gap := difference(first, second)) < PADDED:
             raise ContractError(
                 f"after another prompt, the logits of an answer differ by {gap:.3g}",
-                fix="keep nothing in the adapter, and name what the model caches between calls in `transient`",
+                fix="name what the model caches between calls in `transient`",
             )
 
 
@@ -246,7 +239,7 @@ def model_is_restored(case: AdapterCase) -> None:
     sample = case.kinds[0][0]
     _used_once(case, model, sample)
     left, settings = traces_left(model), _settings(processor)
-    vlm = VLM(model, processor, case.kind())
+    vlm = VLM(model, processor, case.family)
     inputs = vlm.inputs([sample])
     hidden = case.architecture.hidden_size
     vector = _vector(case, {Key(layer): torch.ones(hidden) for layer in range(case.architecture.layer_count)})
@@ -276,14 +269,6 @@ def model_is_restored(case: AdapterCase) -> None:
         raise ContractError("the processor's settings are changed", fix="pass options with each call instead")
 
 
-def holds_no_state(case: AdapterCase) -> None:
-    """An adapter holds neither a model nor anything else: two models may share it."""
-    adapter = case.vlm.adapter
-    case.vlm.inputs(case.kinds[0])
-    if vars(adapter):
-        raise ContractError(f"the adapter holds {sorted(vars(adapter))}", fix="take what is needed from the arguments")
-
-
 def answers_are_generated(case: AdapterCase) -> None:
     """`generate` takes what `encode` makes, with images and without."""
     for batch in case.kinds:
@@ -311,13 +296,12 @@ CHECKS: tuple[Callable[[AdapterCase], None], ...] = (
     padding_is_in_front,
     batch_answers_as_its_prompts_alone,
     calls_are_independent,
-    holds_no_state,
     processor_loads,
     answers_are_generated,
     steering_is_that_of_plain_hooks,
     model_is_restored,
 )
-"""Every demand on an adapter, the cheap ones first."""
+"""Every demand on a family, the cheap ones first."""
 
 
 class _Expected(Exception):
@@ -328,8 +312,8 @@ def _fail(module: Any, args: Any, output: Any) -> None:
     raise _Expected
 
 
-def _tiny_case(adapter: type[ModelAdapter], family: str) -> AdapterCase:
-    return AdapterCase(adapter, lambda: tiny.build(family), lambda folder: tiny.save(family, folder))
+def _tiny_case(family: Family, name: str) -> AdapterCase:
+    return AdapterCase(family, lambda: tiny.build(name), lambda folder: tiny.save(name, folder))
 
 
 def _logits(case: AdapterCase, sample: Sample, vlm: Any = None) -> Tensor:

@@ -24,7 +24,7 @@ Place = tuple[int, Site]
 
 def reading_through(vlm: VLM, engine: Literal["nnsight", "hooks"]) -> VLM:
     """The same model, whose `capture` reads through one engine unless it is told otherwise."""
-    same = VLM(vlm.model, vlm.processor, vlm.adapter)
+    same = VLM(vlm.model, vlm.processor, vlm.family)
     same.capture = partial(vlm.capture, engine=engine)  # type: ignore[method-assign]
     return same
 

@@ -1,4 +1,4 @@
-"""A vision-language model, its processor and its adapter, as one object: `load`, `wrap` and `VLM`."""
+"""A vision-language model and its processor, as one object: `load`, `wrap` and `VLM`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from steerkit.models import (
     Inputs,
     Prepared,
     Sample,
-    adapter_for,
-    adapter_of,
     all_prepared,
     as_samples,
-    batched,
     check_dtype,
     check_one_answer,
     check_room,
     commit_of,
+    family_of,
     generation_settings,
-    hugging_face,
+    load_processor,
     tokenizer_of,
     weights_digest,
 )
@@ -49,7 +47,7 @@ class VLM(PromptedModel):
     Attributes:
         model: The Hugging Face model, untouched; of a PEFT model, the one inside, whose layers hold the adapters.
         processor: Its processor; None where only raw inputs will be used.
-        adapter: The family's adapter.
+        family: What is declared of its family.
         architecture: Where the model's blocks are.
         record: What the model is, as written into packs.
     """
@@ -149,7 +147,7 @@ class VLM(PromptedModel):
             return made
 
         done = 0
-        for made in all_prepared(prepared, batched(samples, images, batch_size)):
+        for made in all_prepared(prepared, self._batches(samples, images, batch_size)):
             with self._asking(samples, images, made) as inputs, torch.no_grad():
                 output = self._generate(inputs, options)
                 answers = output if self.architecture.encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
@@ -352,7 +350,7 @@ def load(source: str, **options: Any) -> VLM:
         The model in evaluation mode.
 
     Raises:
-        UnsupportedModelError: There is no model, or no adapter serves its type; raised before any weight is read.
+        UnsupportedModelError: There is no model, or its type is not served; raised before any weight is read.
         ProcessorError: The processor can't be built.
         OptionError: The source is no text, or torch has no such dtype.
 
@@ -365,12 +363,12 @@ def load(source: str, **options: Any) -> VLM:
     for name in {"dtype", "torch_dtype"} & options.keys():
         check_dtype(name, options[name])
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-    adapter = adapter_of(source, **shared)
+    family = family_of(source, **shared)
     if (commit := commit_of(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
         shared["revision"] = options["revision"] = commit
-    processor = adapter.load_processor(str(source), **shared)
-    model = getattr(transformers, adapter.auto_class).from_pretrained(source, **options)
-    return VLM(model.eval(), processor, adapter, revision=commit)
+    processor = load_processor(str(source), family, **shared)
+    model = getattr(transformers, family.auto_class).from_pretrained(source, **options)
+    return VLM(model.eval(), processor, family, revision=commit)
 
 
 def wrap(model: nn.Module, processor: Any = None) -> VLM:
@@ -382,11 +380,11 @@ def wrap(model: nn.Module, processor: Any = None) -> VLM:
             `steer(model, vector)` and `model.generate(**inputs)`.
 
     Raises:
-        UnsupportedModelError: No adapter serves this model type, or PEFT puts tokens of its own in front of prompts.
+        UnsupportedModelError: This model type is not served, or PEFT puts tokens of its own in front of prompts.
     """
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
-    return VLM(model, processor, adapter_for(cast("Any", hugging_face(model)).config.model_type))
+    return VLM(model, processor)
 
 
 def check_vlm(given: object) -> None:

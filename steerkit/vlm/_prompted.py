@@ -27,15 +27,18 @@ from steerkit.errors import (
 from steerkit.interventions import Tower, View
 from steerkit.models import (
     Architecture,
+    Family,
     Images,
     Inputs,
-    ModelAdapter,
     Prepared,
+    PromptFormat,
     Sample,
     all_prepared,
+    architecture_of,
     as_samples,
     batched,
     check_processor,
+    family_for,
     hides_images,
     hugging_face,
     model_record,
@@ -78,19 +81,24 @@ class PromptedModel:
     Attributes:
         model: The Hugging Face model.
         processor: Its processor, or None.
-        adapter: The family's adapter.
+        family: What is declared of its family.
         architecture: Where the model's blocks are.
+        format: Its prompts; None where there is no processor.
         record: What the model is.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, adapter: ModelAdapter, *, revision: str | None = None) -> None:
-        expect(ModelAdapter, "the family's adapter", "sk.wrap(model, processor) finds it", adapter=adapter)
+    def __init__(
+        self, model: nn.Module, processor: Any, family: Family | None = None, *, revision: str | None = None
+    ) -> None:
+        expect(Family | None, "the family's record", "sk.wrap(model, processor) finds it", family=family)
         self.model = model = hugging_face(model)
         self.processor = processor
-        self.adapter = adapter
-        self.architecture: Architecture = adapter.architecture(model)
+        self.family = family_for(cast("Any", model).config.model_type) if family is None else family
+        self.architecture: Architecture = architecture_of(model, self.family)
+        self.format: PromptFormat | None = None
         if processor is not None:
             check_processor(processor, self.architecture, type(model).__name__)
+            self.format = PromptFormat(model, processor, self.family, self.architecture)
         self.record: ModelRecord = model_record(model, processor, self.architecture, revision)
 
     @property
@@ -280,7 +288,7 @@ class PromptedModel:
         """
         asked = _asked.get()
         if asked is None or not asked.by(self, given):
-            return view(name, given, self.adapter, self.architecture, self.processor, seed)
+            return view(name, given, self.format, self.architecture, seed)
         if name == "original" or asked.images == name:
             return self.placed(asked.prepared.inputs)
         if name == "caption":
@@ -306,10 +314,15 @@ class PromptedModel:
     def _prepared(
         self, samples: Sequence[Sample], indices: Sequence[int], images: Images = True, seed: int = 0
     ) -> Prepared:
-        return prepare(self.adapter, self.require_processor("building inputs"), samples, indices, images, seed)
+        self.require_processor("building inputs")
+        return prepare(cast("PromptFormat", self.format), samples, indices, images, seed)
+
+    def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
+        """Indices by batch; prompts that can't share one are each given their own."""
+        return batched(samples, images, 1 if self.family.batch == "one" else size)
 
     def _all(self, samples: Sequence[Sample], images: Images, batch_size: int, seed: int = 0) -> Iterator[Prepared]:
         expect_whole(batch_size=batch_size)
         expect_whole(0, seed=seed)
-        batches = batched(samples, images, batch_size)
+        batches = self._batches(samples, images, batch_size)
         return all_prepared(lambda batch: self._prepared(samples, batch, images, seed), batches)

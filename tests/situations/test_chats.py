@@ -140,7 +140,7 @@ def test_options_reach_the_chat_template(family: str) -> None:
     plain, silent = sk.Sample("Hi"), sk.Sample("Hi", chat_template_kwargs={"enable_thinking": False})
     for sample, options in ((plain, {}), (silent, {"enable_thinking": False})):
         made = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        assert vlm.adapter.render(processor, sample, 0) == made
+        assert vlm.format.render(sample, 0) == made
     assert vlm.inputs([plain])["input_ids"].shape < vlm.inputs([silent])["input_ids"].shape
     assert plain.digest() != silent.digest()
     assert sk.read_samples([{"text": "Hi", "chat_template_kwargs": {"enable_thinking": False}}]) == [silent]
@@ -286,7 +286,7 @@ def test_a_prompt_is_not_rendered_twice(vlm_of: Callable[[str], sk.VLM], family:
     with pytest.raises(SampleError, match=r"sample 0 .*as a prompt that a chat template has made"):
         vlm.inputs([sk.Sample(begun)])
     inside = sk.Sample("What does <|im_start|> mean?")
-    assert "mean?" in vlm.adapter.render(vlm.processor, inside, 0)
+    assert "mean?" in vlm.format.render(inside, 0)
 
 
 @pytest.mark.parametrize("option", ["enable_thinking", "chat_template_kwargs"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from steerkit.models import NoVideo, waiving_video
 
-def without_video(kind: type[Any]) -> type[Any]:
+
+def without_video(kind: type[Any]) -> Any:
     """The processor class, asking for an image processor and a tokenizer only."""
-    parts = classmethod(lambda cls: ["image_processor", "tokenizer"])
-    return type(kind.__name__, (kind,), {"get_attributes": parts, "__module__": kind.__module__})
+    waived = waiving_video(kind)
+    return lambda **parts: waived(video_processor=NoVideo(), **parts)

@@ -1,0 +1,294 @@
+"""The architecture of a model, asked of transformers' own declarations; what is ambiguous is refused, not searched."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any, cast
+
+from torch import nn
+
+from steerkit.errors import UnsupportedModelError
+from steerkit.models._architecture import Architecture, Heads, Source, VisionTower
+from steerkit.models._family import Family
+
+ATTENTIONS = (
+    "self_attn",
+    "layer.0.SelfAttention",
+    "linear_attn",
+    "attention",
+    "attn",
+    "self_attention",
+    "attention.self",
+    "conv",
+    "mamba",
+    "cross_attn",
+    "mixer",
+)
+"""What mixes the tokens in a block, where transformers does not record it as attention; the first that is there."""
+
+MLPS = (
+    "mlp",
+    "layer.2.DenseReluDense",
+    "feed_forward",
+    "ffn",
+    "block_sparse_moe",
+    "moe",
+    "DenseReluDense",
+    "output",
+)
+_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "proj", "wo")
+_DEPTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers")
+_IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
+_VIDEOS = ("video_token_id", "video_token_index")
+
+
+def architecture_of(model: Any, family: Family) -> Architecture:
+    """Where things are in a model.
+
+    Args:
+        model: The Hugging Face model.
+        family: What is declared of its family.
+
+    Raises:
+        UnsupportedModelError: The model can't be served, or something can't be told and must be declared.
+    """
+    if family.refused is not None:
+        raise UnsupportedModelError(
+            f"models of type {model.config.model_type!r} can't be steered: {family.refused}",
+            expected="a model that answers images and a prompt with text",
+        )
+    sources: dict[str, Source] = {}
+    text = text_config(model.config)
+    layers = _layers(model, family, _depth(text), sources)
+    blocks = list(cast("Any", model.get_submodule(layers)))
+    recorded = _recorded(model, "attentions")
+    attention = tuple(family.attention or _attention(block, recorded) for block in blocks)
+    mlp = tuple(family.mlp or _first(block, MLPS) for block in blocks)
+    for name, found in (("attention", attention), ("mlp", mlp)):
+        sources[name] = "declared" if getattr(family, name) else "probed"
+        _check_inside(model, layers, blocks, found)
+    marks = _marks(model, family)
+    images = _token_ids(model.config, _IMAGES) if marks == "ids" or family.prompt == "bare" else frozenset()
+    videos = _token_ids(model.config, _VIDEOS) if marks == "ids" else frozenset()
+    if marks == "ids":
+        sources["image_token_ids"] = "asked"
+        if not images:
+            raise UnsupportedModelError(
+                f"the config of this {model.config.model_type} model names no image token",
+                expected="an image_token_id",
+                fix="set config.image_token_id to the id that the processor writes for an image, or declare marks in a "
+                "Family record",
+            )
+    cross = frozenset(getattr(text, family.only_with_image)) if family.only_with_image else frozenset()
+    encoder_decoder = bool(text.is_encoder_decoder or model.config.is_encoder_decoder)
+    for name in ("state", "only_with_image", "text_module", "positions", "loop", "marks"):
+        if getattr(family, name) != Family.__dataclass_fields__[name].default:
+            sources[name] = "declared"
+    return Architecture(
+        layers=layers,
+        layer_count=len(blocks),
+        hidden_size=int(text.hidden_size),
+        marks=marks,
+        image_token_ids=images | videos,
+        video_token_ids=videos - images,
+        mlp=mlp,
+        attention=attention,
+        state=family.state,
+        runs=_runs(text, family, len(blocks)),
+        only_with_image=cross,
+        text_module=family.text_module,
+        transient=tuple(
+            ".".join(filter(None, (path, "rope_deltas")))
+            for path, module in model.named_modules()
+            if hasattr(module, "rope_deltas")
+        ),
+        encoder_decoder=encoder_decoder,
+        prepends_images=family.prompt == "bare" and marks == "ids",
+        counts_padding=family.positions == "counted" or (not marks and takes(model, "position_ids")),
+        heads=None if encoder_decoder else _heads(blocks, attention, text),
+        vision=_vision(model, recorded) if marks else None,
+        sources=sources,
+    )
+
+
+def text_config(config: Any) -> Any:
+    """The config of the decoder."""
+    inner = config.get_text_config(decoder=True)
+    return inner if inner is config or type(inner) is type(config) else text_config(inner)
+
+
+@cache
+def _parameters(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the forward pass of a model, or of its body, names a parameter."""
+    body = getattr(model, "base_model", model)
+    return name in _parameters(type(model)) or name in _parameters(type(body))
+
+
+def _depth(text: Any) -> int:
+    decoders = getattr(text, "num_decoder_layers", None) if text.is_encoder_decoder else None
+    return int(decoders or text.num_hidden_layers)
+
+
+def _layers(model: Any, family: Family, count: int, sources: dict[str, Source]) -> str:
+    """Path of the list of decoder blocks.
+
+    Raises:
+        UnsupportedModelError: It is not where it is declared to be, or there is none, or several.
+    """
+    name = type(model).__name__
+    if family.layers is not None:
+        sources["layers"] = "declared"
+        try:
+            found = len(cast("Any", model.get_submodule(family.layers)))
+        except (AttributeError, TypeError):
+            raise UnsupportedModelError(
+                f"{name} has no list of decoder blocks at {family.layers!r}", expected="what its Family declares"
+            ) from None
+        if found != count:
+            raise UnsupportedModelError(
+                f"{name} has {found} blocks at {family.layers!r}", expected=f"{count} as its config says"
+            )
+        return family.layers
+    sources["layers"] = "asked"
+    decoder = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
+    inside = next((path for path, module in model.named_modules() if module is decoder), None)
+    lists = [
+        ".".join(filter(None, (inside, path)))
+        for path, module in ([] if inside is None else decoder.named_modules())
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if len(lists) > 1:
+        kinds = _recorded(model, "hidden_states")
+        lists = [
+            path for path in lists if all(type(block).__name__ in kinds for block in model.get_submodule(path))
+        ] or lists
+    if len(lists) > 1 and any("decoder" in path.split(".") for path in lists):
+        lists = [path for path in lists if "decoder" in path.split(".")]
+    if len(lists) != 1:
+        raise UnsupportedModelError(
+            f"{name} has {len(lists) or 'no'} list{'s' if lists else ''} of {count} blocks in its decoder"
+            + (f": {', '.join(lists)}" if lists else ""),
+            expected="exactly one",
+            fix="declare layers in a Family record; if this module only holds the model, pass the Hugging Face model "
+            "inside",
+        )
+    return lists[0]
+
+
+def _recorded(model: nn.Module, what: str) -> frozenset[str]:
+    """Names of the classes whose outputs transformers records as attentions or hidden states."""
+    names: set[str] = set()
+    for module in model.modules():
+        found = (getattr(module, "_can_record_outputs", None) or {}).get(what)
+        for each in found if isinstance(found, (list, tuple)) else [found]:
+            target = getattr(each, "target_class", each)
+            if target is not None:
+                names.add(target if isinstance(target, str) else target.__name__)
+    return frozenset(names)
+
+
+def _attention(block: nn.Module, recorded: frozenset[str]) -> str | None:
+    named = _first(block, ATTENTIONS)
+    found = [name for name, child in block.named_children() if type(child).__name__ in recorded and name != "layer"]
+    return found[0] if len(found) == 1 else named
+
+
+def _first(block: nn.Module, names: Iterable[str]) -> str | None:
+    for name in names:
+        try:
+            block.get_submodule(name)
+        except AttributeError:
+            continue
+        return name
+    return None
+
+
+def _check_inside(model: nn.Module, layers: str, blocks: list[nn.Module], found: tuple[str | None, ...]) -> None:
+    for layer, (block, path) in enumerate(zip(blocks, found, strict=True)):
+        try:
+            block.get_submodule(path or "")
+        except AttributeError:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no module '{layers}.{layer}.{path}'",
+                expected="what its Family declares in every block",
+            ) from None
+
+
+def _marks(model: Any, family: Family) -> str:
+    """What says where the image is; empty for a model that takes none."""
+    if family.marks != "ids" or family.auto_class == "AutoModelForImageTextToText":
+        return family.marks
+    return ""
+
+
+def _token_ids(config: Any, names: tuple[str, ...]) -> frozenset[int]:
+    found = (getattr(config, name, None) for name in names)
+    return frozenset([next((int(each) for each in found if isinstance(each, int)), -1)]) - {-1}
+
+
+def _runs(text: Any, family: Family, count: int) -> tuple[int, ...]:
+    if family.loop is None:
+        return ()
+    start, end, times = (int(getattr(text, name)) for name in family.loop)
+    return tuple(times if start <= layer < end else 1 for layer in range(count))
+
+
+def _heads(blocks: list[nn.Module], attention: tuple[str | None, ...], text: Any) -> Heads | None:
+    """The heads of a decoder whose every block ends its attention in a projection of the same width."""
+    count = getattr(text, "num_attention_heads", None)
+    if not isinstance(count, int) or len(set(attention)) != 1 or attention[0] is None:
+        return None
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // count)
+    mixers = [block.get_submodule(attention[0]) for block in blocks]
+    for name in _PROJECTIONS:
+        # nx: GPT-2's Conv1D
+        widths = [getattr(last := getattr(m, name, None), "in_features", getattr(last, "nx", None)) for m in mixers]
+        if all(width == count * size for width in widths):
+            return Heads(count, size, name)
+    return None
+
+
+def _vision(model: Any, recorded: frozenset[str]) -> VisionTower | None:
+    """The blocks of the vision tower; None where they can't be told."""
+    tower: Any = model.get_encoder(modality="image")
+    body = getattr(model, "base_model", model)
+    if tower in (model, body):
+        return None
+    inside = next((path for path, module in model.named_modules() if module is tower), None)
+    config = getattr(tower, "config", None)
+    config = getattr(config, "vision_config", config)
+    depth = next((d for name in _DEPTHS if isinstance(d := getattr(config, name, None), int)), None)
+    if inside is None or depth is None:
+        return None
+    lists = [p for p, m in tower.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(lists) != 1:
+        return None
+    blocks = list(tower.get_submodule(lists[0]))
+    norm = next(_norms(blocks[0]), None)
+    if norm is None:
+        return None
+    attentions = {_attention(block, recorded) for block in blocks}
+    mlps = {_first(block, MLPS) for block in blocks}
+    return VisionTower(
+        layers=f"{inside}.{lists[0]}",
+        layer_count=depth,
+        hidden_size=int(cast("Any", norm.weight).shape[0]),
+        class_tokens=int(any(name.rpartition(".")[2] in _CLASS_TOKENS for name, _ in tower.named_parameters())),
+        mlp=mlps.pop() if len(mlps) == 1 else None,
+        attention=attentions.pop() if len(attentions) == 1 else None,
+    )
+
+
+_CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
+
+
+def _norms(block: nn.Module) -> Iterator[nn.Module]:
+    for module in block.modules():
+        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None:
+            yield module

@@ -1,0 +1,73 @@
+"""What must be said of a model family that transformers does not declare: a frozen record, mostly of defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+State = Literal["plain", "streams_first", "streams_third", "streams_flat"]
+"""What a block returns: `[batch, tokens, hidden]`, or several residual streams: `[streams, batch, tokens, hidden]`,
+`[batch, tokens, streams, hidden]` or `[batch, tokens, streams * hidden]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One model family: every field that is not given is asked of transformers, of the model or of its processor.
+
+    Register a record, or a tuple of them, through the entry-point group `steerkit.adapters`, `name = "package:RECORD"`.
+
+    Attributes:
+        types: The `config.model_type` values that it is for.
+        auto_class: The class of transformers that loads these models.
+        processor_class: The class of the processor, where a repository can't be relied on to name it.
+        needs: Settings without which the processor can't count image tokens.
+        refused: Why the types can't be served.
+        layers: Path of the list of decoder blocks, from the model that `from_pretrained` returns.
+        attention: The attention inside a block.
+        mlp: The MLP inside a block.
+        state: What a block returns.
+        loop: The entries of the text config that say from which block to which, and how often, blocks run in one pass.
+        only_with_image: The entry of the text config that lists the blocks which run for prompts with an image alone.
+        text_module: The submodule that answers a prompt without an image; empty for the model itself.
+        prompt: `chat`: the processor's chat template; `bare`: the text itself, in front of which the processor puts the
+            image.
+        frame: What stands in front of a bare prompt and behind it.
+        template: The published chat template, for repositories that came before templates.
+        image: A regular expression of everything that stands for the images of a prompt once it is tokenised, with
+            `{image}` for the token; asked of template and processor where it is None.
+        user_marker: What opens the user's turn; asked of the template where it is None.
+        marks: What says where the image is: `ids`, `mask:NAME` for an input that marks the positions, `prefix` where
+            features are put in front of the ids, or `none` where blocks attend to an image that has no position.
+        positions: `relative`, or `counted` where padding shifts positions that a forward pass is not told.
+        padding: The side that is padded.
+        batch: `one` where prompts of different lengths can't share a batch.
+        max_images: How many images a prompt may hold.
+        flat_images: Whether the processor takes the images of a batch in one list.
+        call: Further options of the processor's call.
+    """
+
+    types: tuple[str, ...]
+    auto_class: str = "AutoModelForImageTextToText"
+    processor_class: str | None = None
+    needs: tuple[str, ...] = ()
+    refused: str | None = None
+    layers: str | None = None
+    attention: str | None = None
+    mlp: str | None = None
+    state: State = "plain"
+    loop: tuple[str, str, str] | None = None
+    only_with_image: str | None = None
+    text_module: str = ""
+    prompt: Literal["chat", "bare"] = "chat"
+    frame: tuple[str, str] = ("", "")
+    template: str | None = None
+    image: str | None = None
+    user_marker: str | None = None
+    marks: str = "ids"
+    positions: Literal["relative", "counted"] = "relative"
+    padding: Literal["left", "right"] = "left"
+    batch: Literal["any", "one"] = "any"
+    max_images: int | None = None
+    flat_images: bool = False
+    call: Mapping[str, object] = field(default_factory=dict, hash=False)

@@ -1,0 +1,122 @@
+"""Loading a processor: what it needs is named before anything else is read, and its video part is waived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from steerkit.errors import ProcessorError
+from steerkit.models._family import Family
+
+
+class NoVideo:
+    """Stands where a processor keeps its video part, which needs torchvision."""
+
+    model_input_names: tuple[str, ...] = ()
+    _auto_class = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse a video.
+
+        Raises:
+            ProcessorError: Always.
+        """
+        raise ProcessorError(
+            "a video is given, and torchvision is not installed",
+            expected="images",
+            fix="pip install torchvision, of the release that belongs to the torch that is installed",
+        )
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is saved."""
+
+
+def waiving_video(kind: type[Any]) -> type[Any]:
+    """The class of a processor that takes a placeholder where its video part belongs."""
+
+    def arguments(cls: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        names = kind.get_attributes()
+        seen = classmethod(lambda _: [name for name in names if "video" not in name])
+        hidden = type(kind.__name__, (kind,), {"get_attributes": seen, "__module__": kind.__module__})
+        found = iter(hidden._get_arguments_from_pretrained(*args, **kwargs))
+        return [NoVideo() if "video" in name else next(found) for name in names]
+
+    def check(self: Any, name: str, argument: Any) -> Any:
+        return NoVideo if isinstance(argument, NoVideo) else kind.check_argument_for_proper_class(self, name, argument)
+
+    def document(self: Any) -> dict[str, Any]:
+        return {name: value for name, value in kind.to_dict(self).items() if not isinstance(value, NoVideo)}
+
+    members = {
+        "_get_arguments_from_pretrained": classmethod(arguments),
+        "get_attributes": classmethod(lambda _: kind.get_attributes()),
+        "check_argument_for_proper_class": check,
+        "to_dict": document,
+        "__module__": kind.__module__,
+    }
+    return type(kind.__name__, (kind,), members)
+
+
+@contextmanager
+def loading(what: str, source: str) -> Iterator[None]:
+    """Name the repository or folder, and what was looked for in it, in the errors of transformers inside.
+
+    Raises:
+        ProcessorError: Nothing of the kind is there, or not all of it.
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise ProcessorError(
+            f"the {what} of {source!r} can't be loaded ({error})",
+            expected=f"a repository or folder with the files of a {what}",
+            fix=f"check the name, or save one there with {what}.save_pretrained(folder)",
+        ) from error
+
+
+def load_processor(source: str, family: Family, **options: Any) -> Any:
+    """The processor of a repository or folder, or the tokenizer of a model without images.
+
+    Args:
+        source: Repository id or folder.
+        family: What is declared of the model's family.
+        **options: Keyword arguments of `from_pretrained`.
+
+    Raises:
+        ProcessorError: There is none, or what is there is not a whole processor.
+    """
+    import transformers
+
+    if family.auto_class != "AutoModelForImageTextToText":
+        with loading("tokenizer", source):
+            return transformers.AutoTokenizer.from_pretrained(source, **options)
+    kind = getattr(transformers, family.processor_class) if family.processor_class else transformers.AutoProcessor
+    with loading("processor", source):
+        try:
+            processor: Any = kind.from_pretrained(source, **options)
+        except ImportError:
+            processor = _without_video(source, options)
+    # A folder without a config of its own yields whatever part is found first.
+    if not isinstance(processor, transformers.ProcessorMixin):
+        raise ProcessorError(
+            f"{source!r} holds a {type(processor).__name__} only",
+            expected="a processor: tokenizer, image processor and chat template",
+            fix="add the model's config.json and preprocessor_config.json, or use processor.save_pretrained(folder)",
+        )
+    for name in family.needs:
+        if getattr(processor, name, None) is None:
+            raise ProcessorError(
+                f"the processor of {source!r} does not know its {name}",
+                expected=", ".join(family.needs),
+                fix="use a newer revision of the repository, or add them to its processor_config.json",
+            )
+    return processor
+
+
+def _without_video(source: str, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    kind: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(source, **options))]
+    return waiving_video(kind).from_pretrained(source, **options)
