@@ -48,15 +48,15 @@ class _Opened:
     """The blocks that are open with one and the same `steer` object, perhaps in several contexts."""
 
     def __init__(self) -> None:
-        self._blocks: list[tuple[Block, Receipt]] = []
+        self._blocks: list[tuple[Block, Application]] = []
         self._lock = threading.Lock()
 
-    def push(self, block: Block, receipt: Receipt) -> None:
+    def push(self, block: Block, application: Application) -> None:
         """Note a block that has been opened."""
         with self._lock:
-            self._blocks.append((block, receipt))
+            self._blocks.append((block, application))
 
-    def pop(self) -> tuple[Block, Receipt]:
+    def pop(self) -> tuple[Block, Application]:
         """The newest block of this context; of any, if it has none, as where a generator is closed by another.
 
         Raises:
@@ -145,24 +145,33 @@ class steer:
         self._engine = engine
         self._everywhere = scope == "all"
         self._open = _Opened()
-        self._compile(Receipt())
+        self._ready: tuple[Application, Any] = self._compile(), _written(self._vectors)
 
-    def _compile(self, receipt: Receipt) -> Application:
+    def _application(self) -> Application:
+        """A new one; for the first block that which was made to check the arguments, unless they have changed since."""
+        ready, written = vars(self).pop("_ready", (None, None))
+        if ready is None or written is None or written != _written(self._vectors):
+            return self._compile()
+        ready.check_fits(self._vlm.dtype)
+        return ready
+
+    def _compile(self) -> Application:
         vlm = self._vlm
 
         def measure(prompt: Prompt, contrast: MeasuredContrast, layers: Sequence[int], site: Site) -> Contrasts:
             return measure_contrast(vlm, prompt, contrast, layers, site)
 
-        application = Application(self._vectors, self._strengths, vlm.architecture, receipt, measure, vlm.dtype)
+        application = Application(self._vectors, self._strengths, vlm.architecture, Receipt(), measure, vlm.dtype)
         if application.contrasts:
             vlm.require_processor("a vector that is measured on each prompt")
         return application
 
     def __enter__(self) -> Receipt:
         """Check that vector and model belong together and install the steering; returns the receipt to be filled in."""
-        receipt = Receipt(checks=self._check())
-        application = self._compile(receipt)
-        vlm = self._vlm
+        checks = self._check()
+        application, vlm = self._application(), self._vlm
+        receipt = application.receipt
+        receipt.checks = checks
         with ExitStack() as stack:
             tracker = stack.enter_context(CallTracker.of(vlm.model, vlm.architecture))
             if vlm.format is not None:
@@ -178,7 +187,7 @@ class steer:
             stack.enter_context(tracker.follow(block))
             block.close = functools.partial(self._close, stack.pop_all(), block, receipt)
         block.enter()
-        self._open.push(block, receipt)
+        self._open.push(block, application)
         return receipt
 
     def _check(self) -> tuple[Check, ...]:
@@ -220,15 +229,15 @@ class steer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the model, once the calls that run have ended; complain if nothing was steered."""
-        block, receipt = self._open.pop()
+        block, application = self._open.pop()
         block.end(kind, error, trace)
-        if kind is None and receipt.lost:
+        if kind is None and application.lost:
             raise NothingSteeredError(
                 "no hidden state changed: what the vectors add is lost to rounding next to what it is added to",
                 expected="directions, times their strength, of about the size of the hidden states",
                 fix="use a higher strength, or vector.normalized()",
             )
-        if kind is None and not block.left and not _did_something(receipt):
+        if kind is None and not block.left and not _did_something(application.receipt):
             raise NothingSteeredError(
                 f"{self._vlm.record.architecture} was not steered once",
                 expected="a call of this very model inside the block, with tokens that the interventions select",
@@ -240,6 +249,14 @@ class steer:
 
 def _did_something(receipt: Receipt) -> bool:
     return not receipt.empty or receipt.shipped or receipt.spared
+
+
+def _written(vectors: Sequence[SteeringVector]) -> list[tuple[int, bool]] | None:
+    """What differs once a direction has been written to; None where torch does not count that."""
+    tensors = [tensor for vector in vectors for tensor in vector.tensors.values()]
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return [(tensor._version, tensor.requires_grad) for tensor in tensors]
 
 
 def check_model(vector: SteeringVector, vlm: VLM) -> Check:
@@ -341,8 +358,9 @@ def _check_eager(model: nn.Module) -> None:
     Raises:
         EngineError: The model or one of its modules has been compiled.
     """
-    for name, module in model.named_modules():
-        if compiled.is_compiled(module) or name == "_orig_mod":
+    for module in model.modules():
+        if compiled.is_compiled(module) or "_orig_mod" in module._modules:
+            name = next(name for name, each in model.named_modules() if each is module)
             raise EngineError(
                 f"{name or type(model).__name__} has been compiled with torch.compile before the block",
                 expected="a model that runs eagerly, or is compiled inside the block",

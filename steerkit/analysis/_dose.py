@@ -166,7 +166,7 @@ def check_dose(
         text = f"how large the states at {places} are is not known; the strength is at most {strongest:.3g}"
         return Check("dose", "skip", text, details=details)
     text = "; ".join([*said, f"not judged is what is added at {places}"] if unknown else said)
-    if lone := outliers(vectors, strengths, norms):
+    if lone := _outliers(parts):
         named = "; ".join(f"{dose:.2g} at layer {each}, the median is {usual:.2g}" for each, dose, usual in lone[:5])
         return Check(
             "dose",
@@ -178,15 +178,13 @@ def check_dose(
     return Check("dose", "pass", text, details=details)
 
 
-def outliers(
-    vectors: Sequence[SteeringVector], strengths: Sequence[float], norms: Norms | None
-) -> list[tuple[Where, float, float]]:
+def _outliers(parts: Sequence[_Part]) -> list[tuple[Where, float, float]]:
     """`(layer, dose, median)` of layers whose own dose is out of proportion to the vector's other layers.
 
     What a vector does of one kind is taken together, however many interventions it is written in.
     """
     pools: dict[tuple[int, str, str], dict[Where, float]] = defaultdict(lambda: defaultdict(float))
-    for part in _parts(vectors, strengths, norms):
+    for part in parts:
         if part.kind != "unknown" and part.size:
             tower = "" if isinstance(part.where, int) else site_label(part.intervention.site, part.intervention.tower)
             kind = "measured" if part.kind == "measured" else part.intervention.operation.kind
@@ -206,19 +204,23 @@ def relative_doses(
 
 
 def _doses(parts: Sequence[_Part], norms: Norms | None) -> dict[Where, float]:
+    known = [part for part in parts if part.kind in ("share", "within")]
     found: dict[Where, float] = {}
+    done: list[_Part] | None = None
     for pictured in _PICTURED:
-        for where, dose in _along(parts, norms or {}, pictured):
+        met = [part for part in known if pictured in part.intervention.reach.pictured]
+        if met == done:  # prompts of both kinds are steered alike
+            continue
+        done = met
+        for where, dose in _along(met, norms or {}):
             found[where] = max(found.get(where, 0.0), dose)
     return found
 
 
-def _along(parts: Sequence[_Part], norms: Norms, pictured: bool) -> Iterator[tuple[Where, float]]:
-    """`(layer, dose)` in the order of the forward pass, of prompts with an image or without."""
+def _along(met: Sequence[_Part], norms: Norms) -> Iterator[tuple[Where, float]]:
+    """`(layer, dose)` of what acts on one prompt, in the order of the forward pass."""
     total: dict[Hashable, Tensor] = {}
     lasting = 0.0  # not relative
-    known = [part for part in parts if part.kind in ("share", "within")]
-    met = [part for part in known if pictured in part.intervention.reach.pictured]
     for where, at_layer in groupby(met, key=lambda part: part.where):
         norm = norms.get(where, 1.0) if isinstance(where, int) else 1.0
         own: dict[Hashable, Tensor] = {}

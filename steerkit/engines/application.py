@@ -14,8 +14,8 @@ from steerkit.engines.measurements import Contrasts as Contrasts, MeasureContras
 from steerkit.engines.passes import Observed, Pass, Selection
 from steerkit.engines.program import compiled
 from steerkit.engines.prompts import Prompt
-from steerkit.engines.receipt import Receipt
-from steerkit.engines.steps import Decoding, Group, Place, Step, Sum, decoding
+from steerkit.engines.receipt import Receipt, SiteCount
+from steerkit.engines.steps import Group, Place, Step, Sum, decoding
 from steerkit.errors import EngineError, NonFiniteError
 from steerkit.interventions import MeasuredContrast, Prompts, Site, _arithmetic as ops, site_label
 from steerkit.models import Architecture
@@ -56,7 +56,7 @@ class Application:
         self._program = compiled(vectors, strengths, architecture)
         self._measurements = Measurements(self._program.contrasts, measure)
         self._fitting: set[torch.dtype] = set()
-        self._check_fits(dtype)
+        self.check_fits(dtype)
         self._decoding = {
             place: quick
             for place, groups in self._program.groups.items()
@@ -64,8 +64,7 @@ class Application:
         }
         steered = [place for place in self.places if place in self._program.groups]
         self._first, self._last = (steered[0], steered[-1]) if steered else (None, None)
-        moved = ((place.layer, site_label(place.site, place.tower)) for place in self._program.moved)
-        receipt.name([vector.metadata.method.name for vector in vectors], moved)
+        receipt.name([vector.metadata.method.name for vector in vectors])
 
     @property
     def places(self) -> list[Place]:
@@ -86,17 +85,23 @@ class Application:
     def apply(self, place: Place, h: Tensor, now: Observed) -> Tensor:
         """The hidden state `[rows, tokens, hidden]` (`[tokens, hidden]` of packed images) after all interventions."""
         if now.decodes and (quick := self._decoding.get(place)) is not None:
-            if quick.change is None:
+            change = quick.change
+            if change is None:
                 return h
             chosen = quick.prompts == "all" or cast("Pass", now).chosen(quick.prompts)
             if chosen is False:
                 return h
             if chosen is True and (not quick.answers_only or now.start > now.prompt_length):
-                return self._decode(place, quick, quick.change, h, now)
+                if quick.counts is None:
+                    quick.counts = self._counts(place, change)
+                self.receipt.add_generated(quick.counts, now.rows * (1 - now.redone))
+                changed = h + change.total.on(h.device, h.dtype)
+                if h.dtype == torch.float16 and place == self._last:
+                    self._check_finite(place, h, changed, now, Selection(0))
+                return changed
         if h.dim() == 2:
             return self.apply(place, h[None], now)[0]
-        if h.dtype not in self._fitting:  # the model was converted inside the block
-            self._check_fits(h.dtype)
+        self.check_fits(h.dtype)  # the model may have been converted inside the block
         for reading in self._program.readings.get(place, ()):
             self._measurements.read(reading, place, h, now)
         before, done = h, []
@@ -114,8 +119,7 @@ class Application:
             # waited for in any case
             if place == self._last or any(each.measured for each in done):
                 for each in done:
-                    one, other = each.selection.read(before.detach()), each.selection.read(h.detach())
-                    self._check_finite(place, one, other, now)
+                    self._check_finite(place, before, h, now, each.selection)
         return h
 
     def apply_again(self, place: Place, h: Tensor, now: Observed) -> Tensor:
@@ -138,9 +142,21 @@ class Application:
         rules = (step.rule for group in self._program.groups.get(place, ()) for step in group.steps)
         return any(rule is not None and rule.measure.layer is not None and rule.state is None for rule in rules)
 
-    def _check_fits(self, dtype: torch.dtype) -> None:
-        self._program.check(dtype)
-        self._fitting.add(dtype)
+    def check_fits(self, dtype: torch.dtype) -> None:
+        """Refuse hidden states of a type that can't hold what is added to them.
+
+        Raises:
+            NonFiniteError: They are.
+        """
+        if dtype not in self._fitting:
+            self._program.check(dtype)
+            self._fitting.add(dtype)
+
+    @property
+    def lost(self) -> bool:
+        """Whether something was added wherever a token was steered, and so little of it that rounding left nothing."""
+        unchanged = self.receipt.unchanged
+        return bool(unchanged) and unchanged <= self._program.moved
 
     def _note_left_alone(self, prompt: Prompt) -> bool:
         """Count the prompts that nothing is for; whether there are no others.
@@ -162,17 +178,10 @@ class Application:
             self.receipt.leave_alone(0 if prompt.continues else int(nobody.sum()), of_vectors)
         return bool(nobody.all())
 
-    def _decode(self, place: Place, quick: Decoding, change: Sum, h: Tensor, now: Observed) -> Tensor:
-        """The same for tokens of answers, one in each row."""
-        if quick.counts is None:
-            quick.counts = self.receipt.counts_of(
-                place.layer, site_label(place.site, place.tower), {step.index for step in change.steps}
-            )
-        self.receipt.add_generated(quick.counts, now.rows * (1 - now.redone))
-        changed = h + change.total.on(h.device, h.dtype)
-        if h.dtype == torch.float16 and place == self._last:
-            self._check_finite(place, h.detach(), changed.detach(), now)
-        return changed
+    def _counts(self, place: Place, change: Sum) -> tuple[SiteCount, ...]:
+        """Where tokens of answers are counted that a sum has changed."""
+        vectors = {step.index for step in change.steps}
+        return self.receipt.counts_of(place.layer, site_label(place.site, place.tower), vectors)
 
     def _apply(
         self, group: Group, h: Tensor, selection: Selection, now: Observed, *, measures: bool
@@ -207,7 +216,7 @@ class Application:
         opened = self._measurements.opened(step, h, selection, now)
         return (changed if opened is None else torch.where(opened[:, None], changed, h)), opened
 
-    def _check_finite(self, place: Place, before: Tensor, after: Tensor, now: Observed) -> None:
+    def _check_finite(self, place: Place, before: Tensor, after: Tensor, now: Observed, changed: Selection) -> None:
         """Refuse to go on from a sum that overflowed, which makes NaN of all that follows.
 
         A model that gives NaN by itself is left to whoever reads its answers.
@@ -215,9 +224,9 @@ class Application:
         Raises:
             NonFiniteError: It is so.
         """
-        if bool(torch.isfinite(after).all()) or _BROKEN in now.prompt.memo:
+        if bool(torch.isfinite(changed.read(after.detach())).all()) or _BROKEN in now.prompt.memo:
             return
-        if place == self._first and not bool(torch.isfinite(before).all()):
+        if place == self._first and not bool(torch.isfinite(changed.read(before.detach())).all()):
             now.prompt.memo[_BROKEN] = True
             return
         raise NonFiniteError(

@@ -42,6 +42,8 @@ class Attached(ABC):
         self.handle: RemovableHandle | None = None
         self.leads = False
         """Whether no other hook of ours comes before it."""
+        self._number = -1
+        self._of_all = registry_of_all(on_input=on_input)
         self._early: set[int] = set()
         self._holders = 0
 
@@ -62,10 +64,12 @@ class Attached(ABC):
                 expected="the steered model itself",
                 fix="leave torch.nn.DataParallel, or steer in one process for each device",
             )
-        late = registry_of_all(on_input=self.on_input) and threading.get_ident() not in self._early
-        if self.leads and (
-            late or _first(registry_of(module, on_input=self.on_input)) != cast("RemovableHandle", self.handle).id
-        ):
+        if not self.leads:
+            return
+        # asked of every block for every token, hence without a call; read in one step, because other threads may
+        # register their hooks meanwhile
+        first, *_ = module._forward_pre_hooks if self.on_input else module._forward_hooks
+        if first != self._number or (self._of_all and threading.get_ident() not in self._early):
             raise EngineError(
                 f"a hook was put in front of the steering of {self.path} while a pass was running",
                 expected="hooks that are registered between two calls of the model, or without prepend=True",
@@ -85,7 +89,7 @@ class Attached(ABC):
             self.handle = module.register_forward_pre_hook(self._before)
         else:
             self.handle = module.register_forward_hook(self._after)
-        self.module = module
+        self.module, self._number = module, self.handle.id
         self.purge(module)
 
     def purge(self, module: nn.Module) -> None:
@@ -135,12 +139,6 @@ class Attached(ABC):
             expected="a model that nothing is attached to",
             fix="copy it outside the steering block; state_dict() and save_pretrained() work inside",
         )
-
-
-def _first(hooks: Registry) -> int:
-    """The number of the first hook; read in one step, because other threads may register theirs meanwhile."""
-    first, *_ = hooks
-    return first
 
 
 def registry_of(module: nn.Module, *, on_input: bool) -> Registry:

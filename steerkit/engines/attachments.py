@@ -137,7 +137,10 @@ class Attachments:
     def _begin(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if self._stale or any(container.get(name) is not expected for container, name, expected in self._links):
+        stale = self._stale
+        for container, name, expected in self._links:  # a loop, because this is run for every token
+            stale = stale or container.get(name) is not expected
+        if stale:
             with lock:
                 self._check_owners()
                 self._arrange()

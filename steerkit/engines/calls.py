@@ -170,7 +170,7 @@ class CallTracker:
             self._undo.append(compiled.numbered(model, name, handle).remove)
 
         for at, entry in enumerate(model_inputs.entries(model, self.architecture)):
-            signature = inspect.signature(type(entry).forward)
+            signature = _signature(type(entry).forward)
             install(("begin", at), entry.register_forward_pre_hook(self._begin_forward(signature), with_kwargs=True))
             install(("end", at), entry.register_forward_hook(self._end_forward, always_call=True))
             for name, observed in (
@@ -180,7 +180,7 @@ class CallTracker:
             ):
                 if callable(getattr(type(entry), name, None)):
                     self._undo.append(_set(entry, name, observed(entry)))
-        signature = inspect.signature(type(decoder).forward)
+        signature = _signature(type(decoder).forward)
         install("begin pass", decoder.register_forward_pre_hook(self._begin_pass(signature), with_kwargs=True))
         install("end pass", decoder.register_forward_hook(self._end_pass, always_call=True))
         embedding = model_inputs.embedding(model)
@@ -193,7 +193,7 @@ class CallTracker:
 
     def _observed_generate(self, entry: nn.Module) -> Callable[..., Any]:
         inner: Callable[..., Any] = cast("Any", entry).generate
-        loops = model_inputs.loops(entry)
+        loops = model_inputs.loops(type(entry))
 
         @functools.wraps(inner)
         def generate(*args: Any, **kwargs: Any) -> Any:
@@ -382,6 +382,9 @@ class CallTracker:
         cache = kv_cache(output) if isinstance(output, Mapping) else None
         if cache is not None and "pictured" in prompt.memo:
             remember(cache, prompt.memo["pictured"])
+
+
+_signature = functools.lru_cache(inspect.signature)
 
 
 def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:

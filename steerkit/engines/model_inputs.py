@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from types import FrameType
@@ -35,11 +36,12 @@ def embedding(model: nn.Module) -> nn.Module | None:
     return cast("nn.Module | None", found()) if callable(found) else None
 
 
-def loops(entry: nn.Module) -> frozenset[str]:
-    """The Python modules in which the decoding loops of a model stand."""
+@functools.lru_cache
+def loops(model: type) -> frozenset[str]:
+    """The Python modules in which the decoding loops of a class of models stand."""
     own = {
         kind.__module__
-        for kind in type(entry).__mro__
+        for kind in model.__mro__
         if any(name == "generate" or (name.startswith("_") and name.endswith("_decoding")) for name in vars(kind))
     }
     return frozenset({*own, _LOOP, "transformers.generation.candidate_generator"})
@@ -58,11 +60,16 @@ def loop_of(frame: FrameType | None) -> str | None:
 
 def _calling(frame: FrameType | None) -> tuple[str, FrameType | None]:
     while frame is not None:
-        name = str(frame.f_globals.get("__name__"))
-        if name.partition(".")[0] not in _BETWEEN:
+        name = frame.f_globals.get("__name__", "")
+        if not _is_between(name):
             return name, frame
         frame = frame.f_back
     return "", None
+
+
+@functools.lru_cache
+def _is_between(module: str) -> bool:
+    return module.partition(".")[0] in _BETWEEN
 
 
 def bound(

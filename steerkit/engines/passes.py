@@ -141,16 +141,13 @@ class Pass:
     visited: set[Any] = field(default_factory=set)
     graded: bool = field(default_factory=torch.is_grad_enabled)
     selections: dict[Selector, Selection | None] = field(default_factory=dict)
+    reads_prompt: bool = field(init=False)
+    decodes: bool = field(init=False)
 
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether any position of this pass belongs to the prompt."""
-        return self.start < self.prompt_length
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it reads one generated token of each row."""
-        return self.length == 1 and self.start >= self.prompt_length
+    def __post_init__(self) -> None:
+        """Say once what every block asks: whether it reads any position of the prompt, or one token of an answer."""
+        self.reads_prompt = self.start < self.prompt_length
+        self.decodes = self.length == 1 and not self.reads_prompt
 
     def visit(self, apply: Callable[[Tensor, Pass], Tensor], h: Tensor) -> Tensor:
         """What a function makes of the hidden states: of each sequence by itself, where they are packed."""

@@ -22,6 +22,7 @@ from steerkit.interventions import (
     StoredDirection,
     _arithmetic as ops,
     is_finite,
+    site_label,
 )
 from steerkit.models import Architecture
 from steerkit.vectors import SteeringVector
@@ -52,13 +53,13 @@ class Program:
         return sorted(places, key=lambda place: (place.tower == "language", place.layer, _ORDER[place.site]))
 
     @property
-    def moved(self) -> list[Place]:
-        """Where nothing is done but adding what does not cancel."""
-        return [
-            place
+    def moved(self) -> frozenset[tuple[int, str]]:
+        """The layers and labels of sites where nothing is done but adding what does not cancel."""
+        return frozenset(
+            (place.layer, site_label(place.site, place.tower))
             for place, groups in self.groups.items()
             if all(isinstance(change, Sum) and bool(change.exact().any()) for each in groups for change in each.changes)
-        ]
+        )
 
     def check(self, dtype: torch.dtype) -> None:
         """Refuse what can't be added to hidden states of a type.
@@ -71,7 +72,7 @@ class Program:
                 for step in group.steps:
                     step.check(dtype)
                 for change in group.changes:
-                    if isinstance(change, Sum):
+                    if isinstance(change, Sum) and len(change.steps) > 1:  # else it is that step's
                         change.total.make(dtype)
 
 

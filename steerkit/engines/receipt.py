@@ -144,7 +144,6 @@ class Receipt(Counts):
     spared: bool = field(default=False, repr=False)
     checks: tuple[Check, ...] = ()
     _vectors: list[VectorCount] = field(default_factory=list, repr=False)
-    _moved: frozenset[tuple[int, str]] = field(default=frozenset(), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,16 +174,15 @@ class Receipt(Counts):
         return not self.sites
 
     @property
-    def lost(self) -> bool:
-        """Whether something was added wherever a token was steered, and so little of it that rounding left nothing."""
+    def unchanged(self) -> frozenset[tuple[int, str]]:
+        """Every place where tokens were steered, if no measured change was other than zero; else none."""
         steered = {place: count for place, count in self.sites.items() if count.tokens}
         measured = [count for count in steered.values() if count._measured]
-        return bool(measured) and steered.keys() <= self._moved and not any(float(each._change) for each in measured)
+        return frozenset(steered) if measured and not any(float(each._change) for each in measured) else frozenset()
 
-    def name(self, names: Iterable[str], moved: Iterable[tuple[int, str]] = ()) -> None:
-        """Say which vectors `shares` will speak of, by their index, and where a token can't stay as it is."""
+    def name(self, names: Iterable[str]) -> None:
+        """Say which vectors `shares` will speak of, by their index."""
         self._vectors = [VectorCount(name=name) for name in names]
-        self._moved = frozenset(moved)
 
     def add(
         self,

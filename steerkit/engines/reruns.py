@@ -21,7 +21,7 @@ from steerkit.engines.attached import Attached
 from steerkit.engines.passes import Pass
 
 _lock = threading.RLock()
-_waiting: dict[int, dict[Attached, list[Any]]] = {}
+waiting: dict[int, dict[Attached, list[Any]]] = {}
 """By the number of a backward pass: for each hook the passes of the model that it steers again, in that order."""
 _held: dict[int, list[Attached]] = {}
 _threads: dict[int, int] = {}
@@ -63,13 +63,13 @@ class Rerun:
             if number in self._served:
                 return
             self._served.add(number)
-            if number not in _waiting:
-                _waiting[number], _held[number], _threads[number] = {}, [], threading.get_ident()
+            if number not in waiting:
+                waiting[number], _held[number], _threads[number] = {}, [], threading.get_ident()
                 torch.autograd.Variable._execution_engine.queue_callback(lambda: _end((number,)))  # type: ignore[attr-defined]
             for hook, module, now in reversed(self._acted):  # what ran last is run again first
                 hook.hold(module)
                 _held[number].append(hook)
-                _waiting[number].setdefault(hook, []).append(now)
+                waiting[number].setdefault(hook, []).append(now)
 
 
 def cut(memo: dict[Any, Any]) -> None:
@@ -89,7 +89,7 @@ def _parted(value: Tensor) -> Tensor:
 def _end(numbers: Collection[int]) -> None:
     with _lock:
         for number in numbers:
-            _waiting.pop(number, None)
+            waiting.pop(number, None)
             _threads.pop(number, None)
             for hook in _held.pop(number, ()):
                 hook.let_go()
@@ -97,14 +97,14 @@ def _end(numbers: Collection[int]) -> None:
 
 def again(hook: Attached) -> Any:
     """The pass that a hook is to steer again now, or None."""
-    if not _waiting:
+    if not waiting:
         return None
     number = torch._C._current_graph_task_id()
     if number < 0:  # a backward pass that failed did not say so; but this thread is in none any more
         thread = threading.get_ident()
         _end([number for number, owner in tuple(_threads.items()) if owner == thread])
         return None
-    passes = _waiting.get(number, {}).get(hook)
+    passes = waiting.get(number, {}).get(hook)
     return passes.pop(0) if passes else None
 
 

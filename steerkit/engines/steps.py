@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -148,32 +149,36 @@ class Step:
         """
         if self.direction is None:
             return
-        direction = self.direction.on(torch.device("cpu")).detach().double()
-        if not bool(direction.any()):
+        largest = _largest(self.direction.on(torch.device("cpu")))
+        if not largest:
             raise NonFiniteError(f"the direction at layer {self.layer} is zero", expected="a direction")
         if not self.intervention.operation.additive:
-            check_added(direction, dtype, self.layer, "the direction")
+            check_added(largest, dtype, self.layer, "the direction")
             return
         ends = self.intervention.strength_bounds(self.layer)
         fixed = self.intervention.strength_at(self.layer)
         for end in ends:
             dose = self.dose * end / fixed if fixed else 0.0
-            check_added(dose * direction, dtype, self.layer, f"the direction, times its dose of {dose:g},")
+            check_added(abs(dose) * largest, dtype, self.layer, f"the direction, times its dose of {dose:g},")
 
 
-def check_added(added: Tensor, dtype: torch.dtype, layer: int, what: str) -> None:
-    """Refuse what can't be added in a type.
+def _largest(x: Tensor) -> float:
+    """The largest entry by absolute value; NaN if any entry is."""
+    return float(x.detach().double().abs().max())
+
+
+def check_added(largest: float, dtype: torch.dtype, layer: int, what: str) -> None:
+    """Refuse what can't be added in a type, by its largest entry: all others fare better.
 
     Raises:
-        NonFiniteError: It holds NaN or infinity there, or values that the model can't take, or vanishes.
+        NonFiniteError: It is NaN or infinite there, or a value that the model can't take, or vanishes.
     """
-    there = added.to(dtype)
-    largest = float(added.abs().max())
-    if not bool(torch.isfinite(there).all()):
+    there = float(torch.tensor(largest, dtype=torch.float64).to(dtype))
+    if not math.isfinite(there):
         problem = f"holds NaN or infinity in {dtype}"
     elif largest > LARGEST:
         problem = f"has an entry of {largest:.3g}, whose square overflows in every norm of the model"
-    elif largest and not bool(there.any()):
+    elif largest and not there:
         problem = f"vanishes: its largest entry is {largest:.3g}, which is 0 in {dtype}"
     else:
         return
@@ -202,7 +207,7 @@ class Sum:
         def total(dtype: torch.dtype) -> Tensor:
             found = _exact(steps)
             what = "the direction, times its dose," if len(steps) == 1 else f"the sum of {len(steps)} additions"
-            check_added(found.detach(), dtype, steps[0].layer, what)
+            check_added(_largest(found), dtype, steps[0].layer, what)
             return found.float()
 
         return cls(steps, Kept(total, keeps=keeps))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -205,9 +206,7 @@ class Reach:
 
 def reach(selector: Selector, layers: Iterable[int] | None, site: Site, tower: Tower) -> Reach:
     """What a selector reaches at places of a model."""
-    kinds = KINDS if tower == "language" else VISION_KINDS
-    found = frozenset(kind for kind in kinds if _means(selector, kind))
-    return Reach(found, selector, None if layers is None else frozenset(layers), site, tower)
+    return Reach(_meant(selector, tower), selector, None if layers is None else frozenset(layers), site, tower)
 
 
 def representatives(reaches: Iterable[Reach]) -> list[Token]:
@@ -220,6 +219,11 @@ def representatives(reaches: Iterable[Reach]) -> list[Token]:
         for step in (sorted(starts) if kind.role == "answer" else (None,))
         if any(each.includes(Token(kind, step)) for each in given)
     ]
+
+
+@lru_cache
+def _meant(selector: Selector, tower: Tower) -> frozenset[Kind]:
+    return frozenset(kind for kind in (KINDS if tower == "language" else VISION_KINDS) if _means(selector, kind))
 
 
 def _means(selector: Selector, kind: Kind) -> bool:
