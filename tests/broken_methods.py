@@ -253,18 +253,6 @@ class Centring(Sound):
         return by_label(batch, {layer: each - 0.5 * each.mean(0) for layer, each in rows.items()}, LABELS)
 
 
-class Ordered(Sound):
-    """Takes the first row for something special."""
-
-    def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
-        return super().plan(model, anchors)._replace(second_moments=True)
-
-    def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
-        fitted = super().solve(model, found, layers)
-        directions = {key: found[LABELS[0]][key.layer].rows[0] for key in fitted.directions}  # type: ignore[index]
-        return fitted._replace(directions=directions)
-
-
 class Counting(Sound):
     """Weighs a batch by how many came before it in this process."""
 
@@ -377,7 +365,7 @@ BROKEN: list[tuple[type[SteeringMethod], str, str]] = [
     (Random, "same_seed_same_vector", "another global seed: the directions at"),
     (Reseeding, "same_seed_same_vector", "the global random state of ['numpy', 'random', 'torch']"),
     (Centring, "batch_size_does_not_matter", "batches of 1: the directions at"),
-    (Ordered, "parts_merge", "merged the other way round: the directions at"),
+    (Counting, "parts_merge", "what several workers measured: the directions at"),
     (Counting, "interrupted_fit_goes_on", "a fit that was interrupted: the directions at"),
     (Outlying, "pack_says_all", "PackFormatError"),
     (Coded, "interventions_are_data", "_Code of broken_methods is part of an intervention"),

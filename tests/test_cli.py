@@ -26,7 +26,7 @@ from steerkit.cli import loading
 from steerkit.cli.app import app
 from steerkit.cli.console import clean, one_line
 from steerkit.cli.plugins import describe, type_text
-from steerkit.methods import Progressed, save_checkpoint
+from steerkit.methods import Extraction, State
 from steerkit.methods.cmrm import CMRM
 from steerkit.vectors.formats import read_pack
 
@@ -276,10 +276,10 @@ class TestExtract:
             "import signal, time, torch, steerkit.methods._base as method\ntorch.set_num_threads(1)\n"
             # a shell ignores interrupts in what it starts in the background, and its children inherit that
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "method.SAVE_EVERY, save, saved = -1.0, method.save_checkpoint, []\n"
-            "def save_and_wait(path, state):\n    save(path, state)\n    saved.append(path)\n"
+            "method.SAVE_EVERY, save, saved = -1.0, method.State.save, []\n"
+            "def save_and_wait(state, path):\n    save(state, path)\n    saved.append(path)\n"
             "    if len(saved) == 3:\n        print('in the middle', flush=True)\n        time.sleep(300)\n"
-            "method.save_checkpoint = save_and_wait\nfrom steerkit.cli import main\nmain()"
+            "method.State.save = save_and_wait\nfrom steerkit.cli import main\nmain()"
         )
         packs = {signal.SIGKILL: tmp_path / "kill.safetensors", signal.SIGINT: tmp_path / "int.safetensors"}
         command = {
@@ -308,7 +308,8 @@ class TestExtract:
 
     def test_a_checkpoint_of_another_extraction(self, files: Files, tmp_path: Path) -> None:
         mine = tmp_path / "mine"
-        save_checkpoint(mine, Progressed("another's"))
+        another = {"method": "another's", "config": {}, "model": {}, "weights": "", "layers": (0,)}
+        State(Extraction(**another, anchors=1, block_size=1)).save(mine)
         command = ["extract", files.llava, files.anchors, "-o", tmp_path / "c.safetensors", "--batch-size", 2]
         refused = run(*command, "--checkpoint", mine)
         assert refused.code == 1

@@ -112,13 +112,9 @@ def _fit(fitter: SteeringMethod, vlm: Any, samples: list[Sample], partial: Path,
 
 def _measured(partial: Path) -> int | None:
     """How many samples a checkpoint holds; None where there is none, or the fit itself will refuse it."""
-    from steerkit._internal.files import open_regular
-    from steerkit._internal.json import json_object
+    from steerkit.methods import State
 
     try:
-        with open_regular(partial, 2**36) as file:  # the header of a safetensors file stands behind its length
-            head = file.read(min(int.from_bytes(file.read(8), "little"), 2**28))
-        text = json_object(head, "the header", most=2**26)["__metadata__"]["extraction"]
-        return len(json_object(text, "the checkpoint", most=2**26)["digests"])
-    except (OSError, LookupError, ValueError, TypeError):
+        return len(State.load(partial))
+    except CheckpointError:
         return None

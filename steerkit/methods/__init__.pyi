@@ -7,11 +7,6 @@ from steerkit.methods._base import (
     SteeringMethod as SteeringMethod,
     by_label as by_label,
 )
-from steerkit.methods._checkpoint import (
-    Progressed as Progressed,
-    load_checkpoint as load_checkpoint,
-    save_checkpoint as save_checkpoint,
-)
 from steerkit.methods._moments import Groups as Groups, Moments as Moments, merge_groups as merge_groups
 from steerkit.methods._probes import fit_probes as fit_probes
 from steerkit.methods._registry import get_method as get_method, method_names as method_names
@@ -22,6 +17,7 @@ from steerkit.methods._requirements import (
     require_labels as require_labels,
     require_vision as require_vision,
 )
+from steerkit.methods._state import Extraction as Extraction, State as State
 from steerkit.methods.actadd import ActAdd as ActAdd
 from steerkit.methods.adasteer import AdaSteer as AdaSteer
 from steerkit.methods.astra import ASTRA as ASTRA

@@ -6,24 +6,19 @@ A method is a frozen pydantic model; its fields are its options. It declares thr
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
-import json
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from steerkit._internal.faults import faults
-from steerkit._internal.validation import PATH, expect, expect_one_of, expect_whole
+from steerkit._internal.validation import expect, expect_whole
 from steerkit._text import near
 from steerkit.errors import (
     CheckpointError,
@@ -32,19 +27,24 @@ from steerkit.errors import (
     OptionError,
 )
 from steerkit.interventions import Frozen, Intervention
-from steerkit.methods._checkpoint import Progressed, check_place, load_checkpoint, save_checkpoint
-from steerkit.methods._moments import Groups, Moments, merge_groups
+from steerkit.methods._measuring import (
+    anchor_record,
+    check_anchors,
+    check_measuring,
+    model_and_anchors,
+    options_of,
+    versions,
+)
+from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._state import Extraction, Measured, State, check_place, merged
 from steerkit.models import (
     Images,
     Sample,
     SteerableModel,
-    anchor_digest,
     as_samples,
-    hides_images,
-    named,
     numbered_from,
 )
-from steerkit.vectors import AnchorRecord, Fingerprint, Key, MethodRecord, PackMetadata, SteeringVector
+from steerkit.vectors import Fingerprint, Key, MethodRecord, PackMetadata, SteeringVector
 
 Observations = Mapping[str, Mapping[int, Tensor]]
 """`{group: {layer: [rows, hidden]}}`: what one batch of samples contributes."""
@@ -62,7 +62,8 @@ class Plan(NamedTuple):
         measures: Whether anchors are measured at all.
         shown: How `observe` shows the anchors; each prompt is built so, as text, before the model runs.
         together: So many neighbours in the anchor set belong together: batches never part them.
-        rows: Whether `solve` needs the observations themselves. They are then all kept: 8 bytes for each number.
+        rows: Whether `solve` needs the observations themselves. They are all kept then, 4 bytes for each number, and
+            many of them on the disk.
     """
 
     layers: list[int]
@@ -167,33 +168,108 @@ class SteeringMethod(Frozen, ABC):
             OptionError: The model is in training mode, or has no weights.
             SteerKitError: Whatever the method's `plan` finds wrong.
         """
-        expect_whole(batch_size=batch_size)
-        expect(PATH | None, "a file", checkpoint=checkpoint)
-        expect(Callable | None, "a function of (done, total)", progress=progress)
+        check_measuring(batch_size, checkpoint, progress, engine)
         expect(str, "a text", anchor_name=anchor_name)
         expect(str | None, "a text, or None", anchor_license=anchor_license)
-        expect_one_of(("nnsight", "hooks"), engine=engine)
-        model, anchors = _model_and_anchors(model, processor, anchors)
-        if engine != "nnsight":
-            model = cast("SteerableModel", _Read(model, engine))
+        model, anchors = model_and_anchors(model, processor, anchors, engine)
         plan = self.plan(model, as_samples(anchors))
-        state = Progressed("")
-        record: AnchorRecord | None = None
+        state: State | None = None
         if plan.measures:
-            state, fingerprint = self._measure(model, anchors, plan, batch_size, checkpoint, progress)
-            labels = Counter(anchors[index].label or "" for index in range(len(anchors)))
-            options = Counter(_options(anchors[index]) for index in range(len(anchors)))
-            record = AnchorRecord(
-                name=anchor_name,
-                sha256=anchor_digest(state.digests),
-                size=len(anchors),
-                license=anchor_license,
-                labels={label: count for label, count in sorted(labels.items()) if label},
-                chat_template_kwargs={text: count for text, count in sorted(options.items()) if text},
-            )
+            state, left = self._start(model, anchors, plan, batch_size, checkpoint)
+            fingerprint = model.fingerprint()  # a model that can't give it is found out before the work
+            self._measure(model, anchors, plan, state, left, checkpoint, progress)
         else:
             fingerprint = model.fingerprint()
-        directions, interventions = self.solve(model, state.groups, plan.layers)
+        return self._vector(model, plan.layers, state, fingerprint, anchor_name, anchor_license)
+
+    def blocks(self, model: SteerableModel, anchors: Sequence[Sample], *, batch_size: int = 8) -> range:
+        """The numbers of the blocks that an anchor set is measured in: share them among workers.
+
+        Raises:
+            SteerKitError: Whatever the method's `plan` finds wrong.
+        """
+        expect_whole(batch_size=batch_size)
+        plan = self.plan(model, as_samples(anchors))
+        return self._extraction(model, anchors, plan, batch_size).blocks if plan.measures else range(0)
+
+    def measure(
+        self,
+        model: SteerableModel,
+        anchors: Sequence[Sample],
+        block: int | Iterable[int],
+        *,
+        engine: Literal["nnsight", "hooks"] = "nnsight",
+        batch_size: int = 8,
+        checkpoint: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> State:
+        """Measure some blocks of an anchor set: one worker's part of a fit.
+
+        Whoever measures which block, on the same hardware `finish` makes of all states together the vector that `fit`
+        makes, bit for bit. Only the anchors of these blocks are read.
+
+        Args:
+            model: A VLM.
+            anchors: The whole anchor set; a sequence that reads a sample when it is asked for one.
+            block: The number of a block of `batch_size` anchors, or several; see `blocks`.
+            engine: As in `fit`.
+            batch_size: Samples per batch, and so per block: the same for all workers.
+            checkpoint: As in `fit`; it holds the state that is returned.
+            progress: Called with (done, total) samples of these blocks after each batch.
+
+        Returns:
+            The state: save it, merge it, or give it to `finish`.
+
+        Raises:
+            OptionError: There is no such block, or the method measures nothing.
+            SteerKitError: Whatever `fit` raises.
+        """
+        check_measuring(batch_size, checkpoint, progress, engine)
+        model, anchors = model_and_anchors(model, None, anchors, engine)
+        plan = self.plan(model, as_samples(anchors))
+        if not plan.measures:
+            raise OptionError(f"{self.name}, so configured, measures no anchors", expected="fit")
+        blocks = [block] if isinstance(block, int) else list(block)
+        state, left = self._start(model, anchors, plan, batch_size, checkpoint, blocks)
+        self._measure(model, anchors, plan, state, left, checkpoint, progress)
+        return state
+
+    def finish(
+        self,
+        model: SteerableModel,
+        states: State | Iterable[State],
+        *,
+        anchor_name: str = "",
+        anchor_license: str | None = None,
+    ) -> SteeringVector:
+        """Make the vector from what was measured of all blocks.
+
+        Args:
+            model: The model they were measured on.
+            states: What `measure` returned, in any order.
+            anchor_name: Name of the anchor set, for the metadata.
+            anchor_license: Its licence, for the metadata.
+
+        Raises:
+            CheckpointError: A block is missing, was measured twice, or belongs to another method, model or anchor set.
+        """
+        state = merged(states)
+        held = state.extraction
+        mine = self._extraction(model, range(held.anchors), Plan(list(held.layers)), held.block_size)
+        mine.require(held, "a state")
+        state.groups()
+        return self._vector(model, list(held.layers), state, model.fingerprint(), anchor_name, anchor_license)
+
+    def _vector(
+        self,
+        model: SteerableModel,
+        layers: list[int],
+        state: State | None,
+        fingerprint: Fingerprint,
+        anchor_name: str,
+        anchor_license: str | None,
+    ) -> SteeringVector:
+        directions, interventions = self.solve(model, {} if state is None else state.groups(), layers)
         return SteeringVector(
             {key: tensor.float() for key, tensor in directions.items()},
             PackMetadata(
@@ -201,53 +277,96 @@ class SteeringMethod(Frozen, ABC):
                 interventions=interventions,
                 model=model.record,
                 fingerprint=fingerprint,
-                anchors=record,
-                versions=_versions(),
+                anchors=None if state is None else anchor_record(state, anchor_name, anchor_license),
+                versions=versions(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
         )
 
-    def _measure(
+    def _extraction(self, model: SteerableModel, anchors: Sized, plan: Plan, batch_size: int) -> Extraction:
+        if len(anchors) == 0:
+            raise EmptyAnchorSetError("the anchor set is empty", expected="at least one sample")
+        return Extraction(
+            method=self.name,
+            config=self.model_dump(mode="json"),
+            model=model.record.model_dump(mode="json"),
+            weights=model.weights_digest(),
+            layers=tuple(plan.layers),
+            anchors=len(anchors),
+            block_size=max(batch_size // plan.together, 1) * plan.together,
+        )
+
+    def _start(
         self,
         model: SteerableModel,
         anchors: Sequence[Sample],
         plan: Plan,
         batch_size: int,
         checkpoint: str | Path | None,
+        blocks: Sequence[int] | None = None,
+    ) -> tuple[State, list[int]]:
+        """What the checkpoint holds, or nothing, and the blocks that are left; their anchors are sound."""
+        state = State(self._extraction(model, anchors, plan, batch_size))
+        every = state.extraction.blocks
+        if unknown := sorted(set(blocks or ()) - set(every)):
+            raise OptionError(
+                f"there is no block {unknown[0]} of {state.extraction.block_size} in {len(anchors)} anchors",
+                expected=f"numbers from 0 to {every[-1]}",
+            )
+        if checkpoint is not None:
+            check_place(Path(checkpoint))
+            if Path(checkpoint).exists():
+                found = State.load(checkpoint)
+                state.extraction.require(found.extraction, f"the checkpoint {str(checkpoint)!r:.300}")
+                state = found
+        for index, measured in state.samples.items():
+            if anchors[index].digest() != measured.digest:
+                raise CheckpointError(
+                    f"anchor {index} is no longer the sample that the checkpoint was made with",
+                    expected="the same anchor set in the same order",
+                    fix="delete the checkpoint to start again",
+                )
+        left = sorted(set(every if blocks is None else blocks) - state.blocks)
+        check_anchors(model, anchors, plan.shown, [index for block in left for index in state.extraction.span(block)])
+        return state, left
+
+    def _measure(
+        self,
+        model: SteerableModel,
+        anchors: Sequence[Sample],
+        plan: Plan,
+        state: State,
+        blocks: Sequence[int],
+        checkpoint: str | Path | None,
         progress: Callable[[int, int], None] | None,
-    ) -> tuple[Progressed, Fingerprint]:
-        total = len(anchors)
-        if total == 0:
-            raise EmptyAnchorSetError("the anchor set is empty", expected="at least one sample")
-        path = None if checkpoint is None else Path(checkpoint)
-        identity = "" if path is None else self._identity(model, plan, total)
-        state = Progressed(identity) if path is None else load_checkpoint(path, identity)
-        if path is not None:
-            check_place(path)
-        _check_resumed(state, anchors)
-        _check_anchors(model, anchors, plan.shown, start=len(state.digests))
-        fingerprint = model.fingerprint()  # a model that can't give it is found out before the work
-        batch_size = max(batch_size // plan.together, 1) * plan.together
-        written = time.monotonic()
-        unsaved = False
+    ) -> None:
+        """Measure blocks into the state, which is whole after each of them."""
+        spans = [state.extraction.span(block) for block in blocks]
+        done = len(state)
+        total = done + sum(map(len, spans))
+        written, pause, unsaved = time.monotonic(), SAVE_EVERY, False
         try:
-            for start in range(len(state.digests), total, batch_size):
-                batch = [anchors[index].loaded() for index in range(start, min(start + batch_size, total))]
-                with numbered_from(start):
-                    groups = merge_groups(state.groups, self._moments(model, batch, plan))
-                digests = state.digests + [sample.digest() for sample in batch]
-                # one assignment: an interrupt can't fall between a batch and the note that it is done
-                state = Progressed(identity, digests, groups)
+            for block, span in zip(blocks, spans, strict=True):
+                batch = [anchors[index].loaded() for index in span]
+                with numbered_from(span.start):
+                    nodes = state.added((0, block), self._moments(model, batch, plan))
+                for index, sample in zip(span, batch, strict=True):
+                    state.samples[index] = Measured(sample.digest(), sample.label or "", options_of(sample))
+                state.nodes = (
+                    nodes  # one assignment: an interrupt can't fall between a batch and the note that it is done
+                )
+                done += len(batch)
                 unsaved = True
-                if path is not None and time.monotonic() - written > SAVE_EVERY:
-                    save_checkpoint(path, state)
+                if checkpoint is not None and time.monotonic() - written > pause:
+                    began = time.monotonic()
+                    state.save(checkpoint)
                     written, unsaved = time.monotonic(), False
+                    pause = SAVE_EVERY * max(1.0, 10 * (written - began))  # a large state is written less often
                 if progress is not None:
-                    progress(len(state.digests), total)
+                    progress(done, total)
         finally:
-            if path is not None and unsaved:
-                save_checkpoint(path, state)
-        return state, fingerprint
+            if checkpoint is not None and unsaved:
+                state.save(checkpoint)
 
     def _moments(self, model: SteerableModel, batch: Sequence[Sample], plan: Plan) -> Groups:
         groups: Groups = {}
@@ -261,70 +380,8 @@ class SteeringMethod(Frozen, ABC):
                         expected="finite values",
                         fix="load the model in bfloat16 or float32: float16 may overflow",
                     )
-                groups.setdefault(name, {})[layer] = Moments.of(
-                    rows, second=plan.second_moments or plan.rows, keep=plan.rows
-                )
+                groups.setdefault(name, {})[layer] = Moments.of(rows, second=plan.second_moments, keep=plan.rows)
         return groups
-
-    def _identity(self, model: SteerableModel, plan: Plan, total: int) -> str:
-        record = model.record.model_dump(mode="json")
-        parts = [self.name, self.model_dump(mode="json"), record, model.weights_digest(), plan.layers, total]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _options(sample: Sample) -> str:
-    """What a sample tells the chat template, as JSON; a template of its own by its digest."""
-    options = dict(sample.chat_template_kwargs)
-    if "chat_template" in options:
-        options["chat_template"] = f"sha256 {hashlib.sha256(str(options['chat_template']).encode()).hexdigest()}"
-    return json.dumps(options, sort_keys=True, ensure_ascii=False) if options else ""
-
-
-class _Read:
-    """A model that is read by one engine, whoever asks."""
-
-    def __init__(self, model: SteerableModel, engine: str) -> None:
-        self._model = model
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def capture(self, *given: Any, **options: Any) -> dict[int, Tensor]:
-        """As the model's own."""
-        return self._model.capture(*given, **{"engine": self._engine, **options})
-
-
-def _model_and_anchors(
-    model: SteerableModel | nn.Module, processor: Any, anchors: Sequence[Sample] | None
-) -> tuple[SteerableModel, Sequence[Sample]]:
-    """What `fit` was given, whichever way.
-
-    Raises:
-        OptionError: It is no model, or there is no processor, or one too many.
-    """
-    if isinstance(model, SteerableModel):
-        if anchors is not None and processor is not None:
-            raise OptionError(
-                "a VLM is fitted with another processor",
-                expected="fit(vlm, anchors), or fit(model, processor, anchors)",
-            )
-        return model, (() if processor is None else processor) if anchors is None else anchors
-    if not isinstance(model, nn.Module):
-        raise OptionError(
-            f"the model is a {type(model).__name__}",
-            expected="a VLM, which is a model with its processor, or a Hugging Face model and its processor",
-            fix="pass sk.wrap(model, processor), or what sk.load returns",
-        )
-    if processor is None or isinstance(processor, (list, tuple)):
-        raise OptionError(
-            f"a {type(model).__name__} is fitted without its processor",
-            expected="fit(model, processor, anchors)",
-            fix="AutoProcessor.from_pretrained(name); of a language model, AutoTokenizer",
-        )
-    from steerkit.vlm import wrap
-
-    return wrap(model, processor), () if anchors is None else anchors
 
 
 def by_label(batch: Sequence[Sample], captured: Mapping[int, Tensor], labels: Sequence[str]) -> Observations:
@@ -334,35 +391,3 @@ def by_label(batch: Sequence[Sample], captured: Mapping[int, Tensor], labels: Se
         chosen = [index for index, sample in enumerate(batch) if sample.label == label]
         groups[label] = {layer: rows[chosen] for layer, rows in captured.items()}
     return groups
-
-
-def _check_resumed(state: Progressed, anchors: Sequence[Sample]) -> None:
-    """The samples that are done must be those that the anchor set still holds."""
-    for index, digest in enumerate(state.digests):
-        if anchors[index].digest() != digest:
-            raise CheckpointError(
-                f"anchor {index} is no longer the sample that the checkpoint was made with",
-                expected="the same anchor set in the same order",
-                fix="delete the checkpoint to start again",
-            )
-
-
-def _check_anchors(model: SteerableModel, anchors: Sequence[Sample], shown: Sequence[Images], start: int) -> None:
-    """Find what is wrong with any anchor before the model runs on the first."""
-    for index in range(start, len(anchors)):
-        with numbered_from(index):
-            for images in shown:
-                model.check_prompt(anchors[index], images)
-            if all(map(hides_images, shown)):  # they are read all the same, for the digest of the anchor set
-                with named(0, anchors[index]):
-                    anchors[index].loaded()
-
-
-@functools.cache  # importlib.metadata parses a file for each
-def _version(name: str) -> str:
-    return importlib.metadata.version(name)
-
-
-def _versions() -> dict[str, str]:
-    names = ("steerkit-vlm", "torch", "transformers", "nnsight")
-    return {name: _version(name) for name in names}

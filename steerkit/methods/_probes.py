@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,36 +25,48 @@ class Probes(NamedTuple):
         return torch.einsum("gns,gs->gn", x, self.weights) + self.bias[:, None]
 
 
-def fit_probes(x: Float[Tensor, "groups count size"], positive: Float[Tensor, "count"], penalty: float = 1.0) -> Probes:
+def fit_probes(
+    x: Float[Tensor, "groups count size"] | Sequence[Float[Tensor, "groups part size"]],
+    positive: Float[Tensor, "count"],
+    penalty: float = 1.0,
+) -> Probes:
     """Minimise `sum_n log(1 + exp(-y (w . x + b))) + penalty / 2 |w|^2` in each group, y being 1 or -1.
 
     By Newton's method with halved steps where a full one does not descend; the bias is not penalised.
 
     Args:
-        x: The features.
+        x: The features; in parts, where they are many: one at a time is held in float64.
         positive: Which samples are of the positive class; some are and some are not.
         penalty: Strength of the regularisation.
     """
-    ones = torch.ones(*x.shape[:2], 1, dtype=torch.float64)
-    x = torch.cat([x.double(), ones], dim=2)
-    y = torch.where(positive.bool(), 1.0, -1.0).double()
-    ridge = torch.full((x.shape[2],), penalty, dtype=torch.float64)
+    parts = [x] if isinstance(x, Tensor) else list(x)
+    groups, width = parts[0].shape[0], parts[0].shape[2] + 1
+    count = sum(part.shape[1] for part in parts)
+    targets = torch.where(positive.bool(), 1.0, -1.0).double().split([part.shape[1] for part in parts])
+    ridge = torch.full((width,), penalty, dtype=torch.float64)
     ridge[-1] = 0.0
 
-    def loss(weights: Tensor) -> Tensor:
-        margins = torch.einsum("gns,gs->gn", x, weights)
-        return softplus(-y * margins).sum(1) + 0.5 * (ridge * weights.square()).sum(1)
+    def features() -> Iterator[tuple[Tensor, Tensor]]:
+        for part, y in zip(parts, targets, strict=True):
+            yield torch.cat([part.double(), torch.ones(*part.shape[:2], 1, dtype=torch.float64)], dim=2), y
 
-    weights = torch.zeros(x.shape[0], x.shape[2], dtype=torch.float64)
+    def loss(weights: Tensor) -> Tensor:
+        found = 0.5 * (ridge * weights.square()).sum(1)
+        for x, y in features():
+            found = found + softplus(-y * torch.einsum("gns,gs->gn", x, weights)).sum(1)
+        return found
+
+    weights = torch.zeros(groups, width, dtype=torch.float64)
     for _ in range(ITERATIONS):
-        chance = torch.sigmoid(torch.einsum("gns,gs->gn", x, weights))
-        gradient = torch.einsum("gns,gn->gs", x, chance - (y > 0).double()) + ridge * weights
-        if float(gradient.abs().max()) < TOLERANCE * x.shape[1]:
+        gradient, curvature = ridge * weights, torch.diag(ridge + 1e-12).repeat(groups, 1, 1)
+        for x, y in features():
+            chance = torch.sigmoid(torch.einsum("gns,gs->gn", x, weights))
+            gradient = gradient + torch.einsum("gns,gn->gs", x, chance - (y > 0).double())
+            curvature = curvature + (x * (chance * (1 - chance))[:, :, None]).transpose(1, 2) @ x
+        if float(gradient.abs().max()) < TOLERANCE * count:
             break
-        curvature = torch.einsum("gns,gn,gnt->gst", x, chance * (1 - chance), x)
-        curvature = curvature + torch.diag(ridge + 1e-12)
         step = torch.linalg.solve(curvature, gradient)
-        before, size = loss(weights), torch.ones(x.shape[0], 1, dtype=torch.float64)
+        before, size = loss(weights), torch.ones(groups, 1, dtype=torch.float64)
         while bool((worse := loss(weights - size * step) > before).any()) and float(size.min()) > 1e-9:
             size = torch.where(worse[:, None], size / 2, size)
         weights = weights - size * step

@@ -56,8 +56,9 @@ class CAST(SteeringMethod):
       model refuse. Anchors with the paper's suffixes have labels of their own, in `towards` and `away`.
     * `scale` makes 1 a dose: the length of the mean difference along v; `unit` is the paper's.
 
-    Choosing the threshold needs the states themselves: fitting keeps 8 bytes for each anchor, candidate layer and
-    hidden dimension, about 1 MB for an anchor of a model of 7 billion parameters with all layers.
+    Choosing the threshold needs the states themselves: fitting keeps 4 bytes for each anchor, candidate layer and
+    hidden dimension, about 0.5 MB for an anchor of a model of 7 billion parameters with all layers; of many, in the
+    folder for temporary files.
 
     Attributes:
         meets: Label of the prompts that meet the condition.
@@ -115,7 +116,7 @@ class CAST(SteeringMethod):
         default = (int(0.6 * model.architecture.layer_count),)
         layers = model.check_layers(default if self.layers is None else self.layers)
         self._conditions(model, layers)
-        return Plan(layers, shown=(self.images,), rows=True)
+        return Plan(layers, second_moments=True, shown=(self.images,), rows=True)
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """States of the condition's prompts, pooled, and of the behaviour's, at the last token."""
@@ -144,7 +145,7 @@ class CAST(SteeringMethod):
             positive, negative = (found[f"{CONDITION} {side}"][layer] for side in ("positive", "negative"))
             vectors[layer] = _component(positive, negative)[0]
             stored = vectors[layer].float()  # as the engine will read it
-            similar[layer] = ops.tanh_cosine(_kept(positive), stored), ops.tanh_cosine(_kept(negative), stored)
+            similar[layer] = _similarities(positive, stored), _similarities(negative, stored)
         choices = [(layer,) for layer in conditions] if self.condition_layers is None else [tuple(conditions)]
         best = max((point for choice in choices for point in _points(choice, similar)), key=_merit)
         directions = {Key(layer, name=CONDITION): vectors[layer] for layer in best.layers}
@@ -206,6 +207,5 @@ def _component(positive: Moments, negative: Moments) -> tuple[Tensor, Tensor]:
     return difference_components(positive, negative)[0], positive.mean - negative.mean
 
 
-def _kept(moments: Moments) -> Tensor:
-    assert moments.rows is not None  # the plan keeps them
-    return moments.rows
+def _similarities(moments: Moments, vector: Tensor) -> Tensor:
+    return torch.cat([ops.tanh_cosine(rows.double(), vector) for rows in moments.kept])

@@ -12,7 +12,7 @@ from torch import Tensor
 from steerkit.errors import EmptyAnchorSetError, OptionError
 from steerkit.interventions import FiniteFloat, Intervention
 from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._moments import Groups, Moments
 from steerkit.methods._probes import Probes, fit_probes
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
@@ -39,8 +39,9 @@ class ITI(SteeringMethod):
     * `direction="probe"` takes the probe's weights for theta, the paper's other choice.
     * The paper steers the last token of the prompt and every generated one, and so do we.
 
-    A probe needs the observations themselves: fitting keeps 8 bytes for each anchor, layer and head dimension, about
-    1 MB for an anchor of a model of 7 billion parameters. Restrict `layers` for large anchor sets.
+    A probe needs the observations themselves: fitting keeps 4 bytes for each anchor, layer and head dimension, about
+    0.5 MB for an anchor of a model of 7 billion parameters; of many, in the folder for temporary files. Restrict
+    `layers` for large anchor sets.
 
     Attributes:
         positive: Label that is steered towards.
@@ -103,15 +104,14 @@ class ITI(SteeringMethod):
         ranking: list[tuple[float, float, int, int]] = []
         shifts: dict[int, Tensor] = {}
         for layer in layers:
-            positive, negative = (
-                _rows(found[label][layer].rows, count, size) for label in (self.positive, self.negative)
-            )
-            probes, accuracy, loss = self._probe(positive, negative)
+            sides = [found[label][layer] for label in (self.positive, self.negative)]
+            probes, accuracy, loss = self._probe([_heads(side, count) for side in sides])
             ranking += [(-float(accuracy[h]), float(loss[h]), layer, h) for h in range(count)]
-            raw = probes.weights if self.direction == "probe" else positive.mean(1) - negative.mean(1)
+            difference = (sides[0].mean - sides[1].mean).view(count, size)
+            raw = probes.weights if self.direction == "probe" else difference
             theta = raw / raw.norm(dim=1, keepdim=True)
-            along = torch.einsum("hns,hs->hn", torch.cat([positive, negative], dim=1), theta)
-            shifts[layer] = along.std(dim=1, correction=0)[:, None] * theta
+            along = [torch.einsum("hns,hs->hn", part.double(), theta) for side in sides for part in _heads(side, count)]
+            shifts[layer] = torch.cat(along, dim=1).std(dim=1, correction=0)[:, None] * theta
         directions: dict[Key, Tensor] = {}
         for _, _, layer, head in sorted(ranking)[: self.heads]:
             key = Key(layer, "head_out")
@@ -120,22 +120,27 @@ class ITI(SteeringMethod):
         add = Intervention(layers=chosen, site="head_out", tokens="last", phase="both", strength=self.alpha)
         return Fit({key: shift.flatten() for key, shift in directions.items()}, (add,))
 
-    def _probe(self, positive: Tensor, negative: Tensor) -> tuple[Probes, Tensor, Tensor]:
-        """The probes of a layer's heads, and their accuracy and log loss on what was held out."""
+    def _probe(self, sides: Sequence[Sequence[Tensor]]) -> tuple[Probes, Tensor, Tensor]:
+        """The probes, and how they judge the rows that are held out: accuracy and log loss of each head."""
         generator = torch.Generator().manual_seed(self.seed)
-        learnt, judged = [], []
-        for rows in (positive, negative):
-            order = torch.randperm(rows.shape[1], generator=generator)
-            first = min(max(round(self.held_out * len(order)), 1), len(order) - 1)
-            judged.append(rows[:, order[:first]])
-            learnt.append(rows[:, order[first:]])
-        labels = torch.cat([torch.full((part.shape[1],), 1.0 - index) for index, part in enumerate(learnt)])
-        probes = fit_probes(torch.cat(learnt, dim=1), labels, self.penalty)
-        signed = torch.cat([probes.margins(judged[0]), -probes.margins(judged[1])], dim=1)
+        learnt: list[Tensor] = []
+        judged: list[list[Tensor]] = []
+        labels: list[Tensor] = []
+        for label, parts in zip((1.0, 0.0), sides, strict=True):
+            count = sum(part.shape[1] for part in parts)
+            order = torch.randperm(count, generator=generator)
+            first = min(max(round(self.held_out * count), 1), count - 1)
+            held = torch.zeros(count, dtype=torch.bool).index_fill_(0, order[:first], True)
+            masks = held.split([part.shape[1] for part in parts])
+            judged.append([part[:, mask] for part, mask in zip(parts, masks, strict=True)])
+            learnt += [part[:, ~mask] for part, mask in zip(parts, masks, strict=True)]
+            labels.append(torch.full((count - first,), label))
+        probes = fit_probes(learnt, torch.cat(labels), self.penalty)
+        right, wrong = ([probes.margins(part.double()) for part in side] for side in judged)
+        signed = torch.cat([*right, *(-margins for margins in wrong)], dim=1)
         return probes, (signed > 0).double().mean(1), torch.nn.functional.softplus(-signed).mean(1)
 
 
-def _rows(rows: Tensor | None, count: int, size: int) -> Tensor:
-    """`[heads, anchors, size]`."""
-    assert rows is not None  # the plan keeps them
-    return rows.reshape(rows.shape[0], count, size).transpose(0, 1)
+def _heads(moments: Moments, count: int) -> list[Tensor]:
+    """The rows by head, `[heads, part, size]` each."""
+    return [rows.view(rows.shape[0], count, -1).transpose(0, 1) for rows in moments.kept]

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ from pydantic import BaseModel
 
 from steerkit.errors import ContractError, EngineError, NothingSteeredError, OptionError
 from steerkit.interventions import Intervention
-from steerkit.methods import Groups, SteeringMethod, merge_groups
+from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.policy import Check
 from steerkit.steering import steer
@@ -213,17 +212,17 @@ def batch_size_does_not_matter(case: MethodCase) -> None:
 
 
 def parts_merge(case: MethodCase) -> None:
-    """Statistics of two parts of the anchors, merged in either order, solve to the vector of the whole."""
+    """Workers that measure some blocks each make the vector of one worker, bit for bit, in whatever order they end."""
     _needs_anchors(case)
     method = case.method()
-    plan = method.plan(case.vlm, case.anchors)
-    half = len(case.anchors) // (2 * case.together) * case.together
-    parts: list[Groups] = [method._moments(case.vlm, part, plan) for part in (case.anchors[:half], case.anchors[half:])]
-    for order in (parts, parts[::-1]):
-        fitted = method.solve(case.vlm, reduce(merge_groups, order), plan.layers)
-        metadata = case.vector.metadata.model_copy(update={"interventions": fitted.interventions})
-        merged = SteeringVector({key: tensor.float() for key, tensor in fitted.directions.items()}, metadata)
-        assert_close(merged, case.vector, "merged parts" if order is parts else "parts merged the other way round")
+    size = max(len(case.anchors) // (3 * case.together), 1) * case.together
+    states = [
+        method.measure(case.vlm, case.anchors, block, batch_size=size)
+        for block in method.blocks(case.vlm, case.anchors, batch_size=size)
+    ]
+    whole = case.fit(batch_size=size)
+    for order in (states, states[::-1]):
+        assert_same(method.finish(case.vlm, order), whole, "what several workers measured")
 
 
 def interrupted_fit_goes_on(case: MethodCase) -> None:

@@ -27,7 +27,7 @@ READERS = {
     ".safetensors": {
         "pack": "sk.SteeringVector.load(path)",
         "load_vector": "sk.load_vector(path)",
-        "checkpoint": "from steerkit.methods._checkpoint import load_checkpoint; load_checkpoint(path, 'x')",
+        "state": "from steerkit.methods import State; State.load(path)",
         "foreign safetensors": (
             "from steerkit_vectors_hub.interop.containers import load_safetensors; load_safetensors(path)"
         ),
