@@ -1,0 +1,102 @@
+"""What processors of single types need to be told, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KINDS = {
+    "cosmos3_omni": "Qwen3VLProcessor",
+    "fast_vlm": "LlavaProcessor",
+    "glm_ocr": "Glm46VProcessor",
+    "glmga": "Glm46VProcessor",
+    "kosmos-2": "Kosmos2Processor",
+    "kosmos-2.5": "Kosmos2_5Processor",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniProcessor",
+    "qwen3_omni_moe_thinker": "Qwen3OmniMoeProcessor",
+}
+"""Processors of types that transformers maps to none."""
+
+SIBLINGS = {
+    "diffusion_gemma": "gemma4",
+    "fast_vlm": "llava",
+    "glm4v_moe": "glm4v",
+    "glm_ocr": "glm46v",
+    "instructblipvideo": "instructblip",
+    "qwen2_5_omni_thinker": "qwen2_vl",
+    "qwen3_omni_moe_thinker": "qwen2_vl",
+    "qwen3_vl_moe": "qwen3_vl",
+}
+"""Whose image processor a type takes that is mapped to none."""
+
+_LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+_QUERIES = {"num_query_tokens": 32}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("llava", "vipllava", "llava_next", "llava_next_video"), _LLAVA),
+    **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), _QUERIES),
+    **dict.fromkeys(("mistral3", "mistral_large4"), {"patch_size": 16, "spatial_merge_size": 2}),
+    "fast_vlm": {"patch_size": 32, "vision_feature_select_strategy": "full"},
+    "llava_onevision": {"num_image_tokens": 729, "vision_feature_select_strategy": "full"},
+    "granite4_vision": {"patch_size": 16, "vision_feature_select_strategy": "full", "downsample_rate": "3/6"},
+    "gemma3n": {"image_seq_length": 49},
+    "kosmos-2.5": {"num_image_tokens": 24},
+    "perception_lm": {"patch_size": 14, "pooling_ratio": 1},
+}
+
+
+def _square(side: int) -> dict[str, Any]:
+    return {"size": {"height": side, "width": side}}
+
+
+_CROP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+_SPLIT = {"max_image_size": {"longest_edge": 364}, "size": {"longest_edge": 728}}
+_PATCH_16 = (
+    "cohere_compass cosmos3_omni qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen4_exp lfm3_vl"
+).split()
+
+IMAGES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(_PATCH_16, {"patch_size": 16}),
+    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "vipllava"), _CROP),
+    **dict.fromkeys(("idefics3", "smolvlm"), _SPLIT),
+    **dict.fromkeys(("mistral3", "mistral_large4"), {"patch_size": 32}),
+    **{name: _square(364) for name in ("aya_vision",)},
+    **{name: _square(448) for name in ("internvl", "qianfan_ocr", "mllama")},
+    **{name: _square(224) for name in ("blip-2", "instructblip", "ovis2")},
+    "emu3": {"min_pixels": 64 * 64, "max_pixels": 128 * 128},
+    "fast_vlm": {"size": {"shortest_edge": 320}, "crop_size": {"height": 320, "width": 320}},
+    "got_ocr2": _square(1024),
+    "paligemma": {"image_seq_length": 256},
+    "granite4_vision": {
+        "image_grid_pinpoints": [[192, 384], [384, 192], [384, 384]],
+        "size": {"shortest_edge": 192},
+        "crop_size": {"height": 192, "width": 192},
+    },
+    "udop": {"apply_ocr": False},
+    "perception_lm": {"tile_size": 112},
+    "dots3_note": {"temporal_patch_size": 1},
+}
+
+_GEMMA = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+_GEMMA4 = {
+    "image_token": "<|image|>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio_bos|>",
+    "eoa_token": "<|audio_eos|>",
+}
+NAMED: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("gemma3", "shieldgemma2", "t5gemma2"), _GEMMA),
+    **dict.fromkeys(("gemma4", "gemma4_unified", "diffusion_gemma"), _GEMMA4),
+    "gemma3n": {**_GEMMA, "audio_token": "<audio_soft_token>"},
+    "cohere_compass": {"image_token": "<|IMAGE_PAD|>", "video_token": "<|VIDEO_PAD|>"},
+    "hunyuan_vl": {"image_token": "<image>", "image_start_token": "<img>", "image_end_token": "</img>"},
+}
+"""Tokens by the names of their attributes, where a processor relies on what they are called."""
+
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), {"plain": True}),
+    "minimax_m3_vl": {"texts": ("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")},
+    "pp_chart2table": {"texts": ("<img>", "</img>", "<imgpad>")},
+}
+"""Further options of a type's tokenizer."""

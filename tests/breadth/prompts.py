@@ -1,0 +1,144 @@
+"""How prompts of each type are written and encoded by transformers itself: what steerkit is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from breadth.processors import CHAT
+from PIL import Image
+
+WITHOUT_PROCESSOR = ("mistral4", "vision-encoder-decoder", "evolla", "pi0", "pp_formulanet")
+"""Types that are not "images and a prompt in, text out": language model, robot, protein model, formula reader."""
+
+BARE = (
+    "blip git blip-2 instructblip instructblipvideo kosmos-2 kosmos-2.5 florence2 udop pix2struct paligemma fuyu"
+).split()
+"""Types without chats: the published models have no template, and their processor places the image."""
+
+_FRAMES = {
+    "hunyuan_vl": ("<img>", "</img>"),
+    "qwen2_5_omni_thinker": ("<vision_bos>", "<vision_eos>"),
+    "qwen3_omni_moe_thinker": ("<vision_bos>", "<vision_eos>"),
+    **dict.fromkeys(
+        "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen4_exp cosmos3_omni lfm3_vl".split(),
+        ("<|vision_start|>", "<|vision_end|>"),
+    ),
+    **dict.fromkeys(
+        "glm4v glm4v_moe glm46v glm_ocr glmga glm5_next".split(), ("<|begin_of_image|>", "<|end_of_image|>")
+    ),
+}
+_WRITTEN = {"pp_chart2table": "<img>" + "<imgpad>" * 256 + "</img>", "idefics": "<image>"}
+"""What the template writes for an image, where it is not the processor's own token."""
+
+
+def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:
+    """An image of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def placeholder(name: str, processor: Any) -> str:
+    """What a prompt of the type holds for one image."""
+    if name in _WRITTEN:
+        return _WRITTEN[name]
+    token = getattr(processor, "image_placeholder_token", None) or getattr(processor, "image_token", None)
+    before, after = _FRAMES.get(name, ("", ""))
+    return f"{before}{token}{after}"
+
+
+def prepare(name: str, processor: Any) -> None:
+    """Give a processor the chat template of a community model, and mend what its defaults lack."""
+    if name == "florence2":
+        processor.num_image_tokens = 50
+    if name not in BARE:
+        video = getattr(processor, "video_token", None) or "<video>"
+        processor.chat_template = CHAT.replace("@IMAGE@", placeholder(name, processor)).replace("@VIDEO@", video)
+
+
+def rendered(name: str, processor: Any, question: str, count: int, system: str | None = None) -> str:
+    """A prompt as text."""
+    if name in BARE:
+        return question
+    parts = [{"type": "image"}] * count + [{"type": "text", "text": question}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def _flat(images: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
+    return [image for own in images for image in own]
+
+
+def _udop(processor: Any, texts: Sequence[str], images: Any) -> Any:
+    words = [text.split() for text in texts]
+    boxes = [[[0, 0, 10, 10]] * len(own) for own in words]
+    return processor(images=_flat(images), text=words, boxes=boxes, return_tensors="pt", is_split_into_words=True)
+
+
+def _video(processor: Any, texts: Sequence[str], images: Any) -> Any:
+    clips = [[own[0]] * 4 for own in images]
+    return processor(images=clips, text=list(texts), return_tensors="pt", padding=True)
+
+
+_ENCODERS: dict[str, Callable[[Any, Sequence[str], Any], Any]] = {"udop": _udop, "instructblipvideo": _video}
+_CALLED_WITH: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("cosmos3_edge", "exaone4_5"), {"return_mm_token_type_ids": True}),
+    "fuyu": {"return_legacy_image_output": False},
+}
+
+
+def encoded(
+    name: str, processor: Any, questions: Sequence[str], images: Sequence[Sequence[Image.Image]], side: str = "left"
+) -> dict[str, Any]:
+    """What the model takes for prompts with these images, all of them with as many."""
+    texts = [rendered(name, processor, text, len(own)) for text, own in zip(questions, images, strict=True)]
+    return encoded_texts(name, processor, texts, images, side)
+
+
+def encoded_texts(
+    name: str, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], side: str = "left"
+) -> dict[str, Any]:
+    """The same for prompts that are rendered."""
+    processor.tokenizer.padding_side = side
+    if name in _ENCODERS:
+        made = _ENCODERS[name](processor, texts, images)
+    else:
+        options = {"return_tensors": "pt", "padding": True, **_CALLED_WITH.get(name, {})}
+        given = [_flat(images), [list(own) for own in images]]
+        made = _first_that_works(lambda own: processor(images=own, text=list(texts), **options), given)
+    return {key: value for key, value in made.items() if isinstance(value, torch.Tensor) and key != "labels"}
+
+
+def _first_that_works(call: Callable[[Any], Any], options: Sequence[Any]) -> Any:
+    """Processors want the images of a batch in one list, or in one list for each prompt: some take only one of them."""
+    failed: Exception | None = None
+    for option in options:
+        try:
+            return call(option)
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def _vocabulary_map(document: dict[str, Any], found: dict[str, int]) -> None:
+    document["vocabulary_map"]["<image>"] = document["image_token_id"] = found["image_token_id"]
+
+
+def _vision_start(document: dict[str, Any], found: dict[str, int]) -> None:
+    document["vision_start_token_id"] = found.get("vision_bos_token_id", found["vision_start_token_id"])
+
+
+IDS: dict[str, Callable[[dict[str, Any], dict[str, int]], None]] = {
+    "chameleon": _vocabulary_map,
+    "emu3": _vocabulary_map,
+    "molmo2": lambda document, found: document.update(image_patch_id=found["image_token_id"]),
+    "qwen4_exp": lambda document, found: document["text_config"].update(eos_token_id=2, pad_token_id=0),
+    "qwen2_5_omni_thinker": _vision_start,
+    "qwen3_omni_moe_thinker": _vision_start,
+}
+"""Ids that configurations keep in other places."""
