@@ -120,7 +120,9 @@ def ids_of(name: str, made: Any) -> dict[str, int]:
             found.setdefault(key, known[token])
     row = prompts.encoded(name, made, ["image"], [[prompts.picture(0)]]).get("input_ids")
     if row is not None:
-        token, count = Counter(row[0].tolist()).most_common(1)[0]
+        special = set(tokenizer.get_added_vocab().values())
+        counted = Counter(each for each in row[0].tolist() if each in special and each != tokenizer.pad_token_id)
+        token, count = counted.most_common(1)[0] if counted else (0, 0)
         if count > 3:
             video = not hasattr(made, "image_processor")
             found["video_token_id" if video else "image_token_id"] = token

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from breadth.sizes import PINPOINTS
+
 KINDS = {
     "cosmos3_omni": "Qwen3VLProcessor",
     "fast_vlm": "LlavaProcessor",
@@ -36,8 +38,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), _QUERIES),
     **dict.fromkeys(("mistral3", "mistral_large4"), {"patch_size": 16, "spatial_merge_size": 2}),
     "fast_vlm": {"patch_size": 32, "vision_feature_select_strategy": "full"},
-    "llava_onevision": {"num_image_tokens": 729, "vision_feature_select_strategy": "full"},
+    "llava_onevision": {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
     "granite4_vision": {"patch_size": 16, "vision_feature_select_strategy": "full", "downsample_rate": "3/6"},
+    **dict.fromkeys(("gemma3", "shieldgemma2", "t5gemma2", "internvl", "qianfan_ocr"), {"image_seq_length": 16}),
+    **dict.fromkeys(("idefics3", "smolvlm"), {"image_seq_len": 16}),
+    "aria": {"size_conversion": {490: 8, 980: 16}},
+    "chameleon": {"image_seq_length": 16},
+    "deepseek_vl": {"num_image_tokens": 16},
     "gemma3n": {"image_seq_length": 49},
     "kosmos-2.5": {"num_image_tokens": 24},
     "perception_lm": {"patch_size": 14, "pooling_ratio": 1},
@@ -48,31 +55,40 @@ def _square(side: int) -> dict[str, Any]:
     return {"size": {"height": side, "width": side}}
 
 
-_CROP = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
-_SPLIT = {"max_image_size": {"longest_edge": 364}, "size": {"longest_edge": 728}}
+_CROP = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+_SPLIT = {"max_image_size": {"longest_edge": 112}, "size": {"longest_edge": 224}}
+_GRID = {**_CROP, "image_grid_pinpoints": PINPOINTS}
 _PATCH_16 = (
     "cohere_compass cosmos3_omni qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen3_omni_moe_thinker qwen4_exp lfm3_vl"
 ).split()
 
 IMAGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(_PATCH_16, {"patch_size": 16}),
-    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "vipllava"), _CROP),
+    **dict.fromkeys(("llava", "vipllava"), _CROP),
+    **dict.fromkeys(("llava_next", "llava_next_video"), _GRID),
+    **dict.fromkeys(("gemma3", "shieldgemma2", "t5gemma2"), _square(56)),
     **dict.fromkeys(("idefics3", "smolvlm"), _SPLIT),
     **dict.fromkeys(("mistral3", "mistral_large4"), {"patch_size": 32}),
     **{name: _square(364) for name in ("aya_vision",)},
-    **{name: _square(448) for name in ("internvl", "qianfan_ocr", "mllama")},
+    **{name: _square(112) for name in ("internvl", "qianfan_ocr", "mllama")},
     **{name: _square(224) for name in ("blip-2", "instructblip", "ovis2")},
     "emu3": {"min_pixels": 64 * 64, "max_pixels": 128 * 128},
     "fast_vlm": {"size": {"shortest_edge": 320}, "crop_size": {"height": 320, "width": 320}},
     "got_ocr2": _square(1024),
-    "paligemma": {"image_seq_length": 256},
+    "aria": {"max_image_size": 490},
+    "chameleon": {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+    "deepseek_vl": _square(64),
+    "kosmos-2.5": {"max_patches": 64},
+    "llava_onevision": {**_square(56), "image_grid_pinpoints": PINPOINTS},
+    "paligemma": {**_square(56), "image_seq_length": 16},
+    "pix2struct": {"max_patches": 64},
     "granite4_vision": {
         "image_grid_pinpoints": [[192, 384], [384, 192], [384, 384]],
         "size": {"shortest_edge": 192},
         "crop_size": {"height": 192, "width": 192},
     },
     "udop": {"apply_ocr": False},
-    "perception_lm": {"tile_size": 112},
+    "perception_lm": {"tile_size": 112, "max_num_tiles": 2},
     "dots3_note": {"temporal_patch_size": 1},
 }
 

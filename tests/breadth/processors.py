@@ -84,6 +84,14 @@ def tokenizer(names: dict[str, str], texts: list[str], beginning: bool = True) -
     return wrapped
 
 
+def unigram() -> Any:
+    """The tokenizer of UDOP, whose words have boxes."""
+    words = sorted({word for row in _ROWS for word in row.split()})
+    pieces = [("<pad>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [("\u2581" + word, -3.0) for word in words] + [(letter, -6.0) for letter in string.printable[:94]]
+    return transformers.UdopTokenizer(vocab=pieces)
+
+
 def reader() -> Any:
     """The tokenizer that a Q-Former reads the question with."""
     return tokenizer({}, ["[CLS]", "[SEP]"])
@@ -131,7 +139,9 @@ def _lenient(kind: Any) -> Any:
 
 def tokens_of(name: str, kind: Any) -> tuple[dict[str, str], list[str]]:
     """The tokens that a processor reads from its tokenizer by name, and those written out in its code."""
-    source = "".join(inspect.getsource(each) for each in kind.__mro__ if each.__module__.startswith("transformers.models"))
+    source = "".join(
+        inspect.getsource(each) for each in kind.__mro__ if each.__module__.startswith("transformers.models")
+    )
     names = {
         each.removesuffix("_id")
         for each in re.findall(r"tokenizer,? ?[\"'.](\w+_token(?:_id)?)\b", source)
@@ -144,6 +154,8 @@ def tokens_of(name: str, kind: Any) -> tuple[dict[str, str], list[str]]:
 
 
 def _tokenizer_for(name: str, kind: Any) -> Any:
+    if name == "udop":
+        return unigram()
     names, texts = tokens_of(name, kind)
     special = TOKENIZERS.get(name, {})
     if special.get("plain"):  # the processor adds its tokens itself

@@ -53,6 +53,10 @@ def prepare(name: str, processor: Any) -> None:
     """Give a processor the chat template of a community model, and mend what its defaults lack."""
     if name == "florence2":
         processor.num_image_tokens = 50
+    if name == "fuyu":
+        # It drops the first token of the image, which in its own tokenizer is the mark in front of every text.
+        own = processor.replace_image_token
+        processor.replace_image_token = lambda *given, **options: "<unk>" + own(*given, **options)
     if name not in BARE:
         video = getattr(processor, "video_token", None) or "<video>"
         processor.chat_template = CHAT.replace("@IMAGE@", placeholder(name, processor)).replace("@VIDEO@", video)

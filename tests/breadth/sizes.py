@@ -35,12 +35,17 @@ _MUSE = {
     "out_hidden_size": ("@vision_config.hidden_size", 4),
 }
 _LOOP = {"text_config.unpadded_vocab_size": VOCABULARY}
-_GEMMA = {"vision_config.image_size": 224, "vision_config.patch_size": 14}
+_GEMMA = {"vision_config.image_size": 56, "vision_config.patch_size": 14, "mm_tokens_per_image": 16}
+PINPOINTS = [[56, 112], [112, 56], [112, 112]]
 _QUANTISER = {"base_channels": 32, "num_res_blocks": 1}
 
 
 def _square(size: int, patch: int) -> dict[str, Any]:
     return {"vision_config.image_size": size, "vision_config.patch_size": patch}
+
+
+_GRID = {**_square(56, 14), "image_grid_pinpoints": PINPOINTS}
+_TILES = {**_square(112, 14), "scale_factor": 2}
 
 
 def _codes(count: int, name: Any) -> dict[str, int]:
@@ -71,7 +76,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "image_token_id": 1020,
         "audio_token_id": 1021,
     },
-    "aria": _square(980, 14),
+    "aria": {**_square(980, 70), "projector_patch_to_query_dict": {49: 8, 196: 16}},
     "aya_vision": _square(364, 14),
     "blip-2": _QUERIES,
     "chameleon": {
@@ -99,7 +104,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "text_config.num_experts_per_tok": 2,
         "text_config.mlp_layer_types": ["dense", "sparse", "sparse"],
     },
-    "deepseek_vl": _square(384, 16),
+    "deepseek_vl": _square(64, 16),
     "deepseek_vl_hybrid": {**_square(384, 16), "high_res_vision_config.global_attn_indexes": [1]},
     "diffusion_gemma": {
         "?text_config.per_layer_config": DROP,
@@ -181,7 +186,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "vision_config.text_hidden_size": "@text_config.hidden_size",
     },
     "hyperclovax_vision_v2": _QWEN_VISION,
-    "idefics3": _square(364, 14),
+    "idefics3": _TILES,
     "inkling2": _LOOP,
     "inkling2_loop": {
         **_LOOP,
@@ -192,6 +197,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "instructblip": _QUERIES,
     "instructblipvideo": {**_QUERIES, "vision_config.image_size": 384},
+    "internvl": {"vision_config.image_size": [112, 112], "image_seq_length": 16},
+    "qianfan_ocr": {"vision_config.image_size": [112, 112], "image_seq_length": 16},
     "janus": {
         "vision_config.projection_dim": "@text_config.hidden_size",
         "vq_config.num_embeddings": 32,
@@ -204,6 +211,10 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "kosmos-2.5": {"latent_query_num": 24},
     "lfm3_vl": _QWEN_VISION,
+    "llava": _square(56, 14),
+    "llava_next": _GRID,
+    "llava_next_video": _GRID,
+    "llava_onevision": {**_square(56, 14), "image_grid_pinpoints": PINPOINTS, "image_aspect_ratio": "anyres_max_2"},
     "llama4": {
         "vision_config.image_size": 336,
         "vision_config.intermediate_size": ("@vision_config.hidden_size", 4),
@@ -215,6 +226,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "minicpmv4_6": _MINICPM,
     "minicpmv4_7": _MINICPM,
     "mllama": {
+        "vision_config.image_size": 112,
         "vision_config.intermediate_layers_indices": [0, 1],
         "vision_config.vision_output_dim": ("@vision_config.hidden_size", 3),
         "text_config.num_hidden_layers": 4,
@@ -235,6 +247,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "audio_config.num_hidden_layers": 4,
         "audio_config.out_hidden_size": "@text_config.hidden_size",
     },
+    "paligemma": {**_square(56, 14), "text_config.num_image_tokens": 16},
     "ovis2": {**_square(224, 14), "hidden_size": "@text_config.hidden_size"},
     "perception_lm": {
         "vision_config.architecture": "vit_tiny_patch16_224",
@@ -247,6 +260,7 @@ SIZES: dict[str, dict[str, Any]] = {
         },
     },
     "pix2struct": {
+        "vision_config.seq_len": 64,
         "vision_config.patch_embed_hidden_size": 768,
         "vision_config.hidden_size": 64,
         "vision_config.d_kv": 32,
@@ -298,12 +312,16 @@ SIZES: dict[str, dict[str, Any]] = {
         "vision_config.out_hidden_size": "@text_config.hidden_size",
     },
     "shieldgemma2": _GEMMA,
-    "smolvlm": _square(364, 14),
+    "smolvlm": _TILES,
     "step3p7": {"text_config.sliding_window": 64},
-    "t5gemma2": {"encoder.vision_config.image_size": 224, "encoder.vision_config.patch_size": 14},
+    "t5gemma2": {
+        "encoder.vision_config.image_size": 56,
+        "encoder.vision_config.patch_size": 14,
+        "encoder.mm_tokens_per_image": 16,
+    },
     "unlimited_ocr": _SAM,
     "video_llama_3": {"vision_config.patch_size": 14},
-    "vipllava": {"vision_feature_layer": [-1, -2]},
+    "vipllava": {**_square(56, 14), "vision_feature_layer": [-1, -2]},
 }
 
 BEGUN_WITH: dict[str, dict[str, Any]] = {name: {"vision_config": {}} for name in ("gemma4", "gemma4_unified")}

@@ -1,0 +1,390 @@
+"""What is checked of a type, through the public face of steerkit, against the reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import steerkit as sk
+import torch
+from breadth import pairs, prompts
+from breadth.reference import Plain, apart
+from steerkit.errors import EngineError
+from steerkit.interventions import Intervention
+from steerkit.models import Sample
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+SHORT = "What is this?"
+LONG = "How do I bake a cake for the neighbour?"
+EQUAL, PADDED, MOVED = 1e-4, 1e-3, 1e-3
+"""Largest relative difference of equal passes, of passes with other padding, and the smallest that steering makes."""
+
+
+class CheckError(AssertionError):
+    """What steerkit does is not what the reference does."""
+
+
+class Case:
+    """One type: its model, its processor, the reference, and what steerkit makes of the two."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        model, processor = pairs.pair(name)
+        self.plain = Plain(name, model, processor)
+        self.vlm = sk.wrap(model, processor)
+        self.images = [prompts.picture(seed) for seed in range(3)]
+        self._made: dict[Any, dict[str, Tensor]] = {}
+        self.alone = {} if self.vlm.family.batch == "any" else {"batch_size": 1}
+
+    def sample(self, text: str, *images: int) -> Sample:
+        return Sample(text, tuple(self.images[each] for each in images))
+
+    def shown(self, text: str, *images: int) -> dict[str, Tensor]:
+        """What transformers' processor makes of a prompt with images."""
+        key = (text, *images)
+        if key not in self._made:
+            self._made[key] = self.plain.shown(text, [self.images[each] for each in images])
+        return self._made[key]
+
+    def bare(self, text: str) -> dict[str, Tensor]:
+        """The prompt without an image: steerkit's tokens, which `same_prompt` holds against those with the image."""
+        if text not in self._made:
+            self._made[text] = self.plain.written(self.text_ids(text))
+        return self._made[text]
+
+    def text_ids(self, text: str) -> list[int]:
+        made = self.vlm.inputs([Sample(text)], images=False)
+        return made["input_ids"][0].tolist()
+
+    def vector(
+        self, directions: dict[int, Tensor], site: Any = "resid_post", tower: Any = "language", **where: Any
+    ) -> Any:
+        keys = {Key(layer, site, "", tower): d for layer, d in directions.items()}
+        what = Intervention(site=site, tower=tower, **where)
+        record = PackMetadata(method=MethodRecord(name="check"), interventions=(what,), model=self.vlm.record)
+        return SteeringVector(keys, record)
+
+    def directions(self, inputs: dict[str, Tensor]) -> dict[int, Tensor]:
+        """Random directions of the size of the states, behind every block that runs."""
+        generator = torch.Generator().manual_seed(1)
+        facts = self.plain.facts(inputs)
+        return {
+            layer: torch.randn(self.plain.width, generator=generator) * float(torch.stack(facts.states[layer]).std())
+            for layer in sorted(set(facts.order))
+        }
+
+    def before(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The log-probabilities of the next token, unsteered."""
+        return self.plain.facts(inputs).logits.log_softmax(-1)
+
+    def captured(self, samples: Sequence[Sample], **options: Any) -> dict[int, Tensor]:
+        return self.vlm.capture(samples, **{"engine": "hooks", **self.alone, **options})
+
+    def chances(self, samples: Sequence[Sample]) -> Tensor:
+        return self.vlm.next_token_log_probabilities(samples, **self.alone)
+
+
+def require(near: float, limit: float, what: str) -> None:
+    if not near <= limit:
+        raise CheckError(f"{what}: {near:.2g} apart")
+
+
+def same_state(found: Tensor, streams: Sequence[Tensor], limit: float, what: str) -> None:
+    """A captured state is that of the only stream; of several, their mean."""
+    require(apart(found, torch.stack(list(streams)).mean(0)), limit, what)
+
+
+def same_blocks(case: Case) -> None:
+    """The blocks are those that are written down."""
+    if case.vlm.architecture.layers != case.plain.path:
+        raise CheckError(f"blocks at {case.vlm.architecture.layers}, not {case.plain.path}")
+
+
+def same_inputs(case: Case) -> None:
+    """A prompt with an image is what transformers' own processor makes."""
+    found, expected = case.vlm.inputs([case.sample(SHORT, 0)]), case.shown(SHORT, 0)
+    for key in ("input_ids", "pixel_values", "token_type_ids", "image_embeds_position_mask", "flattened_patches"):
+        if key in expected and (key in found or key != "token_type_ids"):
+            if key not in found:
+                raise CheckError(f"{key} is missing")
+            require(apart(found[key], expected[key]), EQUAL, f"{key} and the processor's")
+
+
+def capture(case: Case) -> None:
+    """Every block's state at the last token of a prompt with an image."""
+    _captured(case, [case.sample(SHORT, 0)], [case.shown(SHORT, 0)], EQUAL)
+
+
+def _captured(case: Case, samples: Sequence[Sample], alone: Sequence[dict[str, Tensor]], limit: float) -> None:
+    facts = [case.plain.facts(inputs) for inputs in alone]
+    layers = sorted(set(facts[0].order))
+    found = case.captured(samples, layers=layers)
+    for index, own in enumerate(facts):
+        for layer in layers:
+            same_state(found[layer][index], own.states[layer], limit, f"prompt {index}, block {layer}")
+
+
+def steering(case: Case) -> None:
+    """A direction behind each block by itself, on a prompt with an image."""
+    _steered(case, case.shown(SHORT, 0), case.sample(SHORT, 0))
+
+
+def _steered(case: Case, inputs: dict[str, Tensor], sample: Sample) -> None:
+    before = case.before(inputs)
+    for layer, direction in case.directions(inputs).items():
+        with sk.steer(case.vlm, case.vector({layer: direction}), policy="off"):
+            found = case.chances([sample])[0]
+        with case.plain.adding({layer: direction}):
+            expected = case.plain.logits(inputs).log_softmax(-1)
+        require(apart(found, expected), EQUAL, f"steered behind block {layer}")
+        if apart(found, before) < MOVED:
+            raise CheckError(f"steering behind block {layer} moves nothing")
+
+
+def image_positions(case: Case) -> None:
+    """`tokens="image"` changes the tokens that another image changes, and none that stands for text."""
+    inputs = case.shown(SHORT, 0)
+    one, other = case.plain.facts(inputs), case.plain.facts(case.shown(SHORT, 1))
+    if one.given[0].shape != other.given[0].shape:
+        raise CheckError("another image of the same size makes another number of tokens")
+    holds = (one.given[0] - other.given[0]).abs().amax(-1) > 0
+    if not holds.any():
+        raise CheckError("another image changes nothing that the decoder is given")
+    direction = torch.ones(case.plain.width) * float(one.given[0].std())
+    vector = case.vector({0: direction}, tokens="image", phase="prompt")
+    seen: list[Tensor] = []
+    handle = case.plain.watch(1, seen)
+    try:
+        with sk.steer(case.vlm, vector, policy="off"):
+            case.chances([case.sample(SHORT, 0)])
+    finally:
+        handle.remove()
+    changed = (seen[0] - one.given[1]).abs().amax(-1) > 0
+    if missed := int((holds & ~changed).sum()):
+        raise CheckError(f"{missed} of {int(holds.sum())} tokens of the image are not steered")
+    ids = inputs.get("input_ids")
+    if ids is not None and ids.shape[1] == len(holds):  # parts of an image may be the same for every image
+        stray = changed & ~torch.isin(ids[0], ids[0][holds].unique())
+    else:
+        stray = changed & ~holds
+    if stray.any():
+        raise CheckError(f"{int(stray.sum())} tokens are steered that stand for no image")
+
+
+def padding(case: Case) -> None:
+    """Two prompts of different lengths with images in one batch, read and steered, each as alone."""
+    samples = [case.sample(SHORT, 0), case.sample(LONG, 1)]
+    alone = [case.shown(SHORT, 0), case.shown(LONG, 1)]
+    _captured(case, samples, alone, PADDED)
+    _steered_batch(case, samples, alone)
+
+
+def _steered_batch(case: Case, samples: Sequence[Sample], alone: Sequence[dict[str, Tensor]]) -> None:
+    directions = case.directions(alone[0])
+    with sk.steer(case.vlm, case.vector(directions), policy="off"):
+        found = case.chances(samples)
+    for index, inputs in enumerate(alone):
+        with case.plain.adding(directions):
+            expected = case.plain.logits(inputs).log_softmax(-1)
+        require(apart(found[index], expected), PADDED, f"prompt {index} of a batch, steered")
+        if apart(found[index], case.before(inputs)) < MOVED:
+            raise CheckError(f"steering moves nothing in prompt {index} of a batch")
+
+
+def several_images(case: Case) -> None:
+    """A prompt with two images, in either order."""
+    last = len(case.plain.blocks) - 1
+    rows = []
+    for order in ((0, 1), (1, 0)):
+        found = case.captured([case.sample(SHORT, *order)], layers=[last])[last][0]
+        same_state(found, case.plain.facts(case.shown(SHORT, *order)).states[last], EQUAL, f"images {order}")
+        rows.append(found)
+    if apart(rows[0], rows[1]) < EQUAL:
+        raise CheckError("exchanging the images changes nothing")
+
+
+def same_prompt(case: Case) -> None:
+    """The text-only counterpart is the prompt with its image cut out, and nothing else."""
+    if case.plain.encodes and "input_ids" not in case.shown(SHORT, 0):
+        raise CheckError("there is no text")
+    for text in (SHORT, LONG):
+        shown, bare = case.shown(text, 0)["input_ids"][0].tolist(), case.text_ids(text)
+        start = next((n for n, (a, b) in enumerate(zip(shown, bare, strict=False)) if a != b), len(bare))
+        if not any(shown[:n] + shown[n + len(shown) - len(bare) :] == bare for n in range(start + 1)):
+            tokens = case.plain.processor.tokenizer.convert_ids_to_tokens
+            raise CheckError(f"without an image the prompt is {' '.join(tokens(bare))[:120]}")
+    words = re.sub(r"\s", "", case.plain.processor.tokenizer.decode(case.text_ids(SHORT)))
+    if re.sub(r"\s", "", SHORT) not in words:
+        raise CheckError(f"without an image the prompt is {words[:80]!r}")
+
+
+def text_only(case: Case) -> None:
+    """The counterpart is read and steered as plain hooks read and steer it, and padding does not count."""
+    samples, alone = [Sample(SHORT), Sample(LONG)], [case.bare(SHORT), case.bare(LONG)]
+    _captured(case, samples, alone, PADDED)
+    _steered(case, alone[0], samples[0])
+    _steered_batch(case, samples, alone)
+
+
+def mixed_batch(case: Case) -> None:
+    """Prompts with and without an image together; one that is for images leaves the others alone."""
+    samples = [case.sample(LONG, 1), Sample(SHORT)]
+    shown, bare = case.shown(LONG, 1), case.bare(SHORT)
+    directions = case.directions(bare)
+    with sk.steer(case.vlm, case.vector(directions, prompts="with_image"), policy="off"):
+        found = case.chances(samples)
+    with case.plain.adding(directions):
+        expected = case.plain.logits(shown).log_softmax(-1)
+    require(apart(found[0], expected), PADDED, "the prompt with an image")
+    require(apart(found[1], case.before(bare)), PADDED, "the prompt without one")
+
+
+class _Recorder(LogitsProcessor):
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
+        self.steps.append(scores.detach().clone())
+        return scores
+
+
+def generation(case: Case) -> None:
+    """Three tokens, steered in the prompt's last token and in every generated one."""
+    inputs, sample = case.shown(SHORT, 0), case.sample(SHORT, 0)
+    directions = case.directions(inputs)
+    ours, theirs, unsteered = _Recorder(), _Recorder(), _Recorder()
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with sk.steer(case.vlm, case.vector(directions), policy="off"):
+        case.vlm.generate([sample], **options, logits_processor=LogitsProcessorList([ours]))
+    given = {k: v.float() if v.is_floating_point() else v for k, v in case.vlm.inputs([sample]).items()}
+    for recorder, wanted in ((theirs, directions), (unsteered, {})):
+        case.plain.forget()
+        with case.plain.adding(wanted), torch.no_grad():
+            case.plain.model.generate(**given, **options, logits_processor=LogitsProcessorList([recorder]))
+    case.plain.forget()
+    for step, (one, other) in enumerate(zip(ours.steps, theirs.steps, strict=True)):
+        require(apart(one, other), PADDED, f"step {step}")
+    if apart(ours.steps[0], unsteered.steps[0]) < MOVED:
+        raise CheckError("steering moves nothing")
+
+
+def nnsight(case: Case) -> None:
+    """nnsight reads what hooks read."""
+    samples = [case.sample(SHORT, 0)]
+    one, other = (case.captured(samples, engine=engine) for engine in ("nnsight", "hooks"))
+    for layer, row in one.items():
+        require(apart(row, other[layer]), EQUAL, f"block {layer}")
+
+
+def _site(site: Any) -> Callable[[Case], None]:
+    def check(case: Case) -> None:
+        layer = len(case.plain.blocks) - 1
+        sample = case.sample(SHORT, 0)
+        path = case.vlm.architecture.site(layer, site)
+        module, seen = case.plain.model.get_submodule(path), []
+
+        def entering(_: Any, args: Any, options: Any) -> None:
+            seen.append(args[0] if args else next(iter(options.values())))
+
+        def leaving(_: Any, args: Any, output: Any) -> None:
+            seen.append(output if isinstance(output, Tensor) else output[0])
+
+        heads = site == "head_out"
+        handle = (
+            module.register_forward_pre_hook(entering, with_kwargs=True)
+            if heads
+            else module.register_forward_hook(leaving)
+        )
+        try:  # one pass is seen by the hook and by steerkit; that steering moves it is held below
+            found = case.captured([sample], layers=[layer], site=site)[layer][0]
+        finally:
+            handle.remove()
+        state = seen[0]
+        expected = state[-1] if state.dim() == 2 else state[0, -1]
+        require(apart(found, expected), EQUAL, f"{site} of block {layer}")
+        direction = (
+            torch.randn(expected.numel(), generator=torch.Generator().manual_seed(2)) * float(expected.std()) * 5
+        )
+        with sk.steer(case.vlm, case.vector({layer: direction}, site=site), policy="off"):
+            steered = case.chances([sample])[0]
+        if apart(steered, case.before(case.shown(SHORT, 0))) < MOVED / 10:
+            raise CheckError(f"steering at {site} of block {layer} moves nothing")
+
+    check.__name__ = str(site)
+    check.__doc__ = f"{site}: captured as a plain hook on the module has it, and steering there moves the answer."
+    return check
+
+
+def vision(case: Case) -> None:
+    """A direction on every token of the first block of the vision tower."""
+    tower = case.vlm.architecture.vision
+    if tower is None:
+        raise EngineError("no vision tower", expected="blocks that can be told")
+    block: Any = case.plain.model.get_submodule(f"{tower.layers}.0")
+    direction = torch.randn(tower.hidden_size, generator=torch.Generator().manual_seed(3))
+    inputs, sample = case.shown(SHORT, 0), case.sample(SHORT, 0)
+
+    def hook(_: Any, args: Any, output: Any) -> Any:
+        return output + direction if isinstance(output, Tensor) else (output[0] + direction, *output[1:])
+
+    handle = block.register_forward_hook(hook)
+    try:
+        expected = case.plain.logits(inputs).log_softmax(-1)
+    finally:
+        handle.remove()
+    with sk.steer(case.vlm, case.vector({0: direction}, tower="vision", tokens="all"), policy="off"):
+        found = case.chances([sample])[0]
+    require(apart(found, expected), EQUAL, "the tower, steered")
+    if apart(found, case.before(inputs)) < EQUAL:
+        raise CheckError("steering the tower moves nothing")
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "blocks": same_blocks,
+    "inputs": same_inputs,
+    "capture": capture,
+    "steering": steering,
+    "padding": padding,
+    "image tokens": image_positions,
+    "several images": several_images,
+    "counterpart": same_prompt,
+    "text": text_only,
+    "mixed": mixed_batch,
+    "generation": generation,
+    "nnsight": nnsight,
+    "mlp_out": _site("mlp_out"),
+    "attn_out": _site("attn_out"),
+    "head_out": _site("head_out"),
+    "vision": vision,
+}
+"""Every check; what a level needs is said in `levels`."""
+
+
+def outcomes(name: str, only: Sequence[str] = ()) -> dict[str, str]:
+    """What came of each check of a type: `ok`, `refused: why` or `fails: how`."""
+    try:
+        case = Case(name)
+    except (ImportError, sk.SteerKitError, MemoryError) as error:
+        kind = "refused" if isinstance(error, sk.SteerKitError) else "not built"
+        return {"built": f"{kind}: {_line(error)}"}
+    found = {"built": "ok"}
+    for key, check in CHECKS.items():
+        if only and key not in only:
+            continue
+        try:
+            check(case)
+            found[key] = "ok"
+        except sk.SteerKitError as error:
+            found[key] = f"refused: {_line(error)}"
+        except CheckError as error:
+            found[key] = f"fails: {_line(error)}"
+        except Exception as error:  # what a model or a processor raises is a result too
+            found[key] = f"fails: {type(error).__name__}: {_line(error)}"
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
