@@ -6,16 +6,17 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import steerkit as sk
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+import steerkit as sk
 from breadth import pairs, prompts
 from breadth.reference import Plain, apart
 from steerkit.errors import EngineError
 from steerkit.interventions import Intervention
 from steerkit.models import Sample
 from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
 SHORT = "What is this?"
 LONG = "How do I bake a cake for the neighbour?"
@@ -33,8 +34,8 @@ class Case:
     def __init__(self, name: str) -> None:
         self.name = name
         model, processor = pairs.pair(name)
+        self.vlm = sk.wrap(model, processor)  # first: a type that is refused has no blocks to hook
         self.plain = Plain(name, model, processor)
-        self.vlm = sk.wrap(model, processor)
         self.images = [prompts.picture(seed) for seed in range(3)]
         self._made: dict[Any, dict[str, Tensor]] = {}
         self.alone = {} if self.vlm.family.batch == "any" else {"batch_size": 1}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from breadth.sizes import BEGUN_WITH, DROP, SIZES, VOCABULARY
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from breadth.sizes import BEGUN_WITH, DROP, SIZES, VOCABULARY
 
 _TEXTS = ("text_config", "decoder", "llm_config", "dit_config")
 _LAYERS = (

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import transformers
-from breadth import configs, prompts
-from breadth.processors import processor
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
+
+from breadth import configs, prompts
+from breadth.processors import processor
 
 NAMES: tuple[str, ...] = tuple(CLASSES)
 _OF_TOKENIZER = {

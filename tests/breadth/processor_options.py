@@ -36,12 +36,12 @@ _QUERIES = {"num_query_tokens": 32}
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("llava", "vipllava", "llava_next", "llava_next_video"), _LLAVA),
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), _QUERIES),
-    **dict.fromkeys(("mistral3", "mistral_large4"), {"patch_size": 16, "spatial_merge_size": 2}),
+    **{key: {"patch_size": 16, "spatial_merge_size": 2} for key in ("mistral3", "mistral_large4")},
     "fast_vlm": {"patch_size": 32, "vision_feature_select_strategy": "full"},
     "llava_onevision": {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
     "granite4_vision": {"patch_size": 16, "vision_feature_select_strategy": "full", "downsample_rate": "3/6"},
-    **dict.fromkeys(("gemma3", "shieldgemma2", "t5gemma2", "internvl", "qianfan_ocr"), {"image_seq_length": 16}),
-    **dict.fromkeys(("idefics3", "smolvlm"), {"image_seq_len": 16}),
+    **{key: {"image_seq_length": 16} for key in ("gemma3", "shieldgemma2", "t5gemma2", "internvl", "qianfan_ocr")},
+    **{key: {"image_seq_len": 16} for key in ("idefics3", "smolvlm")},
     "aria": {"size_conversion": {490: 8, 980: 16}},
     "chameleon": {"image_seq_length": 16},
     "deepseek_vl": {"num_image_tokens": 16},
@@ -63,12 +63,12 @@ _PATCH_16 = (
 ).split()
 
 IMAGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(_PATCH_16, {"patch_size": 16}),
+    **{key: {"patch_size": 16} for key in _PATCH_16},
     **dict.fromkeys(("llava", "vipllava"), _CROP),
     **dict.fromkeys(("llava_next", "llava_next_video"), _GRID),
     **dict.fromkeys(("gemma3", "shieldgemma2", "t5gemma2"), _square(56)),
     **dict.fromkeys(("idefics3", "smolvlm"), _SPLIT),
-    **dict.fromkeys(("mistral3", "mistral_large4"), {"patch_size": 32}),
+    **{key: {"patch_size": 32} for key in ("mistral3", "mistral_large4")},
     **{name: _square(364) for name in ("aya_vision",)},
     **{name: _square(112) for name in ("internvl", "qianfan_ocr", "mllama")},
     **{name: _square(224) for name in ("blip-2", "instructblip", "ovis2")},
@@ -111,7 +111,7 @@ NAMED: dict[str, dict[str, str]] = {
 """Tokens by the names of their attributes, where a processor relies on what they are called."""
 
 TOKENIZERS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), {"plain": True}),
+    **{key: {"plain": True} for key in ("blip-2", "instructblip", "instructblipvideo")},
     "minimax_m3_vl": {"texts": ("]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[")},
     "pp_chart2table": {"texts": ("<img>", "</img>", "<imgpad>")},
 }

@@ -9,16 +9,17 @@ from functools import cache
 from typing import Any
 
 import transformers
-from breadth.processor_options import IMAGES, KINDS, NAMED, OPTIONS, SIBLINGS, TOKENIZERS
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.models.auto import feature_extraction_auto, image_processing_auto, processing_auto  # noqa: F401
 from transformers.models.auto.auto_mappings import (
     FEATURE_EXTRACTOR_MAPPING_NAMES,
     IMAGE_PROCESSOR_MAPPING_NAMES,
     PROCESSOR_MAPPING_NAMES,
     VIDEO_PROCESSOR_MAPPING_NAMES,
 )
-from transformers.models.auto import feature_extraction_auto, image_processing_auto, processing_auto  # noqa: F401
 from transformers.utils import is_torchvision_available
+
+from breadth.processor_options import IMAGES, KINDS, NAMED, OPTIONS, SIBLINGS, TOKENIZERS
 
 _ROWS = (
     "USER: What is this? ASSISTANT: a red square on a black ground. user system assistant picture",

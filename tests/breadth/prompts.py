@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from breadth.processors import CHAT
 from PIL import Image
+
+from breadth.processors import CHAT
 
 WITHOUT_PROCESSOR = ("mistral4", "vision-encoder-decoder", "evolla", "pi0", "pp_formulanet")
 """Types that are not "images and a prompt in, text out": language model, robot, protein model, formula reader."""
@@ -90,7 +91,7 @@ def _video(processor: Any, texts: Sequence[str], images: Any) -> Any:
 
 _ENCODERS: dict[str, Callable[[Any, Sequence[str], Any], Any]] = {"udop": _udop, "instructblipvideo": _video}
 _CALLED_WITH: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("cosmos3_edge", "exaone4_5"), {"return_mm_token_type_ids": True}),
+    **{key: {"return_mm_token_type_ids": True} for key in ("cosmos3_edge", "exaone4_5")},
     "fuyu": {"return_legacy_image_output": False},
 }
 

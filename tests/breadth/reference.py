@@ -1,7 +1,7 @@
-"""What every type is compared with: plain PyTorch hooks on blocks that are written down here, and no code of steerkit's.
+"""What every type is compared with: plain PyTorch hooks on blocks that are written down here, and nothing of steerkit's.
 
-A prompt is run alone and unpadded. A direction is added to what the *next* block is given (behind the last block: to what
-its caller gets), so a block that is hooked in the wrong place, or whose change is lost on the way, does not agree.
+A prompt is run alone and unpadded. A direction is added to what the *next* block is given (behind the last block: to
+what its caller gets), so a block that is hooked in the wrong place, or whose change is lost on the way, disagrees.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from breadth import prompts
 from PIL import Image
 from torch import Tensor, nn
+
+from breadth import prompts
 
 _USUAL = "model.language_model.layers"
 _OPT = "language_model.model.decoder.layers"

@@ -1,7 +1,7 @@
 """What the generic shrinking of a default configuration can't know of a type, as data.
 
-Paths are dotted. A value that is a text beginning with "@" is read at that path; DROP removes the entry; a path with "?"
-in front counts only where the entry is there. Only what a tiny model needs in order to build and run is said here.
+Paths are dotted. A value that is a text beginning with "@" is read at that path; DROP removes the entry; a path with
+"?" in front counts only where the entry is there. Only what a tiny model needs in order to build and run is said here.
 """
 
 from __future__ import annotations

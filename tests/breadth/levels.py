@@ -1,0 +1,172 @@
+"""What the checks of a type amount to: a level, what it can't do, and what it needs; the rows of docs/models.md."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from breadth import checks, pairs
+
+_SHOWN = (
+    "blocks",
+    "inputs",
+    "capture",
+    "steering",
+    "padding",
+    "image tokens",
+    "several images",
+    "generation",
+    "nnsight",
+)
+_TEXT = ("counterpart", "text", "mixed")
+_PLACES = ("mlp_out", "attn_out", "head_out", "vision")
+_MAY_REFUSE = ("several images", "image tokens", *_PLACES)
+"""What a type may refuse, and say so, without losing its level."""
+
+PACKAGES = ("torchvision", "timm", "scipy", "num2words")
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+RECORDED = Path(__file__).with_name("levels.json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One type.
+
+    Attributes:
+        level: `images and text`, `images`, `fails`, `refused`, `not built`, or `untested` for one that has no row.
+        cannot: What is refused with an error, though the type has its level.
+        fails: What is wrong.
+        declared: The fields that its record declares.
+        needs: Packages without which its processor or its model can't be made.
+        reason: Why it is refused or not built.
+    """
+
+    level: str
+    cannot: list[str] = field(default_factory=list)
+    fails: list[str] = field(default_factory=list)
+    declared: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
+    reason: str = ""
+
+
+def row_of(found: Mapping[str, str], declared: Sequence[str] = (), needs: Sequence[str] = ()) -> Row:
+    """The row of a type, from the outcomes of its checks."""
+    built = found["built"]
+    if built != "ok":
+        kind, _, reason = built.partition(": ")
+        return Row(kind, declared=list(declared), needs=list(needs), reason=reason)
+    bad = [
+        key
+        for key, outcome in found.items()
+        if outcome.startswith("fails") or (outcome != "ok" and key not in _MAY_REFUSE)
+    ]
+    cannot = [key for key, outcome in found.items() if outcome.startswith("refused") and key in _MAY_REFUSE]
+    shown = not any(key in bad for key in _SHOWN)
+    text = not any(key in bad for key in _TEXT)
+    level = "images and text" if shown and text else "images" if shown else "fails"
+    return Row(level, cannot, bad, list(declared), list(needs))
+
+
+def declared_of(name: str) -> list[str]:
+    """The fields that the record of a type declares."""
+    from steerkit.models import Family, family_for
+
+    family, plain = family_for(name), Family(types=(name,))
+    return [
+        key for key in Family.__dataclass_fields__ if key != "types" and getattr(family, key) != getattr(plain, key)
+    ]
+
+
+def recorded() -> dict[str, Any]:
+    """The committed levels."""
+    return json.loads(RECORDED.read_text())
+
+
+def missing(needs: Sequence[str]) -> list[str]:
+    """The packages of these that are not installed here."""
+    return [name for name in needs if importlib.util.find_spec(name) is None]
+
+
+def checked(name: str) -> Row:
+    """The row of a type, as it is found now."""
+    needs = recorded()["types"].get(name, {}).get("needs", [])
+    return row_of(checks.outcomes(name), declared_of(name), needs)
+
+
+def compared(name: str) -> str | None:
+    """What differs from the committed row; None if nothing does, or if the type needs what is not installed."""
+    expected = recorded()["types"].get(name)
+    if expected is None:
+        return f"{name}: untested: no row in {RECORDED.name}; add it with `python -m breadth.report {name}`"
+    if missing(expected["needs"]):
+        return None
+    found = asdict(checked(name))
+    wrong = [f"{key} is {found[key]}, not {expected[key]}" for key in expected if found[key] != expected[key]]
+    return f"{name}: {'; '.join(wrong)}" if wrong else None
+
+
+def write(rows: Mapping[str, Row]) -> None:
+    """Keep rows, beside those that are there, and write the page."""
+    known: dict[str, Any] = recorded()["types"] if RECORDED.exists() else {}
+    known |= {name: asdict(row) for name, row in rows.items()}
+    document = {"transformers": transformers.__version__, "types": {name: known[name] for name in sorted(known)}}
+    RECORDED.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    DOCUMENT.write_text(page(document))
+
+
+_INTRODUCTION = """# Models
+
+Every type of `AutoModelForImageTextToText` in transformers {version}, and what was seen of it. Each is built tiny, with
+random weights, its real classes and its real processor, and compared with plain PyTorch hooks: the blocks, what is
+captured, steering behind every block, left padding against each prompt alone, which tokens are the image's, several
+images, the prompt without its image, mixed batches, generation, and nnsight.
+
+| level | means |
+| --- | --- |
+| images and text | all of this holds, for prompts with images and for their text-only counterparts, so CMRM too |
+| images | prompts with images are steered right; methods that measure the prompt without its image refuse |
+| fails | something is wrong: steerkit refuses the type, or its self-check at load does |
+| refused | steerkit refuses the type, and says why |
+| not built | nothing is known: a tiny model can't be built |
+| untested | the type came with a newer transformers; steerkit checks the model when it is loaded |
+
+*Declares* lists the fields of the type's `Family` record; all else is asked of transformers. *Can't* lists what is
+refused with an error. The table is written by `python -m breadth.report` in `tests/`, and compared in CI.
+
+{summary}
+
+| type | level | declares | can't | needs |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """The page of the docs."""
+    rows: dict[str, Any] = document["types"]
+    lines = []
+    counts: dict[str, int] = {}
+    for name in sorted({*rows, *pairs.NAMES}):
+        row = rows.get(name)
+        level = "untested" if row is None else row["level"]
+        counts[level] = counts.get(level, 0) + 1
+        row = row or asdict(Row(level))
+        why = f": {row['reason']}" if row["reason"] else f": {', '.join(row['fails'])}" if row["fails"] else ""
+        cells = (
+            f"`{name}`",
+            (level + why).replace("|", "\\|"),
+            ", ".join(f"`{each}`" for each in row["declared"]),
+            ", ".join(row["cannot"]),
+            ", ".join(row["needs"]),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    summary = "; ".join(f"{count} {level}" for level, count in sorted(counts.items(), key=lambda pair: -pair[1]))
+    head = _INTRODUCTION.format(
+        version=document["transformers"], summary=f"Of {sum(counts.values())} types: {summary}."
+    )
+    return head + "\n".join(lines) + "\n"

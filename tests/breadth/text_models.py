@@ -1,0 +1,157 @@
+"""Every `AutoModelForCausalLM` type of transformers, tiny, read and steered against plain hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto import modeling_auto as auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import steerkit as sk
+from breadth import configs, pairs, processors
+from breadth.checks import EQUAL, LONG, MOVED, PADDED, SHORT, CheckError, require
+from breadth.reference import apart, first
+from steerkit.interventions import Intervention
+from steerkit.models import Sample
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
+
+NAMES: tuple[str, ...] = tuple(
+    name
+    for name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if name not in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+)
+_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+
+
+@cache
+def tokenizer() -> Any:
+    """One tokenizer for all of them."""
+    return processors.tokenizer({}, [])
+
+
+def model(name: str) -> Any:
+    """The model of a type, in evaluation mode."""
+    made = CONFIG_MAPPING[name]
+    document = made().to_dict()
+    configs.shrink(document)
+    for _, part in configs.parts(document):
+        part.update({key: value for key, value in _ENDS.items() if key in part})
+    document.pop("transformers_version", None)
+    config = made.from_dict(document)
+    if hasattr(config, "is_decoder"):  # encoders of the BERT kind are decoders here
+        config.is_decoder = True
+    kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    return pairs.build(kind, config)
+
+
+def blocks_of(built: nn.Module, ids: Tensor) -> nn.ModuleList:
+    """The list of modules that ends last in a pass, of those whose modules run once each, in order."""
+    ended: list[tuple[nn.ModuleList, int]] = []
+    handles = [
+        module.register_forward_hook(lambda *_, kept=(parent, number): ended.append(kept))
+        for parent in built.modules()
+        if isinstance(parent, nn.ModuleList)
+        for number, module in enumerate(parent)
+    ]
+    try:
+        with torch.no_grad():
+            built(input_ids=ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    whole = [
+        parent
+        for parent, number in ended
+        if number == len(parent) - 1 and [n for other, n in ended if other is parent] == list(range(len(parent)))
+    ]
+    if not whole:
+        raise CheckError("no list of modules runs once, in order")
+    return whole[-1]
+
+
+def outcome(name: str) -> str:
+    """`ok`, `not built: why`, `refused: why` or `fails: how`."""
+    try:
+        built = model(name)
+        ids = [torch.tensor([tokenizer()(text)["input_ids"]]) for text in (SHORT, LONG)]
+        with torch.no_grad():
+            built(input_ids=ids[0])
+    except Exception as error:  # whatever a default configuration does not survive
+        return f"not built: {type(error).__name__}: {_line(error)}"
+    try:
+        _check(built, ids)
+    except sk.SteerKitError as error:
+        return f"refused: {_line(error)}"
+    except Exception as error:
+        return f"fails: {'' if isinstance(error, CheckError) else type(error).__name__ + ': '}{_line(error)}"
+    return "ok"
+
+
+def _check(built: Any, ids: list[Tensor]) -> None:
+    blocks = blocks_of(built, ids[0])
+    vlm = sk.wrap(built, tokenizer())
+    if built.get_submodule(vlm.architecture.layers) is not blocks:
+        raise CheckError(f"blocks at {vlm.architecture.layers}")
+    samples = [Sample(SHORT), Sample(LONG)]
+    alone = [_run(built, blocks, each) for each in ids]
+    found = vlm.capture(samples, engine="hooks")
+    for index, (states, _) in enumerate(alone):
+        for layer, state in enumerate(states):
+            require(apart(found[layer][index], state), PADDED, f"prompt {index} of a batch, block {layer}")
+    generator = torch.Generator().manual_seed(1)
+    directions = {
+        n: torch.randn(state.numel(), generator=generator) * float(state.std()) for n, state in enumerate(alone[0][0])
+    }
+    record = PackMetadata(method=MethodRecord(name="check"), interventions=(Intervention(),), model=vlm.record)
+    for layers in ([0], sorted(directions)):
+        vector = SteeringVector({Key(layer): directions[layer] for layer in layers}, record)
+        with sk.steer(vlm, vector, policy="off"):
+            steered = vlm.next_token_log_probabilities(samples)
+        for index, each in enumerate(ids):
+            _, expected = _run(built, blocks, each, {layer: directions[layer] for layer in layers})
+            require(apart(steered[index], expected.log_softmax(-1)), PADDED, f"prompt {index}, steered behind {layers}")
+            if apart(steered[index], alone[index][1].log_softmax(-1)) < MOVED:
+                raise CheckError(f"steering behind {layers} moves nothing")
+    nnsight = vlm.capture(samples[:1], engine="nnsight")
+    for layer, row in nnsight.items():
+        require(apart(row[0], alone[0][0][layer]), EQUAL, f"block {layer} through nnsight")
+
+
+def _run(
+    built: Any, blocks: nn.ModuleList, ids: Tensor, directions: dict[int, Tensor] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """The state behind each block at the last token of a prompt alone, and the logits; directions are added there."""
+    states: dict[int, Tensor] = {}
+    undo: list[Callable[[], Any]] = []
+    for number, block in enumerate(blocks):
+        original = block.forward
+
+        def forward(*args: Any, _number: int = number, _original: Any = original, **options: Any) -> Any:
+            output = _original(*args, **options)
+            state = first(output)
+            if directions and _number in directions:
+                state = state.clone()
+                state[:, -1] += directions[_number]
+            states[_number] = state[0, -1].detach().clone()
+            return state if isinstance(output, Tensor) else (state, *output[1:])
+
+        block.forward = forward  # type: ignore[method-assign]
+        undo.append(lambda block=block: delattr(block, "forward"))
+    try:
+        with torch.no_grad():
+            logits = built(input_ids=ids).logits[0, -1]
+    finally:
+        for each in undo:
+            with contextlib.suppress(AttributeError):
+                each()
+    return [states[number] for number in sorted(states)], logits
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
