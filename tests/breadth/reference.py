@@ -1,4 +1,4 @@
-"""What every type is compared with: plain PyTorch hooks on blocks that are written down here, and nothing of steerkit's.
+"""What every type is compared with: plain PyTorch hooks on blocks that are written down here, nothing of steerkit's.
 
 A prompt is run alone and unpadded. A direction is added to what the *next* block is given (behind the last block: to
 what its caller gets), so a block that is hooked in the wrong place, or whose change is lost on the way, disagrees.
