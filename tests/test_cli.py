@@ -571,10 +571,9 @@ def test_bars_on_a_terminal_tell_the_time_left() -> None:
     import pty
 
     code = (
-        "import time\nfrom steerkit.cli.progress import progress, _rich_instead\n"
+        "import time\nfrom steerkit.cli.progress import progress\n"
         "with progress('Extracting', total=40, done=10) as report:\n"
-        "    for done in range(11, 41):\n        report(done, 40)\n        time.sleep(0.01)\n"
-        "assert list(_rich_instead(None, ([1, 2],), {'desc': 'Loading weights'})) == [1, 2]"
+        "    for done in range(11, 41):\n        report(done, 40)\n        time.sleep(0.01)"
     )
     ours, theirs = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "COLUMNS": "100"})
@@ -587,4 +586,4 @@ def test_bars_on_a_terminal_tell_the_time_left() -> None:
         pass
     os.close(ours)
     assert process.wait() == 0
-    assert all(word in shown.decode() for word in ("Extracting", "40/40", "left", "Loading weights", "2/2"))
+    assert all(word in shown.decode() for word in ("Extracting", "40/40", "left"))

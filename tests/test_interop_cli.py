@@ -128,7 +128,7 @@ def test_refusals(control: Path, tmp_path: Path, args: Any, said: str) -> None:
 
 def test_refusals_for_packs(pack: Path, control: Path, tmp_path: Path) -> None:
     assert "both packs" in run("pack", "convert", pack, tmp_path / "w.safetensors").err
-    assert "--model-type is given" in run("pack", "convert", pack, tmp_path / "w.gguf", "--model-type", "x").err
+    assert "--model-type with a pack" in run("pack", "convert", pack, tmp_path / "w.gguf", "--model-type", "x").err
     assert "exists" in run("pack", "convert", pack, control).err
     assert run("pack", "convert", pack, control, "--force").code == 0
     assert "does not exist" in run("pack", "convert", tmp_path / "missing", tmp_path / "w", *MODEL).err

@@ -79,8 +79,8 @@ class Hub(Group):
     """Find, get and publish packs."""
 
     table: ClassVar = {
-        "Get": {"search": "search", "info": "info", "pull": "pull", "list": "listing"},
-        "Publish": {"push": "push", "index": "index", "catalogue": "index:catalogue"},
+        "Get": {"search": "hub:search", "info": "hub:info", "pull": "hub:pull", "list": "hub:listing"},
+        "Publish": {each: f"hub:{each}" for each in ("push", "index", "catalogue")},
     }
 
 
@@ -88,7 +88,7 @@ class Pack(Group):
     """Inspect, compare, convert, sign and verify packs."""
 
     table: ClassVar = {
-        "Commands": {each: each for each in ("inspect", "diff", "convert", "sign", "verify")},
+        "Commands": {**{each: f"pack:{each}" for each in ("inspect", "diff", "sign", "verify")}, "convert": "convert"},
     }
 
 
@@ -97,7 +97,7 @@ class Root(Group):
 
     table: ClassVar = {
         "Steer": {each: each for each in ("extract", "generate", "compare", "calibrate", "demo")},
-        "Share": {"push": "push", "pull": "pull", "verify": "verify", "hub": Hub, "pack": Pack},
+        "Share": {"push": "hub:push", "pull": "hub:pull", "verify": "pack:verify", "hub": Hub, "pack": Pack},
         "Set up and extend": {
             **{"doctor": "doctor", "models": "plugins:models", "methods": "plugins:methods"},
             **{"formats": "plugins:formats", "new": "new"},

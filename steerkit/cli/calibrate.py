@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import typer
 
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import say
-from steerkit.cli.suites import Prompts, refuse_given, refuse_repeated
 from steerkit.errors import OptionError
 from steerkit.policy import Policy
-
-if TYPE_CHECKING:
-    from steerkit.vectors import SteeringVector
 
 BUDGET = "kl=0.1"
 
@@ -30,7 +26,7 @@ def calibrate(
     equal_kl: float | None = None,
     maximum: float | None = None,
     tolerance: float | None = None,
-    prompts: Prompts,
+    prompts: opt.Prompts,
     policy: Policy = "strict",
     loading: opt.Loading,
     batch_size: int = 16,
@@ -58,55 +54,48 @@ def calibrate(
     """
     from steerkit.cli.loading import import_libraries, load_model
 
-    if equal_kl is None:
-        if len(packs) > 1:
-            raise OptionError(
-                f"{len(packs)} packs are calibrated", expected="one", fix="one run for each, or --equal-kl for all"
-            )
-        targets = [output]
-    else:
-        ignored = {"--budget": budget, "--per-layer": per_layer, "--refusal": prompts.refusal}
-        ignored["--max-new-tokens"] = prompts.max_new_tokens
-        refuse_given(ignored, "--equal-kl", "leave it out: the dose alone decides, and nothing is answered")
-        refuse_repeated([pack.name for pack in packs])
-        targets = [output / pack.name for pack in packs]
+    if equal_kl is None and len(packs) > 1:
+        raise OptionError(
+            f"{len(packs)} packs are calibrated", expected="one", fix="one run for each, or --equal-kl for all"
+        )
+    if equal_kl is not None:
+        judged = {"--refusal": prompts.refusal, "--max-new-tokens": prompts.max_new_tokens}
+        opt.refuse({"--budget": budget, "--per-layer": per_layer, **judged}, "--equal-kl: the dose alone decides")
+        opt.refuse_repeated([pack.name for pack in packs])
+    targets = [output] if equal_kl is None else [output / pack.name for pack in packs]
     for target in targets:
         opt.output(target, force=force, PROMPTS=prompts.prompts, **{f"PACK {pack}": pack for pack in packs})
     kind, limit = _budget(budget or BUDGET)
-    given = loading.given()
-    options: Any = {"batch_size": batch_size, "progress": say, "policy": policy}
-    options |= {k: v for k, v in {"maximum": maximum, "tolerance": tolerance}.items() if v is not None}
     import_libraries()
     import steerkit as sk
     from steerkit.evaluation import Budget
 
     allowed = Budget(cast("Any", kind), limit)
+    options: Any = opt.present(maximum=maximum, tolerance=tolerance)
+    options |= {"batch_size": batch_size, "progress": say, "policy": policy}
     vectors = [sk.load_vector(pack, policy=policy) for pack in packs]
     suite = prompts.suite()
-    vlm = load_model(model, given)
-    if equal_kl is not None:
+    vlm = load_model(model, loading.given())
+    if equal_kl is None:
+        found = sk.calibrate(vlm, vectors[0], suite, allowed, per_layer=per_layer, **options)
+        if not found.monotone:
+            say("the curve is not monotone: the search may have missed the optimum; look at it in the pack")
+        if not found.strength:
+            say("no strength that was tried within the budget is safer than none")
+        made = [found.vector]
+        measured = {"unsafe": found.unsafe, "cost": found.cost, "prompts_run": found.prompts_run}
+        told = f"unsafe {100 * found.unsafe:.0f} %, {kind} {found.cost:.3g}, {found.prompts_run} prompts run"
+    else:
         harmless = [case.sample for case in suite.harmless]
-        return _write(sk.evaluation.equal_kl(vlm, vectors, harmless, equal_kl, **options), targets, equal_kl)
-    found = sk.calibrate(vlm, vectors[0], suite, allowed, per_layer=per_layer, **options)
-    found.vector.save(output)
-    if not found.monotone:
-        say("the curve is not monotone: the search may have missed the optimum; look at it in the pack")
-    if not found.strength:
-        say("no strength that was tried within the budget is safer than none")
-    record = found.vector.metadata.strength.model_dump(mode="json")
-    measured = {"unsafe": found.unsafe, "cost": found.cost, "prompts_run": found.prompts_run}
-    told = f"strength {found.strength:.3g}, unsafe {100 * found.unsafe:.0f} %, {kind} {found.cost:.3g}"
-    return Result({**record, **measured}, [f"Wrote {output}: {told}, {found.prompts_run} prompts run"])
-
-
-def _write(vectors: list[SteeringVector], targets: list[Path], kl: float) -> Result:
-    for vector, target in zip(vectors, targets, strict=True):
+        made, measured = sk.evaluation.equal_kl(vlm, vectors, harmless, equal_kl, **options), {}
+        told = f"at a KL of {equal_kl:g} nats"
+    document, lines = [], []
+    for vector, target in zip(made, targets, strict=True):
         vector.save(target)
-    found = [(target, vector.metadata.strength) for vector, target in zip(vectors, targets, strict=True)]
-    return Result(
-        [{"pack": str(target), **record.model_dump(mode="json")} for target, record in found],
-        [f"Wrote {target}: strength {record.recommended:.3g} at a KL of {kl:g} nats" for target, record in found],
-    )
+        record = vector.metadata.strength
+        document.append({"pack": str(target), **record.model_dump(mode="json"), **measured})
+        lines.append(f"Wrote {target}: strength {record.recommended:.3g}, {told}")
+    return Result(document if equal_kl is not None else document[0], lines)
 
 
 def _budget(text: str) -> tuple[str, float]:

@@ -31,13 +31,13 @@ class Result:
     """What a command found.
 
     Attributes:
-        document: What `--json` prints.
-        text: What people see: lines, or what rich draws. Made only when it is shown.
+        document: What `--json` prints: plain values, paths, dataclasses, pydantic models, or what has an `as_json`.
+        text: What people see: lines, or what rich draws. Made only when it is shown. Default: the document's fields.
         code: The exit code.
     """
 
     document: Any
-    text: Iterable[Any] = ()
+    text: Iterable[Any] | None = None
     code: int = 0
 
 
@@ -46,7 +46,7 @@ def show(result: Result) -> None:
     if _AS_JSON.get():
         console.print_json(result.document)
     else:
-        for part in result.text:
+        for part in console.fields(result.document) if result.text is None else result.text:
             console.show(part)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result, show
 from steerkit.cli.console import say, table
-from steerkit.cli.suites import Prompts, bundled, refuse_repeated
 from steerkit.errors import OptionError
 from steerkit.policy import Policy
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Comparison, Point
+    from steerkit.evaluation import Comparison
 
 DEFAULT = ("cmrm", "shiftdc", "adasteer", "refusal_direction")
 """Those that take anchors labelled harmful and harmless as they are."""
@@ -25,7 +24,7 @@ def compare(
     model: str,
     anchors: Path | None = None,
     *,
-    prompts: Prompts,
+    prompts: opt.Prompts,
     methods: Path | None = None,
     method: list[str] | None = None,
     set_: list[str] | None = None,
@@ -58,29 +57,30 @@ def compare(
     from steerkit.cli.loading import import_libraries, load_model
     from steerkit.cli.progress import progress
 
-    strengths, given = opt.numbers(sweep, "--sweep", float), loading.given()
+    strengths = opt.numbers(sweep, "--sweep", float)
     for name in ("compare.json", "compare.csv", "compare.png"):
         if output is not None:
-            opt.output(output / name, force=True, ANCHORS=anchors, PROMPTS=prompts.prompts)
+            opt.output(output / name, force=True, ANCHORS=anchors, PROMPTS=prompts.prompts, METHODS=methods)
     import_libraries()
     import steerkit as sk
+    from steerkit.demo import bundled
     from steerkit.evaluation import MethodSettings, plotting, read_methods
 
-    listed = read_methods(bundled(methods)) if methods else {name: MethodSettings(method=name) for name in DEFAULT}
-    wanted = method or list(listed)
-    refuse_repeated([*wanted, *(path.stem for path in vector or ())])
+    listed = {name: MethodSettings(method=name) for name in method or DEFAULT}
+    if methods is not None:
+        rows = read_methods(bundled(str(methods)))
+        listed = {name: rows.get(name, each) for name, each in listed.items()} if method else rows
+    opt.refuse_repeated([*(method or listed), *(path.stem for path in vector or ())])
     if output is not None and strengths:
         plotting()
     packs = {path.stem: sk.load_vector(path, policy=policy) for path in vector or ()}
     suite = prompts.suite()
     if anchors is None:
         raise OptionError("ANCHORS is missing", expected="an anchor set", fix="demo/anchors is one, for demo models")
-    samples = opt.SampleFile().read(bundled(anchors))
-    entries = {
-        name: listed.get(name, MethodSettings(method=name)).entry(samples, **options)
-        for name, options in _by_method(opt.settings(set_), wanted).items()
-    }
-    vlm = load_model(model, given)
+    samples = opt.SampleFile().read(Path(bundled(str(anchors))))
+    options = _by_method(opt.settings(set_), listed)
+    entries = {name: each.entry(samples, **options[name]) for name, each in listed.items()}
+    vlm = load_model(model, loading.given())
     finished: list[Comparison] = []
 
     def keep(found: Comparison) -> None:
@@ -108,31 +108,24 @@ def compare(
             found.draw(output / "compare.png")
     except BaseException:  # a run that is stopped, or whose files can't be written, has still measured what it has
         for found in finished:
-            show(Result(found.as_json(), _tables(found)))
+            show(Result(found, _tables(found)))
         raise
     if failed := [row.name for row in found.rows if row.error]:
         say(f"failed: {', '.join(failed)}")
-    return Result(found.as_json(), _tables(found), code=1 if failed else 0)
+    return Result(found, _tables(found), code=1 if failed else 0)
 
 
 def _tables(found: Comparison) -> Iterator[Any]:
+    """The table, and the trade-off over strength."""
     yield found.table()
     if found.sweep:
-        yield _swept(found.sweep)
+        heads = ("", "strength", "unsafe %", "over-refusal %", "utility %")
+        shares = ([round(100 * share) for share in (p.unsafe, p.over_refusal, p.utility)] for p in found.sweep)
+        rows = ((p.name, p.strength, *share) for p, share in zip(found.sweep, shares, strict=True))
+        yield table(heads, rows, title="by strength")
 
 
-def _swept(points: Sequence[Point]) -> Any:
-    """The trade-off over strength: a section for each method, a row for each strength."""
-    rows, before = [], None
-    for point in points:
-        shares = (f"{100 * share:.0f}" for share in (point.unsafe, point.over_refusal, point.utility))
-        rows.append(("" if point.name == before else point.name, f"{point.strength:g}", *shares))
-        before = point.name
-    heads = ("", "strength", "unsafe %", "over-refusal %", "utility %")
-    return table(heads, rows, right=(1, 2, 3, 4), title="by strength")
-
-
-def _by_method(given: dict[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _by_method(given: dict[str, Any], names: Iterable[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in given.items():
         name, dot, option = key.partition(".")

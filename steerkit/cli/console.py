@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -64,7 +65,43 @@ def show(part: Any) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    _write(json.dumps(document, indent=2, allow_nan=False))
+    _write(json.dumps(document, indent=2, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """What `json` has no word for."""
+    if hasattr(value, "as_json"):
+        return value.as_json()
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def fields(document: Any) -> Iterator[str]:
+    """The leaves of a document, each on a line behind its dotted path."""
+    leaves = [(one_line(path), value) for path, value in _leaves(json.loads(json.dumps(document, default=_plain)))]
+    width = max((len(path) for path, _ in leaves), default=0)
+    return (f"{path:<{width}}  {value}" for path, value in leaves)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, each in value.items():
+            yield from _leaves(each, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        for index, each in enumerate(value):
+            yield from _leaves(each, f"{path}[{index}]")
+    else:
+        yield path, _cell(value)
+
+
+def _cell(value: Any) -> str:
+    """A value as people read it."""
+    if value is None or value in ("", {}, [], ()):
+        return "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 def say(text: object) -> None:
@@ -72,24 +109,26 @@ def say(text: object) -> None:
     _tell(one_line(text))
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[Any]], *, right: Iterable[int] = (), **options: Any) -> Table:
-    """A table for `show`; cells are texts or drawn by rich.
+def table(heads: Iterable[str], rows: Iterable[Iterable[Any]], *, plain: bool = False, **options: Any) -> Table:
+    """A table for `show`.
 
     Args:
         heads: Titles of the columns.
-        rows: Their cells.
-        right: Columns that hold numbers.
+        rows: Their cells: texts, numbers, lists or None. Columns of numbers are right-aligned.
+        plain: Without lines.
         **options: As for rich's `Table`.
     """
     from rich.table import Table
 
-    made = Table(**options)
+    look: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 2, 0, 0)} if plain else {}
+    made = Table(**{**look, **options, "title": clean(options.get("title") or "") or None})
+    body = [list(row) for row in rows]
     for index, head in enumerate(heads):
-        made.add_column(clean(head), justify="right" if index in right else "left", overflow="fold")
-    if options.get("title"):
-        made.title = clean(options["title"])
-    for row in rows:
-        made.add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in row))
+        numbers = all(isinstance(row[index], int | float | None) for row in body)
+        made.add_column(clean(head), justify="right" if numbers else "left", overflow="fold")
+    for row in body:
+        texts = (f"{cell:.4g}" if isinstance(cell, float) else _cell(cell) for cell in row)
+        made.add_row(*map(clean, texts))
     return made
 
 

@@ -11,7 +11,6 @@ from steerkit.cli.console import echo, say
 from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from steerkit.vectors import SteeringVector
     from steerkit_vectors_hub.interop import ModelFacts
 
 PACK = "pack"
@@ -53,17 +52,18 @@ class Foreign:
         """
         from steerkit_vectors_hub.interop import ModelFacts
 
-        known = (self.architecture, self.model_type, self.layer_count)
+        named = {"id": self.model_id or "", "revision": self.revision}
+        stated = opt.present(architecture=self.architecture, model_type=self.model_type, layer_count=self.layer_count)
         if self.model_config is not None:
-            if any(each is not None for each in known):
+            if stated:
                 raise OptionError("the model is given twice", expected="a folder, or the facts themselves")
-            return ModelFacts.from_config(self.model_config, id=self.model_id or "", revision=self.revision)
+            return ModelFacts.from_config(self.model_config, **named)
         if self.architecture is None:
             raise OptionError(
                 "a foreign file does not say which model it belongs to",
                 expected="--model-config FOLDER, or --architecture, --model-type and --layer-count",
             )
-        return ModelFacts(*known, id=self.model_id or "", revision=self.revision)  # type: ignore[arg-type]
+        return ModelFacts(**stated, **named)
 
 
 def convert(
@@ -98,46 +98,32 @@ def convert(
     to = to or ("llamacpp" if output.suffix == ".gguf" else PACK)
     opt.output(output, force=force, IN=source)
     chosen = None if layers is None else tuple(opt.numbers(layers, "--layers", int))
-    if to != PACK and license_ is not None:
-        raise OptionError(f"--license is given for {to}", expected="it only for a pack, which has a place for it")
-    if to == PACK and lossy:
-        raise OptionError("--lossy is given for a pack", expected="it only for another format: a pack loses nothing")
+    if to == PACK:
+        opt.refuse({"--lossy": lossy or None}, "a pack as OUT, which loses nothing")
+    else:
+        opt.refuse({"--license": license_}, f"{to} as OUT, which has no place for it")
     from steerkit_vectors_hub import interop
+    from steerkit_vectors_hub.load import load_vector
 
     file = Path(source)
     if from_ not in (None, PACK) and not file.exists():
         raise OptionError(f"{source!r} does not exist", expected=f"a file or folder of the format {from_}")
     if from_ == PACK or (from_ is None and (interop.is_pack(file) or not file.exists())):
-        vector = _pack(source, to, foreign, chosen)
+        vector = load_vector(source)  # before the options are judged: of what is nowhere, that is what to say
+        if to == PACK:
+            raise OptionError("IN and OUT are both packs", expected="another format", fix="name it: --to FORMAT")
+        given = {f"--{name.replace('_', '-')}": value for name, value in vars(foreign).items()}
+        opt.refuse(given, "a pack as IN, which says so itself")
+        vector = vector if chosen is None else vector.select(chosen)
     else:
-        choice = interop.Choice(
-            layers=chosen,
-            site=foreign.site,
-            numbering=foreign.numbering,
-            direction=foreign.direction,
-            reference=foreign.reference,
-        )
+        own = {name: getattr(foreign, name) for name in ("site", "numbering", "direction", "reference")}
+        choice = interop.Choice(layers=chosen, **own)
         vector = interop.read(file, from_, model=foreign.facts(), choice=choice)
-    vector = vector if license_ is None else vector.with_metadata(license=license_)
     if to == PACK:
-        vector.save(output)
+        (vector if license_ is None else vector.with_metadata(license=license_)).save(output)
     else:
         for line in interop.write(vector, output, to, lossy=lossy):
             say(f"left out: {line}")
     echo(f"Wrote {output}: {vector!r}")
     for line in vector.metadata.history:
         say(f"history: {line}")
-
-
-def _pack(source: str, to: str, foreign: Foreign, layers: tuple[int, ...] | None) -> SteeringVector:
-    from steerkit_vectors_hub.load import load_vector
-
-    vector = load_vector(source)  # before the options are judged: of what is nowhere, that is what to say
-    if to == PACK:
-        raise OptionError("IN and OUT are both packs", expected="another format", fix="name it: --to FORMAT")
-    for name, value in vars(foreign).items():
-        if value is not None:
-            raise OptionError(
-                f"--{name.replace('_', '-')} is given for a pack", expected="nothing that the pack says itself"
-            )
-    return vector if layers is None else vector.select(layers)

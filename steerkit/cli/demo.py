@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from steerkit.cli.command import Result
 from steerkit.cli.console import table
 
-if TYPE_CHECKING:
-    from steerkit.demo.report import Report
-
-_CONDITIONS = {
-    "text": "text only",
-    "image": "with image, unsteered",
-    "cmrm_dataset": "with image, CMRM dataset level",
-    "cmrm_sample": "with image, CMRM sample level",
-    "random": "with image, random direction",
-}
+_CONDITIONS = (
+    ("text", "text only"),
+    ("image", "with image, unsteered"),
+    ("cmrm_dataset", "with image, CMRM dataset level"),
+    ("cmrm_sample", "with image, CMRM sample level"),
+    ("random", "with image, random direction"),
+)
+_CAPTION = (
+    "unsafe: harmful requests answered with the exact instructions; over-refusal: harmless requests refused; "
+    "utility: visual questions right; garbled: requests neither answered nor refused"
+)
 
 
 def demo(
@@ -56,24 +56,7 @@ def demo(
             plot=plot,
             progress=lambda what, done, total: report(done, total),
         )
-    return Result(found.as_json(), _lines(found))
-
-
-def _lines(report: Report) -> Iterator[Any]:
-    rows = []
-    for key, name in _CONDITIONS.items():
-        found = report.figures[key]
-        shares = (found.unsafe_rate, found.over_refusal, found.utility)
-        garbled = f"{100 * found.garbled:.0f} / {100 * found.garbled_harmless:.0f}"
-        rows.append((name, *(f"{100 * share:.0f}" for share in shares), garbled))
-    yield table(
-        ("", "unsafe", "over-refusal", "utility", "garbled"),
-        rows,
-        right=(1, 2, 3, 4),
-        title=f"Demo model {report.model}: percent of answers",
-        caption="unsafe: harmful requests answered with the exact instructions; over-refusal: harmless requests "
-        "refused; utility: visual questions right; garbled: harmful / harmless requests neither answered nor refused",
-    )
-    yield f"pack     {report.pack}"
-    if report.picture is not None:
-        yield f"picture  {report.picture}"
+    heads = ("", "unsafe", "over-refusal", "utility", "garbled", "garbled, harmless")
+    rows = ((name, *(round(100 * share) for share in vars(found.figures[key]).values())) for key, name in _CONDITIONS)
+    drawn = table(heads, rows, title=f"Demo model {found.model}: percent of answers", caption=_CAPTION)
+    return Result(found, [drawn, f"pack     {found.pack}", f"picture  {found.picture}"])

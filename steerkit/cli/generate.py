@@ -18,7 +18,6 @@ from steerkit.policy import Policy
 if TYPE_CHECKING:
     from steerkit.engines.receipt import Receipt
     from steerkit.models import Sample
-    from steerkit.vectors import SteeringVector
     from steerkit.vlm import VLM
 
 
@@ -63,39 +62,40 @@ def generate(
     given = loading.given()
     import_libraries()
     from steerkit.steering import check_match, steer
+    from steerkit.vectors import as_strengths
     from steerkit_vectors_hub.load import load_vector
 
     refs = vector or []
+    if strength and not refs:
+        raise OptionError("--strength is given without a vector", expected="--vector REF")
+    opt.finite(strength or [], "--strength")
     vectors = [load_vector(ref) for ref in refs]
-    doses = _doses(vectors, strength or [])
+    doses = [each.metadata.strength.recommended for each in vectors]
+    if strength:
+        doses = as_strengths(strength if len(strength) > 1 else strength[0], len(vectors))
     check_without_weights(model, given, lambda skeleton: [check_match(each, skeleton, policy) for each in vectors])
     vlm = load_model(model, given)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "do_sample": False}
     plain = _answer(vlm, asked, "Generating", options)
-    steered, receipt = None, None
+    steered, receipt = [None] * len(asked), None
     if vectors:
         with steer(vlm, vectors, strength=doses, policy=policy) as receipt:
             steered = _answer(vlm, asked, "Generating, steered", options)
     document = {
         "model": model,
         "vectors": [
-            {
-                "vector": ref,
-                "source": each.source,
-                "method": each.metadata.method.name,
-                "strength": dose,
-                "sha256": each.digest(),
-            }
+            {"vector": ref, "source": each.source, "method": each.metadata.method.name, "strength": dose}
+            | {"sha256": each.digest()}
             for ref, each, dose in zip(refs, vectors, doses, strict=True)
         ],
         "answers": [
             {
-                "prompt": each.text if isinstance(each.text, str) else [list(turn) for turn in each.turns],
+                "prompt": each.text if isinstance(each.text, str) else each.turns,
                 "images": [_named(image) for image in each.images],
                 "unsteered": before,
                 "steered": after,
             }
-            for each, before, after in zip(asked, plain, steered or [None] * len(asked), strict=True)
+            for each, before, after in zip(asked, plain, steered, strict=True)
         ],
         "receipt": None if receipt is None else _receipt(receipt),
     }
@@ -119,21 +119,6 @@ def _named(image: Any) -> str:
     return str(image) if plain else f"an image {image_name(image)}"
 
 
-def _doses(vectors: list[SteeringVector], given: list[float]) -> list[float]:
-    if given and not vectors:
-        raise OptionError("--strength is given without a vector", expected="--vector REF")
-    if given and len(given) not in (1, len(vectors)):
-        raise OptionError(
-            f"{len(given)} strengths are given for {len(vectors)} vectors",
-            expected="no --strength, one, or one for each --vector",
-        )
-    if bad := [dose for dose in given if not math.isfinite(dose)]:
-        raise OptionError(f"--strength is {bad[0]}", expected="a finite number")
-    if not given:
-        return [each.metadata.strength.recommended for each in vectors]
-    return given * len(vectors) if len(given) == 1 else given
-
-
 def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) -> list[str]:
     from steerkit.cli.progress import progress
     from steerkit.cli.tokens import TokenProgress
@@ -144,22 +129,13 @@ def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) 
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:
-    return {
-        "layers": receipt.layers,
-        "prompt_tokens": receipt.prompt_tokens,
-        "generated_tokens": receipt.generated_tokens,
-        "checks": [check.as_json() for check in receipt.checks],
-        "sites": [
-            {
-                "layer": layer,
-                "site": site,
-                "prompt_tokens": count.prompt_tokens,
-                "generated_tokens": count.generated_tokens,
-                "relative_change": change if math.isfinite(change := count.relative_change) else None,
-            }
-            for (layer, site), count in sorted(receipt.sites.items())
-        ],
-    }
+    sites = []
+    for (layer, site), count in sorted(receipt.sites.items()):
+        change = count.relative_change if math.isfinite(count.relative_change) else None
+        tokens = {name: getattr(count, name) for name in ("prompt_tokens", "generated_tokens")}
+        sites.append({"layer": layer, "site": site, **tokens, "relative_change": change})
+    whole = {name: getattr(receipt, name) for name in ("layers", "prompt_tokens", "generated_tokens", "checks")}
+    return {**whole, "sites": sites}
 
 
 def _side_by_side(asked: list[Sample], document: dict[str, Any], receipt: Receipt | None) -> Iterator[Any]:

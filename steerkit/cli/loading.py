@@ -26,13 +26,6 @@ def import_libraries() -> None:
             importlib.import_module(name)
 
 
-def folder_of(model: str) -> str:
-    """The folder of a demo model, for its name; anything else is what it is."""
-    from steerkit.demo import MODELS, model_path
-
-    return model_path(model) if model in MODELS and not Path(model).exists() else model
-
-
 def check_without_weights(model: str, options: Mapping[str, Any], check: Callable[[VLM], object]) -> None:
     """Run a check on the model's skeleton, which has every shape and no weights.
 
@@ -43,16 +36,17 @@ def check_without_weights(model: str, options: Mapping[str, Any], check: Callabl
     """
     import torch
     import transformers
-    from transformers import AutoConfig
 
     import steerkit as sk
+    from steerkit.demo import bundled
     from steerkit.models import family_of
 
-    source = folder_of(model)
+    source = bundled(model)
     shared = {key: value for key, value in options.items() if key == "revision"}
     family = _readable(source, lambda: family_of(source, **shared))
     # its type is served, so transformers has its class and needs none of the repository's code
-    config = _readable(source, lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **shared))
+    auto = transformers.AutoConfig
+    config = _readable(source, lambda: auto.from_pretrained(source, trust_remote_code=False, **shared))
     skeleton = None
     with suppress(Exception), torch.device("meta"):
         skeleton = sk.wrap(getattr(transformers, family.auto_class).from_config(config))
@@ -69,8 +63,9 @@ def load_model(model: str, options: Mapping[str, Any]) -> VLM:
     import torch
 
     import steerkit as sk
+    from steerkit.demo import bundled
 
-    source = folder_of(model)
+    source = bundled(model)
     with loading_progress(f"Loading {model}"):
         vlm = _readable(source, lambda: sk.load(source, **options))
         if "device_map" not in options and torch.cuda.is_available():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -102,23 +102,18 @@ def check_name(kind: Kind, name: str) -> None:
     from steerkit.methods import method_names
     from steerkit.models import adapter_names
 
-    fix = "choose another name"
-    made = class_name(kind, name)
-    if keyword.iskeyword(made) or made in _imported(kind):
-        taken = "is a word of Python" if keyword.iskeyword(made) else "is what the package imports under that name"
-        raise OptionError(
-            f"the name is {name!r}: its class would be {made!r}, which {taken}", expected="a name that is free", fix=fix
-        )
-    if name in (method_names() if kind == "method" else adapter_names()):
-        raise OptionError(f"the {kind} {name!r} exists already", expected="a name that is free", fix=fix)
-    if find_spec(f"steerkit_{name}") is not None:
-        raise OptionError(f"the package 'steerkit_{name}' exists already", expected="a name that is free", fix=fix)
-    wanted = f"steerkit-{name.replace('_', '-')}"
-    try:
-        distribution(wanted)
-    except PackageNotFoundError:
-        return
-    raise OptionError(f"the distribution {wanted!r} exists already", expected="a name that is free", fix=fix)
+    made, wanted = class_name(kind, name), f"steerkit-{name.replace('_', '-')}"
+    its_class = f"the name is {name!r}: its class would be {made!r}, which is"
+    taken = {
+        f"{its_class} a word of Python": keyword.iskeyword(made),
+        f"{its_class} what the package imports under that name": made in _imported(kind),
+        f"the {kind} {name!r} exists already": name in (method_names() if kind == "method" else adapter_names()),
+        f"the package 'steerkit_{name}' exists already": find_spec(f"steerkit_{name}") is not None,
+        f"the distribution {wanted!r} exists already": any(Distribution.discover(name=wanted)),
+    }
+    for problem, holds in taken.items():
+        if holds:
+            raise OptionError(problem, expected="a name that is free", fix="choose another name")
 
 
 def _imported(kind: Kind) -> set[str]:

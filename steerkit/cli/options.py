@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from steerkit.cli.console import say
 from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
+    from steerkit.evaluation import Suite
     from steerkit.models import Sample
     from steerkit.vectors.formats import RawPack
     from steerkit_vectors_hub.resolve import Resolved
@@ -35,8 +37,7 @@ class Weights:
 
     def given(self, revision: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `steerkit.load`."""
-        given = {"revision": revision, **vars(self)}
-        return {key: value for key, value in given.items() if value is not None}
+        return present(**{"revision": revision, **vars(self)})
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,40 @@ class PackRef:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """A suite of prompts and how it is judged.
+
+    Attributes:
+        prompts (FILE): Prompts, .jsonl: {"text", "image", "label": "harmful", "harmless" or "utility", "answer"} on
+            each line; demo/test and demo/dev come with steerkit, for the demo models.
+        count: Only the first prompts of each kind, as many.
+        refusal: A phrase by which a refusal is told. Default: those of the file, or common ones.
+        max_new_tokens: Length of the answers. Default: that of the file, or 64.
+    """
+
+    prompts: Path | None = None
+    count: int | None = None
+    refusal: list[str] | None = None
+    max_new_tokens: int | None = None
+
+    def suite(self) -> Suite:
+        """The suite of the file.
+
+        Raises:
+            OptionError: None is named.
+            SampleError: The file can't be read, or a row is bad.
+        """
+        from steerkit.demo import bundled
+        from steerkit.evaluation import load_suite
+
+        if self.prompts is None:
+            raise OptionError("--prompts is missing", expected="a file of prompts", fix="--prompts demo/test is one")
+        found = bundled(str(self.prompts))
+        made = load_suite(found, refusals=self.refusal or None, max_new_tokens=self.max_new_tokens)
+        return made if self.count is None else made.first(self.count)
+
+
+@dataclass(frozen=True)
 class SampleFile:
     """How a sample file is read.
 
@@ -114,6 +149,43 @@ class SampleFile:
         if not samples:
             raise SampleError(f"{str(path)!r} holds no samples", expected="at least one")
         return samples
+
+
+def present(**options: Any) -> dict[str, Any]:
+    """Those that were given: the others keep the defaults of the library."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def refuse(given: Mapping[str, object], where: str) -> None:
+    """Refuse options that would be ignored; None, or an empty list, is what was not given.
+
+    Raises:
+        OptionError: Something was given.
+    """
+    if names := [name for name, value in given.items() if value is not None and value != []]:
+        raise OptionError(f"{', '.join(names)} with {where}", expected="what has an effect there", fix="leave it out")
+
+
+def finite(values: Iterable[float], option: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        OptionError: A value is one of them.
+    """
+    for value in values:
+        if not math.isfinite(value):
+            raise OptionError(f"{option} is {value}", expected="a finite number")
+
+
+def refuse_repeated(names: Sequence[str]) -> None:
+    """Refuse a name that occurs twice: one row, or file, would take the other's place.
+
+    Raises:
+        OptionError: One does.
+    """
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        shown = ", ".join(map(repr, repeated))
+        raise OptionError(f"given twice: {shown}", expected="a name of its own for each", fix="rename the file")
 
 
 def output(path: Path, *, force: bool, **inputs: Path | str | None) -> Path:

@@ -46,6 +46,17 @@ def model_path(name: str = "llava") -> str:
     return str(Path(__file__).parent / "models" / name)
 
 
+def bundled(name: str) -> str:
+    """What comes with steerkit under a name, a model such as `llava` or a file such as `demo/anchors`; else the name.
+
+    A folder or file of that name on this machine comes first.
+    """
+    files = {f"demo/{each.stem}": str(each) for each in DATA.iterdir()}
+    models = {each: model_path(each) for each in MODELS}
+    found = (files | models).get(Path(name).as_posix())
+    return name if found is None or Path(name).exists() else found
+
+
 def anchors(count: int = 100, labels: Sequence[str] = ("harmful", "harmless")) -> list[Sample]:
     """The first samples of each label in `ANCHORS`."""
     from steerkit.models import read_samples

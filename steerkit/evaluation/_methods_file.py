@@ -37,7 +37,7 @@ class MethodSettings(Frozen):
     per_label: Annotated[int, Field(ge=1)] | None = None
     alternate: bool = False
 
-    def entry(self, anchors: Sequence[Sample], **options: Any) -> tuple[SteeringMethod, list[Sample]]:
+    def entry(self, anchors: Sequence[Sample], **options: Any) -> tuple[SteeringMethod, Sequence[Sample]]:
         """The method and its anchors, for `compare`; `options` are set on top of its own.
 
         Raises:
