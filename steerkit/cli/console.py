@@ -99,6 +99,8 @@ def _cell(value: Any) -> str:
     """A value as people read it."""
     if value is None or value in ("", {}, [], ()):
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return str(value)

@@ -30,7 +30,8 @@ def models() -> Result:
         return {"model_types": [kind for record in found for kind in record.types]}
 
     rows = _rows(registered(ADAPTERS, Family), described)
-    return Result({"adapters": rows}, [_table(rows, model_types="model types (config.model_type)")])
+    heads = {"model_types": "model types (config.model_type)", "distribution": "distribution"}
+    return Result({"adapters": rows}, [_table(rows, **heads)])
 
 
 def formats() -> Result:
@@ -80,8 +81,8 @@ def _table(rows: list[dict[str, Any]], **heads: str) -> Any:
     cells = []
     for row in rows:
         about = [row.get(column) for column in heads]
-        cells.append([row["name"], *([_broken(row), *about[1:]] if row["error"] else about), row["distribution"]])
-    return table(("name", *heads.values(), "distribution"), cells)
+        cells.append([row["name"], *([_broken(row), *about[1:]] if row["error"] else about)])
+    return table(("name", *heads.values()), cells)
 
 
 def _broken(row: dict[str, Any]) -> str:
