@@ -1,0 +1,74 @@
+"""What comes back: refusals as errors of vLLM's, and receipts with the answers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from steerkit.errors import EngineError, SteerKitError
+from steerkit_vllm.asking import meant
+from steerkit_vllm.settings import KEY
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turn our errors into vLLM's of a faulty request."""
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        yield
+    except SteerKitError as error:
+        raise VLLMValidationError(str(error), parameter=KEY) from error
+
+
+pending: dict[int, Callable[[int], dict[str, Any]]] = {}
+"""What makes the receipt of a request, by its plan, until the request is registered for its answer."""
+
+
+def registered(add: Callable[..., None]) -> Callable[..., None]:
+    """`OutputProcessor.add_request`, with the receipt that a request asks for kept until its answer is made."""
+
+    @functools.wraps(add)
+    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        add(self, request, *args, **kwargs)
+        plan = (getattr(request.sampling_params, "extra_args", None) or {}).get(KEY)
+        if isinstance(plan, dict) and plan.get("receipt"):
+            self.request_states[request.request_id].steerkit = pending.get(id(plan))
+
+    return add_request
+
+
+def answered(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`RequestState._new_request_output`, with the receipt in the last output."""
+
+    @functools.wraps(make)
+    def _new_request_output(self: Any, external: str, outputs: Any, finished: bool, *args: Any, **kwargs: Any) -> Any:
+        output = make(self, external, outputs, finished, *args, **kwargs)
+        receipt = getattr(self, "steerkit", None)
+        if receipt is not None and finished:
+            counts = [len(each.token_ids) for each in outputs]
+            found = [receipt(count) for count in counts]
+            output.kv_transfer_params = {
+                **(output.kv_transfer_params or {}),
+                KEY: found[0] if len(found) == 1 else found,
+            }
+        return output
+
+    return _new_request_output
+
+
+def refusing(method: Callable[..., Any], *, beams: bool) -> Callable[..., Any]:
+    """Refuse what vLLM would drop without a word: keys beside `vllm_xargs`, and any in a beam search."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with refusals():
+            if beside := meant(getattr(self, "model_extra", None) or ()):
+                raise EngineError(f"the request has {beside[0]!r} beside vllm_xargs", expected="it in vllm_xargs")
+            if beams and meant(getattr(self, "vllm_xargs", None) or ()):
+                raise EngineError("a beam search is asked to steer", expected="sampling or greedy decoding")
+        return method(self, *args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,332 @@
+"""In the workers: buffers at every place that can be steered, filled before each step of the model.
+
+The hooks are there before the model is warmed up and compiled. What a step holds is told by the runner: V1 calls
+`_model_forward`, V2 the `preprocess_state` of its model state, right before the model runs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import nn
+
+from steerkit.errors import EngineError
+from steerkit_vllm.banks import PREFIX, Now, Place, allocate, write
+from steerkit_vllm.settings import KEY, SITES, settings_of
+
+_MODULES = {"attn_out": "self_attn", "mlp_out": "mlp"}
+
+Scheduled = tuple[str, Any, int, int, int]
+"""A request in a step: its id, its plan or None, tokens computed before, first row, number of rows."""
+
+
+def decoder_layers(model: nn.Module) -> Any:
+    """The decoder blocks of a served model.
+
+    Raises:
+        EngineError: They are not where vLLM keeps them.
+    """
+    language = model.get_language_model() if hasattr(model, "get_language_model") else model  # type: ignore[operator]
+    for owner in (getattr(language, "model", None), language):
+        if owner is not None and hasattr(owner, "layers"):
+            return owner.layers
+    raise EngineError(f"{type(model).__name__} has no decoder layers where vLLM keeps them", expected="model.layers")
+
+
+class Steering:
+    """The steering of one worker.
+
+    Args:
+        runner: The model runner, its model loaded.
+        config: vLLM's.
+    """
+
+    def __init__(self, runner: Any, config: Any) -> None:
+        settings = settings_of(config.additional_config)
+        assert settings is not None
+        assert settings.allocated is not None
+        self.room = room = settings.allocated
+        self.model = runner.get_model()
+        self.hidden = config.model_config.get_hidden_size()
+        self._layers = decoder_layers(self.model)
+        self._now = Now()
+        running = config.scheduler_config.max_num_seqs
+        tokens = max(config.scheduler_config.max_num_batched_tokens, getattr(runner, "max_num_tokens", 0))
+        device = runner.device
+        shape = (len(SITES), room.depth, tokens)
+        self._own = room.vectors * running
+        self._readable = running if room.measured else 1
+        # V2's preprocessing sees padded batches, too: one row more than any step holds is never written
+        shared = {
+            "row": torch.zeros(shape, dtype=torch.int64, device=device),
+            "coefficient": torch.zeros(shape, device=device),
+            "read_row": torch.zeros(self._readable, dtype=torch.int64, device=device),
+            **({"vector": torch.zeros(shape, dtype=torch.int64, device=device)} if room.general else {}),
+        }
+        self._shared = shared
+        self._host = {
+            name: np.zeros(t.shape, t.cpu().numpy().dtype) for name, t in shared.items() if name != "read_row"
+        }
+        self._dirty = 0
+        self._places: dict[tuple[int, int], nn.Module] = {}
+        self._slots: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._reading: list[str] = []
+        self.states: OrderedDict[str, dict[int, torch.Tensor]] = OrderedDict()
+        self.counts: OrderedDict[str, int] = OrderedDict()
+        eager = bool(config.model_config.enforce_eager)
+        for layer, block in enumerate(self._layers):
+            if type(block).__name__ == "PPMissingLayer":
+                continue
+            for index, site in enumerate(SITES):
+                steers, reads = site in room.sites, site == "resid_post"
+                if not steers and not reads:
+                    continue
+                module = block if reads else getattr(block, _MODULES[site], None)
+                if module is None:
+                    raise EngineError(f"{type(block).__name__} has no {_MODULES[site]}", expected="sites resid_post")
+                place = Place(index, room, eager, self._now, reads, steers)
+                allocate(module, place, shared, self.hidden, self._own, self._readable)
+                self._places[layer, index] = module
+
+    # -- what the front end calls in every worker -------------------------------------------------------------------
+
+    def add(self, site: int, start: int, payload: bytes) -> None:
+        """Write the rows of a change, at every layer that is here."""
+        tensors = load(payload)
+        for (layer, index), module in self._places.items():
+            if index == site and module.steerkit_place.steers:
+                write(module, start, layer, tensors)
+
+    def read(self, tag: str, layers: list[int], logits: bool) -> dict[str, Any]:
+        """The states that a request was read for, and forget them: `{layer: bytes}`, float32."""
+        self._keep()
+        kept = self.states.pop(tag, None)
+        if kept is None:
+            raise EngineError(f"nothing was read for {tag}", expected="a request that was read before")
+        here = [layer for layer in layers if layer in kept]
+        found: dict[str, Any] = {str(layer): kept[layer].cpu().numpy().tobytes() for layer in here}
+        last = len(self._layers) - 1
+        if logits and last in kept:
+            language = self.model.get_language_model() if hasattr(self.model, "get_language_model") else self.model
+            norm = getattr(getattr(language, "model", language), "norm", None)
+            if norm is not None:
+                dtype = next(self.model.parameters()).dtype
+                with torch.inference_mode():
+                    given = self.model.compute_logits(norm(kept[last][None].to(dtype)))
+                if given is not None:
+                    found["logits"] = given[0].float().cpu().numpy().tobytes()
+        return found
+
+    def forget(self, tags: list[str]) -> None:
+        """Forget what was read and counted."""
+        for tag in tags:
+            self.states.pop(tag, None)
+            self.counts.pop(tag, None)
+
+    # -- what the runner calls before each step ---------------------------------------------------------------------
+
+    def begin(self, batch: list[Scheduled]) -> None:
+        """Fill the buffers for one step."""
+        self._keep()
+        filled = 0
+        for request, plan, done, first, count in batch:
+            if plan is None:
+                continue
+            if "read" in plan and done <= plan["prompt"] - 1 < done + count:
+                self._reading.append(plan["read"])
+                self._shared["read_row"][len(self._reading) - 1] = first + plan["prompt"] - 1 - done
+            touched = np.zeros(count, dtype=bool) if "count" in plan else None
+            for site, depth, row, own, runs in plan["changes"]:
+                vector = row if own < 0 else 1 + self.room.rows + self._slot(request, own, site, plan, batch)
+                for start, stop, coefficient in runs:
+                    low, high = max(start, done), min(stop, done + count)
+                    if low >= high:
+                        continue
+                    if not filled:
+                        self._clear()
+                    rows = slice(first + low - done, first + high - done)
+                    self._host["row"][site, depth, rows] = row
+                    self._host["coefficient"][site, depth, rows] = coefficient
+                    if "vector" in self._host:
+                        self._host["vector"][site, depth, rows] = vector
+                    filled = max(filled, rows.stop)
+                    if touched is not None:
+                        touched[low - done : high - done] = True
+            if touched is not None:
+                self.counts[plan["count"]] = self.counts.get(plan["count"], 0) + int(touched.sum())
+        if filled or self._dirty:
+            wide = max(filled, self._dirty)
+            if not filled:
+                self._clear()
+            for name, values in self._host.items():
+                self._shared[name][:, :, :wide].copy_(torch.from_numpy(values[:, :, :wide]))
+            self._dirty = filled
+        self._now.steers, self._now.reads = bool(filled), bool(self._reading)
+
+    def _clear(self) -> None:
+        for values in self._host.values():
+            values[:, :, : self._dirty] = 0
+
+    def _keep(self) -> None:
+        """Take what the step before has read, before the next one overwrites it."""
+        if not self._reading:
+            return
+        for index, tag in enumerate(self._reading):
+            self.states[tag] = {
+                layer: getattr(module, PREFIX + "state")[index].clone()
+                for (layer, site), module in self._places.items()
+                if SITES[site] == "resid_post"
+            }
+        self._reading = []
+        while len(self.states) > 8 * max(self._readable, 8):
+            self.states.popitem(last=False)  # of requests that were cancelled in between
+
+    def _slot(self, request: str, own: int, site: int, plan: Any, batch: list[Scheduled]) -> int:
+        """The row of a vector that was measured on a request's prompt; written when the request comes in."""
+        key = (request, own)
+        if key in self._slots:
+            self._slots.move_to_end(key)
+            return self._slots[key]
+        if len(self._slots) < self._own:
+            slot = len(self._slots)
+        else:
+            here = {each[0] for each in batch}
+            slot = self._slots.pop(next(old for old in self._slots if old[0] not in here))
+        self._slots[key] = slot
+        for (layer, index), module in self._places.items():
+            if index != site:
+                continue
+            bank = getattr(module, PREFIX + "u")[1 + self.room.rows + slot]
+            given = plan["vectors"][own].get(layer)
+            if given is None:
+                bank.zero_()
+            else:
+                bank.copy_(torch.from_numpy(np.frombuffer(given, dtype=np.float32).copy()))
+        return slot
+
+
+def check_config(config: Any) -> None:
+    """Refuse what splits or leaves out the tokens of a step, or serves states that a salt does not tell apart.
+
+    Raises:
+        EngineError: It is so.
+    """
+    parallel, compilation = config.parallel_config, config.compilation_config
+    speculative = config.speculative_config
+    problems = {
+        "dual batch overlap": getattr(parallel, "use_ubatching", False) or getattr(parallel, "enable_dbo", False),
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "data parallelism inside one server": getattr(parallel, "data_parallel_size", 1) > 1,
+        "sequence parallelism": getattr(compilation.pass_config, "enable_sp", False),
+        "fast prefill with a shared KV cache": getattr(config.cache_config, "kv_sharing_fast_prefill", False),
+        "prompt embeddings": getattr(config.model_config, "enable_prompt_embeds", False),
+        "a KV connector": getattr(config, "kv_transfer_config", None) is not None,
+        "speculation by a model": speculative is not None and speculative.method not in ("ngram", "ngram_gpu"),
+        "pooling": config.model_config.runner_type != "generate",
+    }
+    for what, there in problems.items():
+        if there:
+            raise EngineError(f"steerkit-vllm does not serve with {what}", expected="a server without it")
+
+
+def attach(worker: Any, config: Any) -> None:
+    """Hook a worker's model, and have the runner say what each step holds."""
+    if settings_of(config.additional_config) is None:
+        return
+    check_config(config)
+    runner = worker.model_runner
+    runner.steerkit = steering = Steering(runner, config)
+    if hasattr(runner, "model_state"):
+        _attach_v2(runner.model_state, steering)
+    else:
+        _attach_v1(runner, steering)
+
+
+def _plan(params: Any) -> Any:
+    plan = (params.extra_args or {}).get(KEY) if params is not None else None
+    return plan if isinstance(plan, dict) else None
+
+
+def _attach_v1(runner: Any, steering: Steering) -> None:
+    forward = runner._model_forward
+
+    def before(*args: Any, **kwargs: Any) -> Any:
+        batch = runner.input_batch
+        starts = runner.query_start_loc.np
+        steering.begin(
+            [
+                (
+                    request,
+                    _plan(runner.requests[request].sampling_params),
+                    int(batch.num_computed_tokens_cpu[at]),
+                    int(starts[at]),
+                    int(starts[at + 1] - starts[at]),
+                )
+                for at, request in enumerate(batch.req_ids[: batch.num_reqs])
+            ]
+        )
+        return forward(*args, **kwargs)
+
+    runner._model_forward = before
+
+
+def _attach_v2(state: Any, steering: Steering) -> None:
+    plans: dict[str, Any] = {}
+    add, remove, preprocess = state.add_request, state.remove_request, state.preprocess_state
+
+    def add_request(index: int, new: Any) -> Any:
+        plans[new.req_id] = _plan(new.sampling_params)
+        return add(index, new)
+
+    def remove_request(request: str) -> Any:
+        plans.pop(request, None)
+        return remove(request)
+
+    def preprocess_state(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        starts = batch.query_start_loc_np
+        steering.begin(
+            [
+                (request, plans[request], int(done), int(starts[at]), int(starts[at + 1] - starts[at]))
+                for at, (request, done) in enumerate(
+                    zip(batch.req_ids, batch.num_computed_tokens_np[: len(batch.req_ids)], strict=True)
+                )
+            ]
+        )
+        return preprocess(batch, *args, **kwargs)
+
+    state.add_request, state.remove_request, state.preprocess_state = add_request, remove_request, preprocess_state
+
+
+def install() -> None:
+    """Have every worker of this process steer; a method that begins with `steerkit_` is called by `collective_rpc`."""
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    if hasattr(WorkerWrapperBase, "steerkit_add"):
+        return
+
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = self.worker.load_model(*args, **kwargs)
+        attach(self.worker, self.vllm_config)
+        return result
+
+    def of(self: Any) -> Steering:
+        return self.worker.model_runner.steerkit
+
+    def facts(self: Any) -> dict[str, Any]:
+        runner = self.worker.model_runner
+        return {"runner": "V2" if hasattr(runner, "model_state") else "V1", "counts": dict(of(self).counts)}
+
+    methods = {
+        "load_model": load_model,
+        "steerkit_add": lambda self, *args: of(self).add(*args),
+        "steerkit_read": lambda self, *args: of(self).read(*args),
+        "steerkit_forget": lambda self, *args: of(self).forget(*args),
+        "steerkit_facts": facts,
+    }
+    for name, method in methods.items():
+        setattr(WorkerWrapperBase, name, method)

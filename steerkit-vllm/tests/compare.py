@@ -1,0 +1,195 @@
+"""Start one engine, answer many requests with it, and print what it said as JSON: `compare.py FOLDER OPTIONS`.
+
+A process of its own for each configuration: environment variables and vLLM's state hold for a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lab as laboratory
+import torch
+from lab import TOKENS
+
+
+class Served:
+    """An engine with the packs of a lab."""
+
+    def __init__(self, lab: laboratory.Lab, options: dict[str, Any], only: list[str] | None) -> None:
+        from vllm import LLM
+
+        self.lab = lab
+        packs = {name: ref for name, ref in lab.packs.items() if only is None or name in only}
+        arguments: dict[str, Any] = {
+            "model": str(lab.model),
+            "dtype": "float32",
+            "max_model_len": 256,
+            "enforce_eager": True,
+            "max_num_seqs": 32,
+            "block_size": 32,
+            "limit_mm_per_prompt": {"image": 1},
+            # doses beyond what a strict policy lets pass show a difference at every token
+            "additional_config": {"steerkit": {"packs": packs, "policy": "off"}},
+        }
+        self.llm = LLM(**(arguments | options))
+        self.packs = sorted(packs)
+
+    def answer(self, prompts: list[Any], asked: list[Any], tokens: int = TOKENS) -> list[Any]:
+        from vllm import SamplingParams
+
+        sampling = [
+            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=each)
+            for each in asked
+        ]
+        return self.llm.generate(prompts, sampling, use_tqdm=False)
+
+    def tokens(self, at: list[int], asked: list[Any]) -> list[list[int]]:
+        found = self.answer([self.lab.prompt(each) for each in at], asked)
+        return [list(each.outputs[0].token_ids) for each in found]
+
+
+def wish(name: str | None, strength: float = 1.0) -> dict[str, Any] | None:
+    return None if name is None else {"steerkit_pack": name, "steerkit_strength": strength}
+
+
+def table(served: Served) -> dict[str, Any]:
+    """Each recipe on every prompt: which answers equal those of transformers."""
+    lab, every = served.lab, list(range(len(served.lab.samples)))
+    found: dict[str, Any] = {"plain": _unequal(served.tokens(every, [None] * len(every)), lab.wanted(None))}
+    for recipe in lab.answers:
+        name, _, strength = recipe.rpartition("@")
+        if name in served.packs:
+            got = served.tokens(every, [wish(name, float(strength))] * len(every))
+            found[recipe] = _unequal(got, lab.answers[recipe])
+    return found
+
+
+def mixed(served: Served) -> list[str]:
+    """Many recipes in one batch: those that do not equal those of transformers."""
+    lab = served.lab
+    recipes = ["plain", *(each for each in lab.answers if each.rpartition("@")[0] in served.packs)]
+    jobs = [(at, recipes[(at * 6 + k * 5) % len(recipes)]) for at in range(len(lab.samples)) for k in range(6)]
+    asked = [None if recipe == "plain" else wish(*_parsed(recipe)) for _, recipe in jobs]
+    got = served.tokens([at for at, _ in jobs], asked)
+    return [
+        f"{recipe} on {at}" for (at, recipe), tokens in zip(jobs, got, strict=True) if tokens != lab.answers[recipe][at]
+    ]
+
+
+def contaminated(served: Served) -> dict[str, int]:
+    """Follow-ups to answers that were steered otherwise: how many differ from those with an empty cache.
+
+    `salted` is how it is; `unsalted` how it would be without salts, to know that this can be seen at all.
+    """
+    from steerkit_vllm import plans, registry
+
+    texts = [at for at, sample in enumerate(served.lab.samples) if not sample.images]
+
+    def differ() -> int:
+        first = served.answer([served.lab.prompt(at) for at in texts], [wish("last", 2.0)] * len(texts))
+        follow = [{"prompt_token_ids": [*each.prompt_token_ids, *each.outputs[0].token_ids, 11]} for each in first]
+        cached = served.answer(follow, [None] * len(follow))
+        served.llm.reset_prefix_cache()
+        fresh = served.answer(follow, [None] * len(follow))
+        served.llm.reset_prefix_cache()
+        return sum(a.outputs[0].token_ids != b.outputs[0].token_ids for a, b in zip(cached, fresh, strict=True))
+
+    served.llm.reset_prefix_cache()
+    salted, kept = differ(), registry.salt
+    registry.salt = lambda plan, asked, theirs: theirs
+    try:
+        return {"salted": salted, "unsalted": differ()}
+    finally:
+        registry.salt = kept
+        assert kept is plans.salt
+
+
+def together(served: Served) -> bool:
+    """Two packs of plain additions at once equal one by hooks that are written here."""
+    import steerkit as sk
+    from steerkit.vectors import Key
+
+    model = sk.load(str(laboratory.DEMO))
+    one, two = (sk.load_vector(served.lab.packs[name], policy="off") for name in ("last", "all"))
+    sample = served.lab.samples[1]
+    inputs = model.inputs([sample])
+    length = inputs["input_ids"].shape[1]
+
+    def hook(layer: int) -> Any:
+        d, e = one.tensors[Key(layer)], two.tensors[Key(layer)]
+
+        def add(module: Any, given: Any, output: Any) -> Any:
+            state = output[0] if isinstance(output, tuple) else output
+            state = state + 0.7 * 0.5 * e
+            state[:, -1 if state.shape[1] == length else 0 :] += 1.3 * d  # the last of the prompt, and what follows
+            return (state, *output[1:]) if isinstance(output, tuple) else state
+
+        return add
+
+    blocks = model.model.get_submodule(model.architecture.layers)
+    handles = [block.register_forward_hook(hook(layer)) for layer, block in enumerate(blocks)]
+    with torch.no_grad():
+        want = model.model.generate(
+            **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, length:].tolist()
+    for handle in handles:
+        handle.remove()
+    asked = {"steerkit_pack": ["last", "all"], "steerkit_strength": [1.3, 0.7]}
+    return served.tokens([1], [asked])[0] == want
+
+
+def receipts(served: Served) -> dict[str, Any]:
+    """What the receipts of two requests say, one of a prompt that the pack is not for."""
+    found = {}
+    for name, at in (("last", 0), ("image", 1), ("image", 0)):
+        asked = {**(wish(name) or {}), "steerkit_receipt": 1}
+        (output,) = served.answer([served.lab.prompt(at)], [asked])
+        found[f"{name} {at}"] = {**output.kv_transfer_params["steerkit"], "length": len(output.prompt_token_ids)}
+    return found
+
+
+def refused(served: Served) -> list[str]:
+    """What malformed requests are told; the engine answers afterwards."""
+    found = []
+    for asked in (
+        {"steerkit_pack": "lats"},
+        {"steerkit_pack": "last", "steerkit_strength": "abc"},
+        {"steerkit_pack": "last", "steerkit_stength": 1},
+        {"steerkit": {"prompt": 1, "changes": [], "vectors": []}},
+        {"steerkit_pack": ["last", "gate_prompt_all"]},
+        {"steerkit_pack": "last", "steerkit_strength": 1e300},
+    ):
+        try:
+            served.answer([served.lab.prompt(1)], [asked])
+            found.append(f"taken: {asked}")
+        except Exception as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+def _parsed(recipe: str) -> tuple[str, float]:
+    name, _, strength = recipe.rpartition("@")
+    return name, float(strength)
+
+
+def _unequal(got: list[list[int]], want: list[list[int]]) -> list[int]:
+    return [at for at, (one, other) in enumerate(zip(got, want, strict=True)) if one != other]
+
+
+def main() -> None:
+    lab = laboratory.build(Path(sys.argv[1]))
+    job = json.loads(sys.argv[2])
+    served = Served(lab, job.get("options", {}), job.get("only"))
+    (runner, *checks) = served.llm.llm_engine.steerkit.checks[""]
+    found: dict[str, Any] = {"runner": runner.message, "self_test": [check.as_json() for check in checks]}
+    for name in job["parts"]:
+        found[name] = globals()[name](served)
+    print(json.dumps(found), file=os.fdopen(int(job["output"]), "w"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The HTTP server, with the client that people use: mixed requests at once, malformed ones, packs added, death."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from conftest import environment
+from lab import TOKENS
+
+from steerkit.models import open_image
+
+KEY = "an-administrator's-key"
+PACKS = ("cmrm", "last", "image", "relative", "gate_token", "sample")
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, lab: Any, folder: Path) -> None:
+        self.lab = lab
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        packs = [f"--vector={name}={lab.packs[name]}" for name in PACKS]
+        options = [
+            *("dtype=float32", "max-model-len=256", "enforce-eager", "max-num-seqs=32", "block-size=32"),
+            *('limit-mm-per-prompt={"image":1}', "served-model-name=m"),
+        ]
+        command = [
+            *(sys.executable, "-m", "steerkit", "serve", str(lab.model), "--policy", "off", "--port", str(self.port)),
+            *packs,
+            *(f"--option={each}" for each in options),
+        ]
+        with self.log.open("w") as log:
+            env = environment(STEERKIT_ADMIN_KEY=KEY)
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+        while True:
+            assert self.process.poll() is None, self.log.read_text()[-8000:]
+            try:
+                if httpx.get(f"{self.address}/health", timeout=2).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(1)
+        self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=600)
+
+    def chat(self, at: int, asked: dict[str, Any] | None = None, **more: Any) -> Any:
+        """A prompt of the lab as a chat. The demo's template leaves the first token of a text to the tokenizer."""
+        sample = self.lab.samples[at]
+        parts: list[Any] = []
+        for image in sample.images:
+            data = io.BytesIO()
+            open_image(image).save(data, "PNG")
+            address = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+            parts.append({"type": "image_url", "image_url": {"url": address}})
+        parts.append({"type": "text", "text": sample.text})
+        body = {"ignore_eos": True, "return_token_ids": True, "add_special_tokens": True, **more}
+        if asked is not None:
+            body["vllm_xargs"] = asked
+        return self.client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": parts}], max_tokens=TOKENS, temperature=0, extra_body=body
+        )
+
+    def tokens(self, at: int, asked: dict[str, Any] | None = None, **more: Any) -> list[int]:
+        return self.chat(at, asked, **more).choices[0].model_extra["token_ids"]
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(lab, tmp_path_factory):
+    server = Server(lab, tmp_path_factory.mktemp("server"))
+    yield server
+    server.stop()
+
+
+def wish(name: str, strength: float, **more: Any) -> dict[str, Any]:
+    return {"steerkit_pack": name, "steerkit_strength": strength, **more}
+
+
+RECIPES = [
+    ("cmrm", 0.5),
+    ("cmrm", 2.0),
+    ("last", 1.0),
+    ("image", 4.0),
+    ("relative", 4.0),
+    ("gate_token", 1.0),
+    ("sample", 1.0),
+]
+
+
+def test_a_client_sees_what_is_served(server):
+    found = httpx.get(f"{server.address}/steerkit").json()
+    assert found["steering"]
+    assert {pack["name"] for pack in found["packs"]} == set(PACKS)
+    assert {check["name"] for check in found["self_test"]} == {"runner", "strength 0", "large dose", "token count"}
+    assert all(check["status"] == "pass" for check in found["self_test"])
+    (cmrm,) = [pack for pack in found["packs"] if pack["name"] == "cmrm"]
+    fingerprint = next(check for check in cmrm["checks"] if check["name"] == "fingerprint")
+    assert fingerprint["status"] == "pass"
+
+
+def test_requests_of_all_sorts_at_once(server, lab):
+    jobs = [(at, recipe) for at in range(len(lab.samples)) for recipe in (None, *RECIPES)][:96]
+
+    def one(job: Any) -> bool:
+        at, recipe = job
+        return server.tokens(at, None if recipe is None else wish(*recipe)) == lab.wanted(*(recipe or (None,)))[at]
+
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(one, jobs))
+    assert [job for job, fine in zip(jobs, found, strict=True) if not fine] == []
+
+
+def test_the_receipt_comes_with_the_answer(server):
+    answer = server.chat(0, wish("last", 1.0, steerkit_receipt=1))
+    found = answer.model_extra["kv_transfer_params"]["steerkit"]
+    assert found["sites"][0]["prompt_tokens"] == 1
+    assert found["sites"][0]["generated_tokens"] == TOKENS - 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "said"),
+    [
+        ({"steerkit_pack": "cmmr"}, {}, "Did you mean 'cmrm'"),
+        ({"steerkit_pack": "cmrm", "steerkit_strength": "abc"}, {}, "'abc'"),
+        ({"steerkit_pack": "cmrm", "steerkit_strenght": 2}, {}, "steerkit_strenght"),
+        ({"steer": "cmrm"}, {}, "'steer'"),
+        ({"steerkit": "cmrm"}, {}, "'steerkit'"),
+        ({"steerkit_pack": ["cmrm", "last"], "steerkit_strength": [1.0]}, {}, "1 numbers for 2 packs"),
+        ({"steerkit_pack": "last"}, {"use_beam_search": True, "n": 2}, "beam search"),
+        (None, {"steerkit_pack": "last"}, "beside vllm_xargs"),
+    ],
+)
+def test_malformed_requests_are_http_400_with_our_text(server, lab, asked, more, said):
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.chat(1, asked, **more)
+    assert said in str(caught.value)
+
+
+def test_hundreds_of_malformed_requests_leave_the_server_alive(server, lab):
+    values = ["x", "", -1, 1e300, [], ["last"] * 40, ["last", "nope"], [1, 2], "nan", 10**18]
+    keys = ["steerkit_pack", "steerkit_strength", "steerkit_receipt", "steerkit_", "steering"]
+    jobs = [{keys[at % 5]: values[at % 10], keys[(at + 1 + at // 10) % 5]: values[(at // 7) % 10]} for at in range(300)]
+
+    def one(asked: dict[str, Any]) -> int:
+        body = {"model": "m", "prompt": "USER: hello\nASSISTANT:", "max_tokens": 1, "vllm_xargs": asked}
+        return httpx.post(f"{server.address}/v1/completions", json=body, timeout=600).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(one, jobs))
+    assert set(found) == {400}
+    assert server.tokens(1) == lab.wanted(None)[1]
+
+
+def test_packs_are_added_while_it_runs(server, lab):
+    where = f"{server.address}/steerkit/packs"
+    body = {"name": "later", "ref": lab.packs["all"]}
+    assert httpx.post(where, json=body).status_code == 403
+    assert httpx.post(where, json=body, headers={"Authorization": "Bearer wrong"}).status_code == 403
+    allowed = {"Authorization": f"Bearer {KEY}"}
+    with ThreadPoolExecutor(2) as pool:
+        under_way = pool.submit(server.tokens, 3, wish("last", 1.0))
+        found = httpx.post(where, json=body, headers=allowed, timeout=600)
+        assert under_way.result() == lab.wanted("last")[3]
+    assert found.status_code == 200
+    assert server.tokens(3, wish("later", 4.0)) == lab.wanted("all", 4.0)[3]
+    again = httpx.post(where, json=body, headers=allowed, timeout=60)
+    assert again.status_code == 400
+    assert "already" in again.json()["error"]["message"]
+    other = httpx.post(where, json={"name": "mlp", "ref": lab.packs["mlp"]}, headers=allowed, timeout=60)
+    assert other.status_code == 400
+    assert "mlp_out" in other.json()["error"]["message"]
+
+
+def test_a_dead_worker_ends_the_server_and_a_new_one_serves(server, lab, tmp_path_factory):
+    """Last, because it kills the server of this module."""
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    worker = max(family, key=lambda each: each.memory_info().rss)
+    os.kill(worker.pid, signal.SIGKILL)
+    for _ in range(60):
+        try:
+            assert server.tokens(1, wish("last", 1.0)) == lab.wanted("last")[1], "an unsteered answer"
+        except openai.OpenAIError:
+            break
+        time.sleep(1)
+    else:
+        pytest.fail("the server goes on answering without its worker")
+    assert server.process.wait(120) is not None
+    second = Server(lab, tmp_path_factory.mktemp("second"))
+    try:
+        assert second.tokens(1, wish("last", 1.0)) == lab.wanted("last")[1]
+    finally:
+        second.stop()
