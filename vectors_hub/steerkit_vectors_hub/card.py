@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from steerkit._text import clean, one_line
-from steerkit.vectors import Metric, PackMetadata, StrengthRecord
+from steerkit.vectors import Metric, PackMetadata
 from steerkit_vectors_hub.norms import NormSeries
 from steerkit_vectors_hub.strength import strength_series
 
@@ -29,6 +31,10 @@ _LINKED = re.compile(r"\b(?:https?|ftp|mailto|xmpp|www)(?=[:.])", re.IGNORECASE)
 _TASK = "image-text-to-text"
 
 
+class _Made(str):
+    """Text that was made here, and is put in as it is."""
+
+
 def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: str, ref: str, sha256: str) -> str:
     """The whole README.md.
 
@@ -39,36 +45,32 @@ def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: 
         ref: A reference to its newest version: the commit, which would pin this one, is not known before it is made.
         sha256: Digest of the pack.
     """
-    body = [
-        f"# {_line(repo_id.rpartition('/')[2])}",
-        _what(metadata),
-        "## Use",
-        _use(metadata, ref, sha256),
-        "## How it was made",
-        _made(metadata),
-        "## What was measured",
-        _measured(metadata.metrics),
-        *_by_strength(metadata.strength),
-        "## Directions",
-        _directions(norms),
-        "## Intended use",
-        _INTENDED,
-        "## Limits",
-        _LIMITS,
-    ]
-    return f"---\n{_front_matter(metadata, repo_id)}---\n\n" + "\n\n".join(body) + "\n"
-
-
-_INTENDED = """\
-Research on, and mitigation of, the loss of safety alignment that an image causes in a vision-language model. The vector
-is meant for the base model named above, at the revision named above, and for no other."""
-
-_LIMITS = """\
-- Steering is a mitigation, not a guarantee: a steered model may still answer a harmful request, and may refuse a
-  harmless one. Measure the unsafe rate, over-refusal and utility together, on your own prompts, before you rely on it.
-- The figures above are those of its makers, on their prompts and with their judge.
-- The same arithmetic can remove refusals: a negative strength reverses the effect. A pack holds no code, but one from a
-  stranger can make a model worse. Pin the digest."""
+    markdown = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
+        finalize=lambda value: _line(value) if isinstance(value, str) and not isinstance(value, _Made) else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    markdown.filters |= {"raw": _Made, "number": lambda value, form: _Made(format(value, form))}
+    curves = strength_series(metadata.strength)
+    measured = [(each, dict(each.points).get(metadata.strength.recommended)) for each in curves]
+    return markdown.get_template("card.md").render(
+        front_matter=_Made(_front_matter(metadata, repo_id)),
+        name=repo_id.rpartition("/")[2],
+        metadata=metadata,
+        model=metadata.model,
+        method=metadata.method,
+        anchors=metadata.anchors,
+        strength=metadata.strength,
+        norms=norms,
+        curves=curves,
+        there=[f"{each.title} {each.shown(value)}" for each, value in measured if value is not None],
+        ref=ref,
+        sha256=sha256,
+        plot_file=PLOT,
+        curve_file=CURVE,
+    )
 
 
 def _front_matter(metadata: PackMetadata, repo_id: str) -> str:
@@ -101,91 +103,6 @@ def _result(metric: Metric) -> EvalResult:
         metric_name=f"{name}, {condition}" if condition else name,
         metric_value=metric.value,
     )
-
-
-def _what(metadata: PackMetadata) -> str:
-    about = _line(metadata.description) if metadata.description.strip() else "A steering vector."
-    authors = f" By {', '.join(map(_line, metadata.authors))}." if metadata.authors else ""
-    base = f"[{_line(metadata.model.id)}](https://huggingface.co/{metadata.model.id})"
-    return f"{about}{authors}\n\nA steerkit pack for {base}: it changes hidden states while a model runs, no weights."
-
-
-def _use(metadata: PackMetadata, ref: str, sha256: str) -> str:
-    return f"""```python
-import steerkit as sk
-
-vlm = sk.load("{metadata.model.id}", revision="{metadata.model.revision}")
-vector = sk.load_vector("{ref}")
-with sk.steer(vlm, vector, strength={metadata.strength.recommended:g}):
-    answers = vlm.generate(sk.read_samples("prompts.jsonl"))
-print(vector.source)  # with commit and digest
-```
-
-That loads the newest version. What it prints leads to exactly the one that was loaded, for ever: put it in the place of
-`{ref}` once you have tried it. The sha256 of the version that this card belongs to is
-`{sha256}`."""
-
-
-def _made(metadata: PackMetadata) -> str:
-    anchors, model, strength = metadata.anchors, metadata.model, metadata.strength
-    span = "" if strength.minimum is None or strength.maximum is None else f", {strength.minimum} to {strength.maximum}"
-    rows = [
-        ("method", metadata.method.name + (f" ({metadata.method.paper})" if metadata.method.paper else "")),
-        ("options", ", ".join(f"{key}={value!r}" for key, value in metadata.method.config.items()) or "none"),
-        ("base model", f"{model.id}, revision {model.revision}, {model.architecture}"),
-        ("size", f"{model.layer_count} layers of {model.hidden_size}, {metadata.dtype}"),
-        ("strength", f"{strength.recommended}{span}"),
-        ("licence", str(metadata.license)),
-    ]
-    if anchors is None:
-        rows.append(("anchors", "none: it is measured on each prompt"))
-    else:
-        licensed = f", licence {anchors.license}" if anchors.license else ""
-        rows.append(("anchors", f"{anchors.name}: {anchors.size} samples{licensed}, sha256 {anchors.sha256}"))
-    rows += [("changed since", step) for step in metadata.history]
-    if metadata.versions:
-        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in sorted(metadata.versions.items()))))
-    return _table(("", ""), rows)
-
-
-def _measured(metrics: Sequence[Metric]) -> str:
-    if not metrics:
-        return "Nothing. Measure it before you use it."
-    rows = [(each.name, f"{each.value:g}", each.condition, each.judge, each.dataset) for each in metrics]
-    return _table(("figure", "value", "condition", "judge", "data set"), rows)
-
-
-def _by_strength(record: StrengthRecord) -> list[str]:
-    """The section about the strength; nothing where no calibration measured the vector at several."""
-    series = strength_series(record)
-    if not series:
-        return []
-    measured = [(each, dict(each.points).get(record.recommended)) for each in series]
-    there = [f"{each.title} {each.shown(value)}" for each, value in measured if value is not None]
-    text = f"The recommended strength is {record.recommended:.4g}"
-    text += f": {_line(', '.join(there))}." if there else "; it was not measured there."
-    if record.chosen_by.strip():
-        text += f" How it was chosen: {_line(record.chosen_by).rstrip('.')}."
-    return [
-        "## Strength",
-        f"![{_line(' and '.join(each.title for each in series))} by strength]({CURVE})",
-        f"{text} These are figures on the prompts by which the strength was chosen; on others, expect worse.",
-    ]
-
-
-def _directions(norms: Sequence[NormSeries]) -> str:
-    if not norms:
-        return "None are stored: they are measured on each prompt."
-    spans = "; ".join(
-        f"{each.title}: {len(each.layers)} layers, norms {min(each.norms):.3g} to {max(each.norms):.3g}"
-        for each in norms
-    )
-    return f"![Norm of the directions by layer]({PLOT})\n\n{_line(spans)}."
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([_line(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _line(text: str) -> str:
