@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from steerkit.interventions import site_label
 from steerkit.vectors.formats import RawPack, parse_tensor_name
-
-_ABSENT = None
-_VOLATILE = ("tensors_sha256",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class DirectionDifference:
     layer: int
     site: str
     name: str
-    norms: tuple[float | None, float | None]
+    norms: tuple[float | None, ...]
     cosine: float | None
     relative_change: float | None
 
@@ -73,62 +71,43 @@ def compare(first: RawPack, second: RawPack) -> Comparison:
         first: What the second is compared with.
         second: The other.
     """
-    names = {(site, name, layer): full for layer, site, name, full in _keys(first, second)}
+    names = {(site_label(site, tower), name, layer): full for layer, site, name, tower, full in _names(first, second)}
     directions = tuple(_direction(first, second, key, full) for key, full in sorted(names.items()))
-    a, b = dict(first.document), dict(second.document)
-    digests = [document.get("tensors_sha256") for document in (a, b)]
-    for field in _VOLATILE:
-        a.pop(field, None)
-        b.pop(field, None)
-    mine, theirs = a.pop("interventions", []), b.pop("interventions", [])
+    mine, theirs = ({**pack.document, "tensors_sha256": None} for pack in (first, second))
+    differing = list(_differences(mine, theirs))
     return Comparison(
-        same_tensors=digests[0] == digests[1],
+        same_tensors=first.document.get("tensors_sha256") == second.document.get("tensors_sha256"),
         directions=directions,
-        fields=tuple(_differences(a, b, "")),
-        interventions=tuple(_differences(mine, theirs, "interventions")),
+        fields=tuple(each for each in differing if not each.field.startswith("interventions")),
+        interventions=tuple(each for each in differing if each.field.startswith("interventions")),
     )
 
 
-def _keys(*packs: RawPack) -> Iterator[tuple[int, str, str, str]]:
-    for pack in packs:
-        for full in pack.tensors:
-            layer, site, name, tower = parse_tensor_name(full)
-            yield layer, site_label(site, tower), name, full
+def _names(*packs: RawPack) -> Iterator[tuple[Any, ...]]:
+    return ((*parse_tensor_name(full), full) for pack in packs for full in pack.tensors)
 
 
 def _direction(first: RawPack, second: RawPack, key: tuple[str, str, int], full: str) -> DirectionDifference:
     site, name, layer = key
-    rows = [_rows(pack, full) for pack in (first, second)]
-    norms = [None if each is None else float(np.linalg.norm(each, axis=-1).max()) for each in rows]
-    a, b = rows
+    a, b = (
+        np.atleast_2d(pack.array(full)).astype(np.float64) if full in pack.tensors else None for pack in (first, second)
+    )
+    norms = tuple(None if each is None else float(np.linalg.norm(each, axis=-1).max()) for each in (a, b))
     cosine = change = None
     if a is not None and b is not None and a.shape == b.shape:
         lengths = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         cosine = float(np.clip((a * b).sum() / (lengths[0] * lengths[1]), -1.0, 1.0))
         change = float(np.linalg.norm(b - a)) / lengths[0]
-    return DirectionDifference(layer, site, name, (norms[0], norms[1]), cosine, change)
+    return DirectionDifference(layer, site, name, norms, cosine, change)
 
 
-def _rows(pack: RawPack, full: str) -> np.ndarray | None:
-    if full not in pack.tensors:
-        return None
-    array = pack.array(full)
-    return array.reshape(-1, array.shape[-1]).astype(np.float64)
-
-
-def _differences(first: Any, second: Any, path: str) -> Iterator[FieldDifference]:
+def _differences(first: Any, second: Any, path: str = "") -> Iterator[FieldDifference]:
     """Every leaf at which two documents differ."""
     if isinstance(first, dict) and isinstance(second, dict):
         for key in sorted({*first, *second}):
-            inner = f"{path}.{key}" if path else str(key)
-            yield from _differences(first.get(key, _ABSENT), second.get(key, _ABSENT), inner)
-    elif _structured(first) and _structured(second):
-        for index in range(max(len(first), len(second))):
-            pair = [each[index] if index < len(each) else _ABSENT for each in (first, second)]
-            yield from _differences(pair[0], pair[1], f"{path}[{index}]")
+            yield from _differences(first.get(key), second.get(key), f"{path}.{key}" if path else str(key))
+    elif all(isinstance(each, list) and any(isinstance(part, dict) for part in each) for each in (first, second)):
+        for index, pair in enumerate(zip_longest(first, second)):
+            yield from _differences(*pair, f"{path}[{index}]")
     elif first != second:
         yield FieldDifference(path, (first, second))
-
-
-def _structured(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(each, dict) for each in value)

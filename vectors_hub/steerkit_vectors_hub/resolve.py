@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,20 +96,8 @@ def resolve(
     parsed = parse_ref(ref, revision=revision, sha256=sha256)
     if parsed.kind in ("path", "bundled"):
         return _on_this_machine(parsed)
-    store, source = Store.default(), source_of(parsed.kind)
-    key = parsed.key
-    record = store.record(key)
     quiet = offline if offline is not None else is_offline()
-    fixed = quiet or (parsed.is_immutable and parsed.file)
-    digest = parsed.sha256 or (record.sha256 if record is not None and fixed else None)
-    whole = quiet or record is None or record.signature is None or store.find(record.signature) is not None
-    if digest is not None and whole and store.find(digest) is not None:
-        if record is not None and record.sha256 == digest and not quiet:
-            record = _signed_since(parsed, store, source, key, record)
-        return _resolved(parsed, store, digest, record)
-    if quiet:
-        raise _not_here(parsed, store, record)
-    return _over_the_network(parsed, store, source)
+    return _Elsewhere(parsed, Store.default(), source_of(parsed.kind)).resolved(quiet)
 
 
 def _on_this_machine(parsed: Ref) -> Resolved:
@@ -170,112 +159,169 @@ def _no_such(parsed: Ref) -> PackNotFoundError:
     )
 
 
-def _over_the_network(parsed: Ref, store: Store, source: Source) -> Resolved:
-    target = source.locate(parsed)
-    check_size(target.size, parsed.unpinned)
-    _check_pin(parsed, target.sha256)
-    key = _exactly(parsed, target).key
-    if (digest := _known(store, target, key)) is not None:
-        return _noted(parsed, store, source, target, digest)
-    with store.work(key) as folder:
-        if (digest := _known(store, target, key)) is not None:  # another process was faster
-            return _noted(parsed, store, source, target, digest)
-        return _noted(parsed, store, source, target, _transfer(parsed, store, source, target, folder), transferred=True)
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    """A reference that leads over the network, or to what is kept of it."""
 
+    ref: Ref
+    store: Store
+    source: Source
 
-def _known(store: Store, target: Target, key: str) -> str | None:
-    """The digest of a target whose content is in the store already."""
-    digest = target.sha256
-    if digest is None and target.version is not None and (record := store.record(key)) is not None:
-        digest = record.sha256 if record.version == target.version else None
-    return digest if digest is not None and store.find(digest) is not None else None
+    def resolved(self, quiet: bool) -> Resolved:
+        """From the cache where that is certain to be right, else over the network."""
+        record = self.store.record(self.ref.key)
+        fixed = quiet or (self.ref.is_immutable and self.ref.file)
+        digest = self.ref.sha256 or (record.sha256 if record is not None and fixed else None)
+        whole = quiet or record is None or record.signature is None or self.store.find(record.signature) is not None
+        if digest is not None and whole and self.store.find(digest) is not None:
+            if record is not None and record.sha256 == digest and not quiet:
+                record = self._signed_since(record)
+            return self._result(digest, record)
+        if quiet:
+            raise self._not_here(record)
+        target = self.source.locate(self.ref)
+        check_size(target.size, self.ref.unpinned)
+        _check_pin(self.ref, target.sha256)
+        key = self._exact(target).key
+        if (digest := self._known(target, key)) is not None:
+            return self._noted(target, digest)
+        with self.store.work(key) as folder:
+            digest = self._known(target, key)  # another process may have been faster
+            return self._noted(target, digest or self._transfer(target, folder), transferred=digest is None)
 
+    def _known(self, target: Target, key: str) -> str | None:
+        """The digest of a target whose content is in the store already."""
+        digest = target.sha256
+        if digest is None and target.version is not None and (record := self.store.record(key)) is not None:
+            digest = record.sha256 if record.version == target.version else None
+        return digest if digest is not None and self.store.find(digest) is not None else None
 
-def _transfer(parsed: Ref, store: Store, source: Source, target: Target, folder: Path) -> str:
-    """Transfer a target into the store; a file that is not a pack, or not the announced one, never gets there."""
-    data = source.download(target, folder)
-    try:
-        digest = hashlib.sha256(data).hexdigest()
-        for announced in (target.sha256, parsed.sha256):
-            if announced not in (None, digest):
-                raise _mismatch(parsed.unpinned, digest, str(announced))
-        if target.git_sha1 is not None and (found := _git_sha1(data)) != target.git_sha1:
-            raise _mismatch(parsed.unpinned, f"{digest} and git's sha1 {found}", f"git's sha1 {target.git_sha1}")
-        parse_pack(data, name=parsed.unpinned)
-        return store.keep(data)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _noted(
-    parsed: Ref, store: Store, source: Source, target: Target, digest: str, *, transferred: bool = False
-) -> Resolved:
-    """What was found, once it is noted under the reference and under the more exact ones that it stands for."""
-    _check_pin(parsed, digest)
-    record = _remember(parsed, store, target, digest, _signature(parsed, store, source, target, digest))
-    return _resolved(parsed, store, digest, record, transferred=transferred)
-
-
-def _remember(parsed: Ref, store: Store, target: Target, digest: str, signature: str | None) -> Record:
-    record = Record(
-        ref=parsed.unpinned,
-        sha256=digest,
-        size=store.path(digest).stat().st_size,
-        revision=target.revision,
-        file=target.file,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        signature=signature,
-        version=target.version,
-    )
-    exact = _exactly(parsed, target)
-    for each in {parsed.key, replace(exact, revision=parsed.revision).key, exact.key}:
-        known = store.record(each)
-        if known is None or known.model_copy(update={"time": record.time, "ref": record.ref}) != record:
-            store.remember(each, record)
-    return record
-
-
-def _signature(parsed: Ref, store: Store, source: Source, target: Target, digest: str) -> str | None:
-    """Have the signature beside a file in the store; its digest, or None if there is none."""
-    if target.signed is False:
-        return None
-    key = _exactly(parsed, target).key
-    known = store.record(key)
-    same = known is not None and known.sha256 == digest
-    before = known.signature if known is not None and same else None
-    if target.signed and before is not None and store.find(before) is not None:
-        return before  # of this very commit
-    try:
-        with store.work(f"{key} signature") as folder:
-            data = source.signature(target, folder)
+    def _transfer(self, target: Target, folder: Path) -> str:
+        """Transfer a target into the store; a file that is not a pack, or not the announced one, never gets there."""
+        data = self.source.download(target, folder)
+        try:
+            digest = hashlib.sha256(data).hexdigest()
+            for announced in (target.sha256, self.ref.sha256):
+                if announced not in (None, digest):
+                    raise _mismatch(self.ref.unpinned, digest, str(announced))
+            # how git names a file's content
+            named = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            if target.git_sha1 not in (None, named):
+                raise _mismatch(self.ref.unpinned, f"{digest} and git's sha1 {named}", f"git's sha1 {target.git_sha1}")
+            parse_pack(data, name=self.ref.unpinned)
+            return self.store.keep(data)
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-    except DownloadError:
-        if target.signed or not same:  # it is there, or may be, so nothing else would be true
-            raise
-        return before  # of the very same file
-    return None if data is None else store.keep(data)
 
+    def _noted(self, target: Target, digest: str, *, transferred: bool = False) -> Resolved:
+        """What was found, once it is noted under the reference and under the more exact ones that it stands for."""
+        _check_pin(self.ref, digest)
+        record = self._remember(target, digest, self._signature(target, digest))
+        return self._result(digest, record, transferred=transferred)
 
-def _signed_since(parsed: Ref, store: Store, source: Source, key: str, record: Record) -> Record:
-    """What is known of a fixed pack in the cache, once it was asked, if it had no signature, whether it has one now.
-
-    It is asked at most once an hour, and never at a commit, which gains no file. Where the server can't be reached, or
-    has another pack or another pack's signature by now, the pack stays what it was: it needs no network.
-    """
-    age = store.age(key)
-    if record.signature is not None or parsed.is_immutable or (age is not None and 0 <= age < FRESH):
+    def _remember(self, target: Target, digest: str, signature: str | None) -> Record:
+        record = Record(
+            ref=self.ref.unpinned,
+            sha256=digest,
+            size=self.store.path(digest).stat().st_size,
+            revision=target.revision,
+            file=target.file,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            signature=signature,
+            version=target.version,
+        )
+        exact = self._exact(target)
+        for each in {self.ref.key, replace(exact, revision=self.ref.revision).key, exact.key}:
+            known = self.store.record(each)
+            if known is None or known.model_copy(update={"time": record.time, "ref": record.ref}) != record:
+                self.store.remember(each, record)
         return record
-    try:
-        store.renew(key)  # before it is asked: one that does not answer would else be waited for at every load
-        target = source.locate(parsed)
-        if target.sha256 not in (None, record.sha256):
+
+    def _signature(self, target: Target, digest: str) -> str | None:
+        """Have the signature beside a file in the store; its digest, or None if there is none."""
+        if target.signed is False:
+            return None
+        key = self._exact(target).key
+        known = self.store.record(key)
+        same = known is not None and known.sha256 == digest
+        before = known.signature if known is not None and same else None
+        if target.signed and before is not None and self.store.find(before) is not None:
+            return before  # of this very commit
+        try:
+            with self.store.work(f"{key} signature") as folder:
+                data = self.source.signature(target, folder)
+                shutil.rmtree(folder, ignore_errors=True)
+        except DownloadError:
+            if target.signed or not same:  # it is there, or may be, so nothing else would be true
+                raise
+            return before  # of the very same file
+        return None if data is None else self.store.keep(data)
+
+    def _signed_since(self, record: Record) -> Record:
+        """What is known of a fixed pack in the cache, once it was asked whether it has a signature by now.
+
+        It is asked at most once an hour, and never at a commit, which gains no file. Where the server can't be
+        reached, or has another pack or another pack's signature by now, the pack stays what it was: it needs no
+        network.
+        """
+        age = self.store.age(self.ref.key)
+        if record.signature is not None or self.ref.is_immutable or (age is not None and 0 <= age < FRESH):
             return record
-        signature = _signature(parsed, store, source, target, record.sha256)
-        if signature is None or _is_of_another(store.path(signature), record.sha256):
-            return record
-        return _remember(parsed, store, target, record.sha256, signature)
-    except SteerKitError:
+        with suppress(SteerKitError):
+            # before it is asked: one that does not answer would else be waited for at every load
+            self.store.renew(self.ref.key)
+            target = self.source.locate(self.ref)
+            signature = None
+            if target.sha256 in (None, record.sha256):
+                signature = self._signature(target, record.sha256)
+            if signature is not None and not _is_of_another(self.store.path(signature), record.sha256):
+                return self._remember(target, record.sha256, signature)
         return record
+
+    def _not_here(self, record: Record | None) -> SteerKitError:
+        if record is None:
+            return OfflineError(
+                f"{self.ref} is not in the cache {str(self.store.root)!r:.300}",
+                expected="a pack that was pulled before",
+                fix="run `steerkit pull` with a network first, or leave the offline mode",
+            )
+        if self.ref.sha256 not in (None, record.sha256):
+            return _mismatch(self.ref.unpinned, record.sha256, str(self.ref.sha256))
+        state = "damaged" if self.store.path(record.sha256).exists() else "gone"
+        return OfflineError(
+            f"the copy of {self.ref} in the cache is {state}",
+            expected=f"a file with sha256 {record.sha256}",
+            fix="run `steerkit pull` with a network again",
+        )
+
+    def _result(self, digest: str, record: Record | None, *, transferred: bool = False) -> Resolved:
+        """A file of the store; what is known of another file of the same reference is not said of it."""
+        file, revision = self.ref.file, self.ref.revision if self.ref.is_immutable else None
+        signature = None
+        if record is not None and record.sha256 == digest:
+            file, revision, signature = record.file, record.revision, record.signature
+        else:
+            others = (each.signature for each in self.store.records() if each.sha256 == digest)
+            signature = next(filter(None, others), None)
+        exact = Ref("hf", self.ref.place, revision, file) if self.ref.kind == "hf" and revision else self.ref
+        return Resolved(
+            ref=self.ref.unpinned,
+            kind=self.ref.kind,
+            path=self.store.path(digest),
+            sha256=digest,
+            size=self.store.path(digest).stat().st_size,
+            revision=revision,
+            file=file or self.ref.place.rpartition("/")[2],
+            pinned=str(replace(exact, sha256=digest)),
+            transferred=transferred,
+            signature=None if signature is None else self.store.path(signature),
+        )
+
+    def _exact(self, target: Target) -> Ref:
+        """The reference to the very file that was found."""
+        if self.ref.kind == "hf":
+            return Ref("hf", target.place, target.revision, target.file)
+        return Ref(self.ref.kind, target.place)
 
 
 def _is_of_another(signature: Path, digest: str) -> bool:
@@ -286,58 +332,6 @@ def _is_of_another(signature: Path, digest: str) -> bool:
         return statement["predicate"]["resources"][0]["digest"] != digest
     except (ValueError, LookupError, TypeError):
         return False
-
-
-def _not_here(parsed: Ref, store: Store, record: Record | None) -> SteerKitError:
-    if record is None:
-        return OfflineError(
-            f"{parsed} is not in the cache {str(store.root)!r:.300}",
-            expected="a pack that was pulled before",
-            fix="run `steerkit pull` with a network first, or leave the offline mode",
-        )
-    if parsed.sha256 not in (None, record.sha256):
-        return _mismatch(parsed.unpinned, record.sha256, str(parsed.sha256))
-    return OfflineError(
-        f"the copy of {parsed} in the cache is " + ("damaged" if store.path(record.sha256).exists() else "gone"),
-        expected=f"a file with sha256 {record.sha256}",
-        fix="run `steerkit pull` with a network again",
-    )
-
-
-def _resolved(parsed: Ref, store: Store, digest: str, record: Record | None, *, transferred: bool = False) -> Resolved:
-    """A file of the store; what is known of another file of the same reference is not said of it."""
-    known = record if record is not None and record.sha256 == digest else None
-    file, revision = parsed.file, parsed.revision if parsed.is_immutable else None
-    if known is not None:
-        file, revision = known.file, known.revision
-        signature = known.signature
-    else:
-        signature = next((each.signature for each in store.records() if each.sha256 == digest and each.signature), None)
-    exact = Ref("hf", parsed.place, revision, file) if parsed.kind == "hf" and revision else parsed
-    return Resolved(
-        ref=parsed.unpinned,
-        kind=parsed.kind,
-        path=store.path(digest),
-        sha256=digest,
-        size=store.path(digest).stat().st_size,
-        revision=revision,
-        file=file or parsed.place.rpartition("/")[2],
-        pinned=str(replace(exact, sha256=digest)),
-        transferred=transferred,
-        signature=None if signature is None else store.path(signature),
-    )
-
-
-def _exactly(parsed: Ref, target: Target) -> Ref:
-    """The reference to the very file that was found."""
-    if parsed.kind == "hf":
-        return Ref("hf", target.place, target.revision, target.file)
-    return Ref(parsed.kind, target.place)
-
-
-def _git_sha1(data: bytes) -> str:
-    """How git names a file's content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _check_pin(parsed: Ref, found: str | None) -> None:

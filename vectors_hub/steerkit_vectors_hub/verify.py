@@ -10,7 +10,7 @@ from typing import Any
 
 from steerkit._text import one_line
 from steerkit.analysis import check_dose, stored_norms
-from steerkit.errors import NonFiniteError, OptionError, PackFormatError, SteerKitError
+from steerkit.errors import NonFiniteError, OptionError, PackFormatError
 from steerkit.policy import Check, Policy
 from steerkit.steering import check_applied, size_problems
 from steerkit.vectors import SteeringVector, as_strengths
@@ -121,9 +121,9 @@ def verify(
     if given is not None and not all(map(math.isfinite, given)):
         raise OptionError(f"the strength is {strength!r}", expected="a finite number, or one for each pack")
     read = [_read(each, trust, {"revision": revision, "sha256": sha256, "offline": offline}) for each in refs]
-    checks = [_about(check, each.ref, len(refs)) for each in read for check in each.checks]
-    pinned = tuple(each.pinned for each in read)
-    vectors = [each.vector for each in read if each.vector is not None]
+    checks = [_about(check, ref, len(refs)) for ref, (found, *_) in zip(refs, read, strict=True) for check in found]
+    pinned = tuple(pin for _, pin, _ in read)
+    vectors = [vector for *_, vector in read if vector is not None]
     sizes = {(each.metadata.model.hidden_size, each.metadata.model.layer_count) for each in vectors}
     if len(sizes) > 1:
         said = " and ".join(f"{count} layers of {width}" for width, count in sorted(sizes))
@@ -145,28 +145,20 @@ def verify(
     return Report(refs, tuple(checks), policy, pinned, unusable=not sized)
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What is known of a pack without a model."""
-
-    ref: str
-    checks: Sequence[Check]
-    pinned: str | None = None
-    vector: SteeringVector | None = None
-
-
-def _read(ref: str, trust: TrustFile | None, where: dict[str, Any]) -> _Read:
+def _read(
+    ref: str, trust: TrustFile | None, where: dict[str, Any]
+) -> tuple[Sequence[Check], str | None, SteeringVector | None]:
+    """What is known of a pack without a model: its checks, its pinned reference, and the vector if it is sound."""
+    origin: list[Check] = []
     try:
         found = resolve(ref, **where)
         data = found.read()
-    except (PackFormatError, NonFiniteError, DigestMismatchError) as error:
-        return _Read(ref, (_unsound(error),))
-    origin = check_origin(data, signature=found.signature, ref=found.ref, trust=trust, offline=where["offline"])
-    try:
+        origin = check_origin(data, signature=found.signature, ref=found.ref, trust=trust, offline=where["offline"])
         vector = SteeringVector.from_bytes(data, source=found.pinned)
-    except (PackFormatError, NonFiniteError) as error:
-        return _Read(ref, (_unsound(error), *origin))
-    return _Read(ref, (_integrity(found, vector), *origin), found.pinned, vector)
+    except (PackFormatError, NonFiniteError, DigestMismatchError) as error:
+        details = {"expected": error.expected}
+        return (Check("integrity", "fail", one_line(error.problem), error.fix or "", details), *origin), None, None
+    return (_integrity(found, vector), *origin), found.pinned, vector
 
 
 def _about(check: Check, ref: str, count: int) -> Check:
@@ -185,10 +177,6 @@ def pack_dose(vectors: Sequence[SteeringVector], strengths: Sequence[float] | No
     """
     why, fix = "the pack has no fingerprint that holds them", "verify it with its model"
     return check_dose(vectors, _strengths(vectors, strengths), stored_norms(vectors), why, fix)
-
-
-def _unsound(error: SteerKitError) -> Check:
-    return Check("integrity", "fail", one_line(error.problem), error.fix or "", {"expected": error.expected})
 
 
 def _model_checks(vectors: Sequence[SteeringVector], model: VLM, strengths: Sequence[float] | None) -> Sequence[Check]:

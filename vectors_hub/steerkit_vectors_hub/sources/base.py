@@ -6,11 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
-from steerkit.vectors import PACK
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from steerkit.vectors import PACK, Sha256
 from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.cache import PLACE
 from steerkit_vectors_hub.errors import (
@@ -36,9 +38,9 @@ FRESH = 3600.0
 """Seconds for which a server is not asked again for a revocation list, or for a signature that it did not have."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
-    """One file at a source, found but not transferred.
+    """One file at a source, found but not transferred; what a source says of it is checked to be of these types.
 
     Attributes:
         place: The repository or URL, exactly.
@@ -55,8 +57,8 @@ class Target:
     file: str
     revision: str | None = None
     version: str | None = None
-    size: int | None = None
-    sha256: str | None = None
+    size: Annotated[int | None, Field(ge=0)] = None
+    sha256: Sha256 | None = None
     git_sha1: str | None = None
     signed: bool | None = None
 

@@ -12,16 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded
-from steerkit._internal.json import json_value
 from steerkit.errors import SteerKitError
-from steerkit.vectors import Sha256
 from steerkit_vectors_hub.errors import (
     AccessError,
     DownloadError,
@@ -52,35 +49,12 @@ MOST_PUBLISHED = 200
 MAX_ANSWER = 2**24
 """Bytes of a hub's description of a repository, or of its list of them."""
 
-_MAX_VALUES = 2**20
 _PACKED = 64
 """By how much less is read of what is compressed, since it is unpacked at once."""
 
 _TIMEOUT = 30.0
 _HOOKS = threading.Lock()
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-
-_T = TypeVar("_T")
-_Size = Annotated[int, Field(ge=0)]
-
-
-class _Large(BaseModel):
-    sha256: Sha256
-    size: _Size
-
-
-class _File(BaseModel):
-    rfilename: str
-    size: _Size | None = None
-    blob: Annotated[str | None, Field(alias="blobId")] = None
-    lfs: _Large | None = None
-
-
-class _Described(BaseModel):
-    """What is used of the hub's description of a repository."""
-
-    sha: str
-    siblings: list[_File] = []
 
 
 class _Listed(BaseModel):
@@ -93,30 +67,32 @@ class HuggingFaceSource(Source):
     def locate(self, ref: Ref) -> Target:
         """Ask the hub for the commit and the files of a repository."""
         with translated(ref.unpinned, cached=True):
-            info = _described(ref)
-        files = {each.rfilename: each for each in info.siblings}
-        name = ref.file or the_only_pack(files, ref.unpinned)
-        if name not in files:
-            packs = [each for each in files if each.endswith(".safetensors")]
-            raise PackNotFoundError(
-                f"{ref.unpinned}: the repository has no file {name!r}",
-                expected="one of " + (", ".join(sorted(packs)[:10]) or "its files, of which none is a pack"),
+            info = api().model_info(ref.place, revision=ref.revision, files_metadata=True, timeout=_TIMEOUT)
+            files = {each.rfilename: each for each in info.siblings or ()}
+            name = ref.file or the_only_pack(files, ref.unpinned)
+            if name not in files:
+                packs = [each for each in files if each.endswith(".safetensors")]
+                raise PackNotFoundError(
+                    f"{ref.unpinned}: the repository has no file {name!r}",
+                    expected="one of " + (", ".join(sorted(packs)[:10]) or "its files, of which none is a pack"),
+                )
+            if "\\" in name or any(
+                step in ("", ".", "..") for step in name.split("/")
+            ):  # the client makes a path of it
+                raise DownloadError(f"the hub names a file {name!r}", expected="a path in the repository")
+            if not is_commit(info.sha or ""):
+                raise DownloadError(f"the hub names the commit {info.sha!r:.80}", expected="40 digits")
+            file, lfs = files[name], files[name].lfs
+            return Target(
+                place=ref.place,
+                file=name,
+                revision=info.sha,
+                version=info.sha,
+                size=file.size if lfs is None or file.size is not None else lfs.size,
+                sha256=None if lfs is None else lfs.sha256,
+                git_sha1=file.blob_id if lfs is None else None,
+                signed=name + SIGNATURE in files,
             )
-        if "\\" in name or any(step in ("", ".", "..") for step in name.split("/")):  # the client makes a path of it
-            raise DownloadError(f"{ref.unpinned}: the hub names a file {name!r}", expected="a path in the repository")
-        if not is_commit(info.sha):
-            raise DownloadError(f"{ref.unpinned}: the hub names the commit {info.sha!r:.80}", expected="40 digits")
-        lfs, size = files[name].lfs, files[name].size
-        return Target(
-            place=ref.place,
-            file=name,
-            revision=info.sha,
-            version=info.sha,
-            size=size if lfs is None or size is not None else lfs.size,
-            sha256=None if lfs is None else lfs.sha256,
-            git_sha1=files[name].blob if lfs is None else None,
-            signed=name + SIGNATURE in files,
-        )
 
     def download(self, target: Target, folder: Path) -> bytes:
         """Let the client transfer the file; it resumes after a cut by itself. Its own cache is left alone."""
@@ -255,9 +231,9 @@ def translated(what: str, *, cached: bool = False) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise unwritable(error) from error
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = faults(error) if isinstance(error, ValidationError) else str(error).strip().partition("\n")[0]
         raise DownloadError(
-            f"{what} can't be transferred ({reason})",
+            f"{what} can't be transferred ({reason or type(error).__name__})",
             expected="an answer of the hub",
             fix="check the network and try again" + ("; offline=True uses what is in the cache" if cached else ""),
         ) from error
@@ -329,38 +305,16 @@ def published(text: str = "", method: str | None = None, *, limit: int = MOST_PU
         OfflineError: There must be no network.
     """
     require_network("searching the hub")
-    tags = ["steerkit", *([method] if method else [])]
-    with translated("the list of packs"):
-        found = _answer("", {"filter": tags, "limit": limit, **({"search": text} if text else {})})
-        return [each.id for each in _understood(TypeAdapter(list[_Listed]), found)][:limit]
-
-
-def _described(ref: Ref) -> _Described:
-    revision = f"/revision/{quote(ref.revision, safe='')}" if ref.revision else ""
-    return _understood(TypeAdapter(_Described), _answer(f"/{ref.place}{revision}", {"blobs": True}))
-
-
-def _answer(path: str, parameters: dict[str, Any]) -> bytes:
-    """What the hub answers about models; to be validated, which the client's own calls don't do."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-    client = api()
-    headers = build_hf_headers(library_name=client.library_name, library_version=client.library_version)
-    url = f"{client.endpoint.rstrip('/')}/api/models{path}"
-    response = get_session().get(url, params=parameters, headers=headers, timeout=_TIMEOUT)
-    hf_raise_for_status(response)
-    return response.content
-
-
-def _understood(kind: TypeAdapter[_T], answer: bytes) -> _T:
-    fix = f"check {ENDPOINT}, and try again later"
-    document = json_value(answer, "the hub's answer", error=DownloadError, fix=fix, most=_MAX_VALUES)
-    try:
-        return kind.validate_python(document)
-    except ValidationError as error:
-        raise DownloadError(
-            f"the hub's answer can't be understood ({faults(error)})",
-            expected="what the Hugging Face hub answers",
-            fix=fix,
-        ) from error
+    tags = ["steerkit", *([method] if method else [])]
+    asked = {"filter": tags, "limit": limit, **({"search": text} if text else {})}
+    with translated("the list of packs"):
+        client = api()
+        headers = build_hf_headers(library_name=client.library_name, library_version=client.library_version)
+        # not `client.list_models`: it goes on to wherever the hub says that the next page is, with the token
+        url = f"{client.endpoint.rstrip('/')}/api/models"
+        response = get_session().get(url, params=asked, headers=headers, timeout=_TIMEOUT)
+        hf_raise_for_status(response)
+        return [each.id for each in TypeAdapter(list[_Listed]).validate_json(response.content)][:limit]
