@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 
 import steerkit as sk
 from steerkit.demo import MODELS, SUITES, anchors, model_path
-from steerkit.evaluation import Case, Judgement, Suite, answers, load_suite, steered
+from steerkit.evaluation import Kind, Suite, load_suite
 
 BUDGETS = (
     sk.evaluation.Budget("kl", 0.05),
@@ -35,42 +34,33 @@ def sweep(
     """Every strength, on both sets, without any assumption on how the figures depend on it."""
     run = 0
 
-    def told(cases: tuple[Case, ...], strength: float) -> list[str]:
+    def count(kind: Kind, strength: float, part: str) -> int:
         nonlocal run
-        run += len(cases)
-        with steered(vlm, vector if strength else None, strength):
-            return answers(vlm, cases, prompts, 16)
-
-    def share(cases: tuple[Case, ...], strength: float, holds: Callable[[Case, str], bool]) -> float:
-        return sum(map(holds, cases, told(cases, strength))) / len(cases)
-
-    def willing(strength: float) -> list[Judgement]:
-        texts = told(prompts.harmless, strength)
-        return [prompts.judge.judge(case, text) for case, text in zip(prompts.harmless, texts, strict=True)]
+        run += len(prompts.cases(kind))
+        options: Any = {"strength": strength, "fluency": False, "policy": "off"}
+        found = sk.evaluate(vlm, prompts.only(kind), vector if strength else None, **options)
+        return sum(bool(getattr(each.verdict, part)) for each in found.judged)
 
     def cost(strength: float) -> float:
         nonlocal run
         if budget.kind == "over_refusal":
-            found = willing(strength)
-            refused, broken = sum(bool(each.refused) for each in found), sum(bool(each.garbled) for each in found)
-            return (refused + max(broken - garbled, 0)) / len(found)
+            refused, broken = count("harmless", strength, "refused"), count("harmless", strength, "garbled")
+            return (refused + max(broken - garbled, 0)) / len(prompts.harmless)
         if budget.kind == "utility_loss":
-            return right - share(prompts.utility, strength, prompts.judge.right)
+            return (right - count("utility", strength, "right")) / len(prompts.utility)
         run += len(prompts.harmless)
-        with steered(vlm, vector, strength):
+        with sk.steer(vlm, vector, strength=strength, policy="off"):
             after = vlm.next_token_log_probabilities([case.sample for case in prompts.harmless])
         return float((before.exp() * (before - after)).sum(-1).mean())
 
     if budget.kind == "kl":
         before = vlm.next_token_log_probabilities([case.sample for case in prompts.harmless])
     elif budget.kind == "utility_loss":
-        right = share(prompts.utility, 0.0, prompts.judge.right)
+        right = count("utility", 0.0, "right")
     else:
-        garbled = sum(bool(each.garbled) for each in willing(0.0))
+        garbled = count("harmless", 0.0, "garbled")
     within = [strength for strength in strengths if cost(strength) <= budget.limit]
-    unsafe = {
-        s: share(prompts.harmful, s, lambda case, text: prompts.judge.judge(case, text).complied) for s in strengths
-    }
+    unsafe = {s: count("harmful", s, "harmful") / len(prompts.harmful) for s in strengths}
     best = min(within, key=lambda strength: (unsafe[strength], strength), default=0.0)
     return {"strength": best, "unsafe": unsafe.get(best), "prompts_run": run}
 

@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _settings(split: world.Split) -> dict[str, Any]:
     name = f"toy world, {split} split"
-    settings = {"name": name, "judge": JUDGE, "refusals": world.REFUSALS, "exact": True}
-    return {"suite": {**settings, "max_new_tokens": MAX_NEW_TOKENS}}
+    judge = {"kind": "keyed", "name": JUDGE, "refusals": world.REFUSALS}
+    return {"suite": {"name": name, "judge": judge, "parser": "exact", "max_new_tokens": MAX_NEW_TOKENS}}
 
 
 def _suite(split: world.Split, count: int) -> Iterable[dict[str, Any]]:

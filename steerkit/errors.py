@@ -128,5 +128,19 @@ class CheckpointError(SteerKitError, ValueError):
     """An extraction checkpoint belongs to another extraction or is damaged."""
 
 
+class RecordsError(SteerKitError, ValueError):
+    """A file of answers or judgements is damaged, belongs to another run, or can't be written.
+
+    Attributes:
+        records: All that there are where they can't be written, those that are in the file first.
+    """
+
+    records: tuple[object, ...] = ()
+
+
+class JudgeError(SteerKitError, RuntimeError):
+    """A judge fails on one answer after the other, or gives what is no judgement; answers and verdicts are kept."""
+
+
 class ContractError(SteerKitError, AssertionError):
     """A method or an adapter does not do what all of its kind must; raised by `steerkit.testing`."""

@@ -28,15 +28,23 @@ from demo_training import world
 from demo_training.world import anchors, samples
 from steerkit.cli.app import app
 from steerkit.demo import ANCHORS, METHODS, model_path
-from steerkit.errors import EmptyAnchorSetError, ModelMismatchError, NonFiniteError, OptionError
+from steerkit.errors import (
+    EmptyAnchorSetError,
+    JudgeError,
+    ModelMismatchError,
+    NonFiniteError,
+    OptionError,
+    SampleError,
+)
 from steerkit.evaluation import (
     Calibration,
     Comparison,
     Outcome,
     Suite,
-    _calibrate as calibration,
     _compare as comparison,
     _evaluate as evaluation,
+    _generate as generation,
+    states,
 )
 from steerkit.methods import Plan
 from steerkit.policy import Policy, TrustWarning
@@ -72,12 +80,12 @@ def test_the_suite_of_the_toy_world_judges_as_the_toy_world_does(few: Suite) -> 
     for row, case in zip(rows, few.harmful, strict=True):
         for answer in (row.expected, world.REFUSALS[0], f"{world.REFUSALS[1]} {row.key}", "red", ""):
             found, expected = few.judge.judge(case, answer), world.judge(row, answer)
-            assert (found.complied, found.refused, found.garbled) == tuple(
+            assert (found.harmful, found.refused, found.garbled) == tuple(
                 expected == word for word in ("complied", "refused", "garbled")
             )
     for row, case in zip(world.prompts("visual", "dev", 10), few.utility, strict=True):
         for answer in (row.expected, f" {row.expected}", row.expected.upper(), "blue"):
-            assert few.judge.right(case, answer) == world.is_right(row, answer)
+            assert states(answer, case.answer or "", case.parser) == world.is_right(row, answer)
 
 
 WILLING = sk.evaluation.Judgement(refused=False)
@@ -88,14 +96,11 @@ class Odd:
     """A judge with words of its own."""
 
     word: Any = WILLING
-    yes: Any = True
     name: str = "odd one"
+    identity: str = "odd"
 
     def judge(self, case: sk.evaluation.Case, answer: str) -> Any:
         return self.word
-
-    def right(self, case: sk.evaluation.Case, answer: str) -> Any:
-        return self.yes
 
 
 @pytest.mark.parametrize(
@@ -106,35 +111,39 @@ class Odd:
         Odd(True),
         Odd(sk.evaluation.Judgement(refused="no")),  # type: ignore[arg-type]
         Odd(sk.evaluation.Judgement(harmful=0)),  # type: ignore[arg-type]
-        Odd(yes="no"),
-        Odd(yes=None),
-        Odd(yes=1),
     ],
 )
 def test_a_judges_other_words_are_refused(demo: VLM, cmrm: sk.SteeringVector, odd: Odd) -> None:
     few = replace(suite("dev", 2), judge=odd)
-    asked = odd.word is WILLING
-    spoken = odd.yes if asked else odd.word
-    case = (few.utility if asked else few.harmful)[0].sample.text
-    with pytest.raises(OptionError, match=re.escape(f"the judge 'odd one' gives {spoken!r:.80} as")) as caught:
+    case = few.harmful[0].sample.text
+    with pytest.raises(JudgeError, match=re.escape(f"the judge 'odd one' gives {odd.word!r:.80} for")) as caught:
         sk.evaluate(demo, few)
     assert repr(case)[:80] in caught.value.problem
     assert "Odd." in str(caught.value.fix)
-    with pytest.raises(OptionError, match="'odd one'"):
+    with pytest.raises(JudgeError, match="'odd one'"):
         sk.compare(demo, {"a": cmrm}, few)
-    with pytest.raises(OptionError, match="'odd one'"):
+    with pytest.raises(JudgeError, match="'odd one'"):
         sk.calibrate(demo, cmrm, few, sk.evaluation.Budget("utility_loss", 1.0), tolerance=1.0)
 
 
 def test_a_judge_may_say_yes_as_numpy_does(demo: VLM) -> None:
-    found = sk.evaluate(demo, replace(suite("dev", 2), judge=Odd(yes=np.bool_(True))))
-    assert found.right == (True, True)
-    assert type(found.right[0]) is bool
+    word = sk.evaluation.Judgement(harmful=np.bool_(True))  # type: ignore[arg-type]
+    found = sk.evaluate(demo, replace(suite("dev", 2), judge=Odd(word)))
+    assert [each.verdict.harmful for each in found.of("harmful")] == [True, True]
+    assert type(found.judged[0].verdict.harmful) is bool
 
 
-def test_a_suite_needs_prompts_of_every_kind_and_right_answers(few: Suite) -> None:
-    with pytest.raises(EmptyAnchorSetError, match="no harmless prompts"):
-        sk.evaluation.Suite("mine", few.harmful, (), few.utility, few.judge)
+def test_calibration_needs_the_prompts_that_it_measures(demo: VLM, few: Suite, cmrm: sk.SteeringVector) -> None:
+    for kind, budget in (("harmful", "kl"), ("harmless", "kl"), ("utility", "utility_loss")):
+        with pytest.raises(EmptyAnchorSetError, match=f"no {kind} prompts"):
+            sk.calibrate(demo, cmrm, replace(few, **{kind: ()}), sk.evaluation.Budget(budget, 0.1))  # type: ignore[arg-type]
+
+
+def test_a_suite_needs_prompts_and_right_answers(few: Suite) -> None:
+    with pytest.raises(EmptyAnchorSetError, match="no prompts"):
+        sk.evaluation.Suite("mine", (), (), (), few.judge)
+    with pytest.raises(SampleError, match="one id"):
+        sk.evaluation.Suite("mine", few.harmful * 2, (), (), few.judge)
     with pytest.raises(EmptyAnchorSetError, match="question 0 .* has no answer"):
         sk.evaluation.Suite("mine", few.harmful, few.harmless, (sk.evaluation.Case(sk.Sample("?")),), few.judge)
 
@@ -286,15 +295,13 @@ class Unsure:
     real: Any
     verdicts: list[int]
     name: str = "unsure"
+    identity: str = "unsure"
 
     def judge(self, case: sk.evaluation.Case, answer: str) -> Any:
         self.verdicts[0] -= 1
         if self.verdicts[0] < 0:
             raise ConnectionError("the judge's line\nis busy")
         return self.real.judge(case, answer)
-
-    def right(self, case: sk.evaluation.Case, answer: str) -> bool:
-        return self.real.right(case, answer)
 
 
 class Unfit(sk.SteeringMethod):
@@ -325,7 +332,7 @@ def test_an_entry_that_fails_becomes_a_row_and_the_others_go_on(demo: VLM, cmrm:
     found = sk.compare(
         demo,
         {"bad": Unfit(), "good": cmrm, "late": cmrm, "none": cmrm},
-        unsure(18),  # unsteered, good at both strengths, late at one and a half
+        unsure(18),  # unsteered, good at both strengths, late at one and half of the other
         anchors(2),
         sweep=(1.0, 2.0),
         progress=lambda *s: told.append(s),
@@ -337,17 +344,23 @@ def test_an_entry_that_fails_becomes_a_row_and_the_others_go_on(demo: VLM, cmrm:
         "unsteered": None,
         "bad": "RuntimeError: out of memory",
         "good": None,
-        "late": "ConnectionError: the judge's line\nis busy",
-        "none": "ConnectionError: the judge's line\nis busy",
+        "late": None,
+        "none": rows["none"].error,
     }
+    assert "'unsure' failed on every answer: ConnectionError: the judge's line is busy" in str(rows["none"].error)
     assert math.isnan(rows["bad"].unsafe.value)
-    assert rows["late"].unsafe == rows["good"].unsafe, "what was measured before stays"
-    assert [(p.name, p.strength) for p in found.sweep] == [("good", 1.0), ("good", 2.0), ("late", 1.0)]
+    assert rows["late"].unsafe == rows["good"].unsafe
+    assert [(p.name, p.strength) for p in found.sweep] == [
+        ("good", 1.0),
+        ("good", 2.0),
+        ("late", 1.0),
+        ("late", 2.0),
+    ]
     assert [total for *_, total in told] == [10] * len(told)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told[-1] == ("done", 10, 10)
     document = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert document["rows"][1]["unsafe"] == {"value": None, "low": None, "high": None}
+    assert [document["rows"][1]["unsafe"][name] for name in ("value", "low", "high")] == [None] * 3
     assert document["rows"][1]["error"] == "RuntimeError: out of memory"
     assert document["rows"][2]["unsafe"]["value"] == rows["good"].unsafe.value
     table = list(csv.DictReader(io.StringIO(found.as_csv())))
@@ -357,7 +370,7 @@ def test_an_entry_that_fails_becomes_a_row_and_the_others_go_on(demo: VLM, cmrm:
     console.print(found.table())
     shown = console.export_text()
     assert "bad failed: RuntimeError: out of memory" in shown
-    assert "late failed: ConnectionError: the judge's line is busy" in shown
+    assert "none failed: JudgeError: the judge 'unsure' failed" in shown
     assert "nan" not in shown
 
 
@@ -387,8 +400,8 @@ def test_the_cost_is_that_of_steering_and_not_of_a_machine_that_gets_busy(
 
 
 def test_what_the_caller_stops_is_no_failed_row(demo: VLM, cmrm: sk.SteeringVector) -> None:
-    with pytest.raises(ConnectionError, match="busy"):
-        sk.compare(demo, {"a": cmrm}, unsure(3))
+    with pytest.raises(JudgeError, match="busy"):
+        sk.compare(demo, {"a": cmrm}, unsure(0))
 
     def stop(kind: type[BaseException], name: str) -> Any:
         def progress(what: str, done: int, total: int) -> None:
@@ -423,7 +436,7 @@ def test_calibration_finds_what_a_fine_sweep_finds_at_a_fraction_of_its_cost(
         with sk.steer(demo, cmrm, strength=float(strength), policy="off"):
             after = demo.next_token_log_probabilities(harmless).double()
             told = demo.generate([c.sample for c in few.harmful], max_new_tokens=24, do_sample=False, batch_size=16)
-        unsafe = np.mean([few.judge.judge(c, t).complied for c, t in zip(few.harmful, told, strict=True)])
+        unsafe = np.mean([few.judge.judge(c, t).harmful for c, t in zip(few.harmful, told, strict=True)])
         swept[float(strength)] = float(unsafe), float((before.exp() * (before - after)).sum(-1).mean())
     allowed = {strength: unsafe for strength, (unsafe, kl) in swept.items() if kl <= BUDGET.limit}
     least = min(allowed.values())
@@ -460,15 +473,13 @@ class Scripted:
     dose: Callable[[], float]
     script: Callable[[float], list[str]]
     name: str = "script"
+    identity: str = "script"
 
     def judge(self, case: sk.evaluation.Case, answer: str) -> Any:
         word = "complied" if self.dose() < 0.4 else "refused"
         if case.sample.label != "harmful":
             word = self.script(self.dose())[int(case.answer or 0)]
         return sk.evaluation.Judgement(refused=word == "refused", garbled=word == "garbled")
-
-    def right(self, case: sk.evaluation.Case, answer: str) -> bool:
-        return True
 
 
 def scripted(few: Suite, dose: Callable[[], float], script: Callable[[float], list[str]]) -> Suite:
@@ -481,13 +492,13 @@ def scripted(few: Suite, dose: Callable[[], float], script: Callable[[float], li
 def dosed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     """The strength at which `calibrate` steers at the moment."""
     now = [0.0]
-    real = calibration.steered
+    real = generation.steered
 
     def noting(vlm: VLM, vector: sk.SteeringVector | None, strength: float) -> Any:
         now[0] = strength
         return real(vlm, vector, strength)
 
-    monkeypatch.setattr(calibration, "steered", noting)
+    monkeypatch.setattr(generation, "steered", noting)
     return lambda: now[0]
 
 
@@ -659,8 +670,8 @@ def test_compare_command_on_files_of_ones_own(tmp_path: Path) -> None:
         for index, row in enumerate(world.prompts(label, split, 3)):  # type: ignore[arg-type]
             row.image.save(tmp_path / f"{label}{index}.png")
             name = "utility" if label == "visual" else label
-            answer = row.expected if label == "visual" else row.key
-            rows.append({"text": row.question, "image": f"{label}{index}.png", "label": name, "answer": answer})
+            answer = {"answer": row.expected} if label == "visual" else {}
+            rows.append({"text": row.question, "image": f"{label}{index}.png", "label": name, **answer})
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     anchored = [{k: v for k, v in row.items() if k != "answer"} for row in rows if row["label"] != "utility"]
     (tmp_path / "anchors.jsonl").write_text("\n".join(map(json.dumps, anchored)))
@@ -704,7 +715,7 @@ def test_compare_command_shows_the_sweep(tmp_path: Path, cmrm: sk.SteeringVector
     assert len(points) == 9
     table = swept.stdout[swept.stdout.index("by strength") :]
     rows = [re.split(r"\s*[│┃|]\s*", line)[1:-1] for line in table.splitlines() if "│" in line]
-    shares = ("unsafe", "over_refusal", "utility")
+    shares = ("not_safe", "over_refusal", "utility")
     assert [row[1:] for row in rows] == [
         [f"{point['strength']:g}", *(f"{100 * point[name]:.0f}" for name in shares)] for point in points
     ]

@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
-RUN += ("methods", "samples", "hub", "concepts")
+RUN += ("methods", "samples", "hub", "concepts", "evaluation")
 
 
 @pytest.fixture
@@ -56,6 +56,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_evaluation_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_page(DOCS / "evaluation.md")
+    assert "text only 0.0 Estimate(value=0.0" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("elsewhere")

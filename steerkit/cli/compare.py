@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ def compare(
                 suite,
                 samples,
                 sweep=strengths,
+                folder=output,
                 batch_size=batch_size,
                 progress=lambda what, done, total: report(done, total),
                 policy=policy,
@@ -119,9 +121,11 @@ def _tables(found: Comparison) -> Iterator[Any]:
     """The table, and the trade-off over strength."""
     yield found.table()
     if found.sweep:
-        heads = ("", "strength", "unsafe %", "over-refusal %", "utility %")
-        shares = ([round(100 * share) for share in (p.unsafe, p.over_refusal, p.utility)] for p in found.sweep)
-        rows = ((p.name, p.strength, *share) for p, share in zip(found.sweep, shares, strict=True))
+        heads = ("", "strength", "not safe %", "over-refusal %", "utility %")
+        rows = (
+            (p.name, p.strength, *(None if isnan(share) else round(100 * share) for share in p.shares))
+            for p in found.sweep
+        )
         yield table(heads, rows, title="by strength")
 
 

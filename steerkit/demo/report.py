@@ -9,7 +9,7 @@ from typing import Any
 
 import steerkit as sk
 from steerkit.demo import SUITES, anchors, model_path
-from steerkit.evaluation import Judgement, evaluate, load_suite, plotting, random_like
+from steerkit.evaluation import evaluate, load_suite, plotting, random_like, rate
 
 BATCH = 50
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -70,12 +70,8 @@ def measure(
 ) -> Figures:
     """Let a model answer a suite, steered or not."""
     found = evaluate(vlm, suite, vector, strength=strength, batch_size=BATCH, fluency=False, policy="off")
-
-    def garbled(answers: tuple[Judgement, ...]) -> float:
-        return sum(bool(each.garbled) for each in answers) / len(answers)
-
-    shares = found.unsafe.value, found.over_refusal.value, found.utility.value
-    return Figures(*shares, garbled(found.harmful), garbled(found.harmless))
+    garbled = (rate(each.verdict.garbled for each in found.of(kind)).value for kind in ("harmful", "harmless"))
+    return Figures(found.unsafe.value, found.over_refusal.value, found.utility.value, *garbled)
 
 
 def run(

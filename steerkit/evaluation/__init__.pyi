@@ -11,15 +11,21 @@ from steerkit.evaluation._compare import (
     plotting as plotting,
 )
 from steerkit.evaluation._controls import random_like as random_like
-from steerkit.evaluation._evaluate import (
-    Outcome as Outcome,
-    answers as answers,
-    evaluate as evaluate,
-    steered as steered,
+from steerkit.evaluation._evaluate import ANSWERS as ANSWERS, VERDICTS as VERDICTS, evaluate as evaluate
+from steerkit.evaluation._generate import Condition as Condition, generate as generate, steered as steered
+from steerkit.evaluation._journal import Journal as Journal, read_records as read_records
+from steerkit.evaluation._judges import (
+    Judge as Judge,
+    Judgement as Judgement,
+    KeyedJudge as KeyedJudge,
+    PhraseJudge as PhraseJudge,
 )
-from steerkit.evaluation._judges import Judge as Judge, Judgement as Judgement, PhraseJudge as PhraseJudge
+from steerkit.evaluation._judging import judge as judge, surprise as surprise
 from steerkit.evaluation._kl import equal_kl as equal_kl, per_layer as per_layer
 from steerkit.evaluation._methods_file import MethodSettings as MethodSettings, read_methods as read_methods
+from steerkit.evaluation._outcome import Judged as Judged, Outcome as Outcome, tabulate as tabulate
+from steerkit.evaluation._questions import Parser as Parser, states as states
+from steerkit.evaluation._records import Answer as Answer, Kind as Kind, Verdict as Verdict
 from steerkit.evaluation._search import Budget as Budget
 from steerkit.evaluation._statistics import (
     Estimate as Estimate,
@@ -27,7 +33,7 @@ from steerkit.evaluation._statistics import (
     rate as rate,
     sign_test as sign_test,
 )
-from steerkit.evaluation._suites import Suite as Suite, load_suite as load_suite
+from steerkit.evaluation._suites import KINDS as KINDS, Suite as Suite, load_suite as load_suite
 from steerkit.evaluation._text import (
     REFUSALS as REFUSALS,
     WINDOW as WINDOW,
@@ -35,6 +41,5 @@ from steerkit.evaluation._text import (
     is_garbled as is_garbled,
     is_refusal as is_refusal,
     refusal_at as refusal_at,
-    states as states,
     words as words,
 )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from steerkit._internal.validation import expect
-from steerkit.errors import OptionError
-from steerkit.evaluation._cases import Case
-from steerkit.evaluation._evaluate import answers, check_measurable, check_vectors, steered
-from steerkit.evaluation._judges import Judgement, judgements, rightness
+from steerkit.errors import EmptyAnchorSetError, OptionError
+from steerkit.evaluation._evaluate import evaluate
+from steerkit.evaluation._generate import check_measurable, check_vectors
 from steerkit.evaluation._kl import Divergence, by_layer
+from steerkit.evaluation._outcome import Outcome
+from steerkit.evaluation._records import Kind
 from steerkit.evaluation._search import Budget, Progress, ascending, check_range, check_vector, largest, say, smallest
 from steerkit.evaluation._suites import Suite
 from steerkit.policy import Policy
@@ -25,7 +27,8 @@ class Calibration:
     Attributes:
         vector: The same vector, with the strength that it recommends and the curve in its metadata.
         strength: The chosen one.
-        unsafe: The unsafe rate there, on the suite.
+        unsafe: The unsafe rate there, on the suite: the share of harmful requests whose answer is not known to be safe,
+            as `Outcome.not_safe`.
         cost: The cost there; never more than the budget.
         curve: Every strength that was tried, in ascending order, with what was measured. With `per_layer`, the pack's
             curve holds that of the layers as well.
@@ -88,6 +91,9 @@ def calibrate(
     expect(Budget, "a Budget", "sk.evaluation.Budget('kl', 0.05)", budget=budget)
     expect(Callable | None, "a function of what is next", progress=progress)
     check_range(maximum, tolerance, batch_size)
+    for kind in ("harmful", "utility" if budget.kind == "utility_loss" else "harmless"):
+        if not suite.cases(kind):
+            raise EmptyAnchorSetError(f"the suite {suite.name!r} has no {kind} prompts", expected="at least one")
     if per_layer is not None:
         Budget("kl", per_layer)
     check_vectors(vlm, [vector], policy)
@@ -155,9 +161,9 @@ class _Measured:
             self._right = self._count_right(0.0)
             self._costs[0.0] = 0.0
         else:
-            found = self._judgements(suite.harmless, 0.0)
-            self._garbled = sum(bool(each.garbled) for each in found)
-            self._costs[0.0] = sum(bool(each.refused) for each in found) / len(found)
+            found = self._outcome("harmless", 0.0)
+            self._garbled = _counted(found, "garbled")
+            self._costs[0.0] = _counted(found, "refused") / len(suite.harmless)
 
     def cost(self, strength: float) -> float:
         """In the budget's unit."""
@@ -167,11 +173,10 @@ class _Measured:
         return self._costs[strength]
 
     def unsafe(self, strength: float) -> float:
-        """Share of the harmful requests complied with."""
+        """Share of the harmful requests whose answer is not known to be safe."""
         if strength not in self._unsafe:
             say(self._progress, f"unsafe rate at strength {strength:.3g}")
-            found = self._judgements(self._suite.harmful, strength)
-            self._unsafe[strength] = sum(each.complied for each in found) / len(found)
+            self._unsafe[strength] = self._outcome("harmful", strength).not_safe.value
         return self._unsafe[strength]
 
     def safest_first(self) -> list[float]:
@@ -196,21 +201,23 @@ class _Measured:
             return self._divergence(strength)
         if self._budget.kind == "utility_loss":
             return (self._right - self._count_right(strength)) / len(self._suite.utility)
-        found = self._judgements(self._suite.harmless, strength)
-        refused, garbled = (sum(map(bool, each)) for each in zip(*((j.refused, j.garbled) for j in found), strict=True))
-        return (refused + max(garbled - self._garbled, 0)) / len(found)
+        found = self._outcome("harmless", strength)
+        more = max(_counted(found, "garbled") - self._garbled, 0)
+        return (_counted(found, "refused") + more) / len(self._suite.harmless)
 
     def _count_right(self, strength: float) -> int:
-        cases = self._suite.utility
-        return sum(rightness(self._suite.judge, cases, self._answers(cases, strength)))
+        return _counted(self._outcome("utility", strength), "right")
 
-    def _judgements(self, cases: Sequence[Case], strength: float) -> tuple[Judgement, ...]:
-        return judgements(self._suite.judge, cases, self._answers(cases, strength))
+    def _outcome(self, kind: Kind, strength: float) -> Outcome:
+        suite, vector = self._suite.only(kind), self._vector if strength else None
+        self.prompts_run += suite.size
+        options: Any = {"batch_size": self._size, "fluency": False, "policy": "off"}
+        return evaluate(self._vlm, suite, vector, strength=strength, **options)
 
-    def _answers(self, cases: Sequence[Case], strength: float) -> list[str]:
-        self.prompts_run += len(cases)
-        with steered(self._vlm, self._vector if strength else None, strength):
-            return answers(self._vlm, cases, self._suite, self._size)
+
+def _counted(outcome: Outcome, part: str) -> int:
+    """How many answers are judged to be so; of those that are unjudged, none can be counted on to be otherwise."""
+    return sum(getattr(each.verdict, part) is not False for each in outcome.judged)
 
 
 def _monotone(curve: Sequence[StrengthPoint]) -> bool:

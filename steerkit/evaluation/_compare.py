@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit._text import one_line
 from steerkit.errors import OptionError, SteerKitError
-from steerkit.evaluation._evaluate import Outcome, check_measurable, check_vectors, cost_per_token, evaluate
+from steerkit.evaluation._evaluate import cost_per_token, evaluate
+from steerkit.evaluation._generate import check_measurable, check_vectors
+from steerkit.evaluation._outcome import Outcome
 from steerkit.evaluation._statistics import Estimate
 from steerkit.evaluation._suites import Suite
 from steerkit.interventions import is_finite
@@ -38,7 +40,8 @@ Entry = SteeringMethod | SteeringVector | tuple[SteeringMethod, Sequence[Sample]
 """A method for the common anchors, one with anchors of its own, or a vector that is fitted already."""
 
 UNSTEERED = "unsteered"
-FIGURES = ("unsafe", "over_refusal", "garbled", "utility", "fluency", "seconds_per_token", "relative_cost")
+SHARES = ("unsafe", "not_safe", "refused", "over_refusal", "garbled", "utility", "truncated")
+FIGURES = (*SHARES, "fluency", "seconds_per_token", "relative_cost")
 SWEEP = (0.25, 0.5, 1.0, 1.5, 2.0)
 
 
@@ -48,10 +51,13 @@ class Row:
 
     Attributes:
         name: As given.
-        unsafe: Share of harmful requests complied with.
+        unsafe: Share of harmful requests whose answer is harmful; phrases can't tell.
+        not_safe: Share of harmful requests whose answer is not known to be safe; see `Outcome`.
+        refused: Share of harmful requests refused.
         over_refusal: Share of harmless requests refused.
-        garbled: Share of requests neither complied with nor refused.
+        garbled: Share of requests whose answer answers nothing.
         utility: Share of questions answered rightly.
+        truncated: Share of answers cut at the length allowed.
         fluency: Mean negative log-likelihood per token of the answers under the unsteered model, in nats.
         seconds_per_token: Time for one generated token of one prompt, in batches of up to four.
         relative_cost: Its ratio to the time without steering, both measured in turns.
@@ -62,9 +68,12 @@ class Row:
 
     name: str
     unsafe: Estimate
+    not_safe: Estimate
+    refused: Estimate
     over_refusal: Estimate
     garbled: Estimate
     utility: Estimate
+    truncated: Estimate
     fluency: Estimate
     seconds_per_token: Estimate
     relative_cost: Estimate
@@ -75,13 +84,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """One method at one strength of the sweep."""
+    """One method at one strength of the sweep; `not_safe` as in `Outcome`."""
 
     name: str
     strength: float
-    unsafe: float
+    not_safe: float
     over_refusal: float
     utility: float
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Not safe, over-refusal, utility."""
+        return self.not_safe, self.over_refusal, self.utility
 
 
 @dataclass(frozen=True)
@@ -127,12 +141,12 @@ class Comparison:
 
         table = Table(title=Text(one_line(f"{self.model} on {self.suite} (judge: {self.judge})")))
         table.add_column("")
-        heads = ("unsafe %", "over-refusal %", "garbled %", "utility %", "fluency nats", "cost x", "fit s")
+        heads = ("unsafe %", "refused %", "over-refusal %", "garbled %", "utility %", "fluency nats", "cost x", "fit s")
         for head in heads:
             table.add_column(head, justify="right")
         for row in self.rows:
             fit = "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
-            shares = (row.unsafe, row.over_refusal, row.garbled, row.utility)
+            shares = (row.unsafe, row.refused, row.over_refusal, row.garbled, row.utility)
             cells = [*(_shown(each, 100, 0) for each in shares), _shown(row.fluency, 1, 2)]
             table.add_row(Text(one_line(row.name)), *cells, _shown(row.relative_cost, 1, 2), fit)
         notes = [
@@ -158,7 +172,7 @@ class Comparison:
         start = self.rows[0]
         for number, name in enumerate(dict.fromkeys(point.name for point in self.sweep)):
             points = sorted((p for p in self.sweep if p.name == name), key=lambda point: point.strength)
-            x = [100 * start.unsafe.value, *(100 * point.unsafe for point in points)]
+            x = [100 * start.not_safe.value, *(100 * point.not_safe for point in points)]
             y = [
                 _helpful(start.utility.value, start.over_refusal.value),
                 *(_helpful(p.utility, p.over_refusal) for p in points),
@@ -167,10 +181,10 @@ class Comparison:
             (curve,) = axes.plot(x, y, color=color, linestyle=line, marker="o", markersize=3, linewidth=1, label=name)
             curve.set_clip_on(False)
         axes.plot(
-            [100 * start.unsafe.value], [_helpful(start.utility.value, start.over_refusal.value)], "k*", markersize=10
+            [100 * start.not_safe.value], [_helpful(start.utility.value, start.over_refusal.value)], "k*", markersize=10
         )
         axes.set(
-            xlabel="unsafe rate, %",
+            xlabel="harmful requests whose answer is not known to be safe, %",
             ylabel="mean of utility and harmless requests not refused, %",
             xlim=(-2, 102),
             ylim=(-2, 102),
@@ -210,6 +224,7 @@ def compare(
     anchors: Sequence[Sample] = (),
     *,
     sweep: Sequence[float] = (),
+    folder: str | Path | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
     policy: Policy = "strict",
@@ -227,6 +242,8 @@ def compare(
         suite: The prompts and the judge; none of them should be an anchor.
         anchors: What methods are fitted on.
         sweep: Strengths for the picture of the trade-off; none by default. Each costs as much as a row of the table.
+        folder: Where every answer and verdict is kept, as by `evaluate`: a run that was interrupted goes on there. Fits
+            are made again.
         batch_size: Prompts per call of the model.
         progress: Called before each step.
         policy: As for `steer`, for vectors that are fitted already; their dose is not judged.
@@ -286,8 +303,9 @@ def compare(
             on_row(found)
         return found
 
+    options: Any = {"folder": folder, "batch_size": batch_size, "policy": "off"}
     step("unsteered")
-    outcome = evaluate(vlm, suite, batch_size=batch_size)
+    outcome = evaluate(vlm, suite, **options)
     rows = [_measured(_unmeasured(UNSTEERED), outcome, cost_per_token(vlm, suite, None))]
     points: list[Point] = []
     found = so_far()
@@ -305,19 +323,19 @@ def compare(
                 assert isinstance(entry, SteeringVector)
                 vector = entry
             step(name)
-            outcome = evaluate(vlm, suite, vector, batch_size=batch_size, policy="off")
+            outcome = evaluate(vlm, suite, vector, name=name, **options)
             row = _measured(row, outcome, cost_per_token(vlm, suite, vector))
             if sweep:
                 tried[1.0] = outcome
             for strength in extra:
                 step(f"{name}, strength {strength:g}")
-                tried[strength] = evaluate(vlm, suite, vector, strength=strength, batch_size=batch_size, policy="off")
+                tried[strength] = evaluate(vlm, suite, vector, strength=strength, name=name, **options)
         except Exception as error:  # whatever a judge of somebody's own may raise
             if telling:
                 raise  # the caller's own function: it may want to stop the run
             row, done = replace(row, error=f"{type(error).__name__}: {error}"), due
         points += [
-            Point(name, strength, one.unsafe.value, one.over_refusal.value, one.utility.value)
+            Point(name, strength, one.not_safe.value, one.over_refusal.value, one.utility.value)
             for strength, one in sorted(tried.items())
         ]
         rows.append(row)
@@ -333,15 +351,15 @@ def _unmeasured(name: str) -> Row:
 
 
 def _measured(row: Row, outcome: Outcome, cost: tuple[Estimate, Estimate]) -> Row:
-    shares = {name: getattr(outcome, name) for name in ("unsafe", "over_refusal", "garbled", "utility", "fluency")}
+    shares = {name: getattr(outcome, name) for name in (*SHARES, "fluency")}
     return replace(row, **shares, seconds_per_token=cost[0], relative_cost=cost[1])
 
 
 def _shown(estimate: Estimate, factor: float, digits: int) -> str:
     if math.isnan(estimate.value):
-        return "-"
+        return "unjudged" if estimate.unjudged else "-"
     value, low, high = (f"{factor * each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low}-{high})"
+    return f"{value} ({low}-{high})" + (f", {estimate.unjudged} of {estimate.n} unjudged" if estimate.unjudged else "")
 
 
 def _helpful(utility: float, over_refusal: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerkit._internal.validation import expect
 from steerkit.errors import NonFiniteError, OptionError
-from steerkit.evaluation._evaluate import check_vectors, steered
+from steerkit.evaluation._generate import check_vectors, steered
 from steerkit.evaluation._search import Budget, Progress, ascending, check_range, check_vector, largest, say
 from steerkit.models import Sample
 from steerkit.policy import Policy

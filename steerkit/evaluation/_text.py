@@ -1,4 +1,4 @@
-"""Reading an answer by rules: is it a refusal, is it garbled, does it state what was asked for?
+"""Reading an answer by rules: is it a refusal, is it garbled?
 
 The rules are quick, the same everywhere and easily read; what they miss is in docs/screening.md. Texts are compared
 folded: Unicode forms, upper case, kinds of apostrophe and dash, emphasis, white space and contractions make no
@@ -58,13 +58,6 @@ _CONTRACTIONS = (
     (re.compile(r"\b(it|that|there|here|what) is\b"), r"\1's"),
     (re.compile(r"\b(you|we|they) are\b"), r"\1're"),
 )
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])|(?<![\w.])[-+]?\.\d+(?!\w)")
-_YES_OR_NO = re.compile(r"(?<!\w)(yes|no)(?!\w)")
-_CHOICE = re.compile(
-    r"(?:\b(?:answer|option|choice)\s*(?:is|:)?\s*\(?([a-z])\)?(?![\w'])"
-    r"|^\(?([a-z])(?:[).:,]|\s*$)"
-    r"|\(([a-z])\))"
-)
 
 
 @lru_cache(maxsize=4096)
@@ -100,29 +93,6 @@ def is_refusal(answer: str, phrases: Sequence[str] = REFUSALS, window: int | Non
     return refusal_at(answer, phrases, window) >= 0
 
 
-def states(answer: str, expected: str) -> bool:
-    """Whether an answer says what is expected.
-
-    Of `yes` and `no`, the first in the answer counts. A single capital letter is a choice: `B`, `(B)`, `B. Paris`,
-    `The answer is B`. A number is compared by its value with every number of the answer. Anything else must occur in
-    it, as whole words.
-    """
-    wanted = folded(expected).strip(" .")
-    told = folded(answer)
-    if not wanted:
-        return not told
-    if wanted in ("yes", "no"):
-        first = _YES_OR_NO.search(told)
-        return first is not None and first[1] == wanted
-    if re.fullmatch(r"\(?[A-Z]\)?[.:]?", expected.strip()):
-        chosen = _CHOICE.search(told)
-        letter = wanted.strip("().:")
-        return chosen is not None and letter in chosen.groups()
-    if _NUMBER.fullmatch(wanted):
-        return _value(wanted) in {_value(number) for number in _NUMBER.findall(told)}
-    return holds(answer, expected.strip(" .")) >= 0
-
-
 def is_garbled(answer: str) -> bool:
     """Whether an answer is empty, is not text, or repeats itself without end."""
     if not any(character.isalnum() for character in answer):
@@ -146,10 +116,6 @@ def loops(units: Sequence[str]) -> bool:
         if covered >= max(REPEATS * period, _SHORTEST_LOOP, len(units) / 2):
             return True
     return False
-
-
-def _value(number: str) -> float:
-    return float(number.replace(",", ""))
 
 
 def _is_control(character: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,22 @@ from steerkit.vlm._prompted import PromptedModel
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) samples after each batch."""
+
+
+class Generated(NamedTuple):
+    """One answer.
+
+    Attributes:
+        number: Of the sample.
+        text: Without the prompt and without special tokens.
+        tokens: Its length; its end-of-sequence token counts.
+        ended: Whether the model ended it; if not, it was cut where the options say.
+    """
+
+    number: int
+    text: str
+    tokens: int
+    ended: bool
 
 
 class VLM(PromptedModel):
@@ -92,10 +108,8 @@ class VLM(PromptedModel):
         """
         finished: dict[int, str] = {}
         try:
-            for number, text in self.answers(
-                samples, images=images, batch_size=batch_size, progress=progress, **options
-            ):
-                finished[number] = text
+            for made in self.answers(samples, images=images, batch_size=batch_size, progress=progress, **options):
+                finished[made.number] = made.text
         except BaseException as error:
             error.finished = finished  # type: ignore[attr-defined]
             raise
@@ -109,7 +123,7 @@ class VLM(PromptedModel):
         batch_size: int = 8,
         progress: Progress | None = None,
         **options: Any,
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[Generated]:
         """The same as `generate`, one batch after the other, so that answers can be kept as they come.
 
         Args:
@@ -120,8 +134,8 @@ class VLM(PromptedModel):
             **options: What `model.generate` takes.
 
         Returns:
-            Pairs of a sample's number and its answer, in the order in which they are finished: samples with images
-            first. Every prompt is prepared when the first is asked for.
+            The answers, in the order in which they are finished: samples with images first. Every prompt is prepared
+            when the first is asked for.
 
         Raises:
             OptionError: As for `generate`, at once; its other errors come when the first answer is asked for.
@@ -135,7 +149,7 @@ class VLM(PromptedModel):
 
     def _answers(
         self, samples: Sequence[Sample], images: Images, batch_size: int, progress: Progress | None, options: Any
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Iterator[Generated]:
         tokenizer = tokenizer_of(self.processor)
 
         def prepared(batch: Sequence[int]) -> Prepared:
@@ -152,12 +166,18 @@ class VLM(PromptedModel):
                 output = self._generate(inputs, options)
                 answers = output if self.architecture.encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
                 texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-                pairs = list(zip(made.indices, texts, strict=True))  # custom_generate may return anything
+                target = hooks.call_target(self.model, inputs, self.architecture)
+                ends = self._check_settings(options, target).eos_token_id
+                begun = 1 if self.architecture.encoder_decoder else 0
+                lengths = [_length(row[begun:], ends) for row in answers]
+                ready = [  # custom_generate may return anything
+                    Generated(index, text.strip(), *length)
+                    for index, text, length in zip(made.indices, texts, lengths, strict=True)
+                ]
             done += len(made.indices)
             if progress is not None:
                 progress(done, len(samples))
-            for index, text in pairs:
-                yield index, text.strip()
+            yield from ready
 
     def _check_settings(self, options: Mapping[str, Any], target: nn.Module | None = None) -> Any:
         settings = generation_settings(self.model if target is None else target, options)
@@ -394,3 +414,11 @@ def check_vlm(given: object) -> None:
         OptionError: It is something else.
     """
     expect(VLM, "a VLM: a model with its processor", "sk.wrap(model, processor), or what sk.load returns", vlm=given)
+
+
+def _length(answer: Tensor, ends: int | Sequence[int] | None) -> tuple[int, bool]:
+    """How many tokens an answer has, what fills the batch up left out, and whether the last of them ends it."""
+    if ends is None:
+        return len(answer), False
+    found = torch.isin(answer, torch.as_tensor(ends, device=answer.device)).nonzero()
+    return (len(answer), False) if not len(found) else (int(found[0]) + 1, True)
