@@ -51,6 +51,8 @@ FAMILIES = (
     Family(types=("mllama",), marks="none", only_with_image="cross_attention_layers"),
     Family(types=("idefics",), marks="none"),
     Family(types=("mistral_large4",), positions="counted"),
+    # the processor counts in padded rows alone
+    Family(types=("ernie4_5_vl_moe",), call={"padding": True, "padding_side": "left"}),
     # the image index is counted across the batch
     Family(types=("hunyuan_vl",), batch="one"),
     # not steered

@@ -18,7 +18,7 @@ from steerkit.engines.receipt import Receipt, SiteCount
 from steerkit.engines.steps import Group, Place, Step, Sum, decoding
 from steerkit.errors import EngineError, NonFiniteError
 from steerkit.interventions import MeasuredContrast, Prompts, Site, _arithmetic as ops, site_label
-from steerkit.models import Architecture
+from steerkit.models import Architecture, merged, spread
 from steerkit.vectors import SteeringVector
 
 _BROKEN = "states that are not finite before they are steered"
@@ -53,6 +53,8 @@ class Application:
     ) -> None:
         self.receipt = receipt
         self.closed = False
+        self._architecture = architecture
+        self._special = architecture.state != "plain" or bool(architecture.runs)
         self._program = compiled(vectors, strengths, architecture)
         self._measurements = Measurements(self._program.contrasts, measure)
         self._fitting: set[torch.dtype] = set()
@@ -83,7 +85,30 @@ class Application:
             self._measurements.begin(prompt)
 
     def apply(self, place: Place, h: Tensor, now: Observed) -> Tensor:
-        """The hidden state `[rows, tokens, hidden]` (`[tokens, hidden]` of packed images) after all interventions."""
+        """The hidden state `[rows, tokens, hidden]` (`[tokens, hidden]` of packed images) after all interventions.
+
+        Raises:
+            EngineError: The module returns something else.
+        """
+        if self._special and place.tower == "language":
+            return self._apply_specially(place, h, now)
+        return self._steered(place, h, now)
+
+    def _apply_specially(self, place: Place, h: Tensor, now: Observed) -> Tensor:
+        """Where blocks return several residual streams, or run several times in a pass: steered in the last run."""
+        runs = self._architecture.runs
+        if runs and runs[place.layer] > 1:
+            counted: dict[Any, int] = now.prompt.memo.setdefault((id(self), "runs"), {})
+            counted[place] = counted.get(place, 0) + 1
+            if counted[place] % runs[place.layer]:
+                return h
+        before = h if place.site != "resid_post" else merged(h, self._architecture)
+        after = self._steered(place, before, now)
+        if after is before:
+            return h
+        return after if before is h else spread(h, before, after, self._architecture)
+
+    def _steered(self, place: Place, h: Tensor, now: Observed) -> Tensor:
         if now.decodes and (quick := self._decoding.get(place)) is not None:
             change = quick.change
             if change is None:
@@ -99,8 +124,10 @@ class Application:
                 if h.dtype == torch.float16 and place == self._last:
                     self._check_finite(place, h, changed, now, Selection(0))
                 return changed
-        if h.dim() == 2:
-            return self.apply(place, h[None], now)[0]
+        if h.dim() == 2 and place.tower == "vision":
+            return self._steered(place, h[None], now)[0]
+        if place.tower == "language":
+            _check_shape(place, h, now)
         self.check_fits(h.dtype)  # the model may have been converted inside the block
         for reading in self._program.readings.get(place, ()):
             self._measurements.read(reading, place, h, now)
@@ -123,7 +150,17 @@ class Application:
         return h
 
     def apply_again(self, place: Place, h: Tensor, now: Observed) -> Tensor:
-        """The same as `apply` did in this pass before: nothing is counted, and what is read is known already."""
+        """The same as `apply` did in this pass before: nothing is counted, and what is read is known already.
+
+        Raises:
+            EngineError: The model's blocks return several streams, or run several times in a pass.
+        """
+        if self._special:
+            raise EngineError(
+                "a block that returns several residual streams, or runs several times in a pass, is run again",
+                expected="a pass without gradient checkpointing",
+                fix="model.gradient_checkpointing_disable()",
+            )
         if h.dim() == 2:
             return self.apply_again(place, h[None], now)[0]
         for reading in self._program.readings.get(place, ()):  # torch wants to see the same operations
@@ -244,6 +281,21 @@ class Application:
             EngineError: A step needs more than the hidden state and the padding.
         """
         return [_portable(step) for group in self._program.groups.get(place, ()) for step in group.steps]
+
+
+def _check_shape(place: Place, h: Tensor, now: Observed) -> None:
+    """Refuse to steer what is not one state for each position of the pass.
+
+    Raises:
+        EngineError: It is something else: of flattened tokens, say, the wrong ones would be steered.
+    """
+    if h.dim() == 3 and (h.shape[0], h.shape[1]) == (now.rows, now.length):
+        return
+    raise EngineError(
+        f"{site_label(place.site, place.tower)} of layer {place.layer} is of shape {tuple(h.shape)}",
+        expected=f"({now.rows}, {now.length}, hidden), rows and positions of the pass",
+        fix="use site='resid_post'; or declare `state` in a Family record, where blocks return several streams",
+    )
 
 
 def _portable(step: Step) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
 from steerkit.interventions import Pool, Site, Tower, last_positions
-from steerkit.models import Architecture, Inputs, is_shown
+from steerkit.models import Architecture, Inputs, is_shown, merged, start_token
 
 
 def hidden(output: Any) -> Tensor:
@@ -268,23 +268,26 @@ def capture(
         whole: Called with what the model returns.
     """
     found: dict[int, Tensor] = {}
+    ran = {layer: _runs_before(layer, site, tower, inputs, architecture) for layer in layers}
+    runs = dict.fromkeys(ran.values(), 0)
     owner = threading.get_ident()
     read = reader(inputs, architecture, tower, pool)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
-    last = max(layers) if getattr(model, "hf_device_map", None) is None and whole is None else None
+    last = max(runs) if getattr(model, "hf_device_map", None) is None and whole is None else None
 
     def hook_at(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any = None) -> None:
             if threading.get_ident() != owner:
                 return
+            runs[layer] += 1
             found[layer] = read(hidden(args if site == "head_out" else output)).detach()
-            if layer == last:
+            if layer == last and runs[layer] == (architecture.runs[layer] if architecture.runs else 1):
                 raise _Reached
 
         return hook
 
     handles = []
-    for layer in layers:
+    for layer in runs:
         module = model.get_submodule(architecture.site(layer, site, tower))
         register = module.register_forward_pre_hook if site == "head_out" else module.register_forward_hook
         handles.append(register(hook_at(layer)))
@@ -298,7 +301,23 @@ def capture(
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: found[layer] for layer in layers}
+    return {layer: found[ran[layer]] for layer in layers}
+
+
+def _runs_before(layer: int, site: Site, tower: Tower, inputs: Inputs, architecture: Architecture) -> int:
+    """The block whose output is the state behind a layer: the one before, where a block needs an image to run.
+
+    Raises:
+        EngineError: What is read is inside a block that does not run.
+    """
+    if tower == "vision" or layer not in architecture.only_with_image or is_shown(inputs):
+        return layer
+    if site != "resid_post" or not layer:
+        raise EngineError(
+            f"{site} of block {layer} is read, which runs for prompts with an image alone",
+            expected="resid_post, or a prompt with an image",
+        )
+    return _runs_before(layer - 1, site, tower, inputs, architecture)
 
 
 def answer_log_likelihood(
@@ -343,13 +362,24 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
     """What takes the hidden states of a pass to `[batch, hidden]`; see `capture`."""
     if tower == "vision":
         return lambda h: h.flatten(0, -2).float().mean(0, keepdim=True)
+    # where the image is put in front of the ids, a state has more positions than they
+    width = inputs["input_ids"].shape[1] if architecture.marks == "prefix" else None
     if pool == "last":
         index = last_index(inputs, architecture)
-        return lambda h: h[torch.arange(h.shape[0], device=h.device), index.to(h.device)]
+
+        def last(h: Tensor) -> Tensor:
+            h = merged(h, architecture)
+            more = 0 if width is None else h.shape[1] - width
+            return h[torch.arange(h.shape[0], device=h.device), index.to(h.device) + more]
+
+        return last
     mask = None if architecture.encoder_decoder else inputs.get("attention_mask")
 
     def mean(h: Tensor) -> Tensor:
-        real = torch.ones(h.shape[:2], device=h.device) if mask is None else (mask != 0).to(h.device).float()
+        h = merged(h, architecture)
+        real = torch.ones(h.shape[:2], device=h.device)
+        if mask is not None:
+            real[:, -mask.shape[1] :] = (mask != 0).to(h.device).float()
         return torch.einsum("bth,bt->bh", h.float(), real) / real.sum(1, keepdim=True)
 
     return mean
@@ -365,7 +395,7 @@ def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture)
     completed: dict[str, Any] = {**inputs, "use_cache": False}
     if architecture.encoder_decoder and "decoder_input_ids" not in inputs:
         text = model.get_submodule(architecture.text_module) if architecture.text_module else model
-        start: int = text.config.decoder_start_token_id  # type: ignore[union-attr,assignment]
+        start = start_token(text)
         completed["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], start)
     if architecture.counts_padding and "attention_mask" in inputs and not bool(inputs["attention_mask"].all()):
         completed["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)  # as generate does

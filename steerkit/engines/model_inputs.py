@@ -118,9 +118,8 @@ def prompt_length(given: Mapping[str, Any], architecture: Architecture) -> int |
 
 def extent(given: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and positions that the decoder is given."""
-    tokens = given.get("inputs_embeds")
-    if tokens is None:
-        tokens = given["input_ids"]
+    # a decoder that is not given ids or embeddings is the stack of blocks alone
+    tokens = next(t for n in ("inputs_embeds", "input_ids", "hidden_states") if (t := given.get(n)) is not None)
     return int(tokens.shape[0]), int(tokens.shape[1])
 
 

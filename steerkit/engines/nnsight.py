@@ -110,6 +110,8 @@ def capture(
     """
     paths = {layer: architecture.site(layer, site, tower) for layer in sorted(set(layers))}
     modules = [model.get_submodule(path) for path in paths.values()]
+    if architecture.runs or architecture.only_with_image:  # a trace waits for every block once
+        return hooks.capture(model, inputs, architecture, layers, site, tower, pool)
     if any(module._forward_hooks or (site == "head_out" and module._forward_pre_hooks) for module in modules):
         return hooks.capture(model, inputs, architecture, layers, site, tower, pool)
     read = hooks.reader(inputs, architecture, tower, pool)
@@ -153,6 +155,11 @@ def applied(vlm: LoadedModel, tracker: CallTracker, application: Application, bl
         EngineError: In a remote trace: an intervention can't be shipped.
     """
     model = vlm.model
+    if tracker.architecture.runs or tracker.architecture.only_with_image:
+        raise EngineError(
+            f"the blocks of this {type(model).__name__} do not each run once in a pass, as nnsight's traces want them",
+            expected="engine='hooks'",
+        )
     for place in {place[1:]: place for place in application.places}.values():
         hooks.check_distinct(model, tracker.architecture, place.site, place.tower)
     wrapped = _Wrapped.of(model)

@@ -7,7 +7,7 @@ from steerkit.models._architecture import (
     Inputs as Inputs,
     VisionTower as VisionTower,
 )
-from steerkit.models._asking import architecture_of as architecture_of
+from steerkit.models._asking import architecture_of as architecture_of, start_token as start_token
 from steerkit.models._chat import IMAGE as IMAGE
 from steerkit.models._download import download_image as download_image
 from steerkit.models._family import Family as Family
@@ -64,6 +64,7 @@ from steerkit.models._registry import (
 )
 from steerkit.models._rendering import hides_images as hides_images, prompt_of as prompt_of, shown as shown
 from steerkit.models._samples import Sample as Sample, anchor_digest as anchor_digest, as_samples as as_samples
+from steerkit.models._streams import merged as merged, spread as spread
 from steerkit.models._views import (
     decode as decode,
     encode as encode,

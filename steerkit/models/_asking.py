@@ -17,10 +17,10 @@ ATTENTIONS = (
     "self_attn",
     "layer.0.SelfAttention",
     "linear_attn",
+    "attention.self",
     "attention",
     "attn",
     "self_attention",
-    "attention.self",
     "conv",
     "mamba",
     "cross_attn",
@@ -36,7 +36,6 @@ MLPS = (
     "block_sparse_moe",
     "moe",
     "DenseReluDense",
-    "output",
 )
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "proj", "wo")
 _DEPTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers")
@@ -71,7 +70,7 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         _check_inside(model, layers, blocks, found)
     marks = _marks(model, family)
     images = _token_ids(model.config, _IMAGES) if marks == "ids" or family.prompt == "bare" else frozenset()
-    videos = _token_ids(model.config, _VIDEOS) if marks == "ids" else frozenset()
+    videos = _token_ids(model.config, _VIDEOS) if marks == "ids" and family.prompt == "chat" else frozenset()
     if marks == "ids":
         sources["image_token_ids"] = "asked"
         if not images:
@@ -113,10 +112,37 @@ def architecture_of(model: Any, family: Family) -> Architecture:
     )
 
 
+def _entry(config: Any, name: str) -> Any:
+    """An entry of a config; None where it has none, or another one for each layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception as error:
+        if type(error).__name__ != "AmbiguousGlobalPerLayerAttributeError":
+            raise
+        return None
+
+
 def text_config(config: Any) -> Any:
     """The config of the decoder."""
     inner = config.get_text_config(decoder=True)
     return inner if inner is config or type(inner) is type(config) else text_config(inner)
+
+
+def start_token(model: Any) -> int:
+    """The id with which the decoder of an encoder-decoder model starts, as `generate` takes it.
+
+    Raises:
+        UnsupportedModelError: No config says it.
+    """
+    for config in (getattr(model, "generation_config", None), model.config, text_config(model.config)):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if config is not None and isinstance(found := getattr(config, name, None), int):
+                return found
+    raise UnsupportedModelError(
+        f"no config of this {type(model).__name__} says with which token its decoder starts",
+        expected="decoder_start_token_id",
+        fix="set model.generation_config.decoder_start_token_id",
+    )
 
 
 @cache
@@ -241,10 +267,10 @@ def _runs(text: Any, family: Family, count: int) -> tuple[int, ...]:
 
 def _heads(blocks: list[nn.Module], attention: tuple[str | None, ...], text: Any) -> Heads | None:
     """The heads of a decoder whose every block ends its attention in a projection of the same width."""
-    count = getattr(text, "num_attention_heads", None)
+    count = _entry(text, "num_attention_heads")
     if not isinstance(count, int) or len(set(attention)) != 1 or attention[0] is None:
         return None
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // count)
+    size = int(_entry(text, "head_dim") or text.hidden_size // count)
     mixers = [block.get_submodule(attention[0]) for block in blocks]
     for name in _PROJECTIONS:
         # nx: GPT-2's Conv1D

@@ -9,14 +9,20 @@ from steerkit.models._architecture import Inputs
 
 
 def batch_of(
-    processor: Any, texts: Sequence[str], images: Any, special: bool, options: Mapping[str, object]
+    processor: Any,
+    texts: Sequence[str],
+    images: Any,
+    special: bool,
+    options: Mapping[str, object],
+    of_texts: Mapping[str, object],
 ) -> Mapping[str, Any]:
     """What a processor makes of texts and images, with rows of tokens that are not padded.
 
     A processor pads only with a token for it, which some tokenizers lack, and on its own side.
     """
     given = {} if images is None else {"images": images, "images_kwargs": {"return_tensors": "pt"}}
-    return processor(text=list(texts), padding=False, add_special_tokens=special, **given, **options)
+    of_text = {"padding": False, "add_special_tokens": special, "return_tensors": None}
+    return processor(text=list(texts), text_kwargs={**of_text, **of_texts}, **given, **options)
 
 
 def padded(batch: Mapping[str, Any], filler: int | None, side: str, dropped: set[str]) -> Inputs:
@@ -34,7 +40,7 @@ def padded(batch: Mapping[str, Any], filler: int | None, side: str, dropped: set
 
     made: Inputs = {
         "input_ids": torch.stack([one(row, filler or 0) for row in rows]),
-        "attention_mask": torch.stack([one([1] * length, 0) for length in lengths]),
+        "attention_mask": torch.stack([one(row, 0) for row in batch.get("attention_mask", [[1] * n for n in lengths])]),
     }
     for key, value in batch.items():
         if key in made or key in dropped:

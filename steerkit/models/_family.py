@@ -44,7 +44,7 @@ class Family:
         batch: `one` where prompts of different lengths can't share a batch.
         max_images: How many images a prompt may hold.
         flat_images: Whether the processor takes the images of a batch in one list.
-        call: Further options of the processor's call.
+        call: Further options of the tokenizer inside the processor, for one that pads by itself.
     """
 
     types: tuple[str, ...]

@@ -172,11 +172,10 @@ class PromptFormat:
     def _expanded(self, written: str) -> str:
         """What the processor makes of the written image."""
         picture = Image.new("RGB", (64, 64), (255, 255, 255))
-        row = self._processed([written], [[picture]], special=False)["input_ids"][0]
-        begin = self.tokenizer.bos_token_id
+        row = self._processed([f"begin{written}end"], [[picture]], special=False)["input_ids"][0]
         ids = [int(each) for each in row]
-        ids = ids[1:] if ids and ids[0] == begin else ids
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text.partition("begin")[2].rpartition("end")[0] or written
 
     # -- rendering ---------------------------------------------------------------------------------------------------
 
@@ -327,9 +326,27 @@ class PromptFormat:
                 expected="batch_size=1, or prompts of the same length",
                 fix="batch_size=1",
             )
+        self._check_marked(rows, images)
         filler = self.tokenizer.pad_token_id
         filler = self.tokenizer.eos_token_id if filler is None and not self._sees else filler
         return padded(batch, filler, self._family.padding, self._dropped)
+
+    def _check_marked(self, rows: Any, images: Sequence[Sequence[Image.Image]]) -> None:
+        """Refuse images that no token stands for, and a text with such a token.
+
+        Raises:
+            ProcessorError: The processor is another model's, or does something else than the model's config says.
+        """
+        if self._architecture.marks != "ids":
+            return
+        for row, own in zip(rows, images, strict=True):
+            if bool(own) is not any(int(token) in self._architecture.image_token_ids for token in row):
+                raise ProcessorError(
+                    f"this {self._kind} makes {'no' if own else 'an'} image token {self._visual} of a prompt with "
+                    f"{len(own)} images",
+                    expected="the token that the model's config names as image_token_id, where an image is",
+                    fix="use the processor of this very model, or set config.image_token_id",
+                )
 
     def _check_images(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> None:
         if len(texts) != len(images):
@@ -366,20 +383,20 @@ class PromptFormat:
         nested = [list(own) for own in images]
         given = [image for own in nested for image in own] if self._family.flat_images else nested
         special = self._adds_special(texts) if special is None else special
-        return batch_of(self.processor, list(texts), given, special, {**self._flags, **self._family.call})
+        return batch_of(self.processor, texts, given, special, self._flags, self._family.call)
 
     def _text_only(self, texts: Sequence[str]) -> Mapping[str, Any]:
         """By the processor, where it takes text alone, else by its tokenizer."""
         special = self._adds_special(texts)
         before, after = self._family.frame
         if self._sees and self._family.prompt == "chat" and self._processor_takes_text:
-            return batch_of(self.processor, list(texts), None, special, self._flags)
+            return batch_of(self.processor, texts, None, special, self._flags, self._family.call)
         return dict(self.tokenizer([before + text + after for text in texts], add_special_tokens=special))
 
     @cached_property
     def _processor_takes_text(self) -> bool:
         try:
-            batch_of(self.processor, ["a"], None, True, self._flags)
+            batch_of(self.processor, ["a"], None, True, self._flags, self._family.call)
         except Exception:  # processors refuse text alone by whatever comes of a missing image
             return False
         return True

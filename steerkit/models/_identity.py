@@ -83,24 +83,16 @@ def check_processor(processor: Any, architecture: Architecture, name: str) -> No
             else "AutoTokenizer.from_pretrained(name), or processor.tokenizer",
         )
     ids = architecture.image_token_ids
-    known = set(tokenizer.get_vocab().values()) if ids else set()
     token = str(getattr(processor, "image_token", None))
     number = tokenizer.get_vocab().get(token)
-    if ids and (not ids & known or (number is not None and number not in ids and _stands_alone(processor))):
+    # what the processor calls its image token may only open an image, and another added token stand for its content
+    if number is not None and ids and number not in ids and not ids & tokenizer.added_tokens_decoder.keys():
         raise ProcessorError(
             f"the image token of this {type(processor).__name__} is {token!r} with the id {number}, and that of "
             f"this {name} has the id {' or '.join(map(str, sorted(ids)))}",
             expected="the processor of this very model",
             fix="load both by the same name: sk.load(name), or AutoProcessor.from_pretrained(name)",
         )
-
-
-def _stands_alone(processor: Any) -> bool:
-    """Whether the image token of a processor is the one that it repeats, and not one that opens an image."""
-    return not any(
-        getattr(processor, name, None) is not None
-        for name in ("boi_token", "image_start_token", "image_placeholder_token")
-    )
 
 
 def weights_digest(model: nn.Module) -> str:
