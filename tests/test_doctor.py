@@ -24,6 +24,7 @@ from steerkit_vectors_hub import installation
 from steerkit_vectors_hub.installation import problems
 
 SOURCE = Path(steerkit.__file__ or "").parent
+OPTIONAL = {"gguf>=0.17": "gguf", "pyarrow>=15": "parquet"}
 
 
 def _record(site: Path, name: str, version: str, files: list[Path], **metadata: str) -> None:
@@ -46,7 +47,8 @@ def _record(site: Path, name: str, version: str, files: list[Path], **metadata: 
 def site(tmp_path: Path) -> Path:
     """A folder with our packages as a wheel of ours would have left them, the command line among them."""
     made = tmp_path / "site"
-    shutil.copytree(SOURCE, made / "steerkit", ignore=shutil.ignore_patterns("__pycache__", "models", "data"))
+    heavy = shutil.ignore_patterns("__pycache__", "*.safetensors", "*.jsonl")
+    shutil.copytree(SOURCE, made / "steerkit", ignore=heavy)
     files = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
     _record(made, "steerkit-vlm", "0.1.0", files)
     return made
@@ -154,6 +156,19 @@ def test_where_the_other_can_not_be_imported_it_is_said_whose_it_is(site: Path, 
     assert "Traceback" not in done.stderr
 
 
+def test_its_import_says_what_happened(site: Path) -> None:
+    """As the published one does: a name that its own module has is looked for in a package of ours."""
+    _other(site)
+    (site / "steerkit/__init__.py").write_text("from .models import ModelHandle, load\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    command = [sys.executable, "-c", "import steerkit"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=site, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {site / 'steerkit/__init__.py'} is another distribution's")
+    assert "`steerkit-vlm doctor`" in last
+
+
 def test_another_folder_on_the_path_is_found(tmp_path: Path) -> None:
     shadow = tmp_path / "steerkit"
     shadow.mkdir()
@@ -184,12 +199,12 @@ def test_versions_out_of_bounds_and_extras_that_are_missing(only: Only, monkeypa
     assert sound["wrong"] == []
     assert any(each.startswith("torch ") for each in sound["ok"])
     installed = doctor._version
-    changed = {"torch": "1.9.0", "gguf": None, "rich": None}
+    changed = {"torch": "1.9.0", "gguf": None, "pyarrow": None, "rich": None}
     monkeypatch.setattr(doctor, "_version", lambda name: changed.get(name, installed(name)))
     found = only("versions")
     wrong = {each.partition(",")[0] for each in found["wrong"]}
     assert wrong == {"rich>=13 is not installed", "torch 1.9.0 is installed"}
-    assert found["note"] == ["gguf>=0.17 is not installed (extra gguf)"]
+    assert set(found["note"]) == {f"{each} is not installed (extra {extra})" for each, extra in OPTIONAL.items()}
 
 
 def test_a_plugin_that_does_not_load(only: Only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

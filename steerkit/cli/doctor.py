@@ -8,7 +8,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,17 +71,17 @@ def _versions() -> Iterator[tuple[Any, ...]]:
     """Every requirement, and what is installed of it."""
     from packaging.requirements import Requirement
 
+    extras = ["", *(each for each in metadata(OURS).get_all("Provides-Extra", []) if each not in _FOR_DEVELOPERS)]
     for requirement in map(Requirement, requires(OURS) or ()):
         marker, there = requirement.marker, _version(requirement.name)
-        extra = next((each for each in _EXTRAS if marker is None or marker.evaluate({"extra": each})), None)
-        if extra is None or requirement.name == OURS:  # of another system, or for those who work on steerkit
-            continue
+        extra = next((each for each in extras if marker is None or marker.evaluate({"extra": each})), None)
         wanted = f"{requirement.name}{requirement.specifier}"
         install = f"pip install '{OURS}[{extra}]'" if extra else f"pip install '{wanted}'"
-        if there is None and extra:
-            yield "note", f"{wanted} is not installed (extra {extra})", install
-        elif there is None:
-            yield "wrong", f"{wanted} is not installed", install
+        if extra is None or requirement.name == OURS:  # of another system, or for those who work on steerkit
+            continue
+        if there is None:
+            needed = f" (extra {extra})" if extra else ""
+            yield "note" if extra else "wrong", f"{wanted} is not installed{needed}", install
         elif not requirement.specifier.contains(there, prereleases=True):
             yield "wrong", f"{requirement.name} {there} is installed, and {wanted} is needed", install
         else:
@@ -166,8 +166,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-_EXTRAS = ("", "plot", "fsspec", "gguf", "sign")
-"""What everybody has, and what users add."""
+_FOR_DEVELOPERS = ("test", "docs", "dev")
+"""Extras that no user misses."""
 
 _CHECKS: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "installation": _installation,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 OURS = "steerkit-vlm"
 PACKAGES = ("steerkit", "steerkit_adapters", "steerkit_vectors_hub")
-SCRIPTS = ("steerkit", "steerkit.exe")
+SCRIPTS = ("steerkit", "steerkit.exe", "steerkit-vlm", "steerkit-vlm.exe")
 
 _REINSTALL = f"pip uninstall NAME, then pip install --force-reinstall --no-deps {OURS}"
 
