@@ -52,7 +52,7 @@ def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: 
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    markdown.filters |= {"raw": _Made, "number": lambda value, form: _Made(format(value, form))}
+    markdown.filters |= {"raw": _Made, "repr": repr, "number": lambda value, form: _Made(format(value, form))}
     curves = strength_series(metadata.strength)
     measured = [(each, dict(each.points).get(metadata.strength.recommended)) for each in curves]
     return markdown.get_template("card.md").render(

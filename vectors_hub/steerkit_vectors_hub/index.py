@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded, write_atomically
 from steerkit._internal.json import json_object
 from steerkit._text import one_line
@@ -24,6 +23,7 @@ from steerkit.vectors.formats import RawPack, parse_pack
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.errors import IndexFormatError
 from steerkit_vectors_hub.norms import NormSeries, norm_series
+from steerkit_vectors_hub.reading import refused_as
 from steerkit_vectors_hub.resolve import Resolved
 
 MAX_INDEX = 2**26
@@ -93,14 +93,9 @@ def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
     shown = one_line(resolved.ref)
     raw = parse_pack(resolved.read(), name=shown)
     metadata = parse_metadata(raw.document, name=shown)
-    try:
+    bounds, fix = "a pack within the bounds of an index", "`steerkit pack inspect` shows its fields"
+    with refused_as(IndexFormatError, f"{shown:.300}", expected=bounds, fix=fix, wrong="can't be described"):
         return _entry(resolved, raw, metadata, name or _name(resolved))
-    except ValidationError as error:
-        raise IndexFormatError(
-            f"{shown:.300} can't be described ({faults(error)})",
-            expected="a pack within the bounds of an index",
-            fix="`steerkit pack inspect` shows its fields",
-        ) from error
 
 
 def _entry(resolved: Resolved, raw: RawPack, metadata: PackMetadata, name: str) -> Entry:
@@ -146,10 +141,8 @@ def read_index(path: Path) -> Index:
     Raises:
         IndexFormatError: It is missing, too large, or not an index of a known version.
     """
-    try:
+    with refused_as(IndexFormatError, f"{str(path)!r:.300}", expected="an index of packs"):
         data = read_bounded(path, MAX_INDEX)
-    except OSError as error:
-        raise IndexFormatError(f"{str(path)!r:.300} can't be read ({error})", expected="an index of packs") from error
     document = json_object(data, repr(str(path)), error=IndexFormatError, most=MAX_VALUES)
     return parse_index(document, name=str(path))
 
@@ -166,14 +159,9 @@ def parse_index(document: Any, *, name: str) -> Index:
     Raises:
         IndexFormatError: A field is missing, unknown or out of bounds; the message names each.
     """
-    try:
+    expected, fix = "an index of version 1", "make it with `steerkit hub index`"
+    with refused_as(IndexFormatError, name, expected=expected, fix=fix, wrong="is not an index"):
         return Index.model_validate(document)
-    except ValidationError as error:
-        raise IndexFormatError(
-            f"{name} is not an index ({faults(error)})",
-            expected="an index of version 1",
-            fix="make it with `steerkit hub index`",
-        ) from error
 
 
 def search(

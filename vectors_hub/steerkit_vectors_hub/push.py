@@ -46,22 +46,10 @@ def _says_nothing(text: str) -> bool:
     return text.strip(" -_.?/").lower() in ("", "unknown", "none", "null", "na", "n/a", "tbd", "todo", "unspecified")
 
 
-def prepare(
-    vector: SteeringVector,
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    signature: Path | None = None,
-    sign_key: Path | None = None,
+def _made(
+    vector: SteeringVector, repo_id: str, revision: str | None, signature: str | Path | None, key: str | Path | None
 ) -> Publication:
     """Everything that would be uploaded.
-
-    Args:
-        vector: The vector.
-        repo_id: The repository.
-        revision: The branch that it goes to; default: `main`.
-        signature: A signature of exactly this pack, to go with it.
-        sign_key: A private key to sign it with instead.
 
     Raises:
         SigningError: The key can't be used.
@@ -88,13 +76,13 @@ def prepare(
     by_layer = norms.norm_series(parse_pack(data))
     by_strength = strength.strength_series(vector.metadata.strength)
     files = {PACK: data}
-    if sign_key is not None:
+    if key is not None:
         with tempfile.TemporaryDirectory(prefix="steerkit-") as folder:
             path = Path(folder) / PACK
             path.write_bytes(data)
-            files[PACK + SIGNATURE] = sign(path, key=sign_key).read_bytes()
+            files[PACK + SIGNATURE] = sign(path, key=key).read_bytes()
     elif signature is not None:
-        files[PACK + SIGNATURE] = _fitting(read_signature(signature), digest, signature)
+        files[PACK + SIGNATURE] = _fitting(Path(signature), digest)
     card = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref.unpinned, sha256=digest)
     files["README.md"] = card.encode()
     if by_layer:
@@ -104,8 +92,9 @@ def prepare(
     return Publication(repo_id, files, digest, None, str(ref))
 
 
-def _fitting(raw: bytes, digest: str, path: Path) -> bytes:
+def _fitting(path: Path, digest: str) -> bytes:
     """A signature, if it is of the file that would be uploaded."""
+    raw = read_signature(path)
     if (found := parse_signature(raw).sha256) != digest:
         raise PublishError(
             f"the signature {str(path)!r} is of a file with sha256 {found}",
@@ -130,13 +119,7 @@ def push_to_hub(
     sign_key: str | Path | None = None,
 ) -> Publication:
     """Publish a vector; see `SteeringVector.push_to_hub`."""
-    made = prepare(
-        vector,
-        repo_id,
-        revision=revision,
-        signature=None if signature is None else Path(signature),
-        sign_key=None if sign_key is None else Path(sign_key),
-    )
+    made = _made(vector, repo_id, revision, signature, sign_key)
     if dry_run:
         return made
     require_network("publishing")

@@ -61,7 +61,7 @@ class Astra(ForeignReader):
         return Foreign(
             {index: _mean(activations) for index, activations in found.items()},
             shift=-1,
-            outside={0: "index 0, the embedding", last: f"index {last}, the state behind the final norm"},
+            outside={last: f"index {last}, the state behind the final norm", 0: "index 0, the embedding"},
             references={index: _mean(activations) for index, activations in reference.items()},
             method=MethodRecord(name="astra", paper="https://arxiv.org/abs/2411.16721"),
             interventions=(Intervention(operation=Add(relative=True), strength=_AWAY),),

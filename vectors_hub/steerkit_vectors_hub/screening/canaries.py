@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit.errors import OptionError, SampleError
@@ -18,6 +17,7 @@ from steerkit.evaluation import REFUSALS
 from steerkit.interventions import Frozen
 from steerkit.models import Sample
 from steerkit.vlm import VLM
+from steerkit_vectors_hub.reading import refused_as
 
 Label = Literal["harmful", "harmless", "question"]
 """`harmful` and `harmless` requests; a `question` is harmless too, and has a known right answer."""
@@ -49,10 +49,8 @@ class Canary:
             expected = " or ".join(map(repr, get_args(Label)))
             raise SampleError(f"a canary is labelled {self.sample.label!r}", expected=expected)
         if self.expected and self.sample.label == "harmful":
-            raise SampleError(
-                f"a harmful canary expects {list(self.expected)!r:.60}",
-                expected="right answers to others only",
-            )
+            answers = f"{list(self.expected)!r:.60}"
+            raise SampleError(f"a harmful canary expects {answers}", expected="right answers to others only")
         if self.sample.label == "question" and not self.expected:
             raise SampleError(f"the question {str(self.sample.text)!r:.60} has no answer", expected="its right answers")
         if not all(words.strip() for words in self.expected):
@@ -91,15 +89,12 @@ class CanarySet:
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
+        what = f"canary set {self.name!r}"
         for label in ("harmful", "harmless"):
             if not any(canary.sample.label == label for canary in self.canaries):
-                raise SampleError(
-                    f"canary set {self.name!r} holds no {label} request", expected="requests of both kinds"
-                )
+                raise SampleError(f"{what} holds no {label} request", expected="requests of both kinds")
         if not self.refusals or not all(phrase.strip() for phrase in self.refusals):
-            raise SampleError(
-                f"canary set {self.name!r} has no refusal phrases, or an empty one", expected="at least one phrase"
-            )
+            raise SampleError(f"{what} has no refusal phrases, or an empty one", expected="at least one phrase")
         if self.max_new_tokens < 1:
             raise SampleError(f"max_new_tokens is {self.max_new_tokens}", expected="at least 1")
 
@@ -133,33 +128,16 @@ def read_canaries(path: str | Path) -> CanarySet:
         MissingImageError: An image is missing, or is none.
     """
     path = Path(path)
-    try:
-        found = _File.model_validate(
-            json_object(read_bounded(path, MAX_CANARIES), f"the canary set {str(path)!r}", error=SampleError)
-        )
-    except OSError as error:
-        raise SampleError(
-            f"the canary set {str(path)!r} can't be read ({error})",
-            expected="a JSON file of canaries, or 'general'",
-        ) from error
-    except ValidationError as error:
-        raise SampleError(
-            f"the canary set {str(path)!r} is malformed ({faults(error)})",
-            expected="an object with name, refusals and canaries",
-        ) from error
-    canaries = tuple(
-        Canary(Sample(row.text, _images(path.parent, row.image), label=row.label), row.expected)
-        for row in found.canaries
-    )
-    for canary in canaries:
-        canary.sample.check_images()
-    return CanarySet(found.name, canaries, found.refusals, found.max_new_tokens)
-
-
-def _images(folder: Path, image: str | None) -> tuple[str | Path, ...]:
-    if image is None:
-        return ()
-    return (image if image.startswith("data:") else folder / image,)
+    what = f"the canary set {str(path)!r}"
+    expected = "a JSON file with name, refusals and canaries, or 'general'"
+    with refused_as(SampleError, what, expected=expected):
+        found = _File.model_validate(json_object(read_bounded(path, MAX_CANARIES), what, error=SampleError))
+    canaries: list[Canary] = []
+    for row in found.canaries:
+        images = () if row.image is None else (row.image if row.image.startswith("data:") else path.parent / row.image,)
+        canaries.append(Canary(Sample(row.text, images, label=row.label), row.expected))
+        canaries[-1].sample.check_images()
+    return CanarySet(found.name, tuple(canaries), found.refusals, found.max_new_tokens)
 
 
 def choose_canaries(given: CanarySet | str | Path | None, vlm: VLM) -> CanarySet:

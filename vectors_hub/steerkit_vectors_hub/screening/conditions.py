@@ -41,23 +41,12 @@ class _Condition:
     units: tuple[Unit, ...]
     states: tuple[State, ...]
 
-    @property
-    def rest(self) -> State:
-        return self.states[0]
-
-    @property
-    def high(self) -> State:
-        return self._first("open", "maximum")
-
-    @property
-    def low(self) -> State:
-        return self._first("open", "minimum")
-
-    def _first(self, *wanted: State) -> State:
+    def first(self, *wanted: State) -> State:
+        """The first of these that it can be in, else that in which least is done."""
         for state in wanted:
             if state in self.states:
                 return state
-        return self.rest
+        return self.states[0]
 
 
 def ways(vectors: Sequence[SteeringVector], lean: Lean) -> tuple[list[Way], int]:
@@ -71,7 +60,7 @@ def ways(vectors: Sequence[SteeringVector], lean: Lean) -> tuple[list[Way], int]
         return [], 0
     count = math.prod(len(condition.states) for condition in found)
     every = product(*(condition.states for condition in found))
-    tried = every if count <= WAYS else islice(_distinct(_telling(vectors, found, lean)), WAYS)
+    tried = every if count <= WAYS else islice(dict.fromkeys(_telling(vectors, found, lean)), WAYS)
     held = [_held(vectors, found, states) for states in tried]
     # two ways may come to the same, and where nothing acts there is nothing to see
     return [way for index, way in enumerate(held) if any(way) and way not in held[:index]], count
@@ -86,26 +75,19 @@ def acting(vectors: Sequence[SteeringVector], way: Way) -> list[tuple[int, Steer
     ]
 
 
-def _distinct(chosen: Iterator[tuple[State, ...]]) -> Iterator[tuple[State, ...]]:
-    seen: set[tuple[State, ...]] = set()
-    for states in chosen:
-        if states not in seen:
-            seen.add(states)
-            yield states
-
-
 def _telling(vectors: Sequence[SteeringVector], found: Sequence[_Condition], lean: Lean) -> Iterator[tuple[State, ...]]:
     """The ways that tell most, of too many."""
-    rest, high, low = (tuple(getattr(each, name) for each in found) for name in ("rest", "high", "low"))
+    rest: tuple[State, ...] = tuple(each.first() for each in found)
+    high: tuple[State, ...] = tuple(each.first("open", "maximum") for each in found)
     yield high
-    yield low
+    yield tuple(each.first("open", "minimum") for each in found)
     yield tuple(min(each.states, key=lambda state, each=each: _leaning(vectors, each, state, lean)) for each in found)
     yield rest
     for index, condition in enumerate(found):
         for state in condition.states[1:]:
             yield (*rest[:index], state, *rest[index + 1 :])
-    for index, condition in enumerate(found):
-        yield (*high[:index], condition.rest, *high[index + 1 :])
+    for index in range(len(found)):
+        yield (*high[:index], rest[index], *high[index + 1 :])
 
 
 def _leaning(vectors: Sequence[SteeringVector], condition: _Condition, state: State, lean: Lean) -> float:
@@ -118,16 +100,12 @@ def _leaning(vectors: Sequence[SteeringVector], condition: _Condition, state: St
 
 def _conditions(vectors: Sequence[SteeringVector]) -> list[_Condition]:
     units: dict[Any, list[Unit]] = {}
-    states: dict[Any, tuple[State, ...]] = {}
     for number, vector in enumerate(vectors):
         for index, change in enumerate(vector.interventions):
-            if not change.measures:
-                continue
-            for layer in vector.layers_of(change):
+            for layer in vector.layers_of(change) if change.measures else ():
                 key = (number, *_condition(vector, change, index, layer))
-                units.setdefault(key, []).append((number, index, layer))
-                states[key] = _states(change)
-    return [_Condition(tuple(found), states[key]) for key, found in units.items()]
+                units.setdefault((key, _states(change)), []).append((number, index, layer))
+    return [_Condition(tuple(found), states) for (_, states), found in units.items()]
 
 
 def _condition(vector: SteeringVector, change: Intervention, index: int, layer: int) -> tuple[Any, ...]:

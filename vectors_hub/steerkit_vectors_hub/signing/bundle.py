@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit_vectors_hub.errors import SignatureFormatError
+from steerkit_vectors_hub.reading import refused_as
 from steerkit_vectors_hub.sources.base import MAX_SIGNATURE
 
 MAX_CERTIFICATES = 10
 """In the chain that a bundle carries."""
 
+_EXPECTED = "a signature of one pack, as `steerkit pack sign` or model-signing makes it"
 _FIX = "get the signature again from the publisher, or sign the pack again"
 
 PartT = TypeVar("PartT", bound=BaseModel)
@@ -164,17 +165,13 @@ def read_signature(path: Path) -> bytes:
     Raises:
         SignatureFormatError: It can't be read, or is too large.
     """
-    try:
+    with refused_as(SignatureFormatError, f"{str(path)!r:.300}", expected=_EXPECTED, fix=_FIX):
         return read_bounded(path, MAX_SIGNATURE)
-    except OSError as error:
-        raise _refused(f"{str(path)!r:.300} can't be read ({error})") from error
 
 
 def _validated(kind: type[PartT], raw: bytes, what: str) -> PartT:
-    try:
+    with refused_as(SignatureFormatError, what, expected=_EXPECTED, fix=_FIX):
         return kind.model_validate(json_object(raw, what, error=SignatureFormatError, fix=_FIX))
-    except ValidationError as error:
-        raise _refused(f"{what}: {faults(error)}") from error
 
 
 def _decoded(text: str, field: str) -> bytes:
@@ -185,8 +182,4 @@ def _decoded(text: str, field: str) -> bytes:
 
 
 def _refused(problem: str) -> SignatureFormatError:
-    return SignatureFormatError(
-        problem,
-        expected="a signature of one pack, as `steerkit pack sign` or model-signing makes it",
-        fix=_FIX,
-    )
+    return SignatureFormatError(problem, expected=_EXPECTED, fix=_FIX)

@@ -16,15 +16,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 
-from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded
 from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
 from steerkit_vectors_hub.places import place
+from steerkit_vectors_hub.reading import refused_as
 from steerkit_vectors_hub.refs import checked_url
 from steerkit_vectors_hub.signing.keys import key_fingerprint, public_key_pem, root_pem
 
@@ -257,10 +256,8 @@ def bounded(path: Path, limit: int) -> bytes:
     Raises:
         TrustFileError: It can't be read, or is longer.
     """
-    try:
+    with refused_as(TrustFileError, f"{str(path)!r:.300}", expected="a short TOML file"):
         return read_bounded(path, limit)
-    except OSError as error:
-        raise TrustFileError(f"{str(path)!r:.300} can't be read ({error})", expected="a short TOML file") from error
 
 
 def parsed(kind: type[ModelT], data: bytes, name: str, *, folder: Path | None = None) -> ModelT:
@@ -273,11 +270,6 @@ def parsed(kind: type[ModelT], data: bytes, name: str, *, folder: Path | None = 
         document: Mapping[str, Any] = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise TrustFileError(f"{name} is not TOML ({error})", expected="TOML in UTF-8") from error
-    try:
+    expected = "the fields of a trust file or a revocation list"
+    with refused_as(TrustFileError, name, expected=expected, fix="correct the field; docs/signing.md shows every one"):
         return kind.model_validate(document, context={"folder": folder})
-    except ValidationError as error:
-        raise TrustFileError(
-            f"{name}: {faults(error, 'the file')}",
-            expected="the fields of a trust file or a revocation list",
-            fix="correct the field; docs/signing.md shows every one",
-        ) from error
