@@ -18,6 +18,7 @@ NEEDED = (
     "steerkit_vectors_hub/page/catalogue.js",
     *(str(path) for path in Path("steerkit/cli/templates").rglob("*") if path.is_file()),
     "steerkit/demo/models/llava/model.safetensors",
+    "steerkit/testing/tiny/families.json",
     *(str(path) for name in ("models", "data") for path in Path("steerkit/demo", name).rglob("*") if path.is_file()),
 )
 

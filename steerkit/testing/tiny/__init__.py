@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,16 @@ import torch
 
 from steerkit.errors import UnknownNameError
 from steerkit.models import tokenizer_of
-from steerkit.testing.tiny import decoder, instructblip, llava, qwen_vl, text
+from steerkit.testing.tiny import decoder, text, vision
 from steerkit.vlm import VLM, wrap
 
 __all__ = ["FAMILIES", "TEXT_FAMILIES", "build", "families_of", "save", "scatter", "seeded", "text", "vlm"]
 
-FAMILIES: tuple[str, ...] = (*llava.BUILDERS, *qwen_vl.BUILDERS, *instructblip.BUILDERS)
+FAMILIES: tuple[str, ...] = tuple(vision.FAMILIES)
 """What `build` knows: each a `config.model_type`, and behind a hyphen what tells two models of that type apart."""
 
-TEXT_FAMILIES: tuple[str, ...] = tuple(decoder.BUILDERS)
+TEXT_FAMILIES: tuple[str, ...] = tuple(decoder.CHATS)
 """What `build` knows of language models, which take no images; their processor is the tokenizer."""
-
-_BUILDERS = {**llava.BUILDERS, **qwen_vl.BUILDERS, **instructblip.BUILDERS, **decoder.BUILDERS}
 
 
 def build(name: str) -> tuple[Any, Any]:
@@ -39,9 +38,9 @@ def build(name: str) -> tuple[Any, Any]:
     Raises:
         UnknownNameError: There is no such family.
     """
-    if name not in _BUILDERS:
+    if name not in (*FAMILIES, *TEXT_FAMILIES):
         raise UnknownNameError(f"no tiny model {name!r}", expected="one of " + ", ".join((*FAMILIES, *TEXT_FAMILIES)))
-    return seeded(_BUILDERS[name])
+    return seeded(partial(vision.make if name in FAMILIES else decoder.make, name))
 
 
 def seeded(make: Callable[[], tuple[Any, Any]], seed: int = 0) -> tuple[Any, Any]:
@@ -89,12 +88,10 @@ def save(name: str, folder: str | Path) -> Path:
     image["processor_class"] = settings["processor_class"]
     document.write_text(json.dumps(settings, indent=2))
     (path / "preprocessor_config.json").write_text(json.dumps(image, indent=2))
-    video = {"qwen": "Qwen2VLVideoProcessor", "llava_onevision": "LlavaOnevisionVideoProcessor"}
-    for start, kind in video.items():
-        if name.startswith(start):
-            content = {key: value for key, value in image.items() if key != "image_processor_type"}
-            content["video_processor_type"] = kind
-            (path / "video_preprocessor_config.json").write_text(json.dumps(content, indent=2))
+    if "video" in vision.FAMILIES[name]:
+        content = {key: value for key, value in image.items() if key != "image_processor_type"}
+        content["video_processor_type"] = vision.FAMILIES[name]["video"]
+        (path / "video_preprocessor_config.json").write_text(json.dumps(content, indent=2))
     return path
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import transformers as _transformers
 
 from steerkit.testing.tiny import text
+from steerkit.testing.tiny.vision import TEMPLATES
 
 transformers: Any = _transformers  # configs take more than their signatures say
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_neox", "gpt2")
-CHATS = {"qwen2": text.QWEN2, "qwen3": text.QWEN3}
+CHATS: dict[str, str] = {kind: TEMPLATES[kind] for kind in ("qwen2", "qwen3")}
+"""Those that have a chat template."""
 
 
 def make(kind: str, layers: int = 3) -> tuple[Any, Any]:
@@ -38,7 +38,3 @@ def make(kind: str, layers: int = 3) -> tuple[Any, Any]:
         **({"num_local_experts": 3} if kind == "mixtral" else {}),
     )
     return transformers.AutoModelForCausalLM.from_config(config), tokenizer
-
-
-BUILDERS: dict[str, Callable[[], tuple[Any, Any]]] = {kind: partial(make, kind) for kind in CHATS}
-"""Those that have a chat template."""

@@ -1,7 +1,4 @@
-"""Small trained byte-level BPE tokenizers, with special tokens and chat templates as the real models publish them.
-
-The templates are shortened: no videos, no tools.
-"""
+"""Small trained byte-level BPE tokenizers, with special tokens as the real models publish them."""
 
 from __future__ import annotations
 
@@ -17,58 +14,6 @@ _ROWS = (
     "system\nYou are a helpful assistant. Answer briefly.",
     "A chat between a curious human and an artificial intelligence assistant. Describe the image in detail.",
 )
-
-_RENDER_PARTS = (
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-)
-# llava-hf/llava-1.5-7b-hf and llava-v1.6-vicuna-7b-hf
-VICUNA = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
-    + _RENDER_PARTS
-    + "{{ content['text'] + ' '}}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-# llava-hf/llava-v1.6-mistral-7b-hf
-MISTRAL = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ '<<SYS>>\n' + message['content'][0]['text'] + '\n<</SYS>>\n\n' }}"
-    "{% elif message['role'] == 'user' %}{{ '[INST] ' }}"
-    + _RENDER_PARTS
-    + "{{ content['text'] }}{% endfor %}{{' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'][0]['text'] + '</s> ' }}{% endif %}"
-    "{% endfor %}"
-)
-# llava-hf/vip-llava-7b-hf
-VIP = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'][0]['text'] }}{% else %}"
-    "{% if message['role'] == 'user' %}{{ '###Human: '}}"
-    "{% else %}{{ '###' + message['role'].title() + ': '}}{% endif %}"
-    + _RENDER_PARTS
-    + "{{ content['text'] }}{% endfor %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '###Assistant:' }}{% endif %}"
-)
-# llava-hf/llava-onevision-qwen2-0.5b-ov-hf: here the line break belongs to the text
-ONEVISION = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ '\n' + content['text'] }}{% endfor %}{{'<|im_end|>'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-_QWEN_BODY = (
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' or 'image' in content %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Qwen/Qwen2-VL-2B-Instruct and Qwen2.5-VL, which add a system turn of their own
-QWEN2 = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}" + _QWEN_BODY
-)
-# Qwen/Qwen3-VL-8B-Instruct and later, which add none
-QWEN3 = "{% for message in messages %}" + _QWEN_BODY
 
 QWEN_SPECIALS = (
     "<|endoftext|>",
@@ -123,9 +68,11 @@ def qwen(*extra: str) -> PreTrainedTokenizerFast:
     )
 
 
-def t5() -> PreTrainedTokenizerFast:
-    """Like T5's: every text ends with `</s>`."""
-    return _wrapped(("<pad>", "</s>", "<unk>"), "$A </s>", 390, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+def t5(*extra: str) -> PreTrainedTokenizerFast:
+    """Like T5's: every text ends with `</s>`. More special tokens are behind the vocabulary."""
+    made = _wrapped(("<pad>", "</s>", "<unk>"), "$A </s>", 390, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    made.add_tokens(list(extra), special_tokens=True)
+    return made
 
 
 def bert() -> PreTrainedTokenizerFast:
