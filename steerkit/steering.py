@@ -231,6 +231,8 @@ class steer:
         """Restore the model, once the calls that run have ended; complain if nothing was steered."""
         block, application = self._open.pop()
         block.end(kind, error, trace)
+        if kind is None and block.failure is not None:
+            raise block.failure
         if kind is None and application.lost:
             raise NothingSteeredError(
                 "no hidden state changed: what the vectors add is lost to rounding next to what it is added to",

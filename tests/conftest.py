@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,7 +20,7 @@ from steerkit.models import Architecture, Images, Sample
 from steerkit.vectors import Fingerprint, ModelRecord
 from steerkit.vlm import VLM, wrap
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 sys.path.append(str(Path(__file__).parent.parent))  # for `demo_training`, which no wheel has
 
 

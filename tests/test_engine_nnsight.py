@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import nnsight as nns
@@ -19,7 +21,7 @@ from reference import mixed
 import steerkit as sk
 from steerkit.engines import hooks, nnsight
 from steerkit.engines.receipt import Receipt
-from steerkit.errors import EngineError, ModelError, NothingSteeredError
+from steerkit.errors import EngineError, ModelError
 from steerkit.interventions import (
     Ablate,
     Add,
@@ -343,21 +345,90 @@ def test_blocks_nest(llava: VLM, samples: list[Sample]) -> None:
     assert not inner.empty
 
 
-def test_a_thread_of_its_own_is_not_steered(llava: VLM, samples: list[Sample]) -> None:
-    plain = answers(llava, samples)
+def texts(vlm: VLM, samples: list[Sample]) -> list[str]:
+    """Answers of one length, so that they differ where steering does."""
+    return vlm.generate(samples, max_new_tokens=6, min_new_tokens=6)
+
+
+def test_threads_that_are_started_inside_are_steered(llava: VLM, samples: list[Sample]) -> None:
+    plain = texts(llava, samples)
+    with sk.steer(llava, stored(llava)):
+        right = texts(llava, samples)
+    assert right != plain
     found: list[Any] = []
-    with sk.steer(llava, stored(llava), engine="nnsight"):
-        thread = threading.Thread(target=lambda: found.append(answers(llava, samples)))
-        thread.start()
-        thread.join()
-        assert answers(llava, samples) != plain
+    before, go = threading.Event(), threading.Event()
+
+    def bystander() -> None:
+        before.set()
+        assert go.wait(60)
+        found.append(texts(llava, samples))
+
+    outside = threading.Thread(target=bystander)
+    outside.start()
+    assert before.wait(60)
+    with sk.steer(llava, stored(llava), engine="nnsight"), ThreadPoolExecutor(2) as pool:
+        inside = [pool.submit(texts, llava, samples) for _ in range(2)]
+        assert [each.result() for each in inside] == [right] * 2
+        go.set()
+        with pytest.warns(UserWarning, match="not steered"):
+            outside.join()
     assert found == [plain]
+    assert texts(llava, samples) == plain
 
 
-def test_raw_calls_are_not_steered_and_that_is_an_error(llava: VLM, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("first", ["outer", "inner"])
+def test_blocks_of_one_context_are_closed_in_any_order(llava: VLM, samples: list[Sample], first: str) -> None:
+    plain, tensors = texts(llava, samples), stored(llava)
+    right = []
+    for strength in (1.0, -1.0):
+        with sk.steer(llava, tensors, strength=strength, policy="off"):
+            right.append(texts(llava, samples))
+    outer, inner = (sk.steer(llava, tensors, strength=each, policy="off", engine="nnsight") for each in (1.0, -1.0))
+    outer.__enter__()
+    inner.__enter__()
+    texts(llava, samples)
+    closed, other = (outer, inner) if first == "outer" else (inner, outer)
+    closed.__exit__(None, None, None)
+    assert texts(llava, samples) == right[first == "outer"] != plain
+    other.__exit__(None, None, None)
+    assert texts(llava, samples) == plain
+
+
+def test_tasks_close_their_blocks_in_any_order(llava: VLM, samples: list[Sample]) -> None:
+    plain, tensors = texts(llava, samples), stored(llava)
+    right = []
+    for strength in (1.0, -1.0):
+        with sk.steer(llava, tensors, strength=strength, policy="off"):
+            right.append(texts(llava, samples))
+
+    async def request(number: int, mine: asyncio.Event, others: asyncio.Event) -> list[Any]:
+        with sk.steer(llava, tensors, strength=(1.0, -1.0)[number], policy="off", engine="nnsight"):
+            mine.set()
+            await others.wait()  # both blocks are open
+            found = [texts(llava, samples)]
+            if number == 0:  # opened first, and closed first
+                mine.clear()
+            else:
+                while others.is_set():
+                    await asyncio.sleep(0)
+                found.append(texts(llava, samples))
+        return found
+
+    async def both() -> list[list[Any]]:
+        events = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(request(0, *events), request(1, *reversed(events)))
+
+    assert asyncio.run(both()) == [[right[0]], [right[1], right[1]]]
+    assert texts(llava, samples) == plain
+
+
+def test_raw_calls_are_refused(llava: VLM, samples: list[Sample]) -> None:
     inputs = llava.inputs(samples)
-    with pytest.raises(NothingSteeredError), sk.steer(llava, stored(llava), engine="nnsight"):
-        llava.model(**inputs)
+    with sk.steer(llava, stored(llava), engine="nnsight"):
+        for call in (llava.model, llava.model.generate, llava.model.model):
+            with pytest.raises(EngineError, match="outside of its traces"):
+                call(**inputs)
+        answers(llava, samples)
 
 
 # -- nothing stays behind ----------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ class Block:
         """Called once the block has ended, and so has all work that began in it."""
         self.left = False
         """Whether the `with` was left while work that had begun inside went on."""
+        self.failure: Exception | None = None
+        """What was raised in a call of it where nobody passes that on."""
         self._overlooked = overlooked or _nothing
         self._said = False
         self._bodies = tuple(bodies(sys._getframe(1)))

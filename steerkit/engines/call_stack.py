@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from steerkit.engines import model_inputs
 from steerkit.engines.caches import kv_cache, past_length
 from steerkit.engines.passes import Pass
-from steerkit.engines.prompts import Prompt
+from steerkit.engines.prompts import Prompt, told
 from steerkit.engines.suspension import runs
+from steerkit.errors import EngineError
 
 
 class Entered:
@@ -113,13 +114,36 @@ class CallStack(threading.local):
 
     def is_pass(self, given: Mapping[str, Any], frame: FrameType | None) -> bool:
         """Whether what a frame calls is a pass of the running `generate`, and no call of its own."""
-        return self.is_part(frame) or self._continues(given)
+        return self.is_part(frame) or self._continues(given) or self._reads_again(given, frame)
 
     def is_part(self, frame: FrameType | None) -> bool:
         """Whether a frame that calls belongs to the loop of the running `generate`."""
         if not self.calls or not self.calls[-1].generating:
             return False
         return model_inputs.caller(frame) in self.calls[-1].loops
+
+    def _reads_again(self, given: Mapping[str, Any], frame: FrameType | None) -> bool:
+        """Whether the caller's own loop reads the prompt and its answer so far anew, without a KV cache.
+
+        Raises:
+            EngineError: Somebody else does, who may be a part of the loop, or ask about the sequence.
+        """
+        call = self.calls[-1] if self.calls else None
+        if call is None or call.custom is None or kv_cache(given) is not None or told() is not None:
+            return False
+        if not call.owners or not model_inputs.extends(given, call.inputs):
+            return False
+        if model_inputs.is_loop(frame, call.custom):
+            return True
+        if model_inputs.extent(given)[1] == call.length:
+            return False  # the prompt alone, whoever reads it
+        raise EngineError(
+            "inside custom_generate, and outside of its function, the model reads the prompt and what was generated "
+            "without a KV cache: whether that is a step of the loop, or a question about the sequence, is not known",
+            expected="passes that are made by the function itself, or with the KV cache of the loop",
+            fix="call the model in the function that is given as custom_generate, or say with sk.prompt_lengths where "
+            "the prompt ends",
+        )
 
     def _continues(self, given: Mapping[str, Any]) -> bool:
         cache = kv_cache(given)

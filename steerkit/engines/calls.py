@@ -34,7 +34,7 @@ from steerkit.engines.passes import Pass
 from steerkit.engines.prompts import Facts, Prompt
 from steerkit.engines.reading import read_pass
 from steerkit.engines.suspension import runs
-from steerkit.errors import EngineError
+from steerkit.errors import EngineError, SteerKitError
 from steerkit.models import Architecture
 
 
@@ -173,6 +173,8 @@ class CallTracker:
             signature = _signature(type(entry).forward)
             install(("begin", at), entry.register_forward_pre_hook(self._begin_forward(signature), with_kwargs=True))
             install(("end", at), entry.register_forward_hook(self._end_forward, always_call=True))
+            # asked for by copy and pickle; a copy's `generate` would be the original's
+            self._undo.append(_set(entry, "__getstate__", self.__reduce__))
             for name, observed in (
                 ("generate", self._observed_generate),
                 ("init_continuous_batching", self._observed_manager),
@@ -206,7 +208,8 @@ class CallTracker:
                 return inner(*args, **kwargs)
             mine = self._owners()
             given = model_inputs.of_generate(entry, args, kwargs) if mine else {}
-            prompt = Prompt(given, None, True, self.facts, mine, entry, loops=loops)
+            custom = kwargs.get("custom_generate")
+            prompt = Prompt(given, None, True, self.facts, mine, entry, loops=loops, custom=custom)
             if mine:
                 prompt.past = past_length(given) if model_inputs.is_part(given) else 0
                 length = model_inputs.prompt_length(given, self.architecture)
@@ -292,6 +295,7 @@ class CallTracker:
         mine = self._owners()
         call = Prompt(given if mine else {}, None, False, self.facts, mine, module)
         if mine:
+            _check_whole(module)
             cache = kv_cache(given)
             call.past = 0 if is_paged(cache) else past_length(given)
             self._check_loop(given, call.past, frame.f_back)
@@ -323,6 +327,10 @@ class CallTracker:
         if thread.unobserved:  # a contrast is measured while the pass that it belongs to begins
             return
         call = thread.calls[-1] if thread.calls else None
+        failure = sys.exc_info()[1]  # this hook is called for exceptions as well
+        if call is not None and isinstance(failure, SteerKitError) and is_paged(kv_cache(call.inputs)):
+            for block in call.owners:  # the thread of a manager logs what is raised in it, and goes on
+                block.failure = block.failure or failure
         unseen = thread.entered is not None and thread.entered.module is module
         owned = call is not None and bool(call.owners)
         if unseen:
@@ -385,6 +393,21 @@ class CallTracker:
 
 
 _signature = functools.lru_cache(inspect.signature)
+
+
+def _check_whole(module: nn.Module) -> None:
+    """Refuse a call whose tensors are not what they seem: vmap hides a dimension, and what is in it.
+
+    Raises:
+        EngineError: It is so.
+    """
+    transform = torch._C._functorch.peek_interpreter_stack()
+    if transform is not None and transform.key() == torch._C._functorch.TransformType.Vmap:
+        raise EngineError(
+            f"{type(module).__name__} runs inside torch.vmap while it is steered",
+            expected="a batch in the first dimension, as the model takes it",
+            fix="call the model with the whole batch, or leave torch.vmap outside of the steering block",
+        )
 
 
 def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:

@@ -141,6 +141,37 @@ def begins(given: Mapping[str, Any], prompt: Mapping[str, Any], held: int) -> bo
     return torch.equal(ids, whole[:, : ids.shape[1]].repeat_interleave(ids.shape[0] // whole.shape[0], dim=0))
 
 
+def extends(given: Mapping[str, Any], prompt: Mapping[str, Any]) -> bool:
+    """Whether a forward pass reads all ids that `generate` was given, and perhaps more behind them."""
+    ids, whole = given.get("input_ids"), prompt.get("input_ids")
+    if not isinstance(ids, Tensor) or not isinstance(whole, Tensor) or ids.dim() != 2 or whole.dim() != 2:
+        return False
+    if ids.shape[0] % whole.shape[0] or ids.shape[1] < whole.shape[1]:
+        return False
+    return torch.equal(ids[:, : whole.shape[1]], whole.repeat_interleave(ids.shape[0] // whole.shape[0], dim=0))
+
+
+def is_loop(frame: FrameType | None, custom: Any) -> bool:
+    """Whether a call is made by the function that was given to `generate` as its loop, and not by what it calls."""
+    module, calling = _calling(frame)
+    if isinstance(custom, str):  # transformers loads it from a repository, and names the module so
+        return module.startswith("transformers_modules.")
+    while isinstance(custom, functools.partial):
+        custom = custom.func
+    function = inspect.unwrap(custom)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    return calling is not None and calling.f_code in _codes(code)
+
+
+def _codes(code: Any) -> list[Any]:
+    """The code of a function, and of those that are defined in it."""
+    return (
+        []
+        if code is None
+        else [code, *(each for part in code.co_consts if inspect.iscode(part) for each in _codes(part))]
+    )
+
+
 def with_mask(given: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
     """The arguments of a forward pass with a mask, where padding stands at the ends of its rows and there is none.
 

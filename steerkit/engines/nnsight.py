@@ -30,6 +30,7 @@ from steerkit.engines import hooks
 from steerkit.engines.application import Application
 from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.prompts import Prompt
 from steerkit.engines.steps import Place
 from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
@@ -164,6 +165,18 @@ def applied(vlm: LoadedModel, tracker: CallTracker, application: Application, bl
         hooks.check_distinct(model, tracker.architecture, place.site, place.tower)
     wrapped = _Wrapped.of(model)
     program = _Program(tracker, application, block)
+    begin = block.begin
+
+    def begin_traced(prompt: Prompt) -> None:
+        if not _interleaving(model, tracker.architecture):
+            raise EngineError(
+                f"{type(model).__name__} is called inside a block that steers with nnsight, and outside of its traces",
+                expected="VLM.generate, or traces of receipt.nnsight",
+                fix="engine='hooks', which steers every call",
+            )
+        begin(prompt)
+
+    block.begin = begin_traced
     programs = [*wrapped.programs, program]
     with wrapped.lock:
         shared = _edited(wrapped.root(model, program.paths), programs)
@@ -187,9 +200,7 @@ def applied(vlm: LoadedModel, tracker: CallTracker, application: Application, bl
 @contextmanager
 def aside(model: nn.Module, architecture: Architecture) -> Iterator[None]:
     """Hide the passes inside from the traces that run around them: a trace would take them for its own."""
-    state = vars(model.get_submodule(architecture.decoder)).get(STATE)
-    found = [] if state is None else [route[0]() for route in state.routes]
-    running = [interleaver for interleaver in found if interleaver is not None and interleaver.interleaving]
+    running = _interleaving(model, architecture)
     for interleaver in running:
         interleaver.interleaving = False
     try:
@@ -197,6 +208,13 @@ def aside(model: nn.Module, architecture: Architecture) -> Iterator[None]:
     finally:
         for interleaver in running:
             interleaver.interleaving = True
+
+
+def _interleaving(model: nn.Module, architecture: Architecture) -> list[Any]:
+    """What runs the traces that the model is in now."""
+    state = vars(model.get_submodule(architecture.decoder)).get(STATE)
+    found = [] if state is None else [route[0]() for route in state.routes]
+    return [interleaver for interleaver in found if interleaver is not None and interleaver.interleaving]
 
 
 def _opened(vlm: LoadedModel) -> Any:

@@ -54,6 +54,7 @@ class Prompt:
         mask: `[batch, positions]`, the decoder's own, where it reads other positions than the caller gave.
         cache: The KV cache that the passes of a `generate` share.
         loops: The Python modules from which a `generate` makes its passes.
+        custom: The loop of the caller's own that a `generate` runs, or the name of where it is.
         frame: The frame in which the call runs.
         interrupted: The pass inside which it was made, a `Pass`; None if there was none.
         graded: Whether gradients can flow through it.
@@ -73,6 +74,7 @@ class Prompt:
     mask: Tensor | None = None
     cache: Any = None
     loops: frozenset[str] = frozenset()
+    custom: Any = None
     frame: FrameType | None = None
     interrupted: Any = None
     graded: bool = field(default_factory=torch.is_grad_enabled)
@@ -223,6 +225,11 @@ _told: ContextVar[Tensor | None] = ContextVar("steerkit_prompt_lengths", default
 carry_along(_told)
 
 
+def told() -> Tensor | None:
+    """What the caller has said with `prompt_lengths`, if anything."""
+    return _told.get()
+
+
 @contextmanager
 def prompt_lengths(lengths: int | Sequence[int] | Tensor) -> Iterator[None]:
     """Say where the prompts of forward passes end that also read an answer (teacher forcing).
@@ -268,16 +275,16 @@ def told_lengths(rows: int, stop: int, start: int) -> Tensor | None:
     Raises:
         OptionError: That can't be of this pass.
     """
-    told = _told.get()
-    if told is None:
+    given = told()
+    if given is None:
         return None
-    if told.dim() and told.shape[0] not in (1, rows):
+    if given.dim() and given.shape[0] not in (1, rows):
         raise OptionError(
-            f"prompt_lengths of {told.shape[0]} rows, and a forward pass of {rows}", expected="one for each row"
+            f"prompt_lengths of {given.shape[0]} rows, and a forward pass of {rows}", expected="one for each row"
         )
-    if not start and int(told.max()) > stop:
+    if not start and int(given.max()) > stop:
         raise OptionError(
-            f"prompt_lengths up to {int(told.max())}, and a forward pass over {stop} positions",
+            f"prompt_lengths up to {int(given.max())}, and a forward pass over {stop} positions",
             expected="at most as many positions as the pass reads",
         )
-    return told.expand(rows) if told.dim() == 0 or told.shape[0] == 1 else told
+    return given.expand(rows) if given.dim() == 0 or given.shape[0] == 1 else given

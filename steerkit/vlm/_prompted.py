@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from steerkit._internal.validation import as_layers, expect, expect_one_of, expect_whole
 from steerkit._text import described
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.carrying import carry_along
 from steerkit.errors import (
     LayerRangeError,
     MissingImageError,
@@ -72,6 +73,7 @@ _asked: ContextVar[_Asked | None] = ContextVar("steerkit_asked", default=None)
 """What a call that is under way is about."""
 
 _routed: ContextVar[Any] = ContextVar("steerkit_routed", default=None)
+carry_along(_routed)
 """Which model's `generate` runs through which function, and what was so before: `(model, function, outer)` or None."""
 
 
@@ -227,19 +229,18 @@ class PromptedModel:
     @contextmanager
     def generating_with(self, generate: Callable[..., Tensor]) -> Iterator[None]:
         """Let `generate` of this context run through another engine's function of the inputs."""
-        outer = _routed.get()
-        _routed.set((self, generate, outer))
+        route = [(self, generate)]
+        _routed.set((*(_routed.get() or ()), route))
         try:
             yield
         finally:
-            _routed.set(outer)  # no token: a block may be closed in another context than it was opened in
+            route.clear()  # in every context that has copied it; blocks may be closed in any order, and in any context
+            _routed.set(tuple(each for each in _routed.get() or () if each) or None)
 
     def _route(self) -> Callable[..., Tensor] | None:
         """The function that `generate` of this context runs through, if there is one."""
-        route = _routed.get()
-        while route is not None and route[0] is not self:
-            route = route[2]
-        return None if route is None else route[1]
+        open_routes = [route[0] for route in _routed.get() or () if route]
+        return next((generate for owner, generate in reversed(open_routes) if owner is self), None)
 
     @contextmanager
     def _asking(self, samples: Sequence[Sample], images: Images, prepared: Prepared) -> Iterator[Inputs]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from reference import adds, directions, edited, only, since, state, vector
+from reference import WITH_IMAGE, adds, directions, edited, only, since, state, vector
 
 import steerkit as sk
 from steerkit.errors import EngineError
@@ -201,3 +201,78 @@ def test_sequences_that_the_caller_has_packed_himself(batches: Batches) -> None:
             logits = batches.model(**packed).logits[0, bounds[1:] - 1]
     torch.testing.assert_close(logits, torch.stack(right), atol=1e-4, rtol=1e-4)
     assert receipt.prompt_tokens == len(TEXTS)
+
+
+POSITIONS: dict[str, tuple[dict[str, Any], Any]] = {
+    "the first three": ({"tokens": "all", "phase": "prompt", "positions": ((0, 3),)}, lambda n, p: p < 3),
+    "the last but one": ({"tokens": "all", "phase": "prompt", "positions": (-2,)}, lambda n, p: p == n - 2),
+    "two of the answer": (
+        {"tokens": "generated", "phase": "generation", "positions": ((1, 3),)},
+        lambda n, p: (p > n) & (p < n + 3),
+    ),
+    "from one on": ({"tokens": "all", "positions": ((2, None),)}, lambda n, p: p >= 2),
+    "one step": ({"steps": (0.0, 1.0, 0.0)}, lambda n, p: (p == n - 1) | (p == n + 1)),
+}
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("which", POSITIONS)
+def test_tokens_by_number(batches: Batches, which: str, pieces: bool) -> None:
+    change, where = POSITIONS[which]
+    right = []
+    for prompt in batches.prompts:
+        ids, end = torch.tensor([prompt]), len(prompt)
+        with edited(batches.model, "decoder", adds(batches.tensors, lambda p, end=end: where(end, p))):
+            output: Any = batches.model.generate(  # type: ignore[operator]
+                ids, attention_mask=torch.ones_like(ids), generation_config=batches.config
+            )
+        right.append(output[0, end:].tolist())
+    assert right != batches.right[None]
+    config = small(max_batch_tokens=7, page_size=4) if pieces else small()
+    steering = vector(batches.vlm, batches.tensors, sk.Intervention(**change))
+    with sk.steer(batches.vlm, steering, policy="off"):
+        assert batches.batch(continuous_batching_config=config) == right
+
+
+def test_factors_of_rows_are_of_one_request(batches: Batches) -> None:
+    """A request is a call of its own: factors for several prompts belong to none, and the thread only logs that."""
+    with sk.steer(batches.vlm, batches.vector("both", rows=(1.0,)), policy="off"):
+        assert batches.batch() == batches.right["both"]
+
+    def run() -> None:
+        with sk.steer(batches.vlm, batches.vector("both", rows=(1.0, 0.0, 1.0, 1.0)), policy="off"):
+            batches.model(torch.tensor([batches.prompts[0]] * 4))  # something is steered
+            output = batches.model.generate_batch(  # type: ignore[operator]
+                inputs=batches.prompts,
+                generation_config=batches.config,
+                progress_bar=False,
+                continuous_batching_config=small(),
+            )
+            assert not any(each.generated_tokens for each in output.values())
+
+    with pytest.raises(EngineError, match="factors for 4 rows, and the call has 1 prompts"):
+        run()
+
+
+def test_a_contrast_needs_the_image_of_a_request(llava: sk.VLM) -> None:
+    """Requests hold ids alone: text is left alone by what corrects an image, and an image can't be measured."""
+    model: Any = llava.model
+    config = transformers.GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
+
+    def run(prompts: list[list[int]]) -> list[list[int]]:
+        output = model.generate_batch(
+            inputs=prompts, generation_config=config, progress_bar=False, continuous_batching_config=small()
+        )
+        return [each.generated_tokens for each in output.values()]
+
+    text = [llava.processor.tokenizer(each)["input_ids"] for each in TEXTS[:2]]
+    steering = sk.CMRM(level="sample").fit(llava)
+    plain = run(text)
+    with sk.steer(llava, steering, policy="off") as receipt:
+        assert run(text) == plain
+    assert receipt.left_alone == len(text)
+    with (
+        pytest.raises(EngineError, match="the images of the prompt were not seen"),
+        sk.steer(llava, steering, policy="off"),
+    ):
+        run([llava.inputs(WITH_IMAGE[:1])["input_ids"][0].tolist()])

@@ -109,6 +109,27 @@ def test_a_steered_model_and_its_parts_are_not_copied(qwen3: sk.VLM, way: str, s
         assert torch.equal(twin(**inputs_of(qwen3)).logits, logits(qwen3))
 
 
+def test_shallow_copies_are_refused_where_they_would_be_bound_to_the_original(qwen3: sk.VLM) -> None:
+    """A copy of the model would keep a `generate` that is the original's; one of a block is steered where it stands."""
+    model: Any = qwen3.model
+    blocks = model.model.layers
+    unsteered, block = logits(qwen3), blocks[1]
+    with sk.steer(qwen3, steering(qwen3), policy="off"):
+        found = logits(qwen3)
+        with pytest.raises(EngineError, match="copied or pickled while it is steered"):
+            copy.copy(model)
+        twin = copy.copy(block)
+        try:
+            blocks[1] = twin
+            assert torch.equal(logits(qwen3), found)
+        finally:
+            blocks[1] = block
+        assert torch.equal(logits(qwen3), found)
+    assert torch.equal(logits(qwen3), unsteered)
+    assert not twin._forward_hooks
+    assert torch.equal(copy.copy(model)(**inputs_of(qwen3)).logits, unsteered)
+
+
 def test_weights_are_saved_while_the_model_is_steered(qwen3: sk.VLM, tmp_path: Any) -> None:
     before = {key: value.clone() for key, value in qwen3.model.state_dict().items()}
     with sk.steer(qwen3, steering(qwen3), policy="off"):
