@@ -124,6 +124,10 @@ class NothingSteeredError(SteerKitError, RuntimeError):
     """A steering context ended without having changed a single tensor."""
 
 
+class FileWriteError(SteerKitError, OSError):
+    """A file can't be written, as on a full disk; `__cause__` is the system's error."""
+
+
 class CheckpointError(SteerKitError, ValueError):
     """An extraction checkpoint belongs to another extraction or is damaged."""
 

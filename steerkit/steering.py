@@ -134,7 +134,7 @@ class steer:
         self._vlm = model if isinstance(model, VLM) else wrap(model, processor=None)
         self._vectors = as_vectors(vector)
         self._strengths = as_strengths(strength, len(self._vectors))
-        _check_eager(self._vlm.model)
+        compiled.check_eager(self._vlm.model)
         for each in self._vectors:
             check_match(each, self._vlm, policy)
         if orthogonalize:
@@ -352,23 +352,6 @@ def size_problems(vector: SteeringVector, ours: ModelRecord) -> list[str]:
         if (site == "head_out" or tower == "vision") and all(map(all, sizes)) and sizes[0] != sizes[1]:
             problems.append(f"{sizes[0]} layers and width at {site_label(site, tower)}, and the model has {sizes[1]}")
     return problems
-
-
-def _check_eager(model: nn.Module) -> None:
-    """Refuse a model that was compiled outside: its graph does not see hooks that are added later.
-
-    Raises:
-        EngineError: The model or one of its modules has been compiled.
-    """
-    for module in model.modules():
-        if compiled.is_compiled(module) or "_orig_mod" in module._modules:
-            name = next(name for name, each in model.named_modules() if each is module)
-            raise EngineError(
-                f"{name or type(model).__name__} has been compiled with torch.compile before the block",
-                expected="a model that runs eagerly, or is compiled inside the block",
-                fix="steer the model as it was before it was compiled; inside the block, generate(..., "
-                "cache_implementation='static') compiles by itself, or model.forward = torch.compile(model.forward)",
-            )
 
 
 def measure_contrast(

@@ -20,6 +20,7 @@ BUILT_IN = {
     "LayerRangeError": IndexError,
     "EngineError": RuntimeError,
     "ModelError": RuntimeError,
+    "FileWriteError": OSError,
     "NothingSteeredError": RuntimeError,
     "ContractError": AssertionError,
 }

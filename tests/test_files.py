@@ -12,6 +12,7 @@ import pytest
 
 from steerkit._internal import files
 from steerkit._internal.files import FileRefused, create, read_bounded, replacing, write_atomically
+from steerkit.errors import FileWriteError
 
 
 class TestReading:
@@ -157,7 +158,7 @@ class TestWhatIsThere:
         os.mkfifo(tmp_path / "fifo")
         (tmp_path / "folder").mkdir()
         before = (tmp_path / path).lstat()
-        with pytest.raises(FileRefused, match="not a regular file"):
+        with pytest.raises(FileWriteError, match="not a regular file"):
             write_atomically(tmp_path / path, b"x")
         assert (tmp_path / path).lstat().st_mode == before.st_mode
 
@@ -170,7 +171,7 @@ class TestWhatIsThere:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
-            with pytest.raises(OSError, match="too large"):
+            with pytest.raises(FileWriteError, match="can't be written: File too large"):
                 write_atomically(tmp_path / "a", b"x" * 2000)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hub_support import cache, hub, vector
 from loopback_hub import LoopbackHub
 
 import steerkit as sk
-from steerkit.errors import OptionError, SteerKitError
+from steerkit.errors import FileWriteError, OptionError, SteerKitError
 from steerkit_vectors_hub.errors import AccessError, OfflineError, PackNotFoundError, UntrustedPackError
 
 __all__ = ["cache", "hub"]  # fixtures
@@ -101,3 +102,22 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
             sk.SteeringVector.from_pretrained(wrong)  # type: ignore[arg-type]
         with pytest.raises(OptionError):
             vector().save_pretrained(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["file.safetensors", "a" * 300, "folder/" + "b" * 300, "no\0name", "file.txt/below"])
+def test_what_can_not_be_written_is_said_and_leaves_what_was_there(tmp_path: Path, name: str) -> None:
+    """A limit of the size of files, as a full disk; paths that the system does not take."""
+    made = vector()
+    (tmp_path / "file.txt").write_text("mine")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for save in (made.save, made.save_pretrained):
+            with pytest.raises(FileWriteError, match="can't be written") as caught:
+                save(tmp_path / name)
+            assert isinstance(caught.value.__cause__, (OSError, ValueError))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.is_dir()) == before
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "file.txt"]

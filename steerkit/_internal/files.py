@@ -11,6 +11,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+from steerkit.errors import FileWriteError
+
 _CHUNK = 2**20
 
 
@@ -107,10 +109,22 @@ def replacing(path: Path, *, secret: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
-    """Write a file, complete or not at all; see `replacing`."""
-    with _replacing(path, secret) as (_, file):
-        file.write(data)
-        file.flush()
+    """Write a file, complete or not at all; see `replacing`.
+
+    Raises:
+        FileWriteError: It can't be written, or should not be.
+    """
+    try:
+        with _replacing(path, secret) as (_, file):
+            file.write(data)
+            file.flush()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise FileWriteError(
+            f"{_shown(path)} can't be written: {reason}",
+            expected="a path that may be written to, with space for the file",
+            fix="free some space, or choose another path",
+        ) from error
 
 
 @contextmanager

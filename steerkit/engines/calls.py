@@ -295,30 +295,14 @@ class CallTracker:
         mine = self._owners()
         call = Prompt(given if mine else {}, None, False, self.facts, mine, module)
         if mine:
-            _check_whole(module)
+            model_inputs.check_whole(module)
             cache = kv_cache(given)
             call.past = 0 if is_paged(cache) else past_length(given)
-            self._check_loop(given, call.past, frame.f_back)
+            model_inputs.check_loop(given, call.past, frame.f_back, self._name)
             if not is_packed(given):
                 call.inputs = model_inputs.with_mask(given, self._model())
         self.thread.push(call, frame, begins=not is_packed(given))
         return call
-
-    def _check_loop(self, given: Mapping[str, Any], past: int, frame: FrameType | None) -> None:
-        """Refuse a pass of a `generate` that was not seen to begin, unless it shows by itself what it reads.
-
-        Raises:
-            EngineError: It may read the prompt in pieces, or again, or what an assistant has proposed.
-        """
-        loop = model_inputs.loop_of(frame)
-        begins, continues = loop == "_prefill" and not past, loop in ("_sample", "_beam_search") and past
-        if loop is not None and (kv_cache(given) is None or not (begins or continues)):
-            raise EngineError(
-                f"a generate of {self._name} runs that was taken from the model before the steering block, or from its "
-                "class: where its prompt ends is not known",
-                expected="generate that is looked up on the model inside the block",
-                fix="call model.generate(...) inside the block",
-            )
 
     def _end_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -393,21 +377,6 @@ class CallTracker:
 
 
 _signature = functools.lru_cache(inspect.signature)
-
-
-def _check_whole(module: nn.Module) -> None:
-    """Refuse a call whose tensors are not what they seem: vmap hides a dimension, and what is in it.
-
-    Raises:
-        EngineError: It is so.
-    """
-    transform = torch._C._functorch.peek_interpreter_stack()
-    if transform is not None and transform.key() == torch._C._functorch.TransformType.Vmap:
-        raise EngineError(
-            f"{type(module).__name__} runs inside torch.vmap while it is steered",
-            expected="a batch in the first dimension, as the model takes it",
-            fix="call the model with the whole batch, or leave torch.vmap outside of the steering block",
-        )
 
 
 def _set(entry: nn.Module, name: str, method: Callable[..., Any]) -> Callable[[], None]:

@@ -161,6 +161,23 @@ def is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None or getattr(forward, "_torchdynamo_orig_callable", None) is not None
 
 
+def check_eager(model: nn.Module) -> None:
+    """Refuse a model that was compiled outside: its graph does not see hooks that are added later.
+
+    Raises:
+        EngineError: The model or one of its modules has been compiled.
+    """
+    for module in model.modules():
+        if is_compiled(module) or "_orig_mod" in module._modules:
+            name = next(name for name, each in model.named_modules() if each is module)
+            raise EngineError(
+                f"{name or type(model).__name__} has been compiled with torch.compile before the block",
+                expected="a model that runs eagerly, or is compiled inside the block",
+                fix="steer the model as it was before it was compiled; inside the block, generate(..., "
+                "cache_implementation='static') compiles by itself, or model.forward = torch.compile(model.forward)",
+            )
+
+
 def _entered(entry: Any, args: Any, kwargs: Any) -> Any:
     return entry(*args, **kwargs)
 

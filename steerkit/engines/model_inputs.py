@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steerkit.engines.caches import kv_cache, past_length
+from steerkit.errors import EngineError
 from steerkit.models import Architecture
 
 _BETWEEN = frozenset({"torch", "steerkit", "accelerate", "nnsight", "contextlib"})
@@ -56,6 +57,45 @@ def loop_of(frame: FrameType | None) -> str | None:
     """The decoding loop of transformers that makes a call, by name; None where none of them does."""
     module, calling = _calling(frame)
     return calling.f_code.co_name if module == _LOOP and calling is not None else None
+
+
+def check_loop(given: Mapping[str, Any], past: int, frame: FrameType | None, model: str) -> None:
+    """Refuse a pass of a `generate` that was not seen to begin, unless it shows by itself what it reads.
+
+    Args:
+        given: The arguments of the pass.
+        past: How much its KV cache holds.
+        frame: Where it is made.
+        model: What the model is called.
+
+    Raises:
+        EngineError: It may read the prompt in pieces, or again, or what an assistant has proposed.
+    """
+    loop = loop_of(frame)
+    begins, continues = loop == "_prefill" and not past, loop in ("_sample", "_beam_search") and past
+    if loop is not None and (kv_cache(given) is None or not (begins or continues)):
+        raise EngineError(
+            f"a generate of {model} runs that was taken from the model before the steering block, or from its "
+            "class: where its prompt ends is not known",
+            expected="generate that is looked up on the model inside the block",
+            fix="call model.generate(...) inside the block",
+        )
+
+
+def check_whole(module: nn.Module) -> None:
+    """Refuse a call whose tensors are not what they seem: vmap hides a dimension, and what is in it.
+
+    Raises:
+        EngineError: It is so.
+    """
+    functorch = cast("Any", torch._C)._functorch
+    transform = functorch.peek_interpreter_stack()
+    if transform is not None and transform.key() == functorch.TransformType.Vmap:
+        raise EngineError(
+            f"{type(module).__name__} runs inside torch.vmap while it is steered",
+            expected="a batch in the first dimension, as the model takes it",
+            fix="call the model with the whole batch, or leave torch.vmap outside of the steering block",
+        )
 
 
 def _calling(frame: FrameType | None) -> tuple[str, FrameType | None]:
@@ -133,22 +173,26 @@ def begins(given: Mapping[str, Any], prompt: Mapping[str, Any], held: int) -> bo
     """Whether a forward pass reads the first of what `generate` was given, into a cache that holds nothing else."""
     if kv_cache(prompt) is not None:
         return kv_cache(given) is kv_cache(prompt)
-    ids, whole = given.get("input_ids"), prompt.get("input_ids")
-    if held or not isinstance(ids, Tensor) or not isinstance(whole, Tensor):
-        return False
-    if ids.shape[0] % whole.shape[0] or ids.shape[1] > whole.shape[1]:
-        return False
-    return torch.equal(ids, whole[:, : ids.shape[1]].repeat_interleave(ids.shape[0] // whole.shape[0], dim=0))
+    ids, whole = _both(given, prompt)
+    return not held and ids is not None and _starts(whole, ids)
 
 
 def extends(given: Mapping[str, Any], prompt: Mapping[str, Any]) -> bool:
     """Whether a forward pass reads all ids that `generate` was given, and perhaps more behind them."""
+    ids, whole = _both(given, prompt)
+    return ids is not None and _starts(ids, whole)
+
+
+def _both(given: Mapping[str, Any], prompt: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The ids of a pass and of its prompt, that in as many rows: beams and several answers repeat each; or None."""
     ids, whole = given.get("input_ids"), prompt.get("input_ids")
-    if not isinstance(ids, Tensor) or not isinstance(whole, Tensor) or ids.dim() != 2 or whole.dim() != 2:
-        return False
-    if ids.shape[0] % whole.shape[0] or ids.shape[1] < whole.shape[1]:
-        return False
-    return torch.equal(ids[:, : whole.shape[1]], whole.repeat_interleave(ids.shape[0] // whole.shape[0], dim=0))
+    if not isinstance(ids, Tensor) or not isinstance(whole, Tensor) or ids.shape[0] % whole.shape[0]:
+        return None, None
+    return ids, whole.repeat_interleave(ids.shape[0] // whole.shape[0], dim=0)
+
+
+def _starts(longer: Tensor, shorter: Tensor) -> bool:
+    return torch.equal(longer[:, : shorter.shape[1]], shorter)
 
 
 def is_loop(frame: FrameType | None, custom: Any) -> bool:

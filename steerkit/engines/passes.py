@@ -1,10 +1,10 @@
-"""One forward pass of the decoder, and which of its tokens a selector means."""
+"""One forward pass of the decoder or of the vision tower, and which of its tokens a selector means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -53,67 +53,6 @@ class Selection:
     def count(self, rows: int) -> int:
         """Number of selected tokens."""
         return rows if self.column is not None else int(self.rows.shape[0])  # type: ignore[union-attr]
-
-
-class Observed(Protocol):
-    """A pass of either tower, as whatever is done to its hidden states sees it; `Pass` says what each name means."""
-
-    @property
-    def prompt(self) -> Prompt:
-        """The call that it belongs to."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """Number of sequences, or of images."""
-        ...
-
-    @property
-    def start(self) -> int:
-        """Position of its first token."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Number of positions."""
-        ...
-
-    @property
-    def prompt_length(self) -> int:
-        """Number of positions of the prompt."""
-        ...
-
-    @property
-    def redone(self) -> int:
-        """Number of positions that an earlier pass has seen."""
-        ...
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether any position belongs to the prompt."""
-        ...
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it reads one generated token of each row."""
-        ...
-
-    @property
-    def graded(self) -> bool:
-        """Whether gradients can flow through it."""
-        ...
-
-    def visit(self, apply: Callable[[Tensor, Any], Tensor], h: Tensor) -> Tensor:
-        """What a function of hidden states and pass makes of the hidden states."""
-        ...
-
-    def select(self, selector: Selector, device: torch.device) -> Selection | None:
-        """The tokens that a selector means, or None if there are none."""
-        ...
-
-    def generated(self, selection: Selection) -> int:
-        """How many of the selected tokens belong to answers."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -266,3 +205,56 @@ class Pass:
         first = int(last[0])
         inside = self.start <= first < self.start + self.length
         return first - self.start if inside and bool((last == first).all()) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VisionPass:
+    """One pass of the vision tower, as an application sees it: all of it belongs to the prompt.
+
+    The tower runs before the decoder, once for each prompt that has images, and knows neither padding nor positions:
+    its hidden states are `[images, tokens, hidden]`, or `[tokens, hidden]` where the patches of all images are packed.
+
+    Attributes:
+        prompt: The call that it belongs to.
+        rows: Number of images, or 1 where they are packed.
+        length: Tokens in a row.
+        class_tokens: How many of them, in front, stand for no patch.
+    """
+
+    prompt: Prompt
+    rows: int
+    length: int
+    class_tokens: int
+    start: int = 0
+    redone: int = 0
+    reads_prompt: bool = True
+    decodes: bool = False
+
+    @property
+    def graded(self) -> bool:
+        """Whether gradients can flow through it; a block that will be run again does not show that."""
+        return self.prompt.graded
+
+    @property
+    def prompt_length(self) -> int:
+        """All of the pass."""
+        return self.length
+
+    def visit(self, apply: Callable[[Tensor, VisionPass], Tensor], h: Tensor) -> Tensor:
+        """What a function makes of the hidden states."""
+        return apply(h, self)
+
+    def generated(self, selection: Selection) -> int:
+        """None of the tokens belongs to an answer."""
+        return 0
+
+    def select(self, selector: Selector, device: torch.device) -> Selection | None:
+        """Every token for `all`, every patch for `image`."""
+        first = self.class_tokens if selector.tokens == "image" else 0
+        mask = (torch.arange(self.length, device=device) >= first).expand(self.rows, -1)
+        rows, columns = mask.nonzero(as_tuple=True)
+        return Selection(None, rows, columns)
+
+
+Observed: TypeAlias = Pass | VisionPass
+"""A pass of either tower, as whatever is done to its hidden states sees it; `Pass` says what each name means."""

@@ -1,72 +1,18 @@
-"""What engines must know of the vision tower: its passes, and which of its tokens are steered.
-
-The tower runs before the decoder, once for each prompt that has images, and knows neither padding nor positions: its
-hidden states are `[images, tokens, hidden]`, or `[tokens, hidden]` where the patches of all images are packed.
-"""
+"""What engines must know of the vision tower: where its passes belong, and what can be done in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from steerkit.engines.calls import CallTracker
-from steerkit.engines.passes import Observed, Selection
-from steerkit.engines.prompts import Prompt
+from steerkit.engines.passes import Observed, VisionPass
 from steerkit.errors import EngineError
-from steerkit.interventions import Intervention, Selector
+from steerkit.interventions import Intervention
 
 if TYPE_CHECKING:
     from steerkit.engines.steps import Place
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VisionPass:
-    """One pass of the vision tower, as an application sees it: all of it belongs to the prompt.
-
-    Attributes:
-        prompt: The call that it belongs to.
-        rows: Number of images, or 1 where they are packed.
-        length: Tokens in a row.
-        class_tokens: How many of them, in front, stand for no patch.
-    """
-
-    prompt: Prompt
-    rows: int
-    length: int
-    class_tokens: int
-    start: int = 0
-    redone: int = 0
-    reads_prompt: bool = True
-    decodes: bool = False
-
-    @property
-    def graded(self) -> bool:
-        """Whether gradients can flow through it; a block that will be run again does not show that."""
-        return self.prompt.graded
-
-    @property
-    def prompt_length(self) -> int:
-        """All of the pass."""
-        return self.length
-
-    def visit(self, apply: Callable[[Tensor, VisionPass], Tensor], h: Tensor) -> Tensor:
-        """What a function makes of the hidden states."""
-        return apply(h, self)
-
-    def generated(self, selection: Selection) -> int:
-        """None of the tokens belongs to an answer."""
-        return 0
-
-    def select(self, selector: Selector, device: torch.device) -> Selection | None:
-        """Every token for `all`, every patch for `image`."""
-        first = self.class_tokens if selector.tokens == "image" else 0
-        mask = (torch.arange(self.length, device=device) >= first).expand(self.rows, -1)
-        rows, columns = mask.nonzero(as_tuple=True)
-        return Selection(None, rows, columns)
 
 
 def pass_at(tracker: CallTracker, place: Place, h: Tensor) -> Observed | None:

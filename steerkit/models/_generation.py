@@ -44,6 +44,8 @@ def check_one_answer(settings: Any, options: Mapping[str, Any]) -> None:
     """
     if options.get("max_new_tokens") is not None:
         expect_whole(max_new_tokens=options["max_new_tokens"])
+    if settings.num_beams is not None:
+        expect_whole(num_beams=settings.num_beams)
     if (settings.num_return_sequences or 1) != 1:
         raise OptionError(
             f"num_return_sequences is {settings.num_return_sequences}, not 1",

@@ -63,11 +63,13 @@ class SteeringVector(Algebra):
         Raises:
             OptionError: The path is none, or a folder; or there is no such type.
             PackFormatError: What would be written could not be read again, such as an outlier among the directions.
+            FileWriteError: The disk is full, the path too long, or the folder not one to write to; what was at the path
+                stays.
         """
         expect(PATH, "a path", path=path)
         vector = self if dtype is None else self.to(dtype)
         path = Path(path)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
             raise OptionError(f"the path {str(path)!r} is a folder", expected="the name of a file, new or old")
         data = vector.to_bytes(name=str(path))
         write_atomically(path, data)
@@ -181,14 +183,14 @@ class SteeringVector(Algebra):
         Raises:
             OptionError: The path is a file; or there is no such type.
             PackFormatError: As for `save`.
+            FileWriteError: As for `save`.
         """
         expect(PATH, "a folder", folder=folder)
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 - as in `save`
             raise OptionError(
                 f"the path {str(folder)!r} is a file", expected="a folder, new or old", fix="save(path) writes one file"
             )
-        folder.mkdir(parents=True, exist_ok=True)
         return self.save(folder / PACK, dtype=dtype)
 
     def push_to_hub(

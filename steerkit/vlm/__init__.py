@@ -32,7 +32,7 @@ from steerkit.models import (
     weights_digest,
 )
 from steerkit.vectors import Fingerprint
-from steerkit.vlm._prompted import PromptedModel
+from steerkit.vlm._prompted import PromptedModel, options_refused
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) samples after each batch."""
@@ -96,7 +96,8 @@ class VLM(PromptedModel):
             SampleError: A sample can't be a prompt of this model, with its number; found before the model runs, as all
                 of these are.
             MissingImageError: An image file is missing, or is not an image.
-            OptionError: An option has an impossible value, whether it is given here or by a generation config.
+            OptionError: An option has an impossible value, whether it is given here or by a generation config: at once
+                where that can be known, else with the numbers of the batch.
             ProcessorError: The VLM was wrapped without a processor.
             ModelError: The model failed on a batch.
 
@@ -156,6 +157,8 @@ class VLM(PromptedModel):
             made = self._prepared(samples, batch, images)
             target: Any = hooks.call_target(self.model, made.inputs, self.architecture)
             settings = self._check_settings(options, target)
+            if settings.stop_strings:  # generate finds them in texts, and knows no tokenizer by itself
+                options.setdefault("tokenizer", tokenizer)
             if not self.architecture.encoder_decoder:
                 check_room(settings, options, target.generation_config, made)
             return made
@@ -163,7 +166,8 @@ class VLM(PromptedModel):
         done = 0
         for made in all_prepared(prepared, self._batches(samples, images, batch_size)):
             with self._asking(samples, images, made) as inputs, torch.no_grad():
-                output = self._generate(inputs, options)
+                with options_refused(made.indices):
+                    output = self._generate(inputs, options)
                 answers = output if self.architecture.encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
                 texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
                 target = hooks.call_target(self.model, inputs, self.architecture)

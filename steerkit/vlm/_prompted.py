@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -73,8 +74,42 @@ _asked: ContextVar[_Asked | None] = ContextVar("steerkit_asked", default=None)
 """What a call that is under way is about."""
 
 _routed: ContextVar[Any] = ContextVar("steerkit_routed", default=None)
+"""Which model's `generate` runs through which function: lists of one `(model, function)`, empty once they are over."""
+
 carry_along(_routed)
-"""Which model's `generate` runs through which function, and what was so before: `(model, function, outer)` or None."""
+
+_OF_OPTIONS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError)
+"""What wrong options lead to; memory and devices fail by other errors."""
+
+
+@contextmanager
+def options_refused(indices: Sequence[int]) -> Iterator[None]:
+    """While `generate` runs: what comes out of no module, and is what wrong options lead to, is told from the rest.
+
+    Args:
+        indices: The samples that it answers.
+
+    Raises:
+        OptionError: There is such an exception.
+    """
+    try:
+        yield
+    except _OF_OPTIONS as error:
+        if isinstance(error, ValueError) and "`model_kwargs` are not used" in str(error):  # before the first pass
+            raise OptionError(
+                f"generate does not take these options ({described(error)})",
+                expected="options of transformers' generate",
+                fix="options of the chat template are the sample's: sk.Sample(text, chat_template_kwargs={...})",
+            ) from error
+        module = nn.Module._call_impl.__code__
+        inside = any(frame.f_code is module for frame, _ in traceback.walk_tb(error.__traceback__))
+        if inside or isinstance(error, SteerKitError):
+            raise
+        raise OptionError(
+            f"generate failed outside of the model, on {numbers(indices)}: {described(error)}",
+            expected="options that generate can work with",
+            fix="the traceback above says which; answers that were finished before are in error.finished",
+        ) from error
 
 
 class PromptedModel:
@@ -247,7 +282,6 @@ class PromptedModel:
         """While some of the samples are the prompts of a call: their inputs, placed where the model is.
 
         Raises:
-            OptionError: The model takes no such option.
             ModelError: Another library's exception came out.
         """
         token = _asked.set(_Asked(self, samples, images, prepared))
@@ -257,12 +291,6 @@ class PromptedModel:
         except SteerKitError:
             raise
         except Exception as error:
-            if isinstance(error, ValueError) and "`model_kwargs` are not used" in str(error):  # before the first pass
-                raise OptionError(
-                    f"generate does not take these options ({described(error)})",
-                    expected="options of transformers' generate",
-                    fix="options of the chat template are the sample's: sk.Sample(text, chat_template_kwargs={...})",
-                ) from error
             raise ModelError(
                 f"the model failed on {numbers(prepared.indices)} of {len(samples)}: {described(error)}",
                 expected="a model that runs",

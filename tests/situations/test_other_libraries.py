@@ -337,3 +337,57 @@ def test_an_image_of_an_odd_size_is_read_right_or_named(family: str, size: tuple
     channels_last = vlm.processor.image_processor(images=[odd], input_data_format="channels_last", return_tensors="pt")
     own = channels_last["pixel_values"]
     assert torch.equal(found["pixel_values"][-own.shape[0] :].flatten()[-own.numel() :], own.flatten())
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "no beams": ({"num_beams": 0}, "num_beams is 0"),
+    "no beams, by a config": ({"generation_config": GenerationConfig(num_beams=0)}, "num_beams is 0"),
+    "a temperature of 0": ({"do_sample": True, "temperature": 0.0}, "samples 0 to 1: ValueError: `temperature`"),
+    "a penalty of 0": ({"repetition_penalty": 0.0}, "samples 0 to 1: ValueError: `penalty`"),
+    "words that are no tokens": ({"bad_words_ids": [[10**6]]}, "samples 0 to 1: ValueError: The model vocabulary size"),
+    "a token beyond the end": ({"forced_eos_token_id": 10**6}, "samples 0 to 1: IndexError"),
+    "something else for a list": ({"logits_processor": 5}, "samples 0 to 1: TypeError"),
+    "the name of an assistant": ({"assistant_model": "x"}, "samples 0 to 1: AttributeError"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("which", OPTIONS)
+def test_options_that_generate_fails_by_are_told_from_a_model_that_fails(llava: sk.VLM, which: str) -> None:
+    options, words = OPTIONS[which]
+    samples = [sk.Sample(f"What is {at}?", (picture(at),)) for at in range(3)]
+    with pytest.raises(OptionError, match=words) as caught:
+        llava.generate(samples, batch_size=2, **{"max_new_tokens": 2, **options})
+    assert caught.value.finished == {}
+
+
+def test_options_that_fail_later_keep_what_is_finished(llava: sk.VLM) -> None:
+    """What a function of the caller's refuses, it may refuse for any batch."""
+    samples = [sk.Sample(f"What is {at}?", (picture(at),)) for at in range(3)]
+    expected = llava.generate(samples, batch_size=1, **SHORT)
+    called: list[int] = []
+
+    def allowed(batch: int, ids: torch.Tensor) -> list[int]:
+        called.append(1)
+        if len(called) > 3:
+            raise KeyError("none")
+        return list(range(llava.model.config.text_config.vocab_size))
+
+    with pytest.raises(OptionError, match=r"outside of the model, on sample 1: KeyError") as caught:
+        llava.generate(samples, batch_size=1, prefix_allowed_tokens_fn=allowed, **SHORT)
+    assert caught.value.finished == {0: expected[0]}
+
+
+@pytest.mark.parametrize("by_config", [False, True])
+def test_answers_stop_at_words_without_a_tokenizer_of_the_callers(llava: sk.VLM, by_config: bool) -> None:
+    sample = sk.Sample("Hello?", (picture(0),))
+    tokenizer = llava.processor.tokenizer
+    inputs = llava.inputs([sample])
+    given: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 1, "do_sample": False}
+    ids: Any = llava.model.generate(**inputs, **given)  # type: ignore[operator]
+    second = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] + 1]).strip()
+    right: Any = llava.model.generate(**inputs, **given, stop_strings=[second], tokenizer=tokenizer)  # type: ignore[operator]
+    assert right.shape[1] < ids.shape[1]
+    options = {"generation_config": GenerationConfig(**given, stop_strings=[second])} if by_config else given
+    found = llava.generate([sample], **options, **({} if by_config else {"stop_strings": [second]}))
+    assert found == [tokenizer.decode(right[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()]
