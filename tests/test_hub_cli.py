@@ -334,6 +334,7 @@ class TestDoors:
 
     DOORS = {
         "generate": lambda pack, out: ("generate", model_path("llava"), "Hi", "--vector", pack),
+        "serve": lambda pack, out: ("serve", model_path("llava"), "--engine", "transformers", "--vector", pack),
         "compare": lambda pack, out: ("compare", model_path("llava"), "--vector", pack),
         "calibrate": lambda pack, out: ("calibrate", model_path("llava"), pack, "-o", out),
         "push": lambda pack, out: ("push", pack, "someone/pack", "--dry-run"),

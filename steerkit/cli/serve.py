@@ -78,11 +78,15 @@ def _transformers(
 ) -> None:
     """Run `transformers serve` on a model that stays steered."""
     import steerkit as sk
-    from steerkit.cli.loading import folder_of
+    from steerkit.demo import bundled
     from steerkit.vectors import as_strengths
 
     if not refs:
         raise OptionError("no vector is given", expected="--vector REF", fix="or run transformers serve itself")
+    vectors = [sk.load_vector(ref, policy=policy) for ref in refs]
+    strengths = [each.metadata.strength.recommended for each in vectors]
+    if strength:
+        strengths = as_strengths(strength if len(strength) > 1 else strength[0], len(vectors))
     try:
         import typer
         from transformers.cli.serve import Serve
@@ -91,10 +95,6 @@ def _transformers(
         raise PluginError(
             str(error), expected="transformers[serving]", fix="pip install transformers[serving]"
         ) from error
-    vectors = [sk.load_vector(ref, policy=policy) for ref in refs]
-    strengths = [each.metadata.strength.recommended for each in vectors]
-    if strength:
-        strengths = as_strengths(strength if len(strength) > 1 else strength[0], len(vectors))
     load = ModelManager.load_model_and_processor
 
     def steered(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -109,4 +109,4 @@ def _transformers(
     ModelManager.load_model_and_processor = steered
     app = typer.Typer(add_completion=False)
     app.command()(Serve)
-    app([folder_of(model), "--host", host, "--port", str(port), *options], standalone_mode=False)
+    app([bundled(model), "--host", host, "--port", str(port), *options], standalone_mode=False)
