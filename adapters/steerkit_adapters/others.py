@@ -6,6 +6,9 @@ from steerkit.models import Family
 
 _NO_PROMPT = "it does not take an image and a prompt and answer with text"
 
+_PADDED = {"padding": True, "padding_side": "left"}
+"""For processors that count in padded rows alone."""
+
 FAMILIES = (
     # no chat template, no expanded image token
     Family(
@@ -23,6 +26,7 @@ FAMILIES = (
         prompt="bare",
         marks="mask:image_embeds_position_mask",
         text_module="text_model",
+        batch="one",
         max_images=1,
         flat_images=True,
     ),
@@ -35,26 +39,48 @@ FAMILIES = (
         flat_images=True,
     ),
     Family(types=("florence2",), prompt="bare", padding="right", max_images=1, flat_images=True),
-    Family(types=("paligemma",), prompt="bare", frame=("", "\n"), max_images=1),
+    Family(types=("paligemma",), prompt="bare", frame=("", "\n"), max_images=1, call=_PADDED),
     Family(types=("fuyu",), prompt="bare", max_images=1),
-    Family(types=("udop",), prompt="bare", marks="none", batch="one", max_images=1),
-    Family(types=("pix2struct",), prompt="bare", marks="none", max_images=1),
+    Family(types=("udop",), prompt="bare", marks="none", batch="one", max_images=1, flat_images=True, boxes=True),
+    # the question is drawn into the image, and the decoder reads its start token alone
+    Family(types=("pix2struct",), prompt="bare", marks="none", max_images=1, flat_images=True),
+    # an image is shown as a clip of equal frames
+    Family(
+        types=("instructblipvideo",),
+        needs=("num_query_tokens",),
+        prompt="bare",
+        text_module="language_model",
+        max_images=4,
+        frames=4,
+    ),
     # residual streams
     Family(types=("gemma3n",), state="streams_first"),
-    Family(types=("glm5_next",), state="streams_third"),
+    Family(types=("glm5_next", "hy_v4_vl"), state="streams_third"),
     Family(types=("qwen4_exp",), state="streams_flat"),
+    Family(types=("gemma3n_text",), auto_class="AutoModelForCausalLM", state="streams_first"),
+    Family(types=("glm5_next_text", "hy_v4", "deepseek_v4"), auto_class="AutoModelForCausalLM", state="streams_third"),
+    Family(types=("qwen4_exp_text",), auto_class="AutoModelForCausalLM", state="streams_flat"),
     # what runs when
     Family(
         types=("inkling2_loop",),
         loop=("loop_layer_index_start", "loop_layer_index_end", "loop_num_passes"),
     ),
-    Family(types=("mllama",), marks="none", only_with_image="cross_attention_layers"),
-    Family(types=("idefics",), marks="none"),
+    Family(types=("mllama",), marks="none", only_with_image="cross_attention_layers", call=_PADDED),
+    # the processor writes the first token itself
+    Family(
+        types=("idefics",),
+        prompt="bare",
+        marks="none",
+        call={**_PADDED, "add_special_tokens": False, "return_tensors": "pt"},
+    ),
     Family(types=("mistral_large4",), positions="counted"),
     # the processor counts in padded rows alone
-    Family(types=("ernie4_5_vl_moe",), call={"padding": True, "padding_side": "left"}),
+    Family(types=("ernie4_5_vl_moe",), call=_PADDED),
     # the image index is counted across the batch
     Family(types=("hunyuan_vl",), batch="one"),
+    # the processor is told policies, not prompts: its base class takes both
+    Family(types=("shieldgemma2",), called_as="ProcessorMixin", max_images=1),
+    Family(types=("got_ocr2",), max_images=1, flat_images=True),
     # not steered
     Family(types=("diffusion_gemma",), refused="it denoises a canvas of tokens, and writes no token after the other"),
     Family(types=("evolla", "mistral4", "pi0", "pp_formulanet", "vision-encoder-decoder"), refused=_NO_PROMPT),

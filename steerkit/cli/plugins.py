@@ -18,20 +18,35 @@ if TYPE_CHECKING:
 
 
 def models() -> Result:
-    """List the model families that can be steered.
+    """List the model types that can be steered.
 
-    Each adapter with the model types that it serves and the distribution that provides it.
+    Each type that takes images with its level in the tests, what is declared of it and what it can't do; all else is
+    asked of the model and its processor. Types of language models are counted, and listed by --json.
     """
     import_libraries()
     from steerkit._internal.plugins import ADAPTERS, registered
-    from steerkit.models import Family
+    from steerkit.models import Family, model_types, tested
 
     def described(found: Any) -> dict[str, Any]:
         return {"model_types": [kind for record in found for kind in record.types]}
 
     rows = _rows(registered(ADAPTERS, Family), described)
     heads = {"model_types": "model types (config.model_type)", "distribution": "distribution"}
-    return Result({"adapters": rows}, [_table(rows, **heads)])
+    kinds = [
+        {
+            "type": kind,
+            "class": family.auto_class,
+            "level": "refused" if family.refused else tested().get(kind, {}).get("level", "untested"),
+            "declared": family.declared,
+            "cannot": [family.refused] if family.refused else tested().get(kind, {}).get("cannot", []),
+        }
+        for kind, family in model_types().items()
+    ]
+    seeing = [row for row in kinds if row["class"] == "AutoModelForImageTextToText"]
+    cells = [(row["type"], row["level"], ", ".join(row["declared"]), ", ".join(row["cannot"])) for row in seeing]
+    shown = table(("model type", "level", "declared", "can't"), cells)
+    more = f"and {len(kinds) - len(seeing)} types of language models"
+    return Result({"adapters": rows, "types": kinds}, [_table(rows, **heads), shown, more])
 
 
 def formats() -> Result:

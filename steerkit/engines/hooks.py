@@ -396,7 +396,8 @@ def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture)
     if architecture.encoder_decoder and "decoder_input_ids" not in inputs:
         text = model.get_submodule(architecture.text_module) if architecture.text_module else model
         start = start_token(text)
-        completed["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], start)
+        first = next(iter(inputs.values()))
+        completed["decoder_input_ids"] = torch.full((first.shape[0], 1), start, device=first.device)
     if architecture.counts_padding and "attention_mask" in inputs and not bool(inputs["attention_mask"].all()):
         completed["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)  # as generate does
     return completed
@@ -404,8 +405,9 @@ def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture)
 
 def last_index(inputs: Inputs, architecture: Architecture) -> Tensor:
     """`[batch]` position of the last prompt token in the decoder's sequence."""
-    ids = inputs["input_ids"]
     if architecture.encoder_decoder:
-        return torch.zeros(ids.shape[0], dtype=torch.long, device=ids.device)
+        first = next(iter(inputs.values()))
+        return torch.zeros(first.shape[0], dtype=torch.long, device=first.device)
+    ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     return last_positions(torch.ones_like(ids) if mask is None else mask)

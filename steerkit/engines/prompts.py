@@ -199,7 +199,7 @@ class Prompt:
     def _pictured(self) -> Tensor | bool:
         if not self.facts.architecture.takes_images:
             return False
-        if self.input_ids is None:
+        if self.input_ids is None and self.facts.architecture.marks != "none":
             raise EngineError(
                 "an intervention is for prompts by whether they hold an image, and the call has no input_ids",
                 expected="generate(**inputs), or a forward pass with input_ids",

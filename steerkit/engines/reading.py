@@ -56,12 +56,17 @@ def read_pass(
     return Pass(call, rows, start, length, prompt_length, redone)
 
 
+def _rewrites(entry: object) -> bool:
+    """Whether a model makes another prompt of what its `generate` is given, as BLIP takes off the last token."""
+    return "generate" in vars(type(entry))
+
+
 def _begin_reading(call: Prompt, entered: Entered, given: Mapping[str, Any], start: int, length: int) -> None:
     """Correct the length of a prompt by what the decoder reads: it may get more than the ids of `generate`.
 
     A soft prompt stands before the embeddings of the ids, or, where it is one of keys and values, in the KV cache.
     """
-    if call.length is None:
+    if call.length is None or (call.generating and not start and length < call.length and _rewrites(call.entry)):
         call.length = start + length
         return
     before = past_length(call.inputs)

@@ -61,10 +61,12 @@ from steerkit.models._registry import (
     adapter_names as adapter_names,
     family_for as family_for,
     get_adapter as get_adapter,
+    model_types as model_types,
 )
 from steerkit.models._rendering import hides_images as hides_images, prompt_of as prompt_of, shown as shown
 from steerkit.models._samples import Sample as Sample, anchor_digest as anchor_digest, as_samples as as_samples
 from steerkit.models._streams import merged as merged, spread as spread
+from steerkit.models._tested import tested as tested
 from steerkit.models._views import (
     decode as decode,
     encode as encode,

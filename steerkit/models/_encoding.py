@@ -9,7 +9,7 @@ from steerkit.models._architecture import Inputs
 
 
 def batch_of(
-    processor: Any,
+    call: Any,
     texts: Sequence[str],
     images: Any,
     special: bool,
@@ -22,11 +22,12 @@ def batch_of(
     """
     given = {} if images is None else {"images": images, "images_kwargs": {"return_tensors": "pt"}}
     of_text = {"padding": False, "add_special_tokens": special, "return_tensors": None}
-    return processor(text=list(texts), text_kwargs={**of_text, **of_texts}, **given, **options)
+    return call(text=list(texts), text_kwargs={**of_text, **of_texts}, **given, **options)
 
 
 def padded(batch: Mapping[str, Any], filler: int | None, side: str, dropped: set[str]) -> Inputs:
     """The tensors of a batch, with all that is said of each token padded on one side."""
+    import numpy as np
     import torch
 
     rows = batch["input_ids"]
@@ -51,12 +52,20 @@ def padded(batch: Mapping[str, Any], filler: int | None, side: str, dropped: set
             made[key] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in value], batch_first=True)
         elif counts == lengths:
             made[key] = torch.stack([one(row, 0) for row in value])
-        elif isinstance(value, torch.Tensor):
-            made[key] = value
+        elif isinstance(value, (torch.Tensor, np.ndarray)):
+            made[key] = torch.as_tensor(value)
         elif isinstance(value, list) and value and all(isinstance(each, torch.Tensor) for each in value):
             if len({each.shape for each in value}) == 1:
                 made[key] = torch.stack(value)
     return made
+
+
+def tensors(batch: Mapping[str, Any]) -> Inputs:
+    """A batch without tokens."""
+    import numpy as np
+    import torch
+
+    return {key: torch.as_tensor(np.stack([np.asarray(row) for row in value])) for key, value in batch.items()}
 
 
 def _lengths(rows: Sequence[Any]) -> list[int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 State = Literal["plain", "streams_first", "streams_third", "streams_flat"]
@@ -21,6 +21,7 @@ class Family:
         types: The `config.model_type` values that it is for.
         auto_class: The class of transformers that loads these models.
         processor_class: The class of the processor, where a repository can't be relied on to name it.
+        called_as: The base of the processor's class whose call is the one to use.
         needs: Settings without which the processor can't count image tokens.
         refused: Why the types can't be served.
         layers: Path of the list of decoder blocks, from the model that `from_pretrained` returns.
@@ -44,12 +45,15 @@ class Family:
         batch: `one` where prompts of different lengths can't share a batch.
         max_images: How many images a prompt may hold.
         flat_images: Whether the processor takes the images of a batch in one list.
+        frames: How many frames the clip has that the processor takes for the images of a prompt.
+        boxes: Whether the processor wants a box for each word; each is given the whole page.
         call: Further options of the tokenizer inside the processor, for one that pads by itself.
     """
 
     types: tuple[str, ...]
     auto_class: str = "AutoModelForImageTextToText"
     processor_class: str | None = None
+    called_as: str | None = None
     needs: tuple[str, ...] = ()
     refused: str | None = None
     layers: str | None = None
@@ -70,4 +74,12 @@ class Family:
     batch: Literal["any", "one"] = "any"
     max_images: int | None = None
     flat_images: bool = False
+    frames: int | None = None
+    boxes: bool = False
     call: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    @property
+    def declared(self) -> list[str]:
+        """The fields that say something else than their defaults, apart from what the record is for."""
+        bare = Family(types=self.types, auto_class=self.auto_class)
+        return [each.name for each in fields(self) if getattr(self, each.name) != getattr(bare, each.name)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Architecture, Inputs
 from steerkit.models._asking import takes
-from steerkit.models._encoding import batch_of, padded
+from steerkit.models._encoding import batch_of, padded, tensors
 from steerkit.models._family import Family
 from steerkit.models._protocols import tokenizer_of
 from steerkit.models._samples import Sample
@@ -22,6 +22,7 @@ from steerkit.models._sizes import image_sizes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_PAGE = [0, 0, 1000, 1000]
 _NOTHING = r"(?!)"
 """Matches nowhere: no text stands for an image."""
 _MARK = "\u00b6marker\u00b6"
@@ -44,7 +45,9 @@ class PromptFormat:
         self._family = family
         self._architecture = architecture
         self._sees = architecture.takes_images
-        self._dropped = {name for name in ("token_type_ids",) if not takes(model, name)} | {"labels"}
+        self._dropped = {name for name in ("token_type_ids", "mm_token_type_ids") if not takes(model, name)} | {
+            "labels"
+        }
         self._flags = {"return_mm_token_type_ids": True} if self._sees and takes(model, "mm_token_type_ids") else {}
 
     # -- what is asked -----------------------------------------------------------------------------------------------
@@ -316,7 +319,9 @@ class PromptFormat:
             batch = self._processed(texts, images)
         else:
             batch = self._text_only(texts)
-        rows = batch["input_ids"]
+        rows = batch.get("input_ids", ())
+        if not len(rows) and self._family.prompt == "bare":  # the prompt is in the image
+            return tensors(batch)
         if any(not len(row) for row in rows):
             raise SampleError(f"the prompt {texts[0]!r} has no tokens", expected="a text")
         lengths = {len(row) for row in rows}
@@ -381,25 +386,70 @@ class PromptFormat:
     ) -> Mapping[str, Any]:
         """The processor's batch, not padded."""
         nested = [list(own) for own in images]
+        if (frames := self._family.frames) is not None:
+            nested = [self._clip(own, frames) for own in nested]
         given = [image for own in nested for image in own] if self._family.flat_images else nested
         special = self._adds_special(texts) if special is None else special
-        return batch_of(self.processor, texts, given, special, self._flags, self._family.call)
+        return batch_of(
+            self._call, self._worded(texts), given, special, {**self._flags, **self._boxes(texts)}, self._of_texts
+        )
+
+    @property
+    def _call(self) -> Any:
+        """The processor, or what a base of its class does with it."""
+        name = self._family.called_as
+        if name is None:
+            return self.processor
+        import transformers
+
+        return partial(getattr(transformers, name).__call__, self.processor)
+
+    @property
+    def _of_texts(self) -> dict[str, object]:
+        return {**self._family.call, **({"is_split_into_words": True} if self._family.boxes else {})}
+
+    def _worded(self, texts: Sequence[str]) -> list[Any]:
+        return [text.split() for text in texts] if self._family.boxes else list(texts)
+
+    def _boxes(self, texts: Sequence[str]) -> dict[str, object]:
+        return {"boxes": [[_PAGE] * len(text.split()) for text in texts]} if self._family.boxes else {}
+
+    @staticmethod
+    def _clip(own: list[Image.Image], frames: int) -> list[Image.Image]:
+        if frames % len(own):
+            raise SampleError(
+                f"a prompt has {len(own)} images, and the family takes clips of {frames} frames",
+                expected=f"one image, or {frames}",
+            )
+        return [image for image in own for _ in range(frames // len(own))]
 
     def _text_only(self, texts: Sequence[str]) -> Mapping[str, Any]:
         """By the processor, where it takes text alone, else by its tokenizer."""
         special = self._adds_special(texts)
         before, after = self._family.frame
-        if self._sees and self._family.prompt == "chat" and self._processor_takes_text:
-            return batch_of(self.processor, texts, None, special, self._flags, self._family.call)
-        return dict(self.tokenizer([before + text + after for text in texts], add_special_tokens=special))
+        placed = self._family.prompt == "chat" or self._architecture.marks == "none"
+        if self._sees and placed and self._text_alone is not None:
+            given = [[text] for text in texts] if self._text_alone == "nested" else texts
+            return batch_of(self._call, given, None, special, self._flags, self._of_texts)
+        framed = self._worded([before + text + after for text in texts])
+        special = bool(self._family.call.get("add_special_tokens", special))
+        made = dict(self.tokenizer(framed, add_special_tokens=special, **self._boxes(texts)))
+        if self._sees and "token_type_ids" not in self._dropped:  # the image is of another type than the text
+            made["token_type_ids"] = [[0] * len(row) for row in made["input_ids"]]
+        return made
 
     @cached_property
-    def _processor_takes_text(self) -> bool:
-        try:
-            batch_of(self.processor, ["a"], None, True, self._flags, self._family.call)
-        except Exception:  # processors refuse text alone by whatever comes of a missing image
-            return False
-        return True
+    def _text_alone(self) -> str | None:
+        """How the processor takes texts without images; None where it refuses them."""
+        forms: dict[str, list[Any]] = {"flat": ["a", "b"], "nested": [["a"], ["b"]]}
+        for form, texts in forms.items():
+            try:
+                made = batch_of(self._call, texts, None, True, self._flags, self._of_texts)
+            except Exception:  # processors refuse text alone by whatever comes of a missing image
+                continue
+            if len(made["input_ids"]) == len(texts):
+                return form
+        return None
 
     def image_sizes(self, inputs: Mapping[str, Tensor]) -> list[list[tuple[int, int]]]:
         """`(height, width)` of an image that processes to the same shapes, for each image in the inputs.

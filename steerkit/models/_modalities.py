@@ -76,8 +76,9 @@ def visual_rows(given: Mapping[str, Any], architecture: Architecture) -> Tensor:
         held = visual_tokens(given["input_ids"], architecture).any(1).cpu()
     elif architecture.marks.startswith("mask"):
         held = visual_positions(given, architecture, given["input_ids"].shape[1]).any(1).cpu()
-    else:  # what a processor makes of a batch has an image in every prompt or in none
-        held = torch.full((len(given["input_ids"]),), bool(beside) and not strange)
+    else:
+        held = _shown_rows(given, architecture)
+        beside = [] if not strange else beside
     if strange or (beside and not bool(held.any())):
         raise EngineError(
             f"an intervention is for prompts by what they hold, and the call has {', '.join(strange or beside)}, "
@@ -86,6 +87,16 @@ def visual_rows(given: Mapping[str, Any], architecture: Architecture) -> Tensor:
             fix="set prompts='all' and tokens='last' or 'all' in the intervention, or name the tokens in the adapter",
         )
     return held
+
+
+def _shown_rows(given: Mapping[str, Any], architecture: Architecture) -> Tensor:
+    """Which prompts are shown an image that no token stands for; all zeros stand for none."""
+    shown = next((given[name] for name in given if _is_visual(name) and _is_content(name, given[name])), None)
+    ids = given.get("input_ids")
+    count = len(ids) if ids is not None else (1 if shown is None else len(shown))
+    if shown is None:
+        return torch.zeros(count, dtype=torch.bool)
+    return (shown.reshape(count, -1) != 0).any(1).cpu()
 
 
 def _is_visual(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from steerkit._internal.plugins import ADAPTERS, PluginWarning, is_ours, load, names, owner_of
+from steerkit._internal.plugins import ADAPTERS, PluginWarning, is_ours, load, names, owner_of, registered
 from steerkit._internal.validation import expect
 from steerkit.errors import PluginError, UnsupportedModelError
 from steerkit.models._family import Family
@@ -59,6 +59,19 @@ def family_for(model_type: str) -> Family:
         expected="a type of AutoModelForImageTextToText or AutoModelForCausalLM, such as qwen2_vl: `steerkit models`",
         fix=hint,
     )
+
+
+def model_types() -> dict[str, Family]:
+    """Every model type that transformers or a record names, and what is declared of it; broken adapters left out."""
+    found = {
+        model_type: Family(types=(model_type,), auto_class=auto_class)
+        for auto_class, types in _transformers().items()
+        for model_type in sorted(types)
+    }
+    for each in registered(ADAPTERS, Family):
+        for family in each.value or ():
+            found |= dict.fromkeys(family.types, family)
+    return found
 
 
 def _transformers() -> dict[str, frozenset[str]]:

@@ -12,7 +12,7 @@ from steerkit._internal.validation import PATH, expect, expect_each, expect_one_
 from steerkit._text import one_line
 from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
-from steerkit.errors import OptionError, SampleError
+from steerkit.errors import OptionError, SampleError, UnsupportedModelError
 from steerkit.interventions import Pool, Site, Tower
 from steerkit.models import (
     Images,
@@ -28,11 +28,13 @@ from steerkit.models import (
     family_of,
     generation_settings,
     load_processor,
+    tested,
     tokenizer_of,
     weights_digest,
 )
 from steerkit.vectors import Fingerprint
 from steerkit.vlm._prompted import PromptedModel, options_refused
+from steerkit.vlm._self_check import check_itself
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) samples after each batch."""
@@ -391,8 +393,14 @@ def load(source: str, **options: Any) -> VLM:
     if (commit := commit_of(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
         shared["revision"] = options["revision"] = commit
     processor = load_processor(str(source), family, **shared)
-    model = getattr(transformers, family.auto_class).from_pretrained(source, **options)
-    return VLM(model.eval(), processor, family, revision=commit)
+    try:
+        model = getattr(transformers, family.auto_class).from_pretrained(source, **options)
+    except ImportError as error:  # before any weight is read
+        raise UnsupportedModelError(
+            f"{str(source)!r} needs what is not installed: {one_line(error).strip()[:200]}",
+            expected="the packages that transformers names",
+        ) from error
+    return _tried(VLM(model.eval(), processor, family, revision=commit))
 
 
 def wrap(model: nn.Module, processor: Any = None) -> VLM:
@@ -408,7 +416,15 @@ def wrap(model: nn.Module, processor: Any = None) -> VLM:
     """
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
-    return VLM(model, processor)
+    return _tried(VLM(model, processor))
+
+
+def _tried(vlm: VLM) -> VLM:
+    """A model, once it has been tried, where its type is in no table of tested ones."""
+    known = vlm.record.model_type in tested() or not tested()
+    if not known and vlm.processor is not None and vlm.architecture.takes_images and vlm.device.type != "meta":
+        check_itself(vlm)
+    return vlm
 
 
 def check_vlm(given: object) -> None:

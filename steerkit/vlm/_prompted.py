@@ -64,8 +64,8 @@ class _Asked:
 
     def by(self, vlm: PromptedModel, given: Mapping[str, Any]) -> bool:
         """Whether a call of this VLM is about them: it may read an answer behind each prompt, too."""
-        own, ids = self.prepared.inputs["input_ids"], given.get("input_ids")
-        if vlm is not self.vlm or not isinstance(ids, Tensor) or ids.shape[0] != own.shape[0]:
+        own, ids = self.prepared.inputs.get("input_ids"), given.get("input_ids")
+        if own is None or vlm is not self.vlm or not isinstance(ids, Tensor) or ids.shape[0] != own.shape[0]:
             return False
         return torch.equal(ids[:, : own.shape[1]].to(own.device), own)
 

@@ -1,0 +1,130 @@
+"""What is tried, in two short passes, of a model whose type is in no table of tested ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steerkit.engines import hooks
+from steerkit.errors import SteerKitError, UnsupportedModelError
+from steerkit.models import Sample, meaningless_image, merged, visual_positions
+
+if TYPE_CHECKING:
+    from steerkit.vlm._prompted import PromptedModel
+
+_SHORT, _LONG = "What is this?", "What is this, and what is it for? Answer in one word."
+_SIDE = 224
+_NEAR = 2e-2
+"""Relative difference of a prompt padded and alone; half precision makes less, a shifted position more."""
+
+
+class _Seen(NamedTuple):
+    """What the blocks of one pass did: the order in which they ran, what each was given and what it returned."""
+
+    order: list[int]
+    given: dict[int, Tensor]
+    states: dict[int, Tensor]
+
+
+def check_itself(vlm: PromptedModel) -> None:
+    """Hold what was asked of an untested model against what it does with two blank images.
+
+    Raises:
+        UnsupportedModelError: It does something else; the message names the field to declare.
+    """
+    white, noise = (meaningless_image((_SIDE, _SIDE), seed) for seed in (None, 0))
+    one = [Sample(_SHORT, (white,))]
+    others = [] if vlm.family.batch == "one" else [Sample(_LONG, (white,))]
+    try:
+        together, inputs = _pass(vlm, [*one, Sample(_SHORT, (noise,)), *others])
+        alone, _ = _pass(vlm, one)
+    except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise _failed(
+            vlm, f"a prompt with a blank image does not run ({error})", "prompt, marks or text_module"
+        ) from error
+    _check_blocks(vlm, together)
+    _check_positions(vlm, together, inputs)
+    last = vlm.architecture.layer_count - 1
+    for layer, state in alone.states.items():
+        padded, own = together.states[layer][0, -1].float(), state[0, -1].float()
+        if float((padded - own).abs().max()) > _NEAR * float(own.abs().max()):
+            raise _failed(
+                vlm, f"padding changes the state behind block {layer} of {last}", "positions, padding or batch"
+            )
+
+
+def _check_blocks(vlm: PromptedModel, seen: _Seen) -> None:
+    found = vlm.architecture
+    runs = found.runs or (1,) * found.layer_count
+    if Counter(seen.order) != dict(enumerate(runs)) or (not found.runs and seen.order != sorted(seen.order)):
+        raise _failed(vlm, f"the blocks run in the order {seen.order}", "layers, loop or only_with_image")
+    for layer, state in seen.states.items():
+        if state.dim() != 3 or state.shape[-1] != found.hidden_size:
+            raise _failed(vlm, f"block {layer} returns a state of shape {tuple(state.shape)}", "state")
+        follows = seen.given.get(layer + 1)
+        if follows is not None and not found.runs and not torch.equal(follows[:, -1], state[:, -1]):
+            raise _failed(vlm, f"block {layer + 1} is given something else than block {layer} returns", "layers")
+
+
+def _check_positions(vlm: PromptedModel, seen: _Seen, inputs: Any) -> None:
+    found, given = vlm.architecture, seen.given[0]
+    if found.encoder_decoder or found.marks == "none":
+        return
+    changed = (given[0] != given[1]).any(-1)
+    marked = visual_positions(inputs, found, given.shape[1])[0].to(changed.device)
+    if not bool(changed.any()) or bool((changed & ~marked).any()):
+        where = (changed & ~marked).nonzero().flatten().tolist()[:5]
+        raise _failed(
+            vlm,
+            f"another image changes positions {where}, where no image is" if where else "another image changes nothing",
+            "marks, or config.image_token_id",
+        )
+
+
+def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(vlm.model).__name__} is of a type that was never tested, and the check at loading fails: {what}",
+        expected="what transformers declares of the model",
+        fix=f"declare {fields} in a Family record: sk.VLM(model, processor, family)",
+    )
+
+
+def _pass(vlm: PromptedModel, samples: list[Sample]) -> tuple[_Seen, Any]:
+    found, seen = vlm.architecture, _Seen([], {}, {})
+    inputs = vlm.inputs(samples)
+    vlm.reset()
+    with torch.no_grad(), _watched(vlm, seen):
+        hooks.call_target(vlm.model, inputs, found)(**hooks.forward_inputs(vlm.model, inputs, found))
+    vlm.reset()
+    return seen, inputs
+
+
+@contextmanager
+def _watched(vlm: PromptedModel, seen: _Seen) -> Iterator[None]:
+    found = vlm.architecture
+
+    def watch(layer: int, block: torch.nn.Module) -> Iterator[Any]:
+        def before(_: Any, args: Any, options: Any) -> None:
+            given = args[0] if args else options.get("hidden_states")
+            if isinstance(given, Tensor):
+                seen.given[layer] = merged(given, found)
+
+        def after(_: Any, args: Any, output: Any) -> None:
+            seen.order.append(layer)
+            seen.states[layer] = merged(hooks.hidden(output), found)
+
+        yield block.register_forward_pre_hook(before, with_kwargs=True)
+        yield block.register_forward_hook(after)
+
+    blocks: Any = vlm.model.get_submodule(found.layers)
+    handles = [handle for layer, block in enumerate(blocks) for handle in watch(layer, block)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,76 @@
+"""A model of a type that was never tested is tried when it is wrapped, and refused with the field to declare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import steerkit as sk
+from steerkit.errors import UnsupportedModelError
+from steerkit.models import Family
+from steerkit.vlm import _tried
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steerkit.vlm.tested", lambda: {"another": {}})
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The batches that the decoder of a model reads."""
+    seen: list[Any] = []
+    own = torch.nn.Module.__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self).__name__.endswith("ForConditionalGeneration") and "pixel_values" in kwargs:
+            seen.append(len(kwargs["input_ids"]))
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counted)
+    return seen
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_what_is_asked_of_a_sound_model_holds(name: str, passes: list[Any]) -> None:
+    model, processor = tiny.build(name)
+    sk.wrap(model, processor)
+    assert len(passes) == 2
+    left = [hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    assert not [hook for hook in left if hook.__module__.startswith("steerkit")]
+
+
+def test_a_model_without_its_processor_is_not_tried(passes: list[Any]) -> None:
+    sk.wrap(tiny.build("llava")[0])
+    assert not passes
+
+
+def broken(name: str, **declared: Any) -> Any:
+    model, processor = tiny.build(name)
+    return sk.VLM(model, processor, Family(types=(model.config.model_type,), image=r"(?:{image})+\n?", **declared))
+
+
+def test_padding_that_counts_is_found() -> None:
+    with pytest.raises(UnsupportedModelError, match="padding changes the state.*declare positions, padding or batch"):
+        _tried(broken("llava", padding="right"))
+
+
+def test_blocks_of_the_tower_are_found() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"declare"):
+        _tried(broken("llava_next", layers="model.vision_tower.encoder.layers"))
+
+
+def test_an_image_at_other_positions_is_found() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"another image changes positions \[.*declare marks"):
+        _tried(broken("llava", marks="mask:attention_mask_of_images"))
+
+
+def test_a_block_that_is_passed_over_is_found() -> None:
+    model, processor = tiny.build("llava")
+    block = model.model.language_model.layers[1]
+    block.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
+    with pytest.raises(UnsupportedModelError, match="declare"):
+        sk.wrap(model, processor)
