@@ -37,6 +37,7 @@ FAMILIES = (
         batch="one",
         max_images=1,
         flat_images=True,
+        call={"return_tensors": "pt"},
     ),
     Family(types=("florence2",), prompt="bare", padding="right", max_images=1, flat_images=True),
     Family(types=("paligemma",), prompt="bare", frame=("", "\n"), max_images=1, call=_PADDED),

@@ -182,7 +182,7 @@ def _layers(model: Any, family: Family, count: int, sources: dict[str, Source]) 
             )
         return family.layers
     sources["layers"] = "asked"
-    decoder = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
+    decoder: Any = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
     inside = next((path for path, module in model.named_modules() if module is decoder), None)
     lists = [
         ".".join(filter(None, (inside, path)))
@@ -315,6 +315,6 @@ _CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
 
 
 def _norms(block: nn.Module) -> Iterator[nn.Module]:
-    for module in block.modules():
+    for module in (*block.children(), *block.modules()):
         if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None:
             yield module

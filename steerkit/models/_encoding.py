@@ -10,7 +10,7 @@ from steerkit.models._architecture import Inputs
 
 def batch_of(
     call: Any,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     images: Any,
     special: bool,
     options: Mapping[str, object],

@@ -377,7 +377,10 @@ class PromptFormat:
                 )
 
     def _adds_special(self, texts: Sequence[str]) -> bool:
-        """Some templates write the token that begins a text, which the tokenizer would add again."""
+        """Whether the tokenizer adds its own: some templates, and some processors, write what begins a text."""
+        for said in (self._family.call, getattr(type(self.processor), "text_kwargs", None) or {}):
+            if "add_special_tokens" in said:
+                return bool(said["add_special_tokens"])
         begin = self.tokenizer.bos_token
         return begin is None or not all(text.startswith(begin) for text in texts)
 
@@ -432,7 +435,6 @@ class PromptFormat:
             given = [[text] for text in texts] if self._text_alone == "nested" else texts
             return batch_of(self._call, given, None, special, self._flags, self._of_texts)
         framed = self._worded([before + text + after for text in texts])
-        special = bool(self._family.call.get("add_special_tokens", special))
         made = dict(self.tokenizer(framed, add_special_tokens=special, **self._boxes(texts)))
         if self._sees and "token_type_ids" not in self._dropped:  # the image is of another type than the text
             made["token_type_ids"] = [[0] * len(row) for row in made["input_ids"]]
