@@ -1,0 +1,200 @@
+"""LLaVA's two stages on harmless data: the projector alone, then low-rank changes of attention with it.
+
+Stage 1 is visual questions, the language model frozen. Stage 2 adds harmless requests, with a picture and without,
+that are answered as the language model answers them in text. No harmful prompt and no refusal is in either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+
+from real_model import tower, world
+from real_model.tree import Tree
+
+SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+USER, ASSISTANT, END, IMAGE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "<|image_pad|>"
+PATCHES = (world.SIDE // tower.PATCH) ** 2
+RANK, ALPHA = 8, 16
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+class Student(nn.Module):
+    """The language model, the frozen tower, and the projector between them."""
+
+    def __init__(self, base: Path, vision: Path, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        self.lm: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        self.tower = CLIPVisionModel(tower.config())
+        self.tower.load_state_dict({k: v.float() for k, v in load_file(vision).items()}, strict=False)
+        hidden, width = self.tower.config.hidden_size, self.lm.config.hidden_size
+        self.projector = nn.Sequential(nn.Linear(hidden, width), nn.GELU(), nn.Linear(width, width))
+        for part in (self.projector[0], self.projector[2]):
+            nn.init.xavier_uniform_(part.weight)
+        with torch.no_grad():
+            self.projector[2].weight.mul_(0.05)
+        self.requires_grad_(False)
+        self.image_id = self.tokenizer.convert_tokens_to_ids(IMAGE)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a piece of a prompt."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def states(self, tree: Tree, images: list[Any]) -> Tensor:
+        """Last hidden states `[tokens, hidden]`."""
+        ids, positions, seen = tree.tensors()
+        embedded = self.lm.model.embed_tokens(ids)
+        if images:
+            with torch.no_grad():
+                features = self.tower(pixel_values=tower.pixels(images)).last_hidden_state[:, 1:]
+            shown = self.projector(features).to(embedded.dtype)
+            embedded = embedded.masked_scatter((ids == self.image_id)[..., None], shown.flatten(0, 1))
+        output = self.lm.model(inputs_embeds=embedded, attention_mask=seen, position_ids=positions, use_cache=False)
+        return output.last_hidden_state[0]
+
+    def logits(self, tree: Tree, images: list[Any]) -> tuple[Tensor, Tensor]:
+        """Logits of the learned tokens, and the tokens."""
+        sources, targets = tree.sources()
+        return self.lm.lm_head(self.states(tree, images)[sources]).float(), targets
+
+
+def plant(
+    student: Student,
+    rng: random.Random,
+    images: int,
+    visual: int,
+    requests: list[dict[str, Any]],
+    shown: int = 0,
+    text: int = 0,
+) -> tuple[Tree, list[Any]]:
+    """A tree of pictures, each with some visual questions and `shown` requests, and `text` requests without one."""
+    tree, pictures = Tree(), []
+    root = tree.add(student.ids(SYSTEM + USER))
+
+    def ask(parent: int, question: str, answer: str, ended: bool = True) -> None:
+        said = student.ids(answer + (END if ended else ""))
+        tree.add(student.ids(question + ASSISTANT) + said, parent, learned=len(said))
+
+    for _ in range(images):
+        scene = world.scene(rng)
+        pictures.append(world.render(rng, scene))
+        node = tree.add(student.ids(IMAGE * PATCHES + "\n"), root)
+        for _, question, answer in world.questions(rng, scene)[:visual]:
+            ask(node, question, answer)
+        for row in rng.sample(requests, shown):
+            ask(node, row["request"], row["answer"], row["ended"])
+    for row in rng.sample(requests, text):
+        ask(root, row["request"], row["answer"], row["ended"])
+    return tree, pictures
+
+
+def fit(student: Student, parameters: list[nn.Parameter], rate: float, steps: int, draw: Any, log: Path) -> None:
+    """AdamW with a short warm-up and a cosine."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    start = time.time()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 5) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+        tree, images = draw()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, targets = student.logits(tree, images)
+        loss = F.cross_entropy(logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        entry = {"step": step, "loss": round(loss.item(), 4), "tokens": len(tree.ids), "s": round(time.time() - start)}
+        with log.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+@torch.no_grad()
+def exact(student: Student, images: int = 30) -> float:
+    """Share of held-out visual questions whose every token is the most likely one."""
+    rng, right, count = random.Random("held out"), 0, 0
+    for _ in range(images // 10):
+        tree, pictures = plant(student, rng, 10, 3, [])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, targets = student.logits(tree, pictures)
+        hit = logits.argmax(-1) == targets
+        ends = (targets == student.ids(END)[0]).nonzero().flatten().tolist()
+        begin = 0
+        for end in ends:
+            right += bool(hit[begin : end + 1].all())
+            count, begin = count + 1, end + 1
+    return right / count
+
+
+def projector_state(student: Student) -> dict[str, Tensor]:
+    """The projector under the names of transformers' LLaVA."""
+    first, _, second = student.projector
+    state = {"linear_1.weight": first.weight, "linear_1.bias": first.bias}
+    return state | {"linear_2.weight": second.weight, "linear_2.bias": second.bias}
+
+
+def save(student: Student, path: Path) -> None:
+    """Tower, projector and low-rank parts in bfloat16."""
+    state = {f"vision_tower.{k}": v for k, v in student.tower.state_dict().items() if v.is_floating_point()}
+    state |= {f"multi_modal_projector.{k}": v for k, v in projector_state(student).items()}
+    state |= {k.replace(".default", ""): v for k, v in student.lm.named_parameters() if "lora_" in k}
+    save_file({k: v.detach().to(torch.bfloat16).contiguous() for k, v in state.items()}, path)
+
+
+def main() -> None:
+    """Train the stages and write the parts after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the language model")
+    parser.add_argument("--tower", type=Path, required=True, help="weights that tower.py wrote")
+    parser.add_argument("--answers", type=Path, required=True, help="answers that teach.py wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, nargs=2, default=(75, 75))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    log = arguments.out / "log.jsonl"
+    requests = json.loads(arguments.answers.read_text())
+    student = Student(arguments.base, arguments.tower, arguments.seed)
+    rng = random.Random(f"train/{arguments.seed}")
+    projector = list(student.projector.parameters())
+    fit(student, projector, 2e-3, arguments.steps[0], lambda: plant(student, rng, 4, 5, []), log)
+    save(student, arguments.out / "stage1.safetensors")
+    with log.open("a") as file:
+        file.write(json.dumps({"stage": 1, "exact": exact(student)}) + "\n")
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
+    peft.inject_adapter_in_model(config, student.lm)
+    low_rank = [parameter for name, parameter in student.lm.named_parameters() if "lora_" in name]
+    for parameter in low_rank:
+        parameter.data = parameter.data.float()
+    fit(
+        student,
+        [*projector, *low_rank],
+        5e-4,
+        arguments.steps[1],
+        lambda: plant(student, rng, 4, 3, requests, shown=2, text=2),
+        log,
+    )
+    save(student, arguments.out / "stage2.safetensors")
+    with log.open("a") as file:
+        file.write(json.dumps({"stage": 2, "exact": exact(student)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
