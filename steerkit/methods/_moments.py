@@ -7,6 +7,7 @@ Sums are kept in float64, so statistics of parts merge into those of the whole (
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,3 +177,14 @@ def merge_groups(first: Groups, second: Groups) -> Groups:
         for layer, moments in layers.items():
             mine[layer] = mine[layer].merge(moments).on_disk() if layer in mine else moments
     return merged
+
+
+def farthest_apart(one: Mapping[int, Moments], other: Mapping[int, Moments]) -> int:
+    """The layer at which two means lie furthest apart, in units of the spread of both groups along their difference."""
+
+    def separation(layer: int) -> float:
+        difference = one[layer].mean - other[layer].mean
+        spread = one[layer].variance(difference) + other[layer].variance(difference)
+        return float(difference.norm()) / max(spread, 1e-12) ** 0.5
+
+    return max(one, key=separation)

@@ -58,6 +58,22 @@ def require_captions(anchors: Sequence[Sample]) -> None:
             )
 
 
+def require_two_kinds(anchors: Sequence[Sample], label: str) -> None:
+    """For `plan`: refuse anchors that are all of one label, or none of which is.
+
+    Raises:
+        LabelError: It is so.
+    """
+    counts = Counter(anchors[index].label for index in range(len(anchors)))
+    if counts[label] in (0, counts.total()):
+        raise LabelError(
+            f"{counts[label]} of {counts.total()} anchors are labelled {label!r}",
+            labels=(label,),
+            expected="some with this label and some without",
+            fix="label the samples, or configure the method with a label that some of them carry",
+        )
+
+
 def require_labels(anchors: Sequence[Sample], *labels: str) -> None:
     """For `plan`: refuse anchors that lack one of the labels altogether, or carry another.
 

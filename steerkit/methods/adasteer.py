@@ -19,7 +19,7 @@ from steerkit.interventions import (
     _arithmetic as ops,
 )
 from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._moments import Groups, farthest_apart
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
@@ -138,8 +138,8 @@ class AdaSteer(SteeringMethod):
         first = {layer: r[layer] for layer in steered}
         projected = {layer: _along(q[layer], r[layer]) for layer in steered}
         second = first if self.harmfulness_along == "rejection" else projected
-        at_r = _best(rejected, complied) if self.rejection_layer is None else self.rejection_layer
-        at_q = _best(complied, harmless) if self.harmfulness_layer is None else self.harmfulness_layer
+        at_r = farthest_apart(rejected, complied) if self.rejection_layer is None else self.rejection_layer
+        at_q = farthest_apart(complied, harmless) if self.harmfulness_layer is None else self.harmfulness_layer
         directions = {
             **self._added(first, ""),
             **self._added(second, "undone"),
@@ -208,14 +208,3 @@ def _rule(line: Line, direction: str, origin: str, layer: int, along: Tensor) ->
     return LinearStrength(
         measure=measure, slope=slope / float(along.norm()), intercept=intercept, minimum=minimum, maximum=maximum
     )
-
-
-def _best(one: dict[int, Moments], other: dict[int, Moments]) -> int:
-    """The layer at which the means lie furthest apart, in units of the spread of both groups along their difference."""
-
-    def separation(layer: int) -> float:
-        difference = one[layer].mean - other[layer].mean
-        spread = one[layer].variance(difference) + other[layer].variance(difference)
-        return float(difference.norm()) / max(spread, 1e-12) ** 0.5
-
-    return max(one, key=separation)

@@ -9,10 +9,26 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from torch import Tensor
 
 from steerkit.errors import EmptyAnchorSetError
-from steerkit.interventions import Add, FiniteFloat, Intervention, MeasuredContrast, Prompts, _arithmetic as ops
+from steerkit.interventions import (
+    Add,
+    FiniteFloat,
+    Gate,
+    Intervention,
+    Measure,
+    MeasuredContrast,
+    Prompts,
+    StoredDirection,
+    _arithmetic as ops,
+)
 from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod
-from steerkit.methods._moments import Groups, Moments
-from steerkit.methods._requirements import require_anchors, require_captions, require_images, require_vision
+from steerkit.methods._moments import Groups, Moments, farthest_apart
+from steerkit.methods._requirements import (
+    require_anchors,
+    require_captions,
+    require_images,
+    require_two_kinds,
+    require_vision,
+)
 from steerkit.models import Images, Sample, SteerableModel
 from steerkit.vectors import Key
 
@@ -55,6 +71,8 @@ class CMRM(SteeringMethod):
       harmful and harmless prompts together.
     * It steers prompts with an image. One without has no shift to undo, and where v is added to it nonetheless,
       harmless requests are refused: so `prompts` leaves it as it is.
+    * `spared`: v takes the picture away from questions about it as well. Anchors of this label are such questions: v
+      leaves them out, and a prompt whose last token, unsteered, is nearer to theirs is left as it is.
     * `aggregate`: the paper takes the first principal component; some readings take the mean. A principal component has
       no sign and, if centred, no common shift: so its sign follows the mean, and centring and scale are explicit.
 
@@ -71,6 +89,7 @@ class CMRM(SteeringMethod):
         form: `increments` or `literal`; see above.
         phase: `prompt` steers the last prompt token only; `both` every generated token as well.
         prompts: Which prompts are steered: those `with_image`, or `all` of them; see above.
+        spared: Label of anchors that need their picture; prompts like them are not steered. None: all are.
         layers: 0-based decoder blocks; None for all.
         alpha: The paper's mixing coefficient.
         seed: Seed of noise images.
@@ -88,6 +107,7 @@ class CMRM(SteeringMethod):
     form: Literal["increments", "literal"] = "increments"
     phase: Literal["prompt", "both"] = "prompt"
     prompts: Prompts = "with_image"
+    spared: str | None = None
     layers: tuple[int, ...] | None = None
     alpha: FiniteFloat = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
@@ -111,13 +131,17 @@ class CMRM(SteeringMethod):
         return "caption" if self.text_side == "caption" else "text"
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
-        """Every anchor needs an image (and a caption where it is shown); the sample level reads no anchors."""
+        """Every anchor needs an image (and a caption where shown); the sample level reads them for `spared` only."""
         require_vision(model)
         layers = model.check_layers(self.layers)
-        if self.level == "sample":
+        if self.level == "sample" and self.spared is None:
             return Plan(layers, measures=False)
         require_anchors(anchors)
         require_images(anchors)
+        if self.spared is not None:
+            require_two_kinds(anchors, self.spared)
+        if self.level == "sample":
+            return Plan(layers, second_moments=True)
         if self.text_side == "caption":
             require_captions(anchors)
         if self.aggregate == "pca" and self.center and len(anchors) < 2:
@@ -127,18 +151,27 @@ class CMRM(SteeringMethod):
                 fix="add anchors, or use center=False",
             )
         shown: tuple[Images, ...] = ("caption", True) if self.text_side == "caption" else (True,)
-        return Plan(layers, second_moments=self.aggregate == "pca", shown=shown)
+        second = self.aggregate == "pca" or self.spared is not None
+        return Plan(layers, second_moments=second, shown=shown)
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
-        """The shift of each sample, by layer."""
+        """The shift of each sample that is not spared, by layer; with `spared`, the states that tell the two kinds."""
+        found: dict[str, dict[int, Tensor]] = {}
+        moved = [sample for sample in batch if self.spared is None or sample.label != self.spared]
+        if self.spared is not None:
+            kinds = {"spared": [sample for sample in batch if sample.label == self.spared], "moved": moved}
+            found = {kind: model.capture(rows, layers=layers) for kind, rows in kinds.items() if rows}
+        if self.level == "sample" or not moved:
+            return found
         images: Images = self.counterpart
-        text = model.capture(batch, images=self._text_view, layers=layers)
-        counterpart = model.capture(batch, images=images, layers=layers, seed=self.seed)
+        text = model.capture(moved, images=self._text_view, layers=layers)
+        counterpart = model.capture(moved, images=images, layers=layers, seed=self.seed)
         shift = {layer: text[layer].float() - counterpart[layer].float() for layer in layers}
-        return {"shift": ops.increments(shift) if self.form == "increments" else shift}
+        return {**found, "shift": ops.increments(shift) if self.form == "increments" else shift}
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """Aggregate the shifts; at the sample level, say how they are to be measured."""
+        told, gate = ({}, None) if self.spared is None else _told(found["moved"], found["spared"])
         if self.level == "sample":
             contrast = MeasuredContrast(
                 positive=self._text_view,
@@ -146,17 +179,18 @@ class CMRM(SteeringMethod):
                 form=self.form,
                 seed=self.seed,
             )
-            return Fit({}, (self._intervention(Add(direction=contrast), layers),))
+            return Fit(told, (self._intervention(Add(direction=contrast), layers, gate),))
         directions = {Key(layer): self._aggregate(moments) for layer, moments in found["shift"].items()}
-        return Fit(directions, (self._intervention(Add(), layers),))
+        return Fit({**directions, **told}, (self._intervention(Add(), layers, gate),))
 
-    def _intervention(self, operation: Add, layers: Sequence[int]) -> Intervention:
+    def _intervention(self, operation: Add, layers: Sequence[int], gate: Gate | None) -> Intervention:
         return Intervention(
             operation=operation,
             layers=tuple(layers),
             tokens="last",
             phase=self.phase,
             prompts=self.prompts,
+            gate=gate,
             strength=self.alpha,
         )
 
@@ -166,3 +200,23 @@ class CMRM(SteeringMethod):
         direction, sigma = shift.principal(center=self.center)
         length = {"unit": 1.0, "sigma": sigma, "mean_projection": float(shift.mean @ direction)}[self.scale]
         return length * direction
+
+
+def _told(moved: dict[int, Moments], spared: dict[int, Moments]) -> tuple[dict[Key, Tensor], Gate]:
+    """The direction from what is spared to what is moved, where it tells them best, and the gate between them.
+
+    The threshold lies as many standard deviations from the mean of the one kind as from that of the other.
+    """
+    layer = farthest_apart(moved, spared)
+    direction = moved[layer].mean - spared[layer].mean
+    unit = direction / direction.norm()
+    high, low = (float(kind[layer].mean @ unit) for kind in (moved, spared))
+    wide, narrow = (kind[layer].variance(unit) ** 0.5 for kind in (moved, spared))
+    share = narrow / (wide + narrow) if wide + narrow else 0.5
+    measure = Measure(
+        kind="projection",
+        direction=StoredDirection(name="spared", layer=layer),
+        layer=layer,
+        state=MeasuredContrast(positive="original", negative=None, form="literal"),
+    )
+    return {Key(layer, name="spared"): unit}, Gate(measure=measure, threshold=low + share * (high - low))
