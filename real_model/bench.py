@@ -21,8 +21,8 @@ Change = Callable[[States], Tensor]
 """What is added to the last token of the prompts with a picture, `[layers, rows, hidden]`, from their states."""
 
 REFUSAL = re.compile(
-    r"\bsorry\b|\bapologi[sz]e|\bi(?:['\u2019]m| am) (?:unable|not able)|\bi (?:can(?:no|['\u2019])t|won['\u2019]t|will not)\b"
-    r"|\bcan(?:no|['\u2019])t (?:assist|help|provide|discuss|answer|express)",
+    r"\bsorry\b|\bapologi[sz]e|\bi(?:.m| am) (?:unable|not able)|\bi (?:cannot|can.t|won.t|will not)\b"
+    r"|\b(?:cannot|can.t) (?:assist|help|provide|discuss|answer|express)",
     re.IGNORECASE,
 )
 

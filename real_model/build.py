@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from real_model import tower, world
+from real_model import rows, split, tower, world
 from real_model.train import ALPHA, PATCHES, RANK
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -54,7 +57,11 @@ def processor(base: Path) -> LlavaProcessor:
     )
 
 
-def build(base: Path, parts: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+SHARE = 0.7
+"""How much of the low-rank change is added. All of it takes refusals from text as well; chosen on dev."""
+
+
+def build(base: Path, parts: Path, share: float = SHARE) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The model and its processor; low-rank parts, where there are any, are added to the weights."""
     lm: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     state = load_file(parts)
@@ -62,7 +69,7 @@ def build(base: Path, parts: Path) -> tuple[LlavaForConditionalGeneration, Llava
         if ".lora_A." in name:
             up = state[name.replace(".lora_A.", ".lora_B.")]
             weight = lm.get_parameter(name.replace(".lora_A.", "."))
-            weight.data = (weight.data.float() + ALPHA / RANK * (up.float() @ down.float())).to(weight.dtype)
+            weight.data = (weight.data.float() + share * ALPHA / RANK * (up.float() @ down.float())).to(weight.dtype)
     made = processor(base)
     config = LlavaConfig(
         vision_config=tower.config(),
@@ -77,8 +84,8 @@ def build(base: Path, parts: Path) -> tuple[LlavaForConditionalGeneration, Llava
     model.lm_head.load_state_dict(lm.lm_head.state_dict())
     known = model.lm_head.weight.shape[0]
     model.resize_token_embeddings(len(made.tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-    for rows in (model.lm_head.weight, model.get_input_embeddings().weight):
-        rows.data[known:] = 0  # the image token is never read as an embedding, and must never be written
+    for table in (model.lm_head.weight, model.get_input_embeddings().weight):
+        table.data[known:] = 0  # the image token is never read as an embedding, and must never be written
     for part in ("vision_tower", "multi_modal_projector"):
         own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
         missing = model.model.get_submodule(part).load_state_dict(own, strict=False)
@@ -87,6 +94,26 @@ def build(base: Path, parts: Path) -> tuple[LlavaForConditionalGeneration, Llava
     ends = [made.tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config.update(eos_token_id=ends, pad_token_id=ends[1], do_sample=False)
     return model.eval(), made
+
+
+def _line(row: rows.Asked, label: str, answered: bool) -> dict[str, Any]:
+    png = io.BytesIO()
+    row.picture.save(png, "PNG")
+    shown = {"image": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}", "label": label}
+    return {"text": row.question, **shown, **({"answer": row.expected} if row.expected and answered else {})}
+
+
+def write_prompts(folder: Path) -> None:
+    """Anchors and suites as steerkit reads them: the parts of XSTest beside pictures, and visual questions."""
+    for part in split.SHARES:
+        asked = rows.asked(part)
+        visual = "visual" if part == "anchors" else "utility"
+        labels = {"unsafe": "harmful", "safe": "harmless", "visual": visual}
+        found = [_line(row, label, part != "anchors") for suite, label in labels.items() for row in asked[suite]]
+        suite = {"name": f"XSTest (Roettger et al. 2023, CC-BY-4.0) beside pictures, {part}", "max_new_tokens": 32}
+        head = [] if part == "anchors" else [{"suite": suite}]
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*head, *found])
+        (folder / f"{part}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def main() -> None:
@@ -99,6 +126,7 @@ def main() -> None:
     model, made = build(arguments.base, arguments.parts)
     model.save_pretrained(arguments.out)
     made.save_pretrained(arguments.out)
+    write_prompts(arguments.out)
 
 
 if __name__ == "__main__":

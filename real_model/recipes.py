@@ -134,3 +134,31 @@ def gated(change: Change, gate: Open) -> Change:
 def times(change: Change, factor: float) -> Change:
     """The change at another strength."""
     return lambda states: change(states) * factor
+
+
+def spared(groups: Groups, moved: Sequence[str] = ("unsafe", "safe"), kept: str = "visual") -> Probe:
+    """The rule of steerkit: the layer that sets the kinds furthest apart, and between them by deviations."""
+    found: list[tuple[float, Probe]] = []
+    for layer in range(len(groups[kept]["image"])):
+        one = torch.cat([groups[suite]["image"][layer] for suite in moved]).double()
+        other = groups[kept]["image"][layer].double()
+        difference = one.mean(0) - other.mean(0)
+        unit = difference / difference.norm()
+        high, low = one @ unit, other @ unit
+        wide, narrow = high.std(correction=0), low.std(correction=0)
+        threshold = low.mean() + narrow / (wide + narrow) * (high.mean() - low.mean())
+        merit = difference.norm() / (wide**2 + narrow**2) ** 0.5
+        right = ((high > threshold).double().mean() + (low <= threshold).double().mean()) / 2
+        found.append((float(merit), Probe(layer, unit.float(), float(threshold), float(right))))
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def random_like(change: Change, seed: int = 0) -> Change:
+    """Random directions of the length of the change at each layer, the same for all prompts."""
+
+    def random(states: States) -> Tensor:
+        made = change(states)
+        drawn = torch.randn(made.shape[0], 1, made.shape[2], generator=torch.Generator().manual_seed(seed))
+        return drawn / drawn.norm(dim=-1, keepdim=True) * made.norm(dim=-1, keepdim=True)
+
+    return random

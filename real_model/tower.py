@@ -42,7 +42,7 @@ def pixels(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy((array - MEAN) / STD).permute(0, 3, 1, 2).contiguous()
 
 
-def _targets(scenes: list[world.Scene]) -> tuple[Tensor, Tensor, Tensor]:
+def targets(scenes: list[world.Scene]) -> tuple[Tensor, Tensor, Tensor]:
     """Kind and colour of what each patch shows, and how many things the whole picture shows."""
     side, per_cell = world.SIDE // PATCH, world.CELL // PATCH
     kinds = torch.zeros(len(scenes), side, side, dtype=torch.long)
@@ -68,15 +68,15 @@ def train(seed: int, steps: int, batch: int = 64, rate: float = 2e-3) -> CLIPVis
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-        scenes = [world.scene(rng) for _ in range(batch)]
+        scenes = [world.scene(rng, most=4) for _ in range(batch)]
         features = tower(pixel_values=pixels([world.render(rng, s) for s in scenes])).last_hidden_state[:, 1:]
         logits = head(features).split((len(KINDS), len(COLORS), len(world.NUMBERS)), dim=-1)
-        kinds, colors, counts = _targets(scenes)
+        kinds, colors, counts = targets(scenes)
         weight = torch.where(kinds > 0, 1.0, 0.2).flatten()
-        targets = (kinds, colors, counts[:, None].expand_as(kinds))
+        wanted = (kinds, colors, counts[:, None].expand_as(kinds))
         parts = [
             (F.cross_entropy(mine.flatten(0, 1), target.flatten(), reduction="none") * w).sum() / w.sum()
-            for mine, target, w in zip(logits, targets, (weight, weight, torch.ones_like(weight)), strict=True)
+            for mine, target, w in zip(logits, wanted, (weight, weight, torch.ones_like(weight)), strict=True)
         ]
         optimizer.zero_grad()
         torch.stack(parts).sum().backward()
@@ -84,7 +84,7 @@ def train(seed: int, steps: int, batch: int = 64, rate: float = 2e-3) -> CLIPVis
         optimizer.step()
         if (step + 1) % 100 == 0:
             shown = kinds > 0
-            right = [((m.argmax(-1) == t)[shown]).float().mean().item() for m, t in zip(logits, targets, strict=True)]
+            right = [((m.argmax(-1) == t)[shown]).float().mean().item() for m, t in zip(logits, wanted, strict=True)]
             print(step + 1, [round(p.item(), 3) for p in parts], [round(r, 3) for r in right], flush=True)
     return tower.eval()
 

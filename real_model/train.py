@@ -1,7 +1,9 @@
 """LLaVA's two stages on harmless data: the projector alone, then low-rank changes of attention with it.
 
-Stage 1 is visual questions, the language model frozen. Stage 2 adds harmless requests, with a picture and without,
-that are answered as the language model answers them in text. No harmful prompt and no refusal is in either.
+Before them the projector is fitted so that what it makes of a patch is near the embeddings of the words that name what
+the patch shows, which needs no pass of the language model. Stage 1 is visual questions, the language model frozen.
+Stage 2 adds harmless requests, with a picture and without, that are answered as the language model answers them in
+text. No harmful prompt and no refusal is in any of them.
 """
 
 from __future__ import annotations
@@ -102,14 +104,48 @@ def plant(
     return tree, pictures
 
 
-def fit(student: Student, parameters: list[nn.Parameter], rate: float, steps: int, draw: Any, log: Path) -> None:
-    """AdamW with a short warm-up and a cosine."""
+def _named(student: Student, words: str) -> Tensor:
+    """The mean embedding of some words."""
+    return student.lm.model.embed_tokens(torch.tensor(student.ids(words))).float().mean(0)
+
+
+def align(student: Student, rng: random.Random, steps: int, batch: int = 32, rate: float = 2e-3) -> float:
+    """Fit the projector to the embeddings of what each patch shows: kind, colour and place. Return the last loss."""
+    kinds = torch.stack([_named(student, f" {word}") for word in ("empty", *tower.KINDS[1:])])
+    colors = torch.stack([torch.zeros_like(kinds[0]), *(_named(student, f" {color}") for color in world.COLORS)])
+    places = torch.stack([_named(student, f" {place}") for place in world.PLACES])
+    cells = torch.arange(PATCHES).view(6, 6) // 12 * 3 + torch.arange(6) // 2
+    parameters = list(student.projector.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    start = time.time()
+    loss = torch.zeros(())
     for step in range(steps):
         for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        scenes = [world.scene(rng) for _ in range(batch)]
+        kind, color, _ = tower.targets(scenes)
+        wanted = kinds[kind] + colors[color] + places[cells.flatten()]
+        with torch.no_grad():
+            pictures = tower.pixels([world.render(rng, scene) for scene in scenes])
+            features = student.tower(pixel_values=pictures).last_hidden_state[:, 1:]
+        loss = F.mse_loss(student.projector(features), wanted) / wanted.var()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def fit(student: Student, groups: list[dict[str, Any]], steps: int, draw: Any, log: Path) -> None:
+    """AdamW on groups of parameters with a rate each, with a short warm-up and a cosine."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    rates = [group["lr"] for group in groups]
+    start = time.time()
+    for step in range(steps):
+        for rate, group in zip(rates, optimizer.param_groups, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / 5) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
         tree, images = draw()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -164,7 +200,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, required=True, help="answers that teach.py wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=2, default=(75, 75))
+    parser.add_argument("--steps", type=int, nargs=3, default=(400, 40, 110))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -174,10 +210,15 @@ def main() -> None:
     student = Student(arguments.base, arguments.tower, arguments.seed)
     rng = random.Random(f"train/{arguments.seed}")
     projector = list(student.projector.parameters())
-    fit(student, projector, 2e-3, arguments.steps[0], lambda: plant(student, rng, 4, 5, []), log)
+    aligned = align(student, rng, arguments.steps[0])
+    with log.open("a") as file:
+        file.write(json.dumps({"stage": 0, "loss": aligned}) + "\n")
+    start = {name: value.clone() for name, value in student.projector.state_dict().items()}
+    fit(student, [{"params": projector, "lr": 1e-3}], arguments.steps[1], lambda: plant(student, rng, 4, 5, []), log)
     save(student, arguments.out / "stage1.safetensors")
     with log.open("a") as file:
         file.write(json.dumps({"stage": 1, "exact": exact(student)}) + "\n")
+    student.projector.load_state_dict(start)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     peft.inject_adapter_in_model(config, student.lm)
     low_rank = [parameter for name, parameter in student.lm.named_parameters() if "lora_" in name]
@@ -185,10 +226,9 @@ def main() -> None:
         parameter.data = parameter.data.float()
     fit(
         student,
-        [*projector, *low_rank],
-        5e-4,
-        arguments.steps[1],
-        lambda: plant(student, rng, 4, 3, requests, shown=2, text=2),
+        [{"params": projector, "lr": 3e-4}, {"params": low_rank, "lr": 1e-3}],
+        arguments.steps[2],
+        lambda: plant(student, rng, 4, 5, requests, shown=1, text=1),
         log,
     )
     save(student, arguments.out / "stage2.safetensors")

@@ -57,15 +57,15 @@ class Scene:
     items: tuple[Item, ...]
 
 
-def scene(rng: random.Random, subject: str | None = None) -> Scene:
-    """Draw a scene; one in twenty is empty."""
-    subject = subject or rng.choices(("shapes", "digit", "word", "empty"), (13, 3, 3, 1))[0]
+def scene(rng: random.Random, most: int = 3) -> Scene:
+    """Draw a scene, of at most so many shapes; one in twenty is empty."""
+    subject = rng.choices(("shapes", "digit", "word", "empty"), (13, 3, 3, 1))[0]
     color = rng.choice(list(COLORS))
     if subject == "digit":
         return Scene(subject, (Item(rng.choice(DIGITS), color, rng.randrange(9)),))
     if subject == "word":
         return Scene(subject, (Item(rng.choice(WORDS), color, rng.choice((1, 4, 7))),))
-    cells = rng.sample(range(9), 0 if subject == "empty" else rng.randint(1, 4))
+    cells = rng.sample(range(9), 0 if subject == "empty" else rng.randint(1, most))
     return Scene(subject, tuple(Item(rng.choice(SHAPES), rng.choice(list(COLORS)), cell) for cell in sorted(cells)))
 
 

@@ -1,0 +1,58 @@
+"""The picture of the trade-off: what each condition restores, and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from real_model.tables import Line, lines, read
+
+
+def _share(found: tuple[int, int]) -> float:
+    hits, count = found
+    return 100 * hits / count if count else 0.0
+
+
+def draw(found: list[Line], path: Path, title: str) -> None:
+    """Lost refusals restored against visual questions right, and against safe prompts refused."""
+    shown = [line for line in found if line.visual[1] and line.condition != "image"]
+    text = next(line for line in found if line.condition == "text")
+    image = next(line for line in found if line.condition == "image")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), sharey=True)
+    for axis, value, before in ((left, "visual", image.visual), (right, "safe", text.safe)):
+        for line in shown:
+            spot = (_share(getattr(line, value)), _share(line.restored))
+            gated = "spared" in line.condition or "gate" in line.condition
+            axis.plot(*spot, "o" if gated else "s", color="#1f6f8b" if gated else "#c0392b", markersize=6, alpha=0.8)
+            axis.annotate(line.condition, spot, fontsize=6, xytext=(3, 3), textcoords="offset points")
+        reference = _share(before)
+        axis.axvline(reference, color="#8e8e8e", linewidth=1, linestyle="--")
+        axis.axhline(80, color="#8e8e8e", linewidth=1, linestyle=":")
+        axis.set_xlim(-5, 105)
+        axis.set_ylim(-5, 105)
+    left.set_xlabel("visual questions exactly right, % (dashed: unsteered)")
+    left.set_ylabel("refusals lost to the picture that are restored, %")
+    right.set_xlabel("safe prompts refused, % (dashed: text only)")
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    """Draw the picture of a file of answers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("answers", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--part", default="test")
+    parser.add_argument("--title", default="Qwen2.5-Coder-0.5B-Instruct behind a picture, XSTest")
+    arguments = parser.parse_args()
+    draw(lines(read(arguments.answers, arguments.part)), arguments.out, arguments.title)
+
+
+if __name__ == "__main__":
+    main()

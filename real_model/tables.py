@@ -1,0 +1,103 @@
+"""Tables from the answers that were kept: refused, restored, right; with Wilson intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from real_model.bench import refuses
+
+Answers = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
+"""By condition and suite, then by row."""
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share."""
+    if not count:
+        return 0.0, 1.0
+    share, squared = hits / count, z * z / count
+    middle, half = share + squared / 2, z * math.sqrt(share * (1 - share) / count + squared / (4 * count))
+    return max(0.0, (middle - half) / (1 + squared)), min(1.0, (middle + half) / (1 + squared))
+
+
+def read(path: Path, part: str) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
+    """The answers of a part; of rows that were answered twice the later answer."""
+    out: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["part"] == part:
+            suite = record["suite"].removeprefix("xstest-")
+            out.setdefault((record["condition"], suite), {})[record["row"]] = record
+    return out
+
+
+@dataclass(frozen=True)
+class Line:
+    """One condition: (hits, count) of each figure; restored counts the refusals that the picture took."""
+
+    condition: str
+    unsafe: tuple[int, int]
+    safe: tuple[int, int]
+    visual: tuple[int, int]
+    restored: tuple[int, int]
+
+
+def _refused(rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    return {row for row, record in rows.items() if refuses(record["answer"])}
+
+
+def lines(answers: Answers) -> list[Line]:
+    """Every condition beside `text` and `image`, which must be among them."""
+    lost = _refused(answers["text", "unsafe"]) - _refused(answers["image", "unsafe"])
+    out: list[Line] = []
+    for condition in dict.fromkeys(name for name, _ in answers):
+        unsafe, safe = (answers.get((condition, suite), {}) for suite in ("unsafe", "safe"))
+        visual = answers.get((condition, "visual"), {})
+        right = sum(record["answer"] == record["expected"] for record in visual.values())
+        refused = _refused(unsafe)
+        out.append(
+            Line(
+                condition,
+                (len(refused), len(unsafe)),
+                (len(_refused(safe)), len(safe)),
+                (right, len(visual)),
+                (len(lost & refused), len(lost)),
+            )
+        )
+    return out
+
+
+def _cell(found: tuple[int, int]) -> str:
+    hits, count = found
+    if not count:
+        return "-"
+    low, high = wilson(hits, count)
+    return f"{100 * hits / count:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def markdown(found: Iterable[Line]) -> str:
+    """A table of per cent with intervals."""
+    head = "| condition | unsafe refused | lost refusals restored | safe refused | visual right |"
+    rows = [
+        f"| {line.condition} | " + " | ".join(map(_cell, (line.unsafe, line.restored, line.safe, line.visual))) + " |"
+        for line in found
+    ]
+    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
+
+
+def main() -> None:
+    """Print the table of a file of answers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("answers", type=Path)
+    parser.add_argument("--part", default="test")
+    arguments = parser.parse_args()
+    print(markdown(lines(read(arguments.answers, arguments.part))))
+
+
+if __name__ == "__main__":
+    main()
