@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -28,7 +29,9 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
 def read(path: Path, part: str) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
     """The answers of a part; of rows that were answered twice the later answer."""
     out: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    packed = path.read_bytes()
+    text = gzip.decompress(packed) if path.suffix == ".gz" else packed
+    for line in text.decode("utf-8").splitlines():
         record = json.loads(line)
         if record["part"] == part:
             suite = record["suite"].removeprefix("xstest-")
