@@ -93,7 +93,8 @@ def _processed(process: Callable[..., Any]) -> Callable[..., Any]:
                 if ours.plan is not None:
                     plan = {"prompt": len(request.prompt_token_ids), "changes": [], "vectors": [], **ours.plan}
                     request.sampling_params.extra_args = {KEY: plan}
-                    request.cache_salt = f"steerkit-test-{next(_tags)}" if plan["changes"] else None
+                    if plan["changes"]:
+                        request.cache_salt = f"steerkit-test-{next(_tags)}"
             elif isinstance(ours, Measured):
                 _plan(self.vllm_config, request, ours.given, ours.states, kwargs)
             elif meant(given or ()):
@@ -197,6 +198,15 @@ def _greedy(tokens: int, plan: dict[str, Any] | None) -> Any:
     )
 
 
+def _chat(processor: Any, text: str) -> list[int]:
+    """The ids of a chat of one turn, as the server makes them of a request that says nothing of special tokens."""
+    from vllm.renderers.params import ChatParams
+
+    settings = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+    _, (made,) = processor.renderer.render_chat([[{"role": "user", "content": text}]], settings)
+    return list(made["prompt_token_ids"])
+
+
 def _outcome(output: Any) -> tuple[list[int], list[int], float]:
     answer = output.outputs[0]
     first = answer.logprobs[0][answer.token_ids[0]].logprob
@@ -211,6 +221,9 @@ class _Async:
 
     def __init__(self, engine: Any, generate: Callable[..., AsyncIterator[Any]]) -> None:
         self._engine, self._generate = engine, generate
+
+    def chat(self, text: str) -> list[int]:
+        return _chat(self._engine.input_processor, text)
 
     async def answer(self, prompt: Any, tokens: int, plan: dict[str, Any] | None) -> tuple[list[int], list[int], float]:
         prompt = _rendered(self._engine.input_processor, prompt, {})
@@ -272,6 +285,9 @@ class _Sync:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+
+    def chat(self, text: str) -> list[int]:
+        return _chat(self._engine.input_processor, text)
 
     def one(self, prompt: Any, params: Any, lora: Any = None) -> Any:
         """The output of one request, while there are no others."""

@@ -36,15 +36,15 @@ class Part:
 
     Attributes:
         change: The change.
+        content: What it is: the digest of its pack, and its number there.
         strength: The request's.
         runs: `(start, stop, factor)` of positions.
-        prompt_tokens: How many of them are of the prompt.
     """
 
     change: Change
+    content: tuple[str, int]
     strength: float
     runs: list[tuple[int, int, float]]
-    prompt_tokens: int
 
 
 class Planner:
@@ -82,7 +82,7 @@ class Planner:
         prompt = Prompt({"input_ids": torch.tensor([ids])}, len(ids), True, self._facts)
         found = []
         for served, strength in asked.packs:
-            for change in served.changes:
+            for number, change in enumerate(served.changes):
                 selector = change.intervention.selector
                 if strength == 0.0:
                     continue
@@ -92,7 +92,7 @@ class Planner:
                 mask = select(selector, roles, 0, len(ids) + horizon)[0]
                 runs = _runs(change, mask, len(ids))
                 if runs:
-                    found.append(Part(change, strength, runs, int(mask[: len(ids)].sum())))
+                    found.append(Part(change, (served.digest, number), strength, runs))
         return found
 
     def needs(self, parts: Sequence[Part], prompt_length: int) -> dict[View, set[int]]:
@@ -112,8 +112,8 @@ class Planner:
                     found.setdefault(view, set()).update(contrast.layers, contrast.among)  # type: ignore[arg-type]
         return found
 
-    def plan(self, parts: Sequence[Part], prompt_length: int, states: States) -> dict[str, Any]:
-        """What the workers do.
+    def plan(self, parts: Sequence[Part], prompt_length: int, states: States) -> tuple[dict[str, Any], str]:
+        """What the workers do, and its digest: what it does, by content.
 
         Args:
             parts: What reaches which positions.
@@ -127,6 +127,7 @@ class Planner:
         depth = [0] * len(SITES)
         changes: list[list[Any]] = []
         vectors: list[dict[int, bytes]] = []
+        digest = hashlib.sha256()
         for part in parts:
             coefficient = part.strength * _factor(part.change, states)
             if coefficient == 0.0:
@@ -136,8 +137,10 @@ class Planner:
                 own = len(vectors)
                 vectors.append(_vectors(part.change, states))
             site, first = part.change.site, self._rows[id(part.change)]
+            runs = [[start, stop, factor * coefficient] for start, stop, factor in part.runs]
+            digest.update(json.dumps([part.content, runs]).encode())
+            digest.update(b"" if own < 0 else b"".join(vectors[own].values()))
             for at in range(part.change.depth):
-                runs = [[start, stop, factor * coefficient] for start, stop, factor in part.runs]
                 changes.append([site, depth[site] + at, first + at, own, runs])
             depth[site] += part.change.depth
         if max(depth) > self._room.depth or len(vectors) > self._room.vectors:
@@ -146,17 +149,12 @@ class Planner:
                 expected=f"at most {self._room.depth} and {self._room.vectors}, for which this server has room",
                 fix='start the server with more: {"steerkit": {"room": {"depth": N, "vectors": N}}}',
             )
-        return {"prompt": prompt_length, "changes": changes, "vectors": vectors}
+        return {"prompt": prompt_length, "changes": changes, "vectors": vectors}, digest.hexdigest()
 
 
-def salt(plan: Mapping[str, Any], asked: Asked, theirs: str | None) -> str:
-    """The cache salt of a plan: what it does, by content, behind the salt that the request brought along."""
-    digest = hashlib.sha256(json.dumps([[served.digest, strength] for served, strength in asked.packs]).encode())
-    # rows are not content, and what was measured is
-    digest.update(json.dumps([each[-1] for each in plan["changes"]]).encode())
-    for vector in plan["vectors"]:
-        digest.update(b"".join(vector.values()))
-    return f"{theirs or ''}steerkit:{digest.hexdigest()}"
+def salt(digest: str, theirs: str | None) -> str:
+    """The cache salt of a plan, behind the salt that the request brought along."""
+    return f"{theirs or ''}steerkit:{digest}"
 
 
 def _runs(change: Change, mask: Tensor, prompt_length: int) -> list[tuple[int, int, float]]:

@@ -183,7 +183,7 @@ class Registry:
         Raises:
             EngineError: It can't be served.
         """
-        plan = self._planner.plan(parts, len(ids), states)
+        plan, digest = self._planner.plan(parts, len(ids), states)
         if self.config.speculative_config is not None:
             for *_, runs in plan["changes"]:
                 if any(edge > len(ids) and edge < 2**31 for start, stop, _ in runs for edge in (start, stop)):
@@ -194,7 +194,7 @@ class Registry:
                         fix="start the server without --speculative-config",
                     )
         plan["receipt"] = asked.receipt
-        return plan, salt(plan, asked, theirs) if plan["changes"] else theirs
+        return plan, salt(digest, theirs) if plan["changes"] else theirs
 
     def receipt(self, asked: Asked, parts: Sequence[Part], plan: Mapping[str, Any], generated: int) -> dict[str, Any]:
         """What was done to a request."""

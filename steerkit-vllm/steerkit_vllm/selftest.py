@@ -27,6 +27,10 @@ class Engine(Protocol):
         """Ids of a raw prompt as vLLM has made them, the answer's, and the first token's log probability; greedy."""
         ...
 
+    def chat(self, text: str) -> list[int]:
+        """Ids of a chat of one turn."""
+        ...
+
     async def rpc(self, method: str, *args: Any) -> list[Any]:
         """Call a method in every worker."""
         ...
@@ -64,8 +68,8 @@ async def start(registry: Registry, engine: Engine) -> None:
         registry.check(pack)
         await write(registry, pack, engine.rpc)
         registry.serve(pack)
-    steers = await _steers(registry, engine)
-    registry.checks[""] = (Check("runner", "pass", "model runner " + " and ".join(sorted(runners))), *steers)
+    runner = Check("runner", "pass", "model runner " + " and ".join(sorted(runners)))
+    registry.checks[""] = (runner, _chats(registry, engine), *await _steers(registry, engine))
     enforce(registry.checks[""], "strict", EngineError)
 
 
@@ -128,6 +132,18 @@ async def _measure(registry: Registry, engine: Engine) -> None:
         if not bool(torch.isfinite(stacked).all()):
             raise EngineError(f"the served model's states are not finite on the probe {name!r}", expected="numbers")
         registry.responses[name] = Response(digest.hexdigest(), shape, pixels, stacked, states.get("logits"))
+
+
+def _chats(registry: Registry, engine: Engine) -> Check:
+    """Whether chats become the tokens that vectors were made on; vLLM adds no special tokens to them."""
+    ids = prompts(registry)["text"][1]
+    found = engine.chat(str(probes(images=False)["text"].text))
+    if found == ids:
+        return Check("chat", "pass", "chats become the same tokens as in transformers")
+    missing = ids[: len(ids) - len(found)]
+    what = f"lack {missing} at their beginning" if missing and missing + found == ids else "become other tokens"
+    fix = "send add_special_tokens: true with chats, or serve with a chat template that writes these tokens"
+    return Check("chat", "warn", f"chats {what} than with the model's own processor", fix)
 
 
 async def _steers(registry: Registry, engine: Engine) -> list[Check]:

@@ -31,11 +31,12 @@ def view(
         EngineError: The view can't be derived from it.
     """
     if name == "original" or prompt["type"] != "multimodal":
-        return {key: value for key, value in prompt.items() if key != "cache_salt"}
+        return dict(prompt)
+    kept = {key: prompt[key] for key in ("cache_salt",) if key in prompt}  # whose prefixes are whose
     ids = list(prompt["prompt_token_ids"])
     if name == "text":
         found = view_of("text", {"input_ids": torch.tensor([ids])}, format, architecture, seed)
-        return {"type": "token", "prompt_token_ids": found["input_ids"][0].tolist()}
+        return {"type": "token", "prompt_token_ids": found["input_ids"][0].tolist(), **kept}
     if set(prompt["mm_kwargs"]) != {"image"}:
         raise EngineError(f"a contrast is measured on a prompt with {sorted(prompt['mm_kwargs'])}", expected="images")
     from vllm.multimodal.inputs import MultiModalKwargsItems
@@ -48,6 +49,7 @@ def view(
         "mm_kwargs": MultiModalKwargsItems({"image": items}),
         "mm_hashes": {"image": hashes},
         "mm_placeholders": prompt["mm_placeholders"],
+        **kept,
     }
 
 

@@ -182,6 +182,7 @@ class Steering:
                 if SITES[site] == "resid_post"
             }
         self._reading = []
+        self._shared["read_row"].zero_()  # the next step may hold fewer rows, and a graph reads them in every step
         while len(self.states) > 8 * max(self._readable, 8):
             self.states.popitem(last=False)  # of requests that were cancelled in between
 

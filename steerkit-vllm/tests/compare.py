@@ -100,7 +100,7 @@ def contaminated(served: Served) -> dict[str, int]:
 
     served.llm.reset_prefix_cache()
     salted, kept = differ(), registry.salt
-    registry.salt = lambda plan, asked, theirs: theirs
+    registry.salt = lambda digest, theirs: theirs
     try:
         return {"salted": salted, "unsalted": differ()}
     finally:
@@ -184,7 +184,7 @@ def main() -> None:
     lab = laboratory.build(Path(sys.argv[1]))
     job = json.loads(sys.argv[2])
     served = Served(lab, job.get("options", {}), job.get("only"))
-    (runner, *checks) = served.llm.llm_engine.steerkit.checks[""]
+    runner, _, *checks = served.llm.llm_engine.steerkit.checks[""]
     found: dict[str, Any] = {"runner": runner.message, "self_test": [check.as_json() for check in checks]}
     for name in job["parts"]:
         found[name] = globals()[name](served)

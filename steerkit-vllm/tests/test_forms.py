@@ -204,7 +204,7 @@ def plan_of(base, architecture, ids, horizon, intervention, strength=1.0):
     wish = asked({"steerkit_pack": "p", "steerkit_strength": strength}, {"p": pack})
     assert wish is not None
     parts = planner.parts(wish, ids, horizon)
-    return planner.plan(parts, len(ids), {}), wish
+    return planner.plan(parts, len(ids), {})
 
 
 def positions(plan, count):
@@ -241,7 +241,7 @@ def test_a_plan_names_the_positions(base, architecture, intervention, expected):
 
 def test_the_salt_is_the_content(base, architecture):
     def salted(intervention, strength, theirs=None):
-        return salt(*plan_of(base, architecture, IDS, 4, intervention, strength), theirs)
+        return salt(plan_of(base, architecture, IDS, 4, intervention, strength)[1], theirs)
 
     one = salted(Intervention(tokens="last"), 1.0)
     assert one == salted(Intervention(tokens="last"), 1.0)
