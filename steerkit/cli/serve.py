@@ -96,14 +96,14 @@ def _transformers(
             str(error), expected="transformers[serving]", fix="pip install transformers[serving]"
         ) from error
     load = ModelManager.load_model_and_processor
+    blocks: dict[int, Any] = {}
 
     def steered(self: Any, *args: Any, **kwargs: Any) -> Any:
         loaded, processor = load(self, *args, **kwargs)
-        if not hasattr(loaded, "steerkit_block"):
-            loaded.steerkit_block = sk.steer(
-                sk.wrap(loaded, processor), vectors, strength=strengths, policy=policy, scope="all"
-            )
-            loaded.steerkit_block.__enter__()
+        if id(loaded) not in blocks:  # a block holds its model, so that no other gets its id
+            vlm = sk.wrap(loaded, processor)
+            blocks[id(loaded)] = sk.steer(vlm, vectors, strength=strengths, policy=policy, scope="all")
+            blocks[id(loaded)].__enter__()
         return loaded, processor
 
     ModelManager.load_model_and_processor = steered
