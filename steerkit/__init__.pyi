@@ -6,6 +6,7 @@ from steerkit import (
     interventions as interventions,
     methods as methods,
     models as models,
+    scale as scale,
     vectors as vectors,
 )
 from steerkit._version import __version__ as __version__
@@ -51,4 +52,5 @@ __all__ = [  # noqa: RUF022 - by use, not by alphabet
     "models",
     "evaluation",
     "analysis",
+    "scale",
 ]

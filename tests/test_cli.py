@@ -306,6 +306,31 @@ class TestExtract:
             assert digest(pack) == digest(files.pack)
             assert not Path(f"{pack}.partial").exists()
 
+    def test_shards_merge_to_the_pack_of_one_extraction(self, files: Files, tmp_path: Path) -> None:
+        states = [tmp_path / f"state-{number}" for number in range(3)]
+        for number, state in enumerate(states):
+            part = ["--shard", f"{number}/3", "-o", state]
+            assert run("extract", files.llava, files.anchors, "--batch-size", 2, *part).code == 0
+        pack = tmp_path / "merged.safetensors"
+        lost = run("merge", files.llava, *states[:2], "-o", pack)
+        assert (lost.code, pack.exists()) == (1, False)
+        assert "anchors 8-11 of 12 were not measured" in lost.err
+        doubled = run("merge", files.llava, *states, states[1], "-o", pack)
+        assert "anchors 4-7 were measured in two" in doubled.err
+        assert run("merge", files.llava, *states[::-1], "-o", pack).code == 0
+        assert digest(pack) == digest(files.pack)
+
+    @pytest.mark.usefixtures("no_model")
+    @pytest.mark.parametrize(
+        "part", [["--shard", "3/3"], ["--shard", "x"], ["--shard", "0/2", "--ray"], ["--workers", 2]]
+    )
+    def test_an_impossible_share_is_refused_before_the_model_is_loaded(
+        self, files: Files, tmp_path: Path, part: list[object]
+    ) -> None:
+        refused = run("extract", files.llava, files.anchors, "-o", tmp_path / "x", *part)
+        assert (refused.code, list(tmp_path.iterdir())) == (1, [])
+        assert "expected: " in refused.err
+
     def test_a_checkpoint_of_another_extraction(self, files: Files, tmp_path: Path) -> None:
         mine = tmp_path / "mine"
         another = {"method": "another's", "config": {}, "model": {}, "weights": "", "layers": (0,)}

@@ -96,7 +96,10 @@ class Root(Group):
     """Steer vision-language models at inference."""
 
     table: ClassVar = {
-        "Steer": {each: each for each in ("extract", "generate", "serve", "compare", "calibrate", "demo")},
+        "Steer": {
+            **{"extract": "extract", "merge": "extract:merge"},
+            **{each: each for each in ("generate", "serve", "compare", "calibrate", "demo")},
+        },
         "Share": {"push": "hub:push", "pull": "hub:pull", "verify": "pack:verify", "hub": Hub, "pack": Pack},
         "Set up and extend": {
             **{"doctor": "doctor", "models": "plugins:models", "methods": "plugins:methods"},

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from steerkit.cli import options as opt
 from steerkit.cli.console import echo, say
-from steerkit.errors import CheckpointError
+from steerkit.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
-    from steerkit.methods import SteeringMethod
+    from steerkit.cli.progress import Report
+    from steerkit.methods import State, SteeringMethod
     from steerkit.models import Sample
     from steerkit.vectors import SteeringVector
 
@@ -30,6 +33,9 @@ def extract(
     loading: opt.Loading,
     batch_size: int = 8,
     checkpoint: Path | None = None,
+    shard: str | None = None,
+    ray: bool = False,
+    workers: int | None = None,
     fresh: bool = False,
     force: bool = False,
 ) -> None:
@@ -38,6 +44,9 @@ def extract(
     The vector is written as a pack: one file that holds its directions and says how they came to be.
 
     An extraction that is stopped, even killed, goes on where it was when the same command is run again.
+
+    With --shard, only a part of the anchors is measured, and FILE is a state: `steerkit merge` makes the pack of all.
+    With --ray, the workers of a Ray cluster measure.
 
     Args:
         model: Repository id or folder of the model, or the name of a demo model.
@@ -50,15 +59,24 @@ def extract(
         rows: How the sample file is read.
         loading: How the model is loaded.
         batch_size: Samples per batch.
-        checkpoint: Where the state is kept. Default: FILE.partial.
+        checkpoint: Where the state is kept. Default: FILE.partial; with --ray, a folder.
+        shard (I/N): Measure the part of worker I of N, from 0/N to N-1/N.
+        ray: Measure on the cluster that Ray is connected to, or on this machine's processors.
+        workers: Number of Ray workers. Default: one for each GPU, or CPU where there is none.
         fresh: Start again instead of resuming.
         force: Overwrite the output.
     """
-    from steerkit.cli.loading import check_without_weights, import_libraries, load_model
+    from steerkit.cli.loading import check_without_weights, folder_of, import_libraries, load_model
 
+    part = None if shard is None else _part(shard)
+    if ray and part is not None:
+        raise OptionError("--shard and --ray are both given", expected="one of the two")
+    if workers is not None and not ray:
+        raise OptionError("--workers is given without --ray", expected="both, or neither")
     partial = checkpoint if checkpoint is not None else output.with_name(f"{output.name}.partial")
     opt.output(output, force=force, ANCHORS=anchors)
-    opt.output(partial, force=True, ANCHORS=anchors, OUTPUT=output)
+    if not ray:
+        opt.output(partial, force=True, ANCHORS=anchors, OUTPUT=output)
     if fresh and partial.exists() and _measured(partial) is None:
         raise CheckpointError(
             f"{str(partial)!r} is not a checkpoint, and --fresh deletes it",
@@ -69,19 +87,39 @@ def extract(
     samples = rows.read(anchors) if anchors is not None else []
     import_libraries()
     from steerkit.methods import get_method
+    from steerkit.vectors import SteeringVector
 
     fitter = get_method(method)(**chosen)
     name = anchor_name if anchor_name is not None else (anchors.stem if anchors is not None else "")
+    options = {"batch_size": batch_size, "checkpoint": partial}
+    made: State | SteeringVector
     try:
         check_without_weights(model, given, lambda skeleton: fitter.plan(skeleton, samples))
-        vlm = load_model(model, given)
         if fresh:
-            partial.unlink(missing_ok=True)
-        vector = _fit(fitter, vlm, samples, partial, batch_size=batch_size, anchor_name=name)
-        if license_ is not None:
-            vector = vector.with_metadata(license=license_)
-        vector.save(output)
-        partial.unlink(missing_ok=True)
+            _forget(partial)
+        if ray:
+            with _reported(fitter, samples, partial) as report:
+                from steerkit import scale
+
+                made = scale.fit(
+                    *(fitter, folder_of(model), samples),
+                    **{"folder": partial, "workers": workers, "loading": given, "batch_size": batch_size},
+                    **{"progress": report, "anchor_name": name},
+                )
+        else:
+            vlm = load_model(model, given)
+            with _reported(fitter, samples, partial) as report:
+                if part is None:
+                    made = fitter.fit(vlm, samples, progress=report, anchor_name=name, **options)
+                else:
+                    from steerkit.scale import shard as shard_of
+
+                    blocks = shard_of(fitter.blocks(vlm, samples, batch_size=batch_size), *part)
+                    made = fitter.measure(vlm, samples, blocks, progress=report, **options)
+        if license_ is not None and isinstance(made, SteeringVector):
+            made = made.with_metadata(license=license_)
+        made.save(output)
+        _forget(partial)
     except KeyboardInterrupt as error:
         done = _measured(partial)
         kept = f"{done} of {len(samples)} samples are in {partial}. The same command goes on from there."
@@ -91,17 +129,70 @@ def extract(
         if done := _measured(partial):
             say(f"{done} of {len(samples)} samples are kept in {partial}: the same command goes on from there.")
         raise
+    echo(f"Wrote {output}: {made!r}")
+
+
+def merge(
+    model: str,
+    states: list[Path],
+    *,
+    output: Path,
+    license_: str | None = None,
+    anchor_name: str | None = None,
+    loading: opt.Loading,
+    force: bool = False,
+) -> None:
+    """Make a pack of what several workers have measured.
+
+    The states of `extract --shard`, all of them, in any order. The pack is the one that a single extraction makes.
+
+    Args:
+        model: Repository id or folder of the model, or the name of a demo model.
+        states (STATE...): The files of all shards.
+        output (FILE): The pack to write.
+        license_: Licence of the pack, such as MIT.
+        anchor_name: Name of the anchor set.
+        loading: How the model is loaded.
+        force: Overwrite the output.
+    """
+    from steerkit.cli.loading import import_libraries, load_model
+
+    opt.output(output, force=force, **{f"STATE {number}": path for number, path in enumerate(states, start=1)})
+    import_libraries()
+    from steerkit.methods import State, get_method
+
+    first, *others = (State.load(path) for path in states)
+    for path, other in zip(states[1:], others, strict=True):
+        first.extraction.require(other.extraction, f"the state {str(path)!r:.300}")
+    whole = first.merge(*others)
+    whole.groups()  # what is missing is said before the model is loaded
+    fitter = get_method(first.extraction.method)(**first.extraction.config)
+    vector = fitter.finish(load_model(model, loading.given()), whole, anchor_name=anchor_name or "")
+    if license_ is not None:
+        vector = vector.with_metadata(license=license_)
+    vector.save(output)
     echo(f"Wrote {output}: {vector!r}")
 
 
-def _fit(fitter: SteeringMethod, vlm: Any, samples: list[Sample], partial: Path, **options: Any) -> SteeringVector:
+def _part(shard: str) -> tuple[int, int]:
+    index, _, count = shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise OptionError(f"the shard is {shard!r}", expected="I/N, such as 0/8")
+    found = int(index), int(count)
+    if found[0] >= found[1]:
+        raise OptionError(f"there is no shard {shard}", expected="I from 0 to N-1")
+    return found
+
+
+@contextmanager
+def _reported(fitter: SteeringMethod, samples: list[Sample], partial: Path) -> Iterator[Report]:
     from steerkit.cli.progress import progress
 
     if done := _measured(partial) or 0:
         say(f"Resuming from {partial}: {done} of {len(samples)} samples are done.")
     try:
         with progress(f"Extracting with {fitter.name}", total=len(samples), done=done) as report:
-            return fitter.fit(vlm, samples, checkpoint=partial, progress=report, **options)
+            yield report
     except CheckpointError as error:
         raise CheckpointError(
             error.problem,
@@ -110,11 +201,23 @@ def _fit(fitter: SteeringMethod, vlm: Any, samples: list[Sample], partial: Path,
         ) from error
 
 
+def _files(partial: Path) -> list[Path]:
+    return sorted(partial.glob("blocks-*.safetensors")) if partial.is_dir() else [partial]
+
+
 def _measured(partial: Path) -> int | None:
     """How many samples a checkpoint holds; None where there is none, or the fit itself will refuse it."""
     from steerkit.methods import State
 
     try:
-        return len(State.load(partial))
+        return sum(len(State.load(path)) for path in _files(partial))
     except CheckpointError:
         return None
+
+
+def _forget(partial: Path) -> None:
+    for path in _files(partial):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # there is something else in it
+        if partial.is_dir():
+            partial.rmdir()

@@ -1,0 +1,198 @@
+"""Extraction on a real Ray: the bits of one process, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import picture
+
+import steerkit as sk
+from steerkit import scale
+from steerkit.errors import CheckpointError, EngineError, LabelError, OptionError
+from steerkit.testing import tiny
+
+ray: Any = pytest.importorskip("ray")
+
+ANCHORS = [
+    sk.Sample(f"request {number} of several", (picture(number),), label=("harmful", "harmless")[number % 2])
+    for number in range(22)
+]
+LABELS = {"positive": "harmful", "negative": "harmless"}
+METHODS = {
+    "mean": sk.CMRM(),
+    "pca": sk.CMRM(aggregate="pca"),
+    "sample level": sk.CMRM(level="sample"),
+    "caa": sk.methods.CAA(**LABELS),
+    "rows": sk.methods.ITI(**LABELS, heads=4),
+    "pairs": sk.methods.RepE(**LABELS),
+    "condition": sk.methods.CAST(),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    for part in tiny.build("llava"):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # sockets lie in the folder, and their names must be short
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """What Ray gives a worker with one CPU: sums depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_equal(found: sk.SteeringVector, expected: sk.SteeringVector) -> None:
+    assert found.tensors.keys() == expected.tensors.keys()
+    for key, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[key], tensor), key
+    ours, theirs = (
+        each.metadata.model_dump(mode="json", exclude={"created", "tensors_sha256"}) for each in (found, expected)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("name", METHODS)
+def test_two_workers_make_the_bits_of_one_process(name: str, model: str, tmp_path: Path) -> None:
+    method = METHODS[name]
+    anchors = ANCHORS if name != "sample level" else []
+    names = {"anchor_name": "requests", "anchor_license": "MIT"}
+    told: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"batch_size": 3, "engine": "hooks", **names}
+    found = scale.fit(
+        method,
+        model,
+        anchors,
+        folder=tmp_path,
+        workers=2,
+        blocks_per_task=2,
+        progress=lambda *at: told.append(at),
+        **options,
+    )
+    assert_equal(found, method.fit(sk.load(model), anchors, **options))
+    if anchors:
+        assert told[-1] == (22, 22)
+        assert len(told) == len(list(tmp_path.iterdir())) == 4 or name == "pairs"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_an_earlier_run_left_is_not_measured_again(model: str, tmp_path: Path) -> None:
+    method, told = sk.CMRM(), []
+    options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
+    whole = scale.fit(method, model, ANCHORS, folder=tmp_path, workers=1, blocks_per_task=3, **options)
+    states = sorted(tmp_path.iterdir())
+    states[1].unlink()
+    again = scale.fit(method, model, ANCHORS, folder=tmp_path, progress=lambda *at: told.append(at), **options)
+    assert told == [(22, 22)]
+    assert_equal(again, whole)
+    with pytest.raises(CheckpointError, match="another extraction: its config"):
+        scale.fit(sk.CMRM(alpha=2.0), model, ANCHORS, folder=tmp_path, **options)
+    states[0].write_bytes(states[0].read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="damaged"):
+        scale.fit(method, model, ANCHORS, folder=tmp_path, **options)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_is_replaced(model: str, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        if not killed:
+            workers = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=True)
+            killed.append(int(workers.stdout.split()[-1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
+    found = scale.fit(
+        sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=2, blocks_per_task=1, progress=kill_one, **options
+    )
+    assert killed
+    assert_equal(found, sk.CMRM().fit(sk.load(model), ANCHORS, **options))
+
+
+_DRIVER = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+import test_scale, ray
+from steerkit import scale
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+def report(done, total):
+    print(done, flush=True)
+    time.sleep(300)
+test_scale.scale.fit(test_scale.METHODS["pca"], sys.argv[2], test_scale.ANCHORS, folder=sys.argv[3], batch_size=2,
+    blocks_per_task=2, engine="hooks", progress=report)
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_driver_goes_on(model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _DRIVER, str(Path(__file__).parent), model, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "4\n"
+        process.send_signal(signal.SIGKILL)
+    assert len(list(tmp_path.iterdir())) == 1
+    told: list[int] = []
+    options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
+    found = scale.fit(
+        METHODS["pca"],
+        model,
+        ANCHORS,
+        folder=tmp_path,
+        blocks_per_task=2,
+        progress=lambda n, _: told.append(n),
+        **options,
+    )
+    assert told[0] == 8
+    assert_equal(found, METHODS["pca"].fit(sk.load(model), ANCHORS, **options))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_errors_of_a_worker_are_ours(model: str, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="no anchor is labelled 'target'"):
+        scale.fit(sk.methods.CAA(positive="target", negative="harmless"), model, ANCHORS, folder=tmp_path)
+    with pytest.raises(OptionError, match="at most 2"):
+        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="can't be written"):
+        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path / "file" / "folder", engine="hooks")
+    with pytest.raises(EngineError, match="lost"):
+        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, loading={"nonsense": object})
+
+
+# -- shards: workers that know nothing of each other -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 30])
+def test_shards_are_neighbours_and_all_of_it(count: int) -> None:
+    blocks = range(11)
+    shards = [list(scale.shard(blocks, index, count)) for index in range(count)]
+    assert [block for each in shards for block in each] == list(blocks)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, 0), (1, 0)])
+def test_there_is_no_such_shard(index: int, count: int) -> None:
+    with pytest.raises(OptionError, match="there is no shard"):
+        scale.shard(range(4), index, count)
