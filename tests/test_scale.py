@@ -171,14 +171,14 @@ def test_a_killed_driver_goes_on(model: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_errors_of_a_worker_are_ours(model: str, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="no anchor is labelled 'target'"):
-        scale.fit(sk.methods.CAA(positive="target", negative="harmless"), model, ANCHORS, folder=tmp_path)
+        scale.fit(sk.methods.CAA(positive="target", negative="harmless"), model, ANCHORS, folder=tmp_path, workers=1)
     with pytest.raises(OptionError, match="at most 2"):
         scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=3)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="can't be written"):
-        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path / "file" / "folder", engine="hooks")
+        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path / "file" / "folder", workers=1)
     with pytest.raises(EngineError, match="lost"):
-        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, loading={"nonsense": object})
+        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=1, loading={"nonsense": object})
 
 
 # -- shards: workers that know nothing of each other -------------------------------------------------------------------
