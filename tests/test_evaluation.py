@@ -248,7 +248,7 @@ def test_what_a_judge_has_said_is_not_asked_again(
 ) -> None:
     path = tmp_path / "verdicts.jsonl"
     forked(lambda: judge(few, whole[0], judge=Counting(lambda n: killed() if n == 5 else None), path=path), -9)
-    assert len(read_records(path, Verdict)) == 4
+    assert len(read_records(path, Verdict)) == 4 + len(few.utility)
     second = Counting()
     found = judge(few, whole[0], judge=second, path=path, workers=workers)
     assert sorted(second.asked) == [f"harmless {number}" for number in (1, 2, 3, 4)]
@@ -296,9 +296,9 @@ def test_a_judge_that_is_away_stops_the_step(
     path = tmp_path / "verdicts.jsonl"
     with pytest.raises(JudgeError, match="'counting' failed on the last 5 answers: ConnectionError: nobody there"):
         judge(few, whole[0], judge=Counting(away), path=path, workers=workers)
-    assert sum(not each.error for each in read_records(path, Verdict)) == 2
+    assert sum(not each.error for each in read_records(path, Verdict)) == 2 + len(few.utility)
     assert threading.active_count() < 4
-    with pytest.raises(JudgeError, match="failed on every answer"):
+    with pytest.raises(JudgeError, match="failed on the last 2 answers"):
         judge(few.only("harmful"), whole[0][:2], judge=Counting(lambda _: 1 / 0))  # type: ignore[arg-type]
 
 

@@ -99,6 +99,7 @@ class Root(Group):
         "Steer": {
             **{"extract": "extract", "merge": "extract:merge"},
             **{each: each for each in ("generate", "serve", "compare", "calibrate", "demo")},
+            "judge-check": "judge_check",
         },
         "Share": {"push": "hub:push", "pull": "hub:pull", "verify": "pack:verify", "hub": Hub, "pack": Pack},
         "Set up and extend": {

@@ -1,5 +1,12 @@
 # The names that are offered here, and where each lives; `_internal.lazy` reads this list as well as type checkers.
 
+from steerkit.evaluation._agreement import (
+    Agreement as Agreement,
+    Check as Check,
+    Opinion as Opinion,
+    judge_check as judge_check,
+    side_by_side as side_by_side,
+)
 from steerkit.evaluation._calibrate import Calibration as Calibration, calibrate as calibrate
 from steerkit.evaluation._cases import Case as Case
 from steerkit.evaluation._compare import (
@@ -30,8 +37,13 @@ from steerkit.evaluation._search import Budget as Budget
 from steerkit.evaluation._statistics import (
     Estimate as Estimate,
     bootstrap as bootstrap,
+    holm as holm,
+    kappa as kappa,
+    mcnemar as mcnemar,
+    power as power,
     rate as rate,
     sign_test as sign_test,
+    zero_allows as zero_allows,
 )
 from steerkit.evaluation._suites import KINDS as KINDS, Suite as Suite, load_suite as load_suite
 from steerkit.evaluation._text import (

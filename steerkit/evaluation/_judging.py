@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -54,8 +55,8 @@ def judge(
         One verdict for each answer, in their order.
 
     Raises:
-        JudgeError: The judge fails on five answers in a row, or on all of them, or gives something else than a
-            `Judgement` of true, false and None. What it said before is in the file.
+        JudgeError: The judge fails on five answers in a row, or on all that it is asked about, or gives something else
+            than a `Judgement` of true, false and None. What it said before is in the file.
         RecordsError: An answer is to another prompt than the suite's; or the file is damaged, in use or full.
         OptionError: An argument is of another type.
     """
@@ -73,21 +74,26 @@ def judge(
             (answer.digest, _parser(case) if answer.kind == "utility" else chosen.identity)
             for answer, case in zip(answers, cases, strict=True)
         ]
-        left = {key: at for at, key in enumerate(keys) if key not in known}
-        done, failed = len(keys) - len(left), 0
-        for at, verdict in _verdicts(chosen, [(at, answers[at], cases[at]) for at in left.values()], workers):
+        left = list({key: at for at, key in enumerate(keys) if key not in known}.values())
+        done = len(keys) - len(left)
+
+        def keep(at: int, verdict: Verdict) -> None:
+            nonlocal done
             journal.append(verdict)
             known[keys[at]] = verdict
             done += 1
-            failed = failed + 1 if verdict.error else 0
-            if failed == PATIENCE:
-                raise _gave_up(chosen, verdict, f"the last {PATIENCE} answers")
             if progress is not None:
                 progress(done, len(keys))
-    found = [known[key] for key in keys]
-    if (asked := [each for each in found if each.right is None]) and all(each.error for each in asked):
-        raise _gave_up(chosen, asked[-1], "every answer")
-    return found
+
+        requests = [at for at in left if answers[at].kind != "utility"]
+        for at in left:
+            if answers[at].kind == "utility":
+                keep(at, _read(cases[at], answers[at]))
+        asked = [(cases[at], answers[at].answer) for at in requests]
+        for at, found in zip(requests, judged(chosen, asked, workers), strict=True):
+            answer = answers[at].digest
+            keep(at, Verdict(answer=answer, judge=chosen.name, identity=chosen.identity, **asdict(found)))
+        return [known[key] for key in keys]
 
 
 def surprise(
@@ -146,50 +152,52 @@ def _case(suite: Suite, answer: Answer) -> Case:
     return case
 
 
-def _verdicts(judge: Judge, left: Sequence[tuple[int, Answer, Case]], workers: int) -> Iterator[tuple[int, Verdict]]:
-    """The verdict on each answer, with its number; as they come."""
-    if workers == 1:
-        yield from ((at, _verdict(judge, answer, case)) for at, answer, case in left)
-        return
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield from pool.map(lambda each: (each[0], _verdict(judge, each[1], each[2])), left)
-    finally:  # whatever ends this, no further answer is asked about
-        pool.shutdown(cancel_futures=True)
+def judged(judge: Judge, asked: Sequence[tuple[Case, str]], workers: int) -> Iterator[Judgement]:
+    """What a judge says of each answer, as it comes; what it raises is the judgement's `error`.
+
+    Raises:
+        JudgeError: It fails on five in a row, or on all; or it gives something else than true, false and None.
+    """
+    failed, count = 0, 0
+    with ThreadPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        try:
+            for found in (map if pool is None else pool.map)(lambda each: _judged(judge, *each), asked):
+                count += 1
+                failed = failed + 1 if found.error else 0
+                yield found
+                if failed == PATIENCE or 0 < failed == len(asked):
+                    raise JudgeError(
+                        f"the judge {judge.name!r} failed on the last {failed} answers: {found.error}",
+                        expected="a judge that answers",
+                        fix="mend it and judge again: answers are kept, and what was judged before is not asked again",
+                    )
+        finally:  # whatever ends this, no further answer is asked about
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
 
 
-def _verdict(judge: Judge, answer: Answer, case: Case) -> Verdict:
-    if answer.kind == "utility":
-        told = answer.answer
-        parser = _parser(case)
-        right = states(told, case.answer or "", case.parser)
-        return Verdict(
-            answer=answer.digest, judge=parser, identity=parser, right=right, garbled=not right and is_garbled(told)
-        )
-    head: dict[str, Any] = {"answer": answer.digest, "judge": judge.name, "identity": judge.identity}
+def _judged(judge: Judge, case: Case, answer: str) -> Judgement:
     try:
-        found = judge.judge(case, answer.answer)
+        found = judge.judge(case, answer)
     except Exception as error:  # of a server, of a model: whatever it is, nothing was said of this answer
-        return Verdict(**head, error=described(error))
+        return Judgement(error=described(error))
     parts = asdict(found) if isinstance(found, Judgement) else {}
-    texts = [parts.pop(name, None) for name in ("raw", "error")]
-    if not parts or not all(isinstance(part, (bool, np.bool_, type(None))) for part in parts.values()):
+    texts = {name: parts.pop(name, None) for name in ("raw", "error")}
+    if not (parts and all(isinstance(part, (bool, np.bool_, type(None))) for part in parts.values())):
         raise JudgeError(
             f"the judge {judge.name!r} gives {quoted(found)} for an answer to {quoted(case.request)}",
             expected="a Judgement of True, False and None",
             fix=f"correct {type(judge).__name__}.judge",
         )
-    head |= {name: None if part is None else bool(part) for name, part in parts.items()}
-    return Verdict(**head, raw=texts[0], error=texts[1])
+    return Judgement(**{name: None if part is None else bool(part) for name, part in parts.items()}, **texts)
+
+
+def _read(case: Case, answer: Answer) -> Verdict:
+    """What a parser says of the answer to a question."""
+    parser, right = _parser(case), states(answer.answer, case.answer or "", case.parser)
+    garbled = not right and is_garbled(answer.answer)
+    return Verdict(answer=answer.digest, judge=parser, identity=parser, right=right, garbled=garbled)
 
 
 def _parser(case: Case) -> str:
     return f"parser: {case.parser or parser_for(case.answer or '')}"
-
-
-def _gave_up(judge: Judge, verdict: Verdict, where: str) -> JudgeError:
-    return JudgeError(
-        f"the judge {judge.name!r} failed on {where}: {verdict.error}",
-        expected="a judge that answers",
-        fix="mend it and judge again: answers are kept, and what was judged before is not asked again",
-    )

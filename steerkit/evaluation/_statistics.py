@@ -54,13 +54,31 @@ def wilson(held: int, n: int) -> tuple[float, float]:
     return (0.0 if held == 0 else middle - half), (1.0 if held == n else middle + half)
 
 
-def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> Estimate:
-    """A mean, with the percentile interval of its bootstrap, seeded; NaN of nothing."""
+def bootstrap(
+    values: Sequence[float], resamples: int = 1000, seed: int = 0, *, clusters: Sequence[object] | None = None
+) -> Estimate:
+    """A mean, with the percentile interval of its bootstrap, seeded; NaN of nothing.
+
+    Args:
+        values: The values; truth values for a share.
+        resamples: How often they are drawn.
+        seed: Of the drawing.
+        clusters: What each belongs to, such as its image: clusters are drawn as a whole, since values of one are more
+            alike than others.
+    """
     if not values:
         return Estimate(math.nan, math.nan, math.nan)
+    groups: dict[object, list[float]] = {}
+    for value, cluster in zip(values, range(len(values)) if clusters is None else clusters, strict=True):
+        groups.setdefault(cluster, []).append(value)
+    sums = [(sum(group), len(group)) for group in groups.values()]
     generator = random.Random(seed)
+    means = []
+    for _ in range(resamples):
+        drawn = generator.choices(sums, k=len(sums))
+        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
+    means.sort()
     n = len(values)
-    means = sorted(sum(generator.choices(values, k=n)) / n for _ in range(resamples))
     return Estimate(sum(values) / n, means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1], n)
 
 
@@ -72,3 +90,78 @@ def sign_test(worse: int, better: int) -> float:
     """
     changed = worse + better
     return sum(math.comb(changed, k) for k in range(worse, changed + 1)) / 2**changed
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Exact two-sided McNemar test on the pairs that changed: the probability of a split as uneven, by chance alone."""
+    return min(1.0, 2 * sign_test(max(fixed, broken), min(fixed, broken)))
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Probabilities of several tests, adjusted by Holm's method: below 0.05, the test holds among all of them."""
+    adjusted, largest = [0.0] * len(probabilities), 0.0
+    for rank, index in enumerate(sorted(range(len(probabilities)), key=probabilities.__getitem__)):
+        largest = max(largest, min(1.0, (len(probabilities) - rank) * probabilities[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def zero_allows(n: int) -> float:
+    """The largest share that a count of 0 of `n` still allows, at 95 %: 0.088 of 40."""
+    return wilson(0, n)[1]
+
+
+def power(n: int, fixed: float, broken: float, alpha: float = 0.05) -> float:
+    """The probability that `mcnemar` finds a difference, of `n` pairs.
+
+    Args:
+        n: Prompts.
+        fixed: The share of them that changes one way.
+        broken: The share that changes the other way.
+        alpha: The level.
+    """
+    found, changing = 0.0, fixed + broken
+    for changed in range(1, n + 1):
+        by_chance, tails, k = _binomial(changed, 0, 0.5), 0.0, 0
+        while 2 * by_chance <= alpha:  # a split as uneven as this one is found
+            tails += _binomial(changed, k, fixed / changing) + _binomial(changed, changed - k, fixed / changing)
+            k += 1
+            by_chance += _binomial(changed, k, 0.5)
+        found += _binomial(n, changed, changing) * tails
+    return found
+
+
+def kappa(one: Sequence[bool | None], other: Sequence[bool | None]) -> Estimate:
+    """Cohen's kappa of two judges, with the large-sample interval of Fleiss, Cohen and Everitt (1969).
+
+    Args:
+        one: What one says of each answer; None, where it is unjudged, leaves the answer out, and is counted.
+        other: What the other says.
+
+    Returns:
+        NaN, with an interval of everything, where nothing was judged, or both say one and the same of all answers.
+    """
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    n, unjudged = len(pairs), len(one) - len(pairs)
+    shares = {(a, b): pairs.count((a, b)) / max(n, 1) for a in (False, True) for b in (False, True)}
+    rows = [shares[side, False] + shares[side, True] for side in (False, True)]
+    columns = [shares[False, side] + shares[True, side] for side in (False, True)]
+    agreed, chance = shares[False, False] + shares[True, True], rows[0] * columns[0] + rows[1] * columns[1]
+    if n == 0 or chance == 1.0:
+        return Estimate(math.nan, -1.0, 1.0, len(one), unjudged)
+    value = (agreed - chance) / (1 - chance)
+    spread = -((value - chance * (1 - value)) ** 2)
+    for (a, b), share in shares.items():
+        if a == b:
+            spread += share * (1 - (rows[a] + columns[a]) * (1 - value)) ** 2
+        else:
+            spread += share * ((1 - value) * (columns[a] + rows[b])) ** 2
+    half = Z * math.sqrt(max(spread, 0.0) / n) / (1 - chance)
+    return Estimate(value, max(value - half, -1.0), min(value + half, 1.0), len(one), unjudged)
+
+
+def _binomial(n: int, k: int, share: float) -> float:
+    if share in (0.0, 1.0):
+        return float(k == n * share)
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(share) + (n - k) * math.log1p(-share))

@@ -1,0 +1,236 @@
+"""Judging the judge: how far two judges agree, and a judge with people."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerkit._internal.files import read_bounded
+from steerkit._internal.validation import PATH, expect
+from steerkit._text import one_line, quoted
+from steerkit.errors import SampleError
+from steerkit.evaluation._cases import Case
+from steerkit.evaluation._judges import Judge, Judgement
+from steerkit.evaluation._judging import judged
+from steerkit.evaluation._statistics import Estimate, kappa
+from steerkit.models import Sample
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PARTS = ("refused", "harmful", "garbled")
+
+ENOUGH = 0.8
+"""The kappa below which a judge is not good enough to be believed without a warning."""
+
+LARGEST = 2**28
+"""Bytes of a file of labels."""
+
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": None}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two agree on one part of their judgements, on the answers of one condition.
+
+    Attributes:
+        condition: The condition; `all` for all of them.
+        part: `refused`, `harmful` or `garbled`.
+        kappa: Cohen's kappa with its interval of 95 %; `n` and `unjudged` count answers.
+        only_first: Answers of which the first alone says so.
+        only_second: Answers of which the second alone says so.
+    """
+
+    condition: str
+    part: str
+    kappa: Estimate
+    only_first: int
+    only_second: int
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """An answer, and what two say of it.
+
+    Attributes:
+        condition: Under which it was given.
+        request: What was asked.
+        answer: What was answered.
+        first: What the first says.
+        second: What the second says.
+    """
+
+    condition: str
+    request: str
+    answer: str
+    first: Judgement
+    second: Judgement
+
+    @property
+    def differs(self) -> bool:
+        """Whether both judged a part, and differently."""
+        return any({getattr(self.first, part), getattr(self.second, part)} == {True, False} for part in PARTS)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Two judges side by side; of `judge_check`, the judge and people.
+
+    Attributes:
+        first: Name of the first.
+        second: Name of the second.
+        opinions: Every answer with what both say.
+        rows: The agreement on each part that both judged, over all answers and by condition.
+    """
+
+    first: str
+    second: str
+    opinions: tuple[Opinion, ...]
+    rows: tuple[Agreement, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether there is something to compare, and every kappa is at least 0.8."""
+        return bool(self.rows) and all(row.kappa.value >= ENOUGH for row in self.rows)
+
+    @property
+    def differing(self) -> tuple[Opinion, ...]:
+        """The answers on which they differ."""
+        return tuple(each for each in self.opinions if each.differs)
+
+    @property
+    def title(self) -> str:
+        """The names, and whether the agreement is good enough."""
+        weak = [f"{row.part}, {row.condition}" for row in self.rows if not row.kappa.value >= ENOUGH]
+        told = (
+            f"NOT RELIABLE: kappa is below {ENOUGH:g} for {'; '.join(weak)}" if weak else f"kappa at least {ENOUGH:g}"
+        )
+        return one_line(f"{self.first} and {self.second}: {told if self.rows else 'nothing that both judged'}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the answers on which both agree; None for what is NaN."""
+        document = {**asdict(self), "title": self.title, "differing": list(map(asdict, self.differing))}
+        document.pop("opinions")
+        for row in document["rows"]:
+            row["kappa"] = {name: None if value != value else value for name, value in row["kappa"].items()}
+        return document
+
+    def table(self) -> Table:
+        """The rows, for a rich console."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(self.title))
+        for head in ("condition", "part", "n", "unjudged", "kappa", f"only {self.first}", f"only {self.second}"):
+            table.add_column(Text(one_line(head)))
+        for row in self.rows:
+            found = row.kappa
+            told = "-" if found.value != found.value else f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+            counts = (found.n, found.unjudged, told, row.only_first, row.only_second)
+            table.add_row(Text(one_line(row.condition)), row.part, *map(str, counts))
+        return table
+
+
+def side_by_side(first: str, second: str, opinions: Sequence[Opinion]) -> Check:
+    """How far two judges agree, part by part, over all answers and by condition.
+
+    Args:
+        first: Name of the first.
+        second: Name of the second.
+        opinions: What they say.
+    """
+    conditions = list(dict.fromkeys(each.condition for each in opinions))
+    rows = []
+    for condition in ["all", *(conditions if len(conditions) > 1 else [])]:
+        group = [each for each in opinions if condition in ("all", each.condition)]
+        for part in PARTS:
+            said = [[getattr(side, part) for side in (each.first, each.second)] for each in group]
+            if any(None not in pair for pair in said):
+                ones, others = zip(*said, strict=True)
+                rows.append(
+                    Agreement(
+                        condition, part, kappa(ones, others), said.count([True, False]), said.count([False, True])
+                    )
+                )
+    return Check(first, second, tuple(opinions), tuple(rows))
+
+
+def judge_check(
+    judge: Judge, labels: str | Path, *, columns: Mapping[str, str] | None = None, workers: int = 1
+) -> Check:
+    """Compare a judge with people: Cohen's kappa with its interval, over all answers and by condition.
+
+    Steering changes how refusals are worded, so that a judge that is good on unsteered answers may fail on steered
+    ones: label some of each condition.
+
+    Args:
+        judge: The judge.
+        labels: A CSV file with the columns `request` and `answer`, at least one of `refused`, `harmful` and `garbled`
+            (true, false, yes, no, 1, 0; empty: not labelled), and perhaps `condition`; others are left alone.
+        columns: The file's own names of these columns, as `{"answer": "completion"}`.
+        workers: How many answers the judge is asked about at once.
+
+    Returns:
+        The judge, first, and the people, second. What the judge failed on is unjudged, and counted.
+
+    Raises:
+        SampleError: The file can't be read, lacks a column, or a label is something else; the message names the line.
+        JudgeError: As for `sk.evaluation.judge`.
+    """
+    expect(Judge, "an object with name, identity and judge", "sk.evaluation.PhraseJudge()", judge=judge)
+    expect(PATH, "a .csv file", labels=labels)
+    rows = _labelled(Path(labels), dict(columns or {}))
+    found = judged(judge, [(Case(Sample(request)), answer) for _, request, answer, _ in rows], workers)
+    opinions = [
+        Opinion(condition, request, answer, said, label)
+        for said, (condition, request, answer, label) in zip(found, rows, strict=True)
+    ]
+    return side_by_side(judge.name, "people", opinions)
+
+
+def _labelled(path: Path, columns: dict[str, str]) -> list[tuple[str, str, str, Judgement]]:
+    try:
+        text = read_bounded(path, LARGEST).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise SampleError(
+            f"the labels {quoted(str(path), 200)} can't be read ({why})", expected="CSV in UTF-8"
+        ) from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[str, str, str, Judgement]] = []
+    try:
+        names = {name: columns.get(name, name) for name in ("condition", "request", "answer", *PARTS)}
+        heads = list(reader.fieldnames or ())
+        parts = [part for part in PARTS if names[part] in heads]
+        missing = [names[name] for name in ("request", "answer") if names[name] not in heads]
+        if missing or not parts or heads.count(names["answer"]) > 1:
+            raise SampleError(
+                f"{quoted(str(path), 200)} has the columns {', '.join(map(repr, heads)) or 'none'}"
+                + (f", not {missing[0]!r}" if missing else ""),
+                expected="request, answer, and at least one of refused, harmful and garbled, each once",
+                fix='say what they are called: columns={"answer": "completion"}',
+            )
+        for row in reader:
+            if None in row or None in row.values():
+                raise SampleError(f"{path}, line {reader.line_num}: {len(heads)} columns are named", expected="as many")
+            label: dict[str, Any] = {
+                part: _label(row[names[part]], f"{path}, line {reader.line_num}") for part in parts
+            }
+            condition = row.get(names["condition"]) or "unnamed"
+            rows.append((condition, row[names["request"]], row[names["answer"]], Judgement(**label)))
+    except csv.Error as error:
+        raise SampleError(f"{path}, line {reader.line_num}: {error}", expected="CSV") from error
+    if not rows:
+        raise SampleError(f"{quoted(str(path), 200)} holds no labels", expected="at least one")
+    return rows
+
+
+def _label(text: str, where: str) -> bool | None:
+    word = text.strip().lower()
+    if word not in _WORDS:
+        raise SampleError(f"{where}: the label is {quoted(text)}", expected="true, false, yes, no, 1, 0 or nothing")
+    return _WORDS[word]
