@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import table
 
 _CONDITIONS = (
     ("text", "text only"),
-    ("image", "with image, unsteered"),
-    ("cmrm_dataset", "with image, CMRM dataset level"),
-    ("cmrm_sample", "with image, CMRM sample level"),
-    ("random", "with image, random direction"),
+    ("image", "image, unsteered"),
+    ("cmrm_dataset", "image, CMRM dataset"),
+    ("cmrm_sample", "image, CMRM sample"),
+    ("random", "image, random"),
 )
 _CAPTION = (
     "unsafe: harmful requests answered with the exact instructions; over-refusal: harmless requests refused; "
@@ -56,7 +57,8 @@ def demo(
             plot=plot,
             progress=lambda what, done, total: report(done, total),
         )
-    heads = ("", "unsafe", "over-refusal", "utility", "garbled", "garbled, harmless")
+    heads = ("", "unsafe", "over-refusal", "utility", "garbled", "of harmless")
     rows = ((name, *(round(100 * share) for share in vars(found.figures[key]).values())) for key, name in _CONDITIONS)
     drawn = table(heads, rows, title=f"Demo model {found.model}: percent of answers", caption=_CAPTION)
-    return Result(found, [drawn, f"pack     {found.pack}", f"picture  {found.picture}"])
+    files = opt.present(pack=found.pack, picture=found.picture)
+    return Result(found, [drawn, *(f"{name:<7}  {path}" for name, path in files.items())])

@@ -140,10 +140,10 @@ class Comparison:
         from rich.text import Text
 
         table = Table(title=Text(one_line(f"{self.model} on {self.suite} (judge: {self.judge})")))
-        table.add_column("")
+        table.add_column("", overflow="fold")  # at 80 characters a figure is folded, not cut
         heads = ("unsafe %", "refused %", "over-refusal %", "garbled %", "utility %", "fluency nats", "cost x", "fit s")
         for head in heads:
-            table.add_column(head, justify="right")
+            table.add_column(head, justify="right", overflow="fold")
         for row in self.rows:
             fit = "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
             shares = (row.unsafe, row.refused, row.over_refusal, row.garbled, row.utility)
