@@ -368,7 +368,7 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
         index = last_index(inputs, architecture)
 
         def last(h: Tensor) -> Tensor:
-            h = merged(h, architecture)
+            h = _one_state(merged(h, architecture), inputs, architecture)
             more = 0 if width is None else h.shape[1] - width
             return h[torch.arange(h.shape[0], device=h.device), index.to(h.device) + more]
 
@@ -376,13 +376,30 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
     mask = None if architecture.encoder_decoder else inputs.get("attention_mask")
 
     def mean(h: Tensor) -> Tensor:
-        h = merged(h, architecture)
+        h = _one_state(merged(h, architecture), inputs, architecture)
         real = torch.ones(h.shape[:2], device=h.device)
         if mask is not None:
             real[:, -mask.shape[1] :] = (mask != 0).to(h.device).float()
         return torch.einsum("bth,bt->bh", h.float(), real) / real.sum(1, keepdim=True)
 
     return mean
+
+
+def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture) -> Tensor:
+    """The state, once it is known to be one for each position of each prompt.
+
+    Raises:
+        EngineError: It is something else, of which the wrong part would be read.
+    """
+    rows = next(iter(inputs.values())).shape[0]
+    width = inputs["input_ids"].shape[1] if architecture.marks == "ids" and not architecture.encoder_decoder else None
+    if h.dim() != 3 or h.shape[0] != rows or h.shape[1] != (width or h.shape[1]):
+        raise EngineError(
+            f"a module gives a state of shape {tuple(h.shape)} for {rows} prompts",
+            expected=f"({rows}, {width or 'positions'}, hidden)",
+            fix="read resid_post; or declare `state` in a Family record, where blocks return several streams",
+        )
+    return h
 
 
 def call_target(model: nn.Module, inputs: Mapping[str, Any], architecture: Architecture) -> nn.Module:

@@ -134,8 +134,8 @@ def start_token(model: Any) -> int:
     Raises:
         UnsupportedModelError: No config says it.
     """
-    for config in (getattr(model, "generation_config", None), model.config, text_config(model.config)):
-        for name in ("decoder_start_token_id", "bos_token_id"):
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for config in (getattr(model, "generation_config", None), model.config, text_config(model.config)):
             if config is not None and isinstance(found := getattr(config, name, None), int):
                 return found
     raise UnsupportedModelError(
