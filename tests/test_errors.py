@@ -22,6 +22,7 @@ BUILT_IN = {
     "ModelError": RuntimeError,
     "FileWriteError": OSError,
     "NothingSteeredError": RuntimeError,
+    "JudgeError": RuntimeError,
     "ContractError": AssertionError,
 }
 

@@ -681,3 +681,22 @@ def test_qwen_is_left_as_it_was_by_a_measurement(qwen: sk.VLM) -> None:
     length = inputs["input_ids"].shape[1]
     texts = qwen.processor.tokenizer.batch_decode(first[:, length:], skip_special_tokens=True)
     assert third == [text.strip() for text in texts]
+
+
+def test_directions_that_are_written_to_before_a_block_opens_count(llava: sk.VLM, inputs: Any) -> None:
+    """What was compiled to check the arguments is not what steers, once they have changed."""
+    tensors = directions(llava)
+    steering = vector(llava, tensors)
+    context = sk.steer(llava, steering, policy="off")
+    where = since(prompt_length("llava", inputs) - 1)
+    for factor in (2.0, 3.0):
+        for tensor in steering.tensors.values():
+            tensor.mul_(factor)
+        tensors = {key: factor * tensor for key, tensor in tensors.items()}
+        with context:
+            found = generate(llava.model, inputs)
+        with edited(llava.model, "llava", adds(tensors, where)):
+            assert distance(found, generate(llava.model, inputs)) < 1e-3
+    next(iter(steering.tensors.values()))[0] = float("inf")
+    with pytest.raises(NonFiniteError), context:
+        pass
