@@ -46,7 +46,8 @@ def placeholder(name: str, processor: Any) -> str:
     if name in _WRITTEN:
         return _WRITTEN[name]
     token = getattr(processor, "image_placeholder_token", None) or getattr(processor, "image_token", None)
-    before, after = _FRAMES.get(name, ("", ""))
+    own = tuple(str(getattr(processor, f"vision_{each}_token", None) or "") for each in ("start", "end"))
+    before, after = own if all(own) else _FRAMES.get(name, ("", ""))
     return f"{before}{token}{after}"
 
 

@@ -43,7 +43,7 @@ TEXT_MODULES = {
 }
 """What answers a prompt without an image, where the model itself can't."""
 
-STREAMS = {"gemma3n": "first", "glm5_next": "third", "qwen4_exp": "flat"}
+STREAMS = {"gemma3n": "first", "glm5_next": "third", "hy_v4_vl": "third", "qwen4_exp": "flat"}
 """Where a block's output holds several residual streams."""
 
 NEXT = {"idefics": "model.gated_cross_attn_layers"}

@@ -35,13 +35,13 @@ def _comparison(name: str) -> tuple[str, Any, float]:
     return name, levels.compared(name), time.process_time() - began
 
 
-def _each(work: Callable[[str], tuple[str, Any, float]], names: Sequence[str], workers: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _each(
+    work: Callable[[str], tuple[str, Any, float]], names: Sequence[str], workers: int, keep: Callable[[str, Any], None]
+) -> None:
     with multiprocessing.get_context("spawn").Pool(workers, _quiet) as pool:
         for name, result, seconds in pool.imap_unordered(work, names, chunksize=1):
-            found[name] = result
+            keep(name, result)
             print(f"{name:24} {seconds:5.1f} s  {result}", flush=True)
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     names = options.types or list(pairs.NAMES)
     if options.check:
-        wrong = [text for text in _each(_comparison, names, options.workers).values() if text is not None]
+        wrong: list[str] = []
+        _each(_comparison, names, options.workers, lambda _, text: wrong.extend([text] if text else []))
         if not options.types:
             gone = sorted(levels.recorded()["types"].keys() - set(pairs.NAMES))
             wrong += [f"{name}: has a row, and transformers has no such type" for name in gone]
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 wrong.append("docs/models.md is not what levels.json says")
         print("\n".join(wrong) or "every type is as the table says")
         return int(bool(wrong))
-    levels.write(_each(_row, names, options.workers))
+    _each(_row, names, options.workers, lambda name, row: levels.write({name: row}))
     return 0
 
 

@@ -27,7 +27,7 @@ _SAM = {
     "vision_config.sam_config.downsample_channels": [32, "@vision_config.encoder_config.hidden_size"],
 }
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [24, 20, 20]}
-_QUERIES = {"image_token_index": 1, "video_token_index": 1}
+_QUERIES = {"image_token_index": 1}
 _MINICPM = {"insert_layer_id": 0, "vision_config.insert_layer_id": 0, "vision_config.patch_size": 14}
 _MUSE = {
     "projector_hidden_size": 64,
@@ -196,7 +196,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "text_config.n_layers_per_attn_res_block": 1,
     },
     "instructblip": _QUERIES,
-    "instructblipvideo": {**_QUERIES, "vision_config.image_size": 384},
+    "instructblipvideo": {**_QUERIES, "video_token_index": 1, "vision_config.image_size": 384},
     "internvl": {"vision_config.image_size": [112, 112], "image_seq_length": 16},
     "qianfan_ocr": {"vision_config.image_size": [112, 112], "image_seq_length": 16},
     "janus": {

@@ -1,0 +1,136 @@
+"""The checks of all types: what proves them, and types of every kind that the test environment can build.
+
+All of them: `python -m breadth.report --check` in tests/, a step of CI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+import torch
+from steerkit.errors import SteerKitError
+from steerkit.models import Architecture
+
+from breadth import checks, levels, pairs
+
+BROKEN_ON = ("qwen2_vl", "llava", "gemma3")
+KINDS = (
+    "gemma3",  # token types
+    "granite_docling",  # another place of the blocks
+    "idefics",  # cross-attention, no position of the image
+    "inkling2_loop",  # blocks that run several times
+    "emu3",  # discrete codes
+    "blip-2",  # Q-Former, a bare prompt, a text module
+    "qwen4_exp",  # several residual streams
+    "mistral_large4",  # positions that count padding
+)
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, checks.Case]:
+    return {}
+
+
+def _case(cases: dict[str, checks.Case], name: str) -> checks.Case:
+    if name not in cases:
+        cases[name] = checks.Case(name)
+    return cases[name]
+
+
+class _Shifted(Architecture):
+    """One block too far."""
+
+    def site(self, layer: int, site: Any, tower: Any = "language") -> str:
+        return Architecture.site(self, (layer + 1) % self.layer_count, site, tower)
+
+
+@contextlib.contextmanager
+def _wrong_layer(case: checks.Case, monkeypatch: pytest.MonkeyPatch) -> Any:
+    own = case.vlm.architecture
+    shifted = _Shifted(**{field.name: getattr(own, field.name) for field in fields(own)})
+    monkeypatch.setattr(case.vlm, "architecture", shifted)
+    yield
+
+
+@contextlib.contextmanager
+def _wrong_token(case: checks.Case, monkeypatch: pytest.MonkeyPatch) -> Any:
+    _encoding(case, monkeypatch, _masking_the_last)
+    yield
+
+
+@contextlib.contextmanager
+def _padding_that_counts(case: checks.Case, monkeypatch: pytest.MonkeyPatch) -> Any:
+    _encoding(case, monkeypatch, lambda inputs: {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])})
+    yield
+
+
+@contextlib.contextmanager
+def _nothing(case: checks.Case, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(checks.sk, "steer", lambda *args, **options: contextlib.nullcontext())
+    yield
+
+
+def _masking_the_last(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    mask = inputs["attention_mask"].clone()
+    mask[:, -1] = 0
+    return {**inputs, "attention_mask": mask}
+
+
+def _encoding(case: checks.Case, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
+    original: Any = case.vlm.format.encode  # type: ignore[union-attr]
+    monkeypatch.setattr(case.vlm.format, "encode", lambda texts, images: change(original(texts, images)))
+
+
+BREAKS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "wrong layer": (_wrong_layer, ("capture", "steering", "padding", "text", "mixed", "generation")),
+    "wrong token": (_wrong_token, ("capture", "steering", "padding", "text", "mixed", "generation")),
+    "padding that counts": (_padding_that_counts, ("padding", "text")),
+    "nothing": (_nothing, ("steering", "padding", "image tokens", "text", "mixed", "generation", "vision")),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ON)
+@pytest.mark.parametrize("how", BREAKS)
+def test_what_is_broken_fails(
+    cases: dict[str, checks.Case], name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = _case(cases, name)
+    broken, found = BREAKS[how]
+    for key in found:
+        checks.CHECKS[key](case)
+    with broken(case, monkeypatch):
+        for key in found:
+            with pytest.raises((checks.CheckError, SteerKitError)):
+                checks.CHECKS[key](case)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_is_as_the_table_says(name: str) -> None:
+    assert levels.recorded()["types"][name]["level"] == "images and text"
+    assert levels.compared(name) is None
+
+
+def test_every_type_is_in_the_table_or_untested() -> None:
+    document = levels.recorded()
+    del document["types"]["qwen2_vl"]
+    page = levels.page(document)
+    assert "| `qwen2_vl` | untested |" in page
+    assert all(f"| `{name}` | " in page for name in pairs.NAMES)
+
+
+def test_the_page_is_what_the_levels_say() -> None:
+    assert levels.DOCUMENT.read_text() == levels.page(levels.recorded())
+
+
+def test_a_row_says_what_came_of_the_checks() -> None:
+    good = dict.fromkeys(("built", *checks.CHECKS), "ok")
+    assert levels.row_of(good).level == "images and text"
+    assert levels.row_of({**good, "text": "refused: alone"}).level == "images"
+    assert levels.row_of({**good, "padding": "fails: 1 apart"}).level == "fails"
+    assert levels.row_of({**good, "capture": "refused: why"}).level == "fails"
+    assert levels.row_of({"built": "refused: it says no"}) == levels.Row("refused", reason="it says no")
+    assert asdict(levels.row_of({**good, "vision": "refused: none"}))["cannot"] == ["vision"]
