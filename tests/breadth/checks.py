@@ -146,14 +146,17 @@ def _steered(case: Case, inputs: dict[str, Tensor], sample: Sample) -> None:
 
 
 def image_positions(case: Case) -> None:
-    """`tokens="image"` changes the tokens that another image changes, and none that stands for text."""
+    """`tokens="image"` changes the tokens that another image changes, and none that stands for text.
+
+    Where blocks attend to an image that has no position, it is refused.
+    """
     inputs = case.shown(SHORT, 0)
     one, other = case.plain.facts(inputs), case.plain.facts(case.shown(SHORT, 1))
     if one.given[0].shape != other.given[0].shape:
         raise CheckError("another image of the same size makes another number of tokens")
+    if apart(one.logits, other.logits) < EQUAL:
+        raise CheckError("another image changes nothing")
     holds = (one.given[0] - other.given[0]).abs().amax(-1) > 0
-    if not holds.any():
-        raise CheckError("another image changes nothing that the decoder is given")
     direction = torch.ones(case.plain.width) * float(one.given[0].std())
     vector = case.vector({0: direction}, tokens="image", phase="prompt")
     seen: list[Tensor] = []

@@ -20,6 +20,8 @@ BARE = (
 """Types without chats: the published models have no template, and their processor places the image."""
 
 _FRAMES = {
+    "ernie4_5_vl_moe": ("<image_start>", "<image_end>"),
+    "hy_v4_vl": ("<|vision_start|>", "<|vision_end|>"),
     "hunyuan_vl": ("<img>", "</img>"),
     "qwen2_5_omni_thinker": ("<vision_bos>", "<vision_eos>"),
     "qwen3_omni_moe_thinker": ("<vision_bos>", "<vision_eos>"),

@@ -1,0 +1,83 @@
+"""What communities make of a published model: other image tokens, and chat templates with habits of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import steerkit as sk
+from steerkit.models import Sample
+
+from breadth import checks, processor_options, prompts
+from breadth.processors import CHAT
+
+NUMBERED = CHAT.replace("{% for m in messages %}", "{% set seen = namespace(count=0) %}{% for m in messages %}", 1).replace(
+    "@IMAGE@", "{% set seen.count = seen.count + 1 %}Picture {{ seen.count }}: @IMAGE@\n"
+)
+DROPS_SYSTEM = CHAT.replace(
+    "{% for m in messages %}",
+    "{% set seen = namespace(images=false) %}{% for m in messages %}{% if m['content'] is not string %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}{% set seen.images = true %}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}{% for m in messages if not (seen.images and m['role'] == 'system') %}",
+    1,
+)
+BREAKS_LINES = CHAT.replace("{{ c['text'] }}", "{{ c['text'] }}{{ '\n' }}")
+BREAK_BEHIND_IMAGE = CHAT.replace("@IMAGE@", "@IMAGE@\n")
+THINKS = CHAT.replace(
+    "<|im_start|>assistant\n{% endif %}",
+    "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    "{% endif %}",
+)
+TEMPLATES = {
+    "numbers pictures": NUMBERED,
+    "drops the system turn with images": DROPS_SYSTEM,
+    "ends every text with a line break": BREAKS_LINES,
+    "breaks the line behind an image": BREAK_BEHIND_IMAGE,
+    "has an option": THINKS,
+}
+TYPES = ("llava", "qwen2_vl", "gemma3", "idefics3")
+SYSTEM_AND_QUESTION = (("system", "Be brief."), ("user", checks.SHORT))
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "[IMG]", "<image_soft_token>"])
+def test_another_image_token(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(processor_options.NAMED, "llava", {"image_token": token})
+    case = checks.Case("llava")
+    assert case.plain.processor.image_token == token
+    for key in ("inputs", "capture", "image tokens", "padding", "several images", "counterpart", "text", "mixed"):
+        checks.CHECKS[key](case)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("habit", TEMPLATES)
+def test_a_template_with_a_habit(name: str, habit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "CHAT", TEMPLATES[habit])
+    case = checks.Case(name)
+    for key in ("inputs", "capture", "padding", "several images", "counterpart", "text", "mixed"):
+        checks.CHECKS[key](case)
+    _only_the_image_is_cut(case, Sample(SYSTEM_AND_QUESTION, (case.images[0],)))
+
+
+def _only_the_image_is_cut(case: checks.Case, sample: Sample) -> None:
+    """What differs between a prompt and its counterpart is one run of tokens, which holds the image's."""
+    shown, bare = (case.vlm.inputs([sample], images=images)["input_ids"][0].tolist() for images in (True, False))
+    front = next((n for n, (a, b) in enumerate(zip(shown, bare, strict=False)) if a != b), len(bare))
+    assert any(shown[:n] + shown[n + len(shown) - len(bare) :] == bare for n in range(front + 1))
+    assert not set(bare) & case.vlm.architecture.image_token_ids
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_an_option_of_the_template_reaches_the_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "CHAT", THINKS)
+    case = checks.Case(name)
+
+    def prompt(images: Any, **options: Any) -> str:
+        sample = Sample(checks.SHORT, (case.images[0],), chat_template_kwargs=options)
+        return case.plain.processor.tokenizer.decode(case.vlm.inputs([sample], images=images)["input_ids"][0])
+
+    for images in (True, False):
+        assert "<think>" not in prompt(images)
+        assert "<think>" not in prompt(images, enable_thinking=True)
+        assert prompt(images, enable_thinking=False).rstrip().endswith("</think>")
+    with pytest.raises(sk.SteerKitError):
+        prompt(True, no_such_option=1)
