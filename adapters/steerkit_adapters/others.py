@@ -39,9 +39,18 @@ FAMILIES = (
         flat_images=True,
         call={"return_tensors": "pt"},
     ),
-    Family(types=("florence2",), prompt="bare", padding="right", max_images=1, flat_images=True),
+    Family(
+        types=("florence2",),
+        prompt="bare",
+        call={"add_special_tokens": False},  # its processor writes them itself
+        frame=("<s>", "</s>"),
+        padding="right",
+        max_images=1,
+        flat_images=True,
+    ),
     Family(types=("paligemma",), prompt="bare", frame=("", "\n"), max_images=1, call=_PADDED),
-    Family(types=("fuyu",), prompt="bare", max_images=1),
+    # the marker that an answer begins
+    Family(types=("fuyu",), prompt="bare", frame=("", "<0x04>"), max_images=1),
     Family(types=("udop",), prompt="bare", marks="none", batch="one", max_images=1, flat_images=True, boxes=True),
     # the question is drawn into the image, and the decoder reads its start token alone
     Family(types=("pix2struct",), prompt="bare", marks="none", max_images=1, flat_images=True),

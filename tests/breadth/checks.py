@@ -107,11 +107,10 @@ def same_blocks(case: Case) -> None:
 def same_inputs(case: Case) -> None:
     """A prompt with an image is what transformers' own processor makes."""
     found, expected = case.vlm.inputs([case.sample(SHORT, 0)]), case.shown(SHORT, 0)
-    for key in ("input_ids", "pixel_values", "token_type_ids", "image_embeds_position_mask", "flattened_patches"):
-        if key in expected and (key in found or key != "token_type_ids"):
-            if key not in found:
-                raise CheckError(f"{key} is missing")
-            require(apart(found[key], expected[key]), EQUAL, f"{key} and the processor's")
+    for key in sorted(expected.keys() & found.keys()):
+        require(apart(found[key], expected[key]), EQUAL, f"{key} and the processor's")
+    if missing := {"input_ids", "flattened_patches"} & expected.keys() - found.keys():
+        raise CheckError(f"{', '.join(sorted(missing))} is missing")
 
 
 def capture(case: Case) -> None:
@@ -261,14 +260,20 @@ def generation(case: Case) -> None:
     directions = case.directions(inputs)
     ours, theirs, unsteered = _Recorder(), _Recorder(), _Recorder()
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    answers: list[str] = []
     with sk.steer(case.vlm, case.vector(directions), policy="off"):
-        case.vlm.generate([sample], **options, logits_processor=LogitsProcessorList([ours]))
+        answer = case.vlm.generate([sample], **options, logits_processor=LogitsProcessorList([ours]))[0]
     given = {k: v.float() if v.is_floating_point() else v for k, v in case.vlm.inputs([sample]).items()}
     for recorder, wanted in ((theirs, directions), (unsteered, {})):
         case.plain.forget()
         with case.plain.adding(wanted), torch.no_grad():
-            case.plain.model.generate(**given, **options, logits_processor=LogitsProcessorList([recorder]))
+            rows = case.plain.model.generate(**given, **options, logits_processor=LogitsProcessorList([recorder]))
+        answers.append(case.plain.processor.tokenizer.decode(rows[0, -3:], skip_special_tokens=True).strip())
     case.plain.forget()
+    if not theirs.steps:  # a `generate` of the model's own, which asks no logits processor
+        if answer != answers[0] or answer == answers[1]:
+            raise CheckError(f"the answer is {answer!r}; steered by hooks {answers[0]!r}, unsteered {answers[1]!r}")
+        return
     for step, (one, other) in enumerate(zip(ours.steps, theirs.steps, strict=True)):
         require(apart(one, other), PADDED, f"step {step}")
     if apart(ours.steps[0], unsteered.steps[0]) < MOVED:

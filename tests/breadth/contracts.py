@@ -6,10 +6,10 @@ from functools import cache
 from typing import Any
 
 import pytest
-from steerkit.models import family_for
-from steerkit.testing import adapter_checks
 
 from breadth import levels, pairs
+from steerkit.models import family_for
+from steerkit.testing import adapter_checks
 
 KINDS = {
     "qwen2_vl": "M-RoPE",

@@ -116,7 +116,7 @@ def encoded_texts(
         made = _ENCODERS[name](processor, texts, images)
     else:
         options = {"return_tensors": "pt", "padding": True, **_CALLED_WITH.get(name, {})}
-        given = [_flat(images), [list(own) for own in images]]
+        given = [[list(own) for own in images], _flat(images)]
         made = _first_that_works(lambda own: processor(images=own, text=list(texts), **options), given)
     return {key: value for key, value in made.items() if isinstance(value, torch.Tensor) and key != "labels"}
 

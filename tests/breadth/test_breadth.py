@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from steerkit.errors import SteerKitError
-from steerkit.models import Architecture
 
 from breadth import checks, levels, pairs
+from steerkit.errors import SteerKitError
+from steerkit.models import Architecture
 
 BROKEN_ON = ("qwen2_vl", "llava", "gemma3")
 KINDS = (

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import steerkit as sk
-from steerkit.models import Sample
 
+import steerkit as sk
 from breadth import checks, processor_options, prompts
 from breadth.processors import CHAT
+from steerkit.models import Sample
 
-NUMBERED = CHAT.replace("{% for m in messages %}", "{% set seen = namespace(count=0) %}{% for m in messages %}", 1).replace(
+_COUNTING = "{% set seen = namespace(count=0) %}{% for m in messages %}"
+NUMBERED = CHAT.replace("{% for m in messages %}", _COUNTING, 1).replace(
     "@IMAGE@", "{% set seen.count = seen.count + 1 %}Picture {{ seen.count }}: @IMAGE@\n"
 )
 DROPS_SYSTEM = CHAT.replace(
