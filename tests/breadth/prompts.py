@@ -21,6 +21,7 @@ BARE = (
 
 _FRAMES = {
     "ernie4_5_vl_moe": ("<image_start>", "<image_end>"),
+    "paddleocr_vl": ("<|vision_start|>", "<|vision_end|>"),
     "hy_v4_vl": ("<|vision_start|>", "<|vision_end|>"),
     "hunyuan_vl": ("<img>", "</img>"),
     "qwen2_5_omni_thinker": ("<vision_bos>", "<vision_eos>"),
@@ -35,6 +36,10 @@ _FRAMES = {
 }
 _WRITTEN = {"pp_chart2table": "<img>" + "<imgpad>" * 256 + "</img>", "idefics": "<image>"}
 """What the template writes for an image, where it is not the processor's own token."""
+
+
+SIDES = {"mistral3": 112, "mistral_large4": 112}
+"""Sides of pictures, where the usual ones are too small: Mistral 3 of transformers 5.24 fails on a single feature."""
 
 
 def picture(seed: int, width: int = 56, height: int = 56) -> Image.Image:

@@ -29,7 +29,6 @@ BLOCKS: dict[str, str] = {
     "git": "git.encoder.layer",
     **dict.fromkeys(("kosmos-2", "kosmos-2.5"), "text_model.model.layers"),
     **dict.fromkeys(("llama4", "nemotron_h_omni"), "language_model.model.layers"),
-    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), "model.layers"),
     "pix2struct": "decoder.layer",
     "t5gemma2": "model.decoder.layers",
     "udop": "decoder.block",
