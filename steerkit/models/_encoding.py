@@ -21,9 +21,7 @@ def batch_of(
     A processor pads only with a token for it, which some tokenizers lack, and on its own side.
     """
     given = {} if images is None else {"images": images, "images_kwargs": {"return_tensors": "pt"}}
-    of_text: dict[str, object] = {"padding": False, "return_tensors": None}
-    if not special:  # else as the processor does by default: some of them never add any
-        of_text["add_special_tokens"] = False
+    of_text = {"padding": False, "add_special_tokens": special, "return_tensors": None}
     return call(text=list(texts), text_kwargs={**of_text, **of_texts}, **given, **options)
 
 
@@ -48,7 +46,6 @@ def padded(batch: Mapping[str, Any], filler: int | None, side: str, dropped: set
     for key, value in batch.items():
         if key in made or key in dropped:
             continue
-        value = list(value) if isinstance(value, np.ndarray) else value
         counts = _lengths(value) if isinstance(value, (list, tuple)) else None
         other = key.partition("_")[0] + "_input_ids" in batch  # of another reader, whose positions are learned
         if counts is not None and other:

@@ -435,7 +435,6 @@ class PromptFormat:
             given = [[text] for text in texts] if self._text_alone == "nested" else texts
             return batch_of(self._call, given, None, special, self._flags, self._of_texts)
         framed = self._worded([before + text + after for text in texts])
-        special = self._family.call.get("add_special_tokens", special)
         made = dict(self.tokenizer(framed, add_special_tokens=special, **self._boxes(texts)))
         if self._sees and "token_type_ids" not in self._dropped:  # the image is of another type than the text
             made["token_type_ids"] = [[0] * len(row) for row in made["input_ids"]]
