@@ -51,6 +51,9 @@ NEXT = {"idefics": "model.gated_cross_attn_layers"}
 REPEATED = ("inkling2_loop",)
 """Blocks run several times in a pass; the last run counts."""
 
+SKIPPED = ("mllama",)
+"""The next block may not run, for a prompt without an image: directions are added to what the block itself returns."""
+
 
 @dataclass
 class Facts:
@@ -211,7 +214,7 @@ class Plain:
         following: Any = self.model.get_submodule(NEXT[self.name]) if self.name in NEXT else self.blocks
         try:
             for layer, direction in directions.items():
-                if layer + 1 < len(self.blocks) and self.name not in REPEATED:
+                if layer + 1 < len(self.blocks) and self.name not in (*REPEATED, *SKIPPED):
                     hook = following[layer + 1].register_forward_pre_hook(
                         self._given(direction, places), with_kwargs=True
                     )
