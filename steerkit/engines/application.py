@@ -92,6 +92,21 @@ class Application:
         """
         if self._special and place.tower == "language":
             return self._apply_specially(place, h, now)
+        if now.decodes and (quick := self._decoding.get(place)) is not None:
+            change = quick.change
+            if change is None:
+                return h
+            chosen = quick.prompts == "all" or cast("Pass", now).chosen(quick.prompts)
+            if chosen is False:
+                return h
+            if chosen is True and (not quick.answers_only or now.start > now.prompt_length):
+                if quick.counts is None:
+                    quick.counts = self._counts(place, change)
+                self.receipt.add_generated(quick.counts, now.rows * (1 - now.redone))
+                changed = h + change.total.on(h.device, h.dtype)
+                if h.dtype == torch.float16 and place == self._last:
+                    self._check_finite(place, h, changed, now, Selection(0))
+                return changed
         return self._steered(place, h, now)
 
     def _apply_specially(self, place: Place, h: Tensor, now: Observed) -> Tensor:
@@ -109,21 +124,6 @@ class Application:
         return after if before is h else spread(h, before, after, self._architecture)
 
     def _steered(self, place: Place, h: Tensor, now: Observed) -> Tensor:
-        if now.decodes and (quick := self._decoding.get(place)) is not None:
-            change = quick.change
-            if change is None:
-                return h
-            chosen = quick.prompts == "all" or cast("Pass", now).chosen(quick.prompts)
-            if chosen is False:
-                return h
-            if chosen is True and (not quick.answers_only or now.start > now.prompt_length):
-                if quick.counts is None:
-                    quick.counts = self._counts(place, change)
-                self.receipt.add_generated(quick.counts, now.rows * (1 - now.redone))
-                changed = h + change.total.on(h.device, h.dtype)
-                if h.dtype == torch.float16 and place == self._last:
-                    self._check_finite(place, h, changed, now, Selection(0))
-                return changed
         if h.dim() == 2 and place.tower == "vision":
             return self._steered(place, h[None], now)[0]
         if place.tower == "language":
