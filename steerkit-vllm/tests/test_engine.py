@@ -38,11 +38,13 @@ def test_eager(compare, lab):
     assert all(each.startswith("VLLMValidationError") for each in found["refused"])
 
 
+@pytest.mark.long
 def test_compiled_and_chunked(compare):
     found = compare("table", "mixed", options={"enforce_eager": False, "max_num_batched_tokens": 64})
     check_equal(found, 50)
 
 
+@pytest.mark.long
 def test_second_model_runner(compare):
     found = compare(
         "table", "mixed", only=["cmrm", "last", "sample"], options={"max_num_seqs": 16}, STEERKIT_TEST_V2="1"
