@@ -586,6 +586,7 @@ class TestLists:
         assert rows["torn"]["distribution"] == "torn 2.5"
         assert "cracked in two" in rows["torn"]["error"]
         assert rows[other]["error"] is None
+        assert rows["torn"].keys() == rows[other].keys()
         found = run(command)
         assert found.code == 0
         assert "BROKEN" in found.out

@@ -30,7 +30,7 @@ def models() -> Result:
     def described(found: Any) -> dict[str, Any]:
         return {"model_types": [kind for record in found for kind in record.types]}
 
-    rows = _rows(registered(ADAPTERS, Family), described)
+    rows = _rows(registered(ADAPTERS, Family), described, model_types=[])
     heads = {"model_types": "model types (config.model_type)", "distribution": "distribution"}
     kinds = [
         {
@@ -60,7 +60,7 @@ def formats() -> Result:
     def described(found: Any) -> dict[str, Any]:
         return {"title": found.title, "layers": found.convention, "written": issubclass(found, ForeignWriter)}
 
-    rows = _rows(registered_formats(), described)
+    rows = _rows(registered_formats(), described, title=None, layers=None, written=False)
     return Result({"formats": rows}, [_table(rows, title="", layers="layer convention", written="written")])
 
 
@@ -74,15 +74,17 @@ def methods() -> Result:
         about = summary(found).partition("\n")[0]
         return {"summary": about, "paper": found.paper, "options": describe(found)}
 
-    rows = _rows(registered(METHODS, SteeringMethod), described)
+    rows = _rows(registered(METHODS, SteeringMethod), described, summary="", paper="", options=[])
     return Result({"methods": rows}, _methods(rows))
 
 
-def _rows(found: Iterable[Registered], described: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is shown of each; one that does not load, or can't be described, hides no other."""
+def _rows(
+    found: Iterable[Registered], described: Callable[[Any], dict[str, Any]], **unknown: Any
+) -> list[dict[str, Any]]:
+    """What is shown of each; one that does not load, or can't be described, hides no other and is `unknown`."""
     rows = []
     for each in found:
-        about, error = {}, each.error
+        about, error = unknown, each.error
         if error is None:
             try:
                 about = described(each.value)
@@ -106,11 +108,11 @@ def _broken(row: dict[str, Any]) -> str:
 
 def _methods(rows: list[dict[str, Any]]) -> Iterator[Any]:
     for row in rows:
-        yield f"{row['name']}  {row.get('paper', '')}  ({row['distribution']})"
+        yield f"{row['name']}  {row['paper']}  ({row['distribution']})"
         yield _broken(row) if row["error"] else row["summary"]
         cells = [
             (each["name"], each["type"], "required" if each["required"] else json.dumps(each["default"]), each["doc"])
-            for each in row.get("options", ())
+            for each in row["options"]
         ]
         if cells:
             yield table(("option", "type", "default", ""), cells, plain=True)
