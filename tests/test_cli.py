@@ -415,7 +415,7 @@ class TestExtract:
             message = " ".join(found.err.split())
             assert found.code == 1
             assert f"no adapter serves model type '{kind}'" in message
-            assert "llava_next" in message
+            assert "AutoModelForImageTextToText" in message
             assert hint in message
         assert not (tmp_path / "ran").exists()
 

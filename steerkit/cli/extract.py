@@ -66,7 +66,8 @@ def extract(
         fresh: Start again instead of resuming.
         force: Overwrite the output.
     """
-    from steerkit.cli.loading import check_without_weights, folder_of, import_libraries, load_model
+    from steerkit.cli.loading import check_without_weights, import_libraries, load_model
+    from steerkit.demo import bundled
 
     part = None if shard is None else _part(shard)
     if ray and part is not None:
@@ -102,7 +103,7 @@ def extract(
                 from steerkit import scale
 
                 made = scale.fit(
-                    *(fitter, folder_of(model), samples),
+                    *(fitter, bundled(model), samples),
                     **{"folder": partial, "workers": workers, "loading": given, "batch_size": batch_size},
                     **{"progress": report, "anchor_name": name},
                 )
