@@ -29,7 +29,11 @@ def draw(found: list[Line], path: Path, title: str) -> None:
             spot = (_share(getattr(line, value)), _share(line.restored))
             gated = "spared" in line.condition or "gate" in line.condition
             axis.plot(*spot, "o" if gated else "s", color="#1f6f8b" if gated else "#c0392b", markersize=6, alpha=0.8)
-            axis.annotate(line.condition, spot, fontsize=8, xytext=(4, 4), textcoords="offset points")
+            label = line.condition.replace(" (put together)", "")
+            spared = value == "safe" and "spared" in label  # where the row without it is already
+            place = {"xytext": (-5, -9), "ha": "right"} if spot[0] > 55 else {"xytext": (5, 3)}
+            if not spared:
+                axis.annotate(label, spot, fontsize=8, textcoords="offset points", **place)
         reference = _share(before)
         axis.axvline(reference, color="#8e8e8e", linewidth=1, linestyle="--")
         axis.axhline(80, color="#8e8e8e", linewidth=1, linestyle=":")
