@@ -30,8 +30,10 @@ from steerkit.evaluation import (
     Verdict,
     generate,
     judge,
+    opinions,
     rate,
     read_records,
+    side_by_side,
     tabulate,
 )
 from steerkit.vlm import VLM
@@ -308,6 +310,18 @@ def test_old_answers_are_judged_with_the_suite_that_was_answered(few: Suite, who
         judge(few.only("harmful"), whole[0])
     with pytest.raises(RecordsError, match="another prompt than"):
         judge(few.without_images(), whole[0])
+
+
+def test_two_judges_stand_side_by_side(few: Suite, whole: tuple[list[Answer], bytes]) -> None:
+    one, other = judge(few, whole[0]), judge(few, whole[0], judge=Counting())
+    check = side_by_side("declared words", "counting", opinions(few, whole[0], one, other))
+    (row,) = check.rows
+    refused = sum(bool(each.refused) for each in one if each.right is None)
+    assert (row.part, row.kappa.n, row.only_first, row.only_second) == ("refused", 8, 0, 8 - refused)
+    assert [each.request for each in check.differing] == [
+        case.sample.text for case, each in zip((*few.harmful, *few.harmless), one, strict=False) if not each.refused
+    ]
+    assert {each.second.raw for each in check.differing} == {"No."}
 
 
 # -- counting --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from steerkit.evaluation._agreement import (
     Check as Check,
     Opinion as Opinion,
     judge_check as judge_check,
+    opinions as opinions,
     side_by_side as side_by_side,
 )
 from steerkit.evaluation._calibrate import Calibration as Calibration, calibrate as calibrate
@@ -19,6 +20,18 @@ from steerkit.evaluation._compare import (
 )
 from steerkit.evaluation._controls import random_like as random_like
 from steerkit.evaluation._evaluate import ANSWERS as ANSWERS, VERDICTS as VERDICTS, evaluate as evaluate
+from steerkit.evaluation._formats import (
+    LLAMA_GUARD as LLAMA_GUARD,
+    LLAMA_GUARD_VISION as LLAMA_GUARD_VISION,
+    PLAIN as PLAIN,
+    WILDGUARD as WILDGUARD,
+    Format as Format,
+    read_guard as read_guard,
+    read_rating as read_rating,
+    read_rubric as read_rubric,
+    read_three_lines as read_three_lines,
+    read_yes_or_no as read_yes_or_no,
+)
 from steerkit.evaluation._generate import Condition as Condition, generate as generate, steered as steered
 from steerkit.evaluation._journal import Journal as Journal, read_records as read_records
 from steerkit.evaluation._judges import (
@@ -30,6 +43,7 @@ from steerkit.evaluation._judges import (
 from steerkit.evaluation._judging import judge as judge, surprise as surprise
 from steerkit.evaluation._kl import equal_kl as equal_kl, per_layer as per_layer
 from steerkit.evaluation._methods_file import MethodSettings as MethodSettings, read_methods as read_methods
+from steerkit.evaluation._model_judges import EndpointJudge as EndpointJudge, LocalJudge as LocalJudge
 from steerkit.evaluation._outcome import Judged as Judged, Outcome as Outcome, tabulate as tabulate
 from steerkit.evaluation._questions import Parser as Parser, states as states
 from steerkit.evaluation._records import Answer as Answer, Kind as Kind, Verdict as Verdict

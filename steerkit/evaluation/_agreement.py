@@ -16,7 +16,9 @@ from steerkit.errors import SampleError
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._judges import Judge, Judgement
 from steerkit.evaluation._judging import judged
+from steerkit.evaluation._records import Answer, Verdict
 from steerkit.evaluation._statistics import Estimate, kappa
+from steerkit.evaluation._suites import Suite
 from steerkit.models import Sample
 
 if TYPE_CHECKING:
@@ -157,6 +159,34 @@ def side_by_side(first: str, second: str, opinions: Sequence[Opinion]) -> Check:
                     )
                 )
     return Check(first, second, tuple(opinions), tuple(rows))
+
+
+def opinions(
+    suite: Suite, answers: Sequence[Answer], first: Sequence[Verdict], second: Sequence[Verdict]
+) -> list[Opinion]:
+    """What two judges have said of the answers to requests, for `side_by_side`; what one has not said is unjudged.
+
+    Args:
+        suite: What was asked.
+        answers: What was answered.
+        first: The verdicts of one.
+        second: The verdicts of the other.
+    """
+    said = [{each.answer: _judgement(each) for each in verdicts} for verdicts in (first, second)]
+    return [
+        Opinion(
+            answer.condition,
+            suite.named[answer.kind, answer.row].request,
+            answer.answer,
+            *(side.get(answer.digest, Judgement()) for side in said),
+        )
+        for answer in answers
+        if answer.kind != "utility"
+    ]
+
+
+def _judgement(verdict: Verdict) -> Judgement:
+    return Judgement(verdict.refused, verdict.harmful, verdict.garbled, verdict.raw, verdict.error)
 
 
 def judge_check(
