@@ -16,7 +16,7 @@ from steerkit.vlm import _tried
 
 @pytest.fixture(autouse=True)
 def nothing_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steerkit.vlm.tested", lambda: {"another": {}})
+    monkeypatch.setattr("steerkit.vlm.tested", lambda: {"another": {"level": "images"}})
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from steerkit._text import described
 from steerkit.analysis._logits import difference, recorded
 from steerkit.engines import hooks
-from steerkit.errors import NonFiniteError, OptionError, ProcessorError, SteerKitError
+from steerkit.errors import ModelError, NonFiniteError, OptionError, ProcessorError, SteerKitError
 from steerkit.models import Inputs, LoadedModel, Sample
 from steerkit.policy import Check
 from steerkit.vectors import Fingerprint, ProbeRecord
@@ -303,7 +304,16 @@ def _measure(vlm: LoadedModel) -> Responses:
             inputs = vlm.inputs([sample])
             vlm.reset()
             outputs: list[Any] = []
-            captured = hooks.capture(vlm.model, inputs, vlm.architecture, layers, "resid_post", whole=outputs.append)
+            try:
+                captured = hooks.capture(
+                    vlm.model, inputs, vlm.architecture, layers, "resid_post", whole=outputs.append
+                )
+            except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
+                if isinstance(error, SteerKitError):
+                    raise
+                raise ModelError(
+                    f"the model fails on the probe {name!r}: {described(error)}", expected="a model that runs"
+                ) from error
             states = torch.stack([captured[layer][0].float().cpu() for layer in layers])
             if not torch.isfinite(states).all():
                 raise NonFiniteError(

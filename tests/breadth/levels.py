@@ -31,7 +31,7 @@ _MAY_REFUSE = ("several images", "image tokens", *_PLACES)
 
 PACKAGES = ("torchvision", "timm", "scipy", "num2words")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-RECORDED = Path(__file__).with_name("levels.json")
+RECORDED = DOCUMENT.parents[1] / "steerkit" / "models" / "tested.json"
 
 
 @dataclass(frozen=True)

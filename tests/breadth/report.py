@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gone = sorted(levels.recorded()["types"].keys() - set(pairs.NAMES))
             wrong += [f"{name}: has a row, and transformers has no such type" for name in gone]
             if levels.DOCUMENT.read_text() != levels.page(levels.recorded()):
-                wrong.append("docs/models.md is not what levels.json says")
+                wrong.append("docs/models.md is not what tested.json says")
         print("\n".join(wrong) or "every type is as the table says")
         return int(bool(wrong))
     _each(_row, names, options.workers, lambda name, row: levels.write({name: row}))
