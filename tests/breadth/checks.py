@@ -166,7 +166,7 @@ def image_positions(case: Case) -> None:
             case.chances([case.sample(SHORT, 0)])
     finally:
         handle.remove()
-    changed = (seen[0] - one.given[1]).abs().amax(-1) > EQUAL * float(one.given[1].std())
+    changed = (seen[-1] - one.given[1]).abs().amax(-1) > EQUAL * float(one.given[1].std())
     if missed := int((holds & ~changed).sum()):
         raise CheckError(f"{missed} of {int(holds.sum())} tokens of the image are not steered")
     ids = inputs.get("input_ids")

@@ -62,6 +62,8 @@ def build(kind: Any, config: Any) -> Any:
     settings = getattr(model, "generation_config", None)
     if settings is not None:
         settings.update(pad_token_id=0, eos_token_id=2, do_sample=False)
+        if model.config.is_encoder_decoder and settings.decoder_start_token_id is None:
+            settings.decoder_start_token_id = 0
     return model.eval()
 
 

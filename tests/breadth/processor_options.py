@@ -36,7 +36,7 @@ _QUERIES = {"num_query_tokens": 32}
 OPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("llava", "vipllava", "llava_next", "llava_next_video"), _LLAVA),
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), _QUERIES),
-    **{key: {"patch_size": 16, "spatial_merge_size": 2} for key in ("mistral3", "mistral_large4")},
+    **{key: {"patch_size": 8, "spatial_merge_size": 2} for key in ("mistral3", "mistral_large4")},
     "fast_vlm": {"patch_size": 32, "vision_feature_select_strategy": "full"},
     "llava_onevision": {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
     "granite4_vision": {"patch_size": 16, "vision_feature_select_strategy": "full", "downsample_rate": "3/6"},
@@ -68,7 +68,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("llava_next", "llava_next_video"), _GRID),
     **dict.fromkeys(("gemma3", "shieldgemma2", "t5gemma2"), _square(56)),
     **dict.fromkeys(("idefics3", "smolvlm"), _SPLIT),
-    **{key: {"patch_size": 32} for key in ("mistral3", "mistral_large4")},
+    **{key: {"patch_size": 16} for key in ("mistral3", "mistral_large4")},
     **{name: _square(364) for name in ("aya_vision",)},
     **{name: _square(112) for name in ("internvl", "qianfan_ocr", "mllama")},
     **{name: _square(224) for name in ("blip-2", "instructblip", "ovis2")},

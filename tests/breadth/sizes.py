@@ -225,6 +225,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "minicpm_ocr": _MINICPM,
     "minicpmv4_6": _MINICPM,
     "minicpmv4_7": _MINICPM,
+    "mistral3": {"vision_config.patch_size": 8},
+    "mistral_large4": {"vision_config.patch_size": 8},
     "mllama": {
         "vision_config.image_size": 112,
         "vision_config.intermediate_layers_indices": [0, 1],
