@@ -12,6 +12,7 @@ from steerkit._internal.validation import PATH, expect, expect_each, expect_one_
 from steerkit._text import one_line
 from steerkit.analysis import fingerprint
 from steerkit.engines import hooks
+from steerkit.engines.likelihood import answer_log_likelihood
 from steerkit.errors import OptionError, SampleError, UnsupportedModelError
 from steerkit.interventions import Pool, Site, Tower
 from steerkit.models import (
@@ -314,7 +315,7 @@ class VLM(PromptedModel):
             for ids in begun:
                 with self._asking(samples, images, made) as inputs:
                     answered = [ids[index] for index in made.indices]
-                    both.append(hooks.answer_log_likelihood(self.model, inputs, answered, self.architecture))
+                    both.append(answer_log_likelihood(self.model, inputs, answered, self.architecture))
             for index, one, other in zip(made.indices, *both, strict=True):
                 found[index] = max(one, other, key=lambda values: float(values.sum()))
         self.reset()
