@@ -20,6 +20,7 @@ BUILT_IN = {
     "LayerRangeError": IndexError,
     "EngineError": RuntimeError,
     "ModelError": RuntimeError,
+    "JudgeError": RuntimeError,
     "FileWriteError": OSError,
     "NothingSteeredError": RuntimeError,
     "JudgeError": RuntimeError,
