@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
-RUN += ("methods", "samples", "hub", "concepts", "evaluation")
+RUN += ("methods", "samples", "hub", "concepts", "evaluation", "workers")
 
 
 @pytest.fixture
@@ -68,6 +68,13 @@ def test_evaluation_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     run_page(DOCS / "tutorial.md")
     assert "steered 8 layers" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_workers_page_runs() -> None:
+    names = run_page(DOCS / "workers.md")
+    whole = names["method"].fit(names["vlm"], names["requests"])
+    assert all(torch.equal(names["vector"].tensors[key], tensor) for key, tensor in whole.tensors.items())
 
 
 @pytest.mark.usefixtures("elsewhere")

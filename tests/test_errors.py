@@ -23,7 +23,6 @@ BUILT_IN = {
     "JudgeError": RuntimeError,
     "FileWriteError": OSError,
     "NothingSteeredError": RuntimeError,
-    "JudgeError": RuntimeError,
     "ContractError": AssertionError,
 }
 
