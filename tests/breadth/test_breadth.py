@@ -21,7 +21,7 @@ BROKEN_ON = ("qwen2_vl", "llava", "gemma3")
 KINDS = (
     "gemma3",  # token types
     "granite_docling",  # another place of the blocks
-    "idefics",  # cross-attention, no position of the image
+    "mllama",  # cross-attention blocks, no position of the image
     "inkling2_loop",  # blocks that run several times
     "emu3",  # discrete codes
     "blip-2",  # Q-Former, a bare prompt, a text module
