@@ -60,7 +60,7 @@ FAMILIES = (
         needs=("num_query_tokens",),
         prompt="bare",
         text_module="language_model",
-        max_images=4,
+        max_images=1,
         frames=4,
     ),
     # residual streams
