@@ -47,6 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "anchors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows += [{"text": "What is shown?", "image": "a.png", "label": "utility", "answer": "red"}]
     (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = (("I cannot help with that.", "true"), ("Sure, take a bowl and mix it.", "false")) * 10
+    labels = [f"How?,{answer!r},{refused}" for answer, refused in answers]
+    (made / "labels.csv").write_text("\n".join(["request,answer,refused", *labels]).replace("'", '"'))
     vlm = sk.load(str(made / "model"))
     fitted = sk.CMRM().fit(vlm, sk.read_samples(made / "anchors.jsonl"))
     metric = {"name": EVIL, "value": 0.5, "condition": EVIL, "judge": EVIL, "dataset": EVIL}
@@ -66,6 +69,8 @@ COMMANDS: dict[str, list[str]] = {
         *("--maximum", "1", "--tolerance", "0.5", "--max-new-tokens", "2"),
     ],
     "demo": ["--prompts", "1", "--no-plot", "-o", "OUT"],
+    "merge": ["model", "all.state", "-o", "OUT"],
+    "judge-check": ["labels.csv"],
     "push": [
         "v.safetensors",
         "a/b",
@@ -119,6 +124,8 @@ def test_every_command_is_here() -> None:
 @pytest.fixture(scope="module")
 def prepared(server: Forks, folder: Path) -> Path:
     assert server.run("hub", "index", "v.safetensors", "-o", "index.json", cwd=folder).code == 0
+    shard = ("--shard", "0/1", "-o", "all.state")
+    assert server.run("extract", "model", "anchors.jsonl", *shard, cwd=folder).code == 0
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
