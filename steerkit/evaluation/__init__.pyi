@@ -19,6 +19,7 @@ from steerkit.evaluation._compare import (
     plotting as plotting,
 )
 from steerkit.evaluation._controls import random_like as random_like
+from steerkit.evaluation._datasets import DATASETS as DATASETS, Dataset as Dataset, Part as Part
 from steerkit.evaluation._evaluate import ANSWERS as ANSWERS, VERDICTS as VERDICTS, evaluate as evaluate
 from steerkit.evaluation._formats import (
     LLAMA_GUARD as LLAMA_GUARD,
@@ -59,7 +60,8 @@ from steerkit.evaluation._statistics import (
     sign_test as sign_test,
     zero_allows as zero_allows,
 )
-from steerkit.evaluation._suites import KINDS as KINDS, Suite as Suite, load_suite as load_suite
+from steerkit.evaluation._suite_files import load_suite as load_suite
+from steerkit.evaluation._suites import KINDS as KINDS, Suite as Suite
 from steerkit.evaluation._text import (
     REFUSALS as REFUSALS,
     WINDOW as WINDOW,

@@ -20,17 +20,20 @@ class Case:
             reads it.
         parser: How an answer to a question is read, as for `states`; None: as the right answer looks.
         id: What the suite calls it; empty: its kind and number.
+        cluster: What it shares with others that are not independent of it, such as its image, or the request that it
+            is the safe twin of; empty: nothing.
     """
 
     sample: Sample
     answer: str | None = None
     parser: Parser | None = None
     id: str = ""
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         expect(Sample, "a steerkit.Sample", "sk.evaluation.Case(sk.Sample(text))", sample=self.sample)
         expect(str | None, "a text, or None", answer=self.answer)
-        expect(str, "a text", id=self.id)
+        expect(str, "a text", id=self.id, cluster=self.cluster)
         if self.parser is not None:
             expect_one_of(get_args(Parser), parser=self.parser)
             check_expected(self.answer or "", self.parser)

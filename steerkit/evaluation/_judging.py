@@ -194,7 +194,8 @@ def _judged(judge: Judge, case: Case, answer: str) -> Judgement:
 
 def _read(case: Case, answer: Answer) -> Verdict:
     """What a parser says of the answer to a question."""
-    parser, right = _parser(case), states(answer.answer, case.answer or "", case.parser)
+    parser = _parser(case)
+    right = None if case.parser == "reference" else states(answer.answer, case.answer or "", case.parser)
     garbled = not right and is_garbled(answer.answer)
     return Verdict(answer=answer.digest, judge=parser, identity=parser, right=right, garbled=garbled)
 

@@ -114,7 +114,11 @@ def tabulate(
     answers, verdicts = list(answers), list(verdicts)
     expect_each(Answer, "a list of sk.evaluation.Answer", answers=answers)
     expect_each(Verdict, "a list of sk.evaluation.Verdict", verdicts=verdicts)
-    judges = {each.identity: each.judge for each in verdicts if each.right is None and each.surprise is None}
+    judges = {
+        each.identity: each.judge
+        for each in verdicts
+        if each.right is None and each.surprise is None and not each.identity.startswith("parser: ")
+    }
     if identity is None and len(judges) > 1:
         raise OptionError(
             f"{len(judges)} judges have judged: " + ", ".join(sorted(judges.values())),
@@ -126,7 +130,7 @@ def tabulate(
     for each in verdicts:
         if each.surprise is not None:
             likely[each.answer] = each.surprise
-        elif each.right is not None or identity in (None, each.identity):
+        elif each.right is not None or each.identity.startswith("parser: ") or identity in (None, each.identity):
             said[each.answer] = each
     groups: dict[tuple[str, float], list[Judged]] = {}
     for answer in answers:

@@ -9,7 +9,7 @@ from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.evaluation._text import folded, holds
 
-Parser = Literal["exact", "choice", "yes_no", "number", "text"]
+Parser = Literal["exact", "choice", "yes_no", "number", "text", "reference"]
 """How the answer to a question is read; see `states`."""
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])|(?<![\w.])[-+]?\.\d+(?!\w)")
@@ -30,11 +30,17 @@ def states(answer: str, expected: str, parser: Parser | None = None) -> bool:
         parser: `exact`: nothing but that, letter by letter. `yes_no`: the first yes or no in the answer counts.
             `choice`: a letter, as in `B`, `(B)`, `B. Paris`, `The answer is B`. `number`: by value, any number of the
             answer. `text`: somewhere in the answer, as whole words. None: as the expected answer looks; a single
-            capital letter is a choice.
+            capital letter is a choice. `reference`: an answer to compare with, which no parser can; it is refused here,
+            and in `judge` such an answer stays unjudged.
+
+    Raises:
+        OptionError: The parser is `reference`.
     """
     wanted = folded(expected).strip(" .")
     told = folded(answer)
     kind = parser or parser_for(expected)
+    if kind == "reference":
+        raise OptionError("the parser is 'reference'", expected="one that can tell", fix="compare the two yourself")
     if kind == "exact":
         return answer.strip() == expected.strip()
     if not wanted:

@@ -1,0 +1,253 @@
+"""Suites from files: those of the user in a format of steerkit, and those of published data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from steerkit._internal.faults import faults
+from steerkit._internal.files import read_bounded
+from steerkit._internal.json import json_object
+from steerkit._internal.validation import PATH, expect
+from steerkit._text import quoted
+from steerkit.errors import OptionError, SampleError, SteerKitError
+from steerkit.evaluation._cases import Case
+from steerkit.evaluation._dataset_files import read_dataset
+from steerkit.evaluation._datasets import DATASETS
+from steerkit.evaluation._judges import KeyedJudge, PhraseJudge
+from steerkit.evaluation._questions import Parser
+from steerkit.evaluation._suites import KINDS, Suite
+from steerkit.evaluation._text import REFUSALS
+from steerkit.interventions import Frozen
+from steerkit.models import Sample, read_samples, rows
+
+LARGEST = 2**28
+"""Bytes of a suite file, images in it included."""
+
+
+_Line = Annotated[str, Field(min_length=1, max_length=200)]
+_Phrases = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
+class _PhraseJudge(Frozen):
+    kind: Literal["phrases"]
+    name: _Line = "phrases"
+    refusals: _Phrases = REFUSALS
+
+
+class _KeyedJudge(Frozen):
+    kind: Literal["keyed"]
+    name: _Line = "declared words"
+    refusals: _Phrases
+
+
+class _Settings(Frozen):
+    """The optional first line of a suite file."""
+
+    name: _Line | None = None
+    judge: Annotated[_PhraseJudge | _KeyedJudge, Field(discriminator="kind")] = _PhraseJudge(kind="phrases")
+    parser: Parser | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+
+
+def load_suite(
+    path: str | Path,
+    *,
+    root: str | Path | None = None,
+    part: str | None = None,
+    images: str | Path | None = None,
+    revision: str | None = None,
+    whole: bool = True,
+    columns: Mapping[str, str | None] | None = None,
+    refusals: Sequence[str] | None = None,
+    max_new_tokens: int | None = None,
+) -> Suite:
+    """Read a suite from a JSONL, CSV or TSV file, or from the files of a published data set (those of `DATASETS`).
+
+    Each line is a sample as `steerkit.read_samples` takes it, with a `label` of `harmful`, `harmless` or `utility` and
+    perhaps an `answer`, an `id` and a `cluster`; see `Case`. The first line may be `{"suite": {...}}` with any of
+    `name`, `judge`, `parser` (how answers to questions are read; see `states`) and `max_new_tokens`. A judge is an
+    object of `kind`, `name` and `refusals`: of the kind `phrases` it is a `PhraseJudge`, of the kind `keyed` a
+    `KeyedJudge`, which reads the `answer` of requests. In CSV and TSV files columns are fields, and empty
+    cells are nothing.
+
+    Of a published data set, columns, counts, ids and images are checked; see `DATASETS` for its files. A difference
+    from a count that could not be confirmed is a warning.
+
+    Args:
+        path: The file; image paths are relative to its folder. With `root`, the name of a data set, such as `xstest`.
+        root: Folder of the data set, as it is published, or the folder or file of its rows. Nothing is downloaded.
+        part: Which part of the data set, where it has several.
+        images: Folder of its images. Default: where they are published, below `root`.
+        revision: Which revision the files are of, such as a commit; it is recorded beside their digest.
+        whole: Whether all rows and images must be there. Otherwise rows without their image are left out, with a
+            warning.
+        columns: New names for fields of a file of one's own, as `{"question": "text", "source": None}`; None drops it.
+        refusals: Phrases by which the judge knows a refusal, in place of those of the file. Default: `REFUSALS`.
+        max_new_tokens: Length of the answers, in place of that of the file. Default: 64.
+
+    Raises:
+        SampleError: A file can't be read, or a row is malformed; the message names the line. Or it is another data set,
+            or a part of one.
+        MissingImageError: Images of the data set are missing; the message says how many of how many.
+        UnknownNameError: There is no such data set.
+        EmptyAnchorSetError: A kind has no prompts, or a question has no answer.
+        OptionError: An argument is impossible.
+
+    Example:
+        >>> suite = sk.evaluation.load_suite("prompts.jsonl")
+        >>> sk.compare(vlm, {"cmrm": sk.CMRM()}, suite, anchors)
+        >>> suite = sk.evaluation.load_suite("pope", root="POPE", images="coco/val2014", part="random")
+    """
+    expect(PATH, "a .jsonl or .csv file, or the name of a data set", path=path)
+    expect(PATH | None, "a folder", root=root, images=images)
+    expect(str | None, "a text", part=part, revision=revision)
+    expect(Mapping | None, "{'source field': 'text'}", columns=columns)
+    expect(bool, "True or False", whole=whole)
+    if root is not None:
+        if columns:
+            raise OptionError(
+                "columns and root are both given", expected="columns= for a file of your own, without root="
+            )
+        return _published(str(path), Path(root), part, images, revision, whole, refusals, max_new_tokens)
+    if str(path) in DATASETS and not Path(path).exists():
+        raise OptionError(
+            f"root is missing: {path} is a data set, and none comes with steerkit",
+            expected="the folder where you have it",
+            fix=f"get it from {DATASETS[str(path)].address}, and pass load_suite({str(path)!r}, root=FOLDER)",
+        )
+    if part is not None or images is not None or not whole:
+        raise OptionError("part, images or whole is given without root", expected="them for data sets alone")
+    return _own(Path(path), columns or {}, revision, refusals, max_new_tokens)
+
+
+def _published(
+    name: str,
+    root: Path,
+    part: str | None,
+    images: str | Path | None,
+    revision: str | None,
+    whole: bool,
+    refusals: Sequence[str] | None,
+    max_new_tokens: int | None,
+) -> Suite:
+    found = read_dataset(name, root, part=part, images=None if images is None else Path(images), whole=whole)
+    return Suite(
+        found.name,
+        *(found.cases[kind] for kind in KINDS),
+        judge=PhraseJudge(tuple(refusals or REFUSALS)),
+        max_new_tokens=64 if max_new_tokens is None else max_new_tokens,
+        revision=_revision(revision, found.digest),
+        licence=found.dataset.licence,
+        citation=found.dataset.citation,
+    )
+
+
+def _revision(given: str | None, digest: str) -> str:
+    return f"{given or ''} sha256:{digest}".strip()
+
+
+def _own(
+    path: Path,
+    columns: Mapping[str, str | None],
+    revision: str | None,
+    refusals: Sequence[str] | None,
+    max_new_tokens: int | None,
+) -> Suite:
+    try:
+        data = read_bounded(path, LARGEST)
+        lines = data.decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise SampleError(
+            f"the prompts {quoted(str(path), 200)} can't be read ({why})", expected="JSON lines in UTF-8"
+        ) from error
+    settings = _Settings()
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    groups: dict[str, list[Case]] = {kind: [] for kind in KINDS}
+    begun = False
+    for number, line in rows(path) if is_table else enumerate(lines, 1):
+        if isinstance(line, str) and not line.strip():
+            continue
+        try:
+            row = _row(line)
+            if not begun and set(row) == {"suite"}:
+                settings = _settings(row["suite"])
+            else:
+                case = _case(_renamed(row, columns, is_table), path.parent, settings)
+                groups[case.sample.label or ""].append(case)
+        except SampleError as error:
+            raise SampleError(
+                f"{path}, line {number}: {error.problem}", expected=error.expected, fix=error.fix
+            ) from error
+        begun = True
+    kind = KeyedJudge if settings.judge.kind == "keyed" else PhraseJudge
+    return Suite(
+        settings.name or path.stem,
+        *(tuple(groups[kind]) for kind in KINDS),
+        judge=kind(tuple(refusals or settings.judge.refusals), settings.judge.name),
+        max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        revision=_revision(revision, hashlib.sha256(data).hexdigest()),
+    )
+
+
+def _row(line: Any) -> dict[str, Any]:
+    """A row of a table, which may be an error instead, or a line of JSON."""
+    if isinstance(line, SampleError):
+        raise line
+    return json_object(line, "the line", error=SampleError) if isinstance(line, str) else line
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str | None], is_table: bool) -> dict[str, Any]:
+    """The fields of a row by their new names; an empty cell of a table is no field."""
+    kept = [(columns.get(name, name), value) for name, value in row.items() if not (is_table and value == "")]
+    names = [name for name, _ in kept if name is not None]
+    if len(set(names)) < len(names):
+        raise SampleError("two fields have one name", expected="one of each", fix="drop the other: columns={...: None}")
+    return {name: value for name, value in kept if name is not None}
+
+
+def _settings(given: Any) -> _Settings:
+    try:
+        return _Settings.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        raise SampleError(
+            f"the settings of the suite are malformed ({faults(error)})",
+            expected='an object of name, judge ({"kind": "phrases", "refusals": [...]}), parser and max_new_tokens',
+        ) from error
+
+
+def _case(row: dict[str, Any], root: Path, settings: _Settings) -> Case:
+    answer, cluster, called = (row.pop(name, None) for name in ("answer", "cluster", "id"))
+    for name, given in (("answer", answer), ("cluster", cluster)):
+        if not (given is None or isinstance(given, str)):
+            raise SampleError(f"the {name} is {quoted(given)}", expected="a text, or nothing")
+    if not isinstance(called, (str, int, type(None))):
+        raise SampleError(f"the id is {quoted(called)}", expected="a text, a number or nothing")
+    case = Case(_sample(row, root), answer, None, "" if called is None else str(called), cluster or "")
+    if case.sample.label not in KINDS:
+        raise SampleError(f"the label is {quoted(case.sample.label)}", expected=" or ".join(map(repr, KINDS)))
+    if case.sample.label == "utility":
+        return replace(case, parser=settings.parser)
+    if answer is not None and settings.judge.kind != "keyed":
+        raise SampleError(
+            f"a {case.sample.label} request has an answer, and the judge {settings.judge.name!r} does not read it",
+            expected="answers of questions alone",
+            fix='leave it out, or begin with {"suite": {"judge": {"kind": "keyed", "refusals": [...]}}}',
+        )
+    return case
+
+
+def _sample(row: dict[str, Any], root: Path) -> Sample:
+    try:
+        (sample,) = read_samples([row], image_root=root)
+    except SampleError as error:  # whose message names the row of a list of one
+        cause = error.__cause__ if isinstance(error.__cause__, SteerKitError) else error
+        raise SampleError(cause.problem, expected=cause.expected, fix=cause.fix) from error
+    return sample
