@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
-RUN += ("methods", "samples", "hub", "concepts", "evaluation", "workers")
+RUN += ("methods", "samples", "hub", "concepts", "evaluation", "workers", "suites")
 
 
 @pytest.fixture
@@ -62,6 +62,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_evaluation_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     run_page(DOCS / "evaluation.md")
     assert "text only 0.0 Estimate(value=0.0" in capsys.readouterr().out
+
+
+def test_suites_page_runs() -> None:
+    names = run_page(DOCS / "suites.md")
+    assert [part.size for part in names["parts"].values()] == [180, 420]
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -20,6 +20,7 @@ from steerkit.evaluation._compare import (
 )
 from steerkit.evaluation._controls import random_like as random_like
 from steerkit.evaluation._datasets import DATASETS as DATASETS, Dataset as Dataset, Part as Part
+from steerkit.evaluation._disjoint import check_disjoint as check_disjoint, split as split
 from steerkit.evaluation._evaluate import ANSWERS as ANSWERS, VERDICTS as VERDICTS, evaluate as evaluate
 from steerkit.evaluation._formats import (
     LLAMA_GUARD as LLAMA_GUARD,
