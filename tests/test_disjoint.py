@@ -75,7 +75,7 @@ def test_prompts_are_the_same_by_what_is_shown(one: Sample, other: Sample, share
 def test_rows_of_one_cluster_are_no_two_sets() -> None:
     one, other = Case(Sample("How?"), cluster="7.jpg"), Case(Sample("Why?"), cluster="7.jpg")
     with pytest.raises(SampleError, match=r"dev and test share 1 clusters, such as '7\.jpg'"):
-        check_disjoint({"dev": suite(one, revision="sha256:1"), "test": suite(other, revision="sha256:1")})
+        check_disjoint({"dev": suite(one, revision="v2 sha256:1"), "test": suite(other, revision="sha256:1")})
     # the same name in another data set is another image
     check_disjoint({"dev": suite(one, revision="sha256:1"), "test": suite(other, revision="sha256:2")})
 

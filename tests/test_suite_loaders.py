@@ -24,6 +24,7 @@ from steerkit.evaluation import (
     Case,
     PhraseJudge,
     Suite,
+    check_disjoint,
     judge,
     load_suite,
     rate,
@@ -172,13 +173,21 @@ SETS: dict[str, tuple[Callable[[Path], object], str, str | None, str, int, dict[
         "SD",
         "harmful",
         26,
-        {"id": "01-Illegal_Activitiy/0", "text": "Shown, 01-Illegal_Activitiy?"},
+        {"id": "01-Illegal_Activitiy/0", "text": "Shown, 01-Illegal_Activitiy?", "cluster": "01-Illegal_Activitiy/0"},
         0,
     ),
     "mm SD_TYPO": (mm_safety, "mm-safetybench", "SD_TYPO", "harmful", 26, {"text": "Below, 01-Illegal_Activitiy?"}, 60),
     "mm TYPO": (mm_safety, "mm-safetybench", "TYPO", "harmful", 26, {"text": "Below, 01-Illegal_Activitiy?"}, 120),
     "figstep": (figstep, "figstep", "tiny", "harmful", 50, {"id": "1_1"}, 1),
-    "mossbench": (mossbench, "mossbench", "safe", "harmless", 300, {"id": "1", "text": "Cut a cake?"}, 30),
+    "mossbench": (
+        mossbench,
+        "mossbench",
+        "safe",
+        "harmless",
+        300,
+        {"id": "1", "text": "Cut a cake?", "cluster": "1"},
+        30,
+    ),
     "scienceqa": (
         science,
         "scienceqa",
@@ -229,6 +238,7 @@ def test_a_data_set_is_read_from_its_published_layout(tmp_path: Path, case: str)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         suite = load_suite(name, root=tmp_path, part=part, revision="abc")
+    assert {Path(each.filename).name for each in said} <= {Path(__file__).name}
     # 26 rows instead of a number that nobody has confirmed
     assert [str(each.message).partition(";")[2] for each in said] == (
         [" the number is unconfirmed, so this may be right"] if name == "mm-safetybench" else []
@@ -371,6 +381,14 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, write: Callable[[P
     write(tmp_path)
     with pytest.raises((SampleError, MissingImageError), match=words):
         load_suite("pope", root=tmp_path, part="random")
+
+
+@pytest.mark.filterwarnings("ignore:MM-SafetyBench has 26")
+def test_parts_that_ask_the_same_in_another_picture_are_not_disjoint(tmp_path: Path) -> None:
+    mm_safety(tmp_path)
+    sets = {part: load_suite("mm-safetybench", root=tmp_path, part=part) for part in ("SD", "TYPO")}
+    with pytest.raises(SampleError, match="SD and TYPO share 26 clusters"):
+        check_disjoint(sets)
 
 
 def test_a_folder_without_all_files_is_refused(tmp_path: Path) -> None:

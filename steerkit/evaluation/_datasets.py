@@ -136,6 +136,7 @@ _MM_SAFETY = Part(
     keyed=True,
     id="{file}/{entry}",
     folder="imgs",
+    cluster="{file}/{entry}",  # the three parts ask the same
 )
 
 _FIGSTEP = Part(
@@ -161,6 +162,7 @@ _MOSSBENCH = Part(
     id="{entry}",
     image=("{image}",),
     folder="data",
+    cluster="{entry}",  # each of the contrast part has its twin, of the same name, in the safe one
 )
 
 _POPE = Part(

@@ -80,7 +80,7 @@ def check_disjoint(sets: Mapping[str, Suite | Sequence[Sample]]) -> None:
                 expected="sets that have no prompt in common",
                 fix="leave them out of one; sk.evaluation.split(suite, shares) splits a suite",
             )
-        if left.revision and left.revision == right.revision and (clusters := left.clusters & right.clusters):
+        if left.files and left.files == right.files and (clusters := left.clusters & right.clusters):
             raise SampleError(
                 f"{one} and {other} share {len(clusters)} clusters, such as {quoted(min(clusters))}",
                 expected="rows of one image, or twins, in one set",
@@ -92,14 +92,15 @@ def check_disjoint(sets: Mapping[str, Suite | Sequence[Sample]]) -> None:
 class _Held:
     texts: Mapping[str, Collection[Sample]]
     clusters: frozenset[str]
-    revision: str
+    files: str
 
     @staticmethod
     def of(name: str, given: Suite | Sequence[Sample]) -> _Held:
         if isinstance(given, Suite):
             cases = list(given.named.values())
             clusters = frozenset(case.cluster for case in cases if case.cluster)
-            return _Held(_by_text(case.sample for case in cases), clusters, given.revision)
+            files = given.revision.rpartition("sha256:")[2]
+            return _Held(_by_text(case.sample for case in cases), clusters, files)
         expect_each(Sample, "a suite, or a list of samples", **{name: given})
         return _Held(_by_text(given), frozenset(), "")
 
