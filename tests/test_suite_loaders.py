@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from steerkit.cli.app import app
 from steerkit.errors import MissingImageError, OptionError, SampleError, UnknownNameError
 from steerkit.evaluation import (
     DATASETS,
@@ -440,6 +442,19 @@ def test_arguments_that_fit_no_data_set_are_refused(tmp_path: Path) -> None:
         load_suite("xstest", root=PUBLISHED, columns={"prompt": "text"})
     with pytest.raises(OptionError, match="without root"):
         load_suite(tmp_path / "own.jsonl", part="safe")
+
+
+def test_the_command_line_takes_a_data_set_from_its_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = ["compare", "llava", "demo/anchors", "--prompts", "xstest", "--root", str(PUBLISHED), "--count", "2"]
+    result = CliRunner().invoke(
+        app, [*given, "--method", "cmrm", "--max-new-tokens", "4", "--output", str(out), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "xstest (2 harmful, 2 harmless, 0 questions)" in (out / "compare.json").read_text()
+    result = CliRunner().invoke(app, [*given, "--part", "safe"])
+    assert result.exit_code != 0
+    assert "part is 'safe', of XSTest" in result.stderr
 
 
 def test_a_table_of_ones_own_is_a_suite(tmp_path: Path) -> None:

@@ -85,13 +85,20 @@ class Prompts:
 
     Attributes:
         prompts (FILE): Prompts, .jsonl: {"text", "image", "label": "harmful", "harmless" or "utility", "answer"} on
-            each line; demo/test and demo/dev come with steerkit, for the demo models.
+            each line; demo/test and demo/dev come with steerkit, for the demo models. With --root, a data set such as
+            xstest.
+        root: Folder where you have that data set.
+        part: Which part of it, where it has several.
+        image_folder: Folder of its images, where they are elsewhere.
         count: Only the first prompts of each kind, as many.
         refusal: A phrase by which a refusal is told. Default: those of the file, or common ones.
         max_new_tokens: Length of the answers. Default: that of the file, or 64.
     """
 
     prompts: Path | None = None
+    root: Path | None = None
+    part: str | None = None
+    image_folder: Path | None = None
     count: int | None = None
     refusal: list[str] | None = None
     max_new_tokens: int | None = None
@@ -108,8 +115,14 @@ class Prompts:
 
         if self.prompts is None:
             raise OptionError("--prompts is missing", expected="a file of prompts", fix="--prompts demo/test is one")
-        found = bundled(str(self.prompts))
-        made = load_suite(found, refusals=self.refusal or None, max_new_tokens=self.max_new_tokens)
+        made = load_suite(
+            bundled(str(self.prompts)) if self.root is None else str(self.prompts),
+            root=self.root,
+            part=self.part,
+            images=self.image_folder,
+            refusals=self.refusal or None,
+            max_new_tokens=self.max_new_tokens,
+        )
         return made if self.count is None else made.first(self.count)
 
 
