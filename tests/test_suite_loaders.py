@@ -425,6 +425,18 @@ def test_a_choice_that_is_none_is_refused(tmp_path: Path, row: dict[str, Any], w
         load_suite("scienceqa", root=tmp_path, part="full", whole=False)
 
 
+@pytest.mark.parametrize("column", ["id", "prompt", "type", "label"])
+@pytest.mark.parametrize("value", [None, [], {"a": 1}, True, 0.5, "", "9" * 5000])
+def test_values_of_any_type_are_read_or_refused_with_their_line(tmp_path: Path, column: str, value: object) -> None:
+    good = {"id": 1, "prompt": "How?", "type": "homonyms", "label": "safe"}
+    path = lines(tmp_path / "xstest_prompts.jsonl", [{**good, "id": 2}, {**good, column: value}])
+    if (column == "prompt" and value == "9" * 5000) or (column == "type" and isinstance(value, str)):
+        assert load_suite("xstest", root=path, whole=False).size == 2
+        return
+    with pytest.raises(SampleError, match=r"xstest_prompts\.jsonl, line 2: "):
+        load_suite("xstest", root=path, whole=False)
+
+
 def test_arguments_that_fit_no_data_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="no data set 'xstets'. Did you mean 'xstest'"):
         load_suite("xstets", root=PUBLISHED)

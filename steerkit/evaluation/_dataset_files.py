@@ -198,9 +198,9 @@ def _is_there(image: Any, looked_at: dict[str, bool]) -> bool:
 def _case(part: Part, row: Row, number: int, images: tuple[Any, ...]) -> tuple[Kind, Case]:
     if isinstance(part.kind, tuple):
         column, meanings = part.kind
-        if row[column] not in meanings:
-            raise SampleError(f"{column!r} is {quoted(row[column])}", expected=" or ".join(map(repr, meanings)))
-        kind = meanings[row[column]]
+        if (word := str(row[column])) not in meanings:
+            raise SampleError(f"{column!r} is {quoted(word)}", expected=" or ".join(map(repr, meanings)))
+        kind = meanings[word]
     else:
         kind = part.kind
     sample = Sample(_filled(part.prompt, row), images, row[part.caption] if part.caption else None, kind)

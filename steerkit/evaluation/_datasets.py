@@ -7,6 +7,7 @@ difference from it is a warning.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -92,7 +93,7 @@ def _twin(row: Row) -> dict[str, str]:
     Two of its ten safe types share the contrasts of another one and have a focus of their own: they have no twin.
     """
     kind, number = row["type"], row["id"]
-    if not (isinstance(kind, str) and str(number).isdecimal()):
+    if not (isinstance(kind, str) and re.fullmatch(r"[0-9]{1,6}", str(number))):
         raise SampleError(f"the row is {quoted(number)} of the type {quoted(kind)}", expected="a number and a text")
     base = kind.removeprefix("contrast_")
     if base != kind:
