@@ -63,7 +63,8 @@ class Forgetful(Sound):
 class Permissive(Sound):
     """Takes any option."""
 
-    model_config = {"extra": "ignore"}
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{key: value for key, value in options.items() if key in type(self).model_fields})
 
 
 class Unchecked(Sound):

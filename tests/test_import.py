@@ -14,7 +14,10 @@ import steerkit
 
 ROOMS = (
     "steerkit",
-    *(f"steerkit.{room}" for room in ("methods", "interventions", "vectors", "models", "evaluation", "analysis")),
+    *(
+        f"steerkit.{room}"
+        for room in ("methods", "interventions", "vectors", "models", "evaluation", "analysis", "scale")
+    ),
 )
 HEAVY = ("torch", "transformers", "nnsight", "numpy", "PIL", "pydantic", "safetensors", "huggingface_hub")
 

@@ -156,7 +156,7 @@ def test_what_can_not_be_fitted_is_refused_first(
         sk.methods.VTI(grid=2, mask_ratio=0.1)
     bare = sk.wrap(measured_llava.vlm.model, measured_llava.vlm.processor)
     bare.architecture = replace(bare.architecture, vision=None)
-    with pytest.raises(EngineError, match="declares none"):
+    with pytest.raises(EngineError, match="none whose blocks are known"):
         sk.methods.VTI().fit(bare, demos)
     assert measured_llava.samples_run == 0
 

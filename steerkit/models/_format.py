@@ -83,6 +83,28 @@ class PromptFormat:
             "or declare image in a Family record",
         )
 
+    def check_image_token(self, name: str) -> None:
+        """Refuse a processor that marks images by a token of another model.
+
+        What a processor calls its image token may only open an image, and another one stand for its content: then a
+        blank image tells.
+
+        Raises:
+            ProcessorError: It is so.
+        """
+        ids = self._architecture.image_token_ids
+        token = str(getattr(self.processor, "image_token", None))
+        number = self.tokenizer.get_vocab().get(token)
+        if not self._sees or number is None or not ids or number in ids:
+            return
+        if not ids & self.tokenizer.added_tokens_decoder.keys() or not ids & set(self._blank(token)):
+            raise ProcessorError(
+                f"the image token of this {self._kind} is {token!r} with the id {number}, and that of "
+                f"this {name} has the id {' or '.join(map(str, sorted(ids)))}",
+                expected="the processor of this very model",
+                fix="load both by the same name: sk.load(name), or AutoProcessor.from_pretrained(name)",
+            )
+
     @cached_property
     def placeholder(self) -> str:
         """A regular expression of everything that stands for the images of a prompt once it is tokenised."""
@@ -172,11 +194,15 @@ class PromptFormat:
             return re.sub(self.placeholder, "", prompt)
         return re.sub(_numbered(written), "", prompt)
 
-    def _expanded(self, written: str) -> str:
-        """What the processor makes of the written image."""
+    def _blank(self, written: str) -> list[int]:
+        """The tokens that the processor makes of the written image, between two words."""
         picture = Image.new("RGB", (64, 64), (255, 255, 255))
         row = self._processed([f"begin{written}end"], [[picture]], special=False)["input_ids"][0]
-        ids = [int(each) for each in row]
+        return [int(each) for each in row]
+
+    def _expanded(self, written: str) -> str:
+        """What the processor makes of the written image, as text."""
+        ids = self._blank(written)
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text.partition("begin")[2].rpartition("end")[0] or written
 

@@ -82,17 +82,6 @@ def check_processor(processor: Any, architecture: Architecture, name: str) -> No
             if architecture.takes_images
             else "AutoTokenizer.from_pretrained(name), or processor.tokenizer",
         )
-    ids = architecture.image_token_ids
-    token = str(getattr(processor, "image_token", None))
-    number = tokenizer.get_vocab().get(token)
-    # what the processor calls its image token may only open an image, and another added token stand for its content
-    if number is not None and ids and number not in ids and not ids & tokenizer.added_tokens_decoder.keys():
-        raise ProcessorError(
-            f"the image token of this {type(processor).__name__} is {token!r} with the id {number}, and that of "
-            f"this {name} has the id {' or '.join(map(str, sorted(ids)))}",
-            expected="the processor of this very model",
-            fix="load both by the same name: sk.load(name), or AutoProcessor.from_pretrained(name)",
-        )
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -136,6 +136,7 @@ class PromptedModel:
         if processor is not None:
             check_processor(processor, self.architecture, type(model).__name__)
             self.format = PromptFormat(model, processor, self.family, self.architecture)
+            self.format.check_image_token(type(model).__name__)
         self.record: ModelRecord = model_record(model, processor, self.architecture, revision)
 
     @property
