@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 
 from breadth import checks, pairs
+from steerkit._internal.files import write_atomically
 
 _SHOWN = (
     "blocks",
@@ -116,7 +117,8 @@ def write(rows: Mapping[str, Row]) -> None:
     known: dict[str, Any] = recorded()["types"] if RECORDED.exists() else {}
     known |= {name: asdict(row) for name, row in rows.items()}
     document = {"transformers": transformers.__version__, "types": {name: known[name] for name in sorted(known)}}
-    RECORDED.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    # whole at any time: other processes read it, and so does steerkit when it wraps a model
+    write_atomically(RECORDED, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     DOCUMENT.write_text(page(document))
 
 
