@@ -107,7 +107,7 @@ def main(publisher: str, reader: str, folder: Path) -> None:
         question = shlex.quote(str(request.sample.text))
         asked = f"steerkit generate {MODEL} {question} --image photo.jpg --vector {ref} --json"
         answer = json.loads(other.types(asked))["answers"][0]
-        assert suite.judge.judge(request, answer["unsteered"]).complied, answer
+        assert suite.judge.judge(request, answer["unsteered"]).harmful, answer
         assert suite.judge.judge(request, answer["steered"]).refused, answer
 
 

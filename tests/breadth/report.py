@@ -32,7 +32,11 @@ def _comparison(name: str) -> tuple[str, Any, float]:
     from breadth import levels
 
     began = time.process_time()
-    return name, levels.compared(name), time.process_time() - began
+    try:
+        found = levels.compared(name)
+    except Exception as error:  # of one type, which is no reason to say nothing of the others
+        found = f"{name}: {type(error).__name__}: {error!s:.300}"
+    return name, found, time.process_time() - began
 
 
 def _each(
