@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import steerkit as sk
 from steerkit.errors import UnsupportedModelError
-from steerkit.models import Family
+from steerkit.models import Family, PromptFormat, architecture_of
 from steerkit.vlm import _tried
 
 
@@ -74,3 +75,17 @@ def test_a_block_that_is_passed_over_is_found() -> None:
     block.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
     with pytest.raises(UnsupportedModelError, match="declare"):
         sk.wrap(model, processor)
+
+
+def test_an_image_of_one_token_is_taken_out_of_an_undeclared_family_too() -> None:
+    """The blank image that the processor is asked with is one of several tokens here; no image is text alone."""
+    model, processor = tiny.build("llava")
+    family = Family(types=("llava",))
+    asked = PromptFormat(model, processor, family, architecture_of(model, family))
+    written = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}], tokenize=False
+    )
+    assert written.count("<image>") == 1
+    for tokens in (1, 2, 16):
+        assert re.sub(asked.placeholder, "", written.replace("<image>", "<image>" * tokens)).count("<image>") == 0
+    assert re.search(asked.placeholder, "two\n\nlines\n") is None

@@ -301,4 +301,6 @@ def _pattern(text: str, added: Sequence[str]) -> str:
     if len(set(kinds)) == 1:
         return f"(?:{kinds[0]})+"
     inner = "|".join(dict.fromkeys(kinds[1:-1]))
-    return kinds[0] + (f"(?:{inner})+" if inner else "") + kinds[-1]
+    # the blank image may be larger than another, of which the first piece is all; if it is text, it is not enough
+    some = "*" if kinds[0] in kinds[1:-1] else "+"
+    return kinds[0] + (f"(?:{inner}){some}" if inner else "") + kinds[-1]
