@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -155,7 +154,7 @@ def test_a_method_that_measures_images_refuses_the_model() -> None:
     ):
         with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM takes no images"):
             method.fit(vlm, ANCHORS)
-    rejected = [replace(sample, label="rejected") for sample in ANCHORS[::2]]
+    rejected = [sk.Sample(f"{sample.text} No.", label="rejected") for sample in ANCHORS[::2]]
     assert sk.methods.AdaSteer(rejected="rejected").fit(vlm, [*ANCHORS, *rejected]).directions, "needs no image"
     with pytest.raises(SampleError, match="shows 1 images to a language model"):
         vlm.generate(WITH_IMAGE, max_new_tokens=1)

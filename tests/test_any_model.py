@@ -428,6 +428,7 @@ def test_whatever_an_intervention_does_is_done_in_the_graph() -> None:
 
 @pytest.mark.usefixtures("fresh_graphs")
 @pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="inductor needs vector instructions")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 def test_inductor_runs_the_steering() -> None:
     model, tokenizer = decoder.build("llama", layers=2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ReadByHooks
 from PIL import Image
-from reference import Edit, Where, distance, edited, generate, only, prompt_length, since
+from reference import Edit, Where, distance, edited, generate, only, picture, prompt_length, since
 from test_methods import LAYERS, TOLERANCE, last_token
 
 import steerkit as sk
@@ -517,3 +517,15 @@ def test_cells_are_painted_black_in_every_image(picture: Callable[..., Image.Ima
 def test_options_that_conflict_are_refused(kind: Any, options: dict[str, Any], match: str) -> None:
     with pytest.raises(OptionError, match=match):
         kind(**options)
+
+
+@pytest.mark.parametrize("name", ["AdaSteer", "VLMGuard", "VTI", "CAST"])
+def test_groups_of_the_same_prompts_are_refused(measured_llava: ReadByHooks, name: str) -> None:
+    """Read as one row each: batches round differently, and would hide it."""
+    labels = ("positive", "negative") if name == "VTI" else ("harmful", "harmless")
+    options = {"positive": labels[0], "negative": labels[1], "parts": "text"} if name == "VTI" else {}
+    if name == "AdaSteer":
+        labels, options = (*labels, "rejected"), {"rejected": "rejected"}
+    same = [sk.Sample(f"How do I do it {at}?", (picture(at),), label=label) for at in range(3) for label in labels]
+    with pytest.raises(EmptyAnchorSetError, match="two groups of anchors have the same mean state"):
+        getattr(sk.methods, name)(**options).fit(measured_llava, same, batch_size=2 if name == "VTI" else 1)

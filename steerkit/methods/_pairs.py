@@ -65,5 +65,20 @@ def _leading_moment(moment: Tensor, count: int) -> Tensor:
     return torch.linalg.eigh(moment).eigenvectors[:, -count:].flip(1).T
 
 
+def require_shift(mean: Tensor) -> None:
+    """For `solve`: refuse two groups of the same mean, whose difference points nowhere.
+
+    Raises:
+        EmptyAnchorSetError: It is so.
+    """
+    if not mean.any():
+        raise EmptyAnchorSetError(
+            "two groups of anchors have the same mean state, and their difference is no direction",
+            expected="groups of different prompts",
+            fix="look for anchors that stand in both groups",
+        )
+
+
 def _signed(found: Tensor, mean: Tensor) -> Tensor:
+    require_shift(mean)
     return torch.where(found @ mean < 0, -1.0, 1.0)[:, None] * found

@@ -20,6 +20,7 @@ from steerkit.interventions import (
 )
 from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
 from steerkit.methods._moments import Groups, farthest_apart
+from steerkit.methods._pairs import require_shift
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
@@ -140,6 +141,8 @@ class AdaSteer(SteeringMethod):
         second = first if self.harmfulness_along == "rejection" else projected
         at_r = farthest_apart(rejected, complied) if self.rejection_layer is None else self.rejection_layer
         at_q = farthest_apart(complied, harmless) if self.harmfulness_layer is None else self.harmfulness_layer
+        require_shift(r[at_r])
+        require_shift(q[at_q])
         directions = {
             **self._added(first, ""),
             **self._added(second, "undone"),

@@ -15,7 +15,7 @@ from steerkit.errors import EmptyAnchorSetError
 from steerkit.interventions import Add, FiniteFloat, Intervention, Site, Tower
 from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod
 from steerkit.methods._moments import Groups, Moments
-from steerkit.methods._pairs import neighbour_differences, require_neighbours
+from steerkit.methods._pairs import neighbour_differences, require_neighbours, require_shift
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel, open_image
 from steerkit.vectors import Key
@@ -173,4 +173,5 @@ def blotted(image: Image.Image, grid: int, ratio: float, generator: np.random.Ge
 
 
 def _direction(shift: Moments) -> Tensor:
+    require_shift(shift.mean)
     return shift.mean + shift.principal(center=True)[0]

@@ -20,6 +20,8 @@ from steerkit.errors import EngineError
 from steerkit.interventions import Ablate, Gate, LinearStrength, Measure, Site, Tower
 
 CLEARLY = 1e-2
+ROUNDING = 5e-5
+"""Of gradients: a processor without vector instructions was seen at 1.3e-5."""
 PLACES: tuple[tuple[Site, Tower], ...] = (
     ("resid_post", "language"),
     ("mlp_out", "language"),
@@ -154,11 +156,11 @@ def test_gradients_are_those_of_plain_hooks(family_name: str, site: Site, tower:
         later.backward()
         assert state(vlm.model) == before
         assert float(loss.detach() - expected.detach()) == pytest.approx(0, abs=1e-5)
-        assert distance(inside, truth) < 1e-5
-        assert distance(taken(vlm.model), truth) < 1e-5
+        assert distance(inside, truth) < ROUNDING
+        assert distance(taken(vlm.model), truth) < ROUNDING
         assert distance(unsteered, truth) > CLEARLY
     loss_of(vlm, inputs).backward()
-    assert distance(taken(vlm.model), unsteered) < 1e-5
+    assert distance(taken(vlm.model), unsteered) < ROUNDING
 
 
 def test_blocks_are_really_run_again() -> None:
@@ -191,10 +193,10 @@ def test_several_passes_meet_in_one_backward_pass(kind: str) -> None:
     with sk.steer(vlm, made[1], policy="off"):
         found = found + 3 * loss_of(vlm, inputs[2])
         found.backward(retain_graph=kind != "reentrant")
-    assert distance(taken(vlm.model), expected) < 1e-5
+    assert distance(taken(vlm.model), expected) < ROUNDING
     if kind != "reentrant":
         found.backward()
-        assert distance(taken(vlm.model), expected) < 1e-5
+        assert distance(taken(vlm.model), expected) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,7 +213,7 @@ def test_nested_blocks_in_their_order(kind: str) -> None:
         with sk.steer(vlm, inner, policy="off"):
             loss = loss_of(vlm, inputs)
         loss.backward()
-    assert distance(taken(vlm.model), truth) < 1e-5
+    assert distance(taken(vlm.model), truth) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,7 +252,7 @@ def test_a_loss_on_states_in_the_middle(kind: str) -> None:
     with sk.steer(vlm, steering(vlm, tensors, "mlp_out", "language", operation=Ablate()), policy="off"):
         found = loss(vlm)
     found.backward()
-    assert distance(taken(vlm.model), taken(reference.model)) < 1e-5
+    assert distance(taken(vlm.model), taken(reference.model)) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,7 +268,7 @@ def test_gates_and_strengths_that_are_read_elsewhere(kind: str) -> None:
     with sk.steer(vlm, gated, policy="off"):
         loss = loss_of(vlm, inputs)
     loss.backward()
-    assert distance(taken(vlm.model), taken(reference.model)) < 1e-5
+    assert distance(taken(vlm.model), taken(reference.model)) < ROUNDING
 
     rule = LinearStrength(measure=measure, slope=0.1, intercept=1.0, minimum=-5, maximum=5)
     ruled = steering(vlm, tensors, "mlp_out", "language", strength=rule, layers=(1, 2))
@@ -289,7 +291,7 @@ def test_gates_and_strengths_that_are_read_elsewhere(kind: str) -> None:
     with sk.steer(vlm, ruled, policy="off"):
         loss = loss_of(vlm, inputs)
     loss.backward()
-    assert distance(taken(vlm.model), taken(reference.model)) < 1e-5
+    assert distance(taken(vlm.model), taken(reference.model)) < ROUNDING
 
 
 def test_checkpoints_of_the_users_own(llava: sk.VLM) -> None:
@@ -307,7 +309,7 @@ def test_checkpoints_of_the_users_own(llava: sk.VLM) -> None:
         with sk.steer(vlm, given, policy="off"):
             loss = loss_of(vlm, inputs)
         loss.backward()
-        assert distance(taken(vlm.model), truth) < 1e-5
+        assert distance(taken(vlm.model), truth) < ROUNDING
         for layer in vlm.model.model.layers:
             del layer.mlp.forward
     with sk.steer(vlm, given, policy="off"):
