@@ -294,7 +294,7 @@ BROKEN: list[tuple[type[Sound], str, str]] = [
     (Unheeding, "every_part_of_a_chat_counts", "an option that no template reads is ignored"),
     (Talkative, "only_the_image_differs", "without its placeholder the prompt is"),
     (Unplaced, "only_the_image_differs", "without its placeholder the prompt is"),
-    (Mistaken, "image_tokens_hold_the_image", "writes '<s>' 0 times"),
+    (Mistaken, "image_tokens_hold_the_image", "the image token of this LlavaProcessor is '<image>'"),
     (Overmarked, "image_tokens_hold_the_image", "no image enters at the tokens 1"),
     (Flat, "image_sizes_keep_the_shapes", "image_sizes gives [("),
     (Short, "image_sizes_keep_the_shapes", "tells 1 sizes of 3 images"),
