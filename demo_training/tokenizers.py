@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from demo_training import curriculum
+from steerkit.testing.tiny.text import QWEN_SPECIALS
 
 SYSTEM_TURN = "You are a helpful assistant."
 
@@ -43,15 +44,6 @@ QWEN_TEMPLATE = (
 )
 
 LLAMA_SPECIALS = ("<pad>", "<s>", "</s>", "<image>")
-QWEN_SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 _VOCABULARY_LIMIT = 1200
 
 

@@ -166,7 +166,7 @@ def merge(
     for path, other in zip(states[1:], others, strict=True):
         first.extraction.require(other.extraction, f"the state {str(path)!r:.300}")
     whole = first.merge(*others)
-    whole.groups()  # what is missing is said before the model is loaded
+    whole.check_complete()  # what is missing is said before the model is loaded
     fitter = get_method(first.extraction.method)(**first.extraction.config)
     vector = fitter.finish(load_model(model, loading.given()), whole, anchor_name=anchor_name or "")
     if license_ is not None:

@@ -257,7 +257,7 @@ class SteeringMethod(Frozen, ABC):
         held = state.extraction
         mine = self._extraction(model, range(held.anchors), Plan(list(held.layers)), held.block_size)
         mine.require(held, "a state")
-        state.groups()
+        state.check_complete()  # before the model is run for its fingerprint
         return self._vector(model, list(held.layers), state, model.fingerprint(), anchor_name, anchor_license)
 
     def _vector(

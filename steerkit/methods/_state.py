@@ -159,8 +159,8 @@ class State:
                 merged.nodes = merged.added(node, other.nodes[node])
         return merged
 
-    def groups(self) -> Groups:
-        """The statistics of the whole anchor set.
+    def check_complete(self) -> None:
+        """Refuse a state of a part of the anchor set.
 
         Raises:
             CheckpointError: Some of it was not measured; the message says what.
@@ -171,6 +171,14 @@ class State:
                 expected="states of all blocks",
                 fix=f"measure these blocks of {self.extraction.block_size} anchors: {_ranges(missing)}",
             )
+
+    def groups(self) -> Groups:
+        """The statistics of the whole anchor set.
+
+        Raises:
+            CheckpointError: Some of it was not measured.
+        """
+        self.check_complete()
         whole: Groups = {}
         for node in sorted(self.nodes, key=lambda node: node[1] << node[0]):
             whole = merge_groups(whole, self.nodes[node])

@@ -89,7 +89,7 @@ def layer_number(value: object) -> int:
     """A layer as a key of a loaded dictionary.
 
     Raises:
-        PackFormatError: It is no number of a layer.
+        PackFormatError: It is not the number of a layer.
     """
     if type(value) is not int or not 0 <= value < 10_000:
         raise malformed(f"a layer {value!r:.40}", "a number from 0")
