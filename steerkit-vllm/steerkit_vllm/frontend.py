@@ -381,4 +381,4 @@ def _install_rest() -> None:
         kind.to_sampling_params = refusing(kind.to_sampling_params, beams=False)
         if hasattr(kind, "to_beam_search_params"):
             kind.to_beam_search_params = refusing(kind.to_beam_search_params, beams=True)
-    routes.install()
+    routes.install(ready)

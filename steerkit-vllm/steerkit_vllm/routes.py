@@ -6,6 +6,7 @@ import asyncio
 import functools
 import hmac
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from steerkit.errors import SteerKitError
@@ -72,12 +73,14 @@ def _attach(app: Any) -> None:
     app.add_api_route("/steerkit/packs", add, methods=["POST"])
 
 
-def install() -> None:
-    """Add the routes to every app, and let none answer before the self-test has passed."""
+def install(ready: Callable[[Any], Awaitable[object]]) -> None:
+    """Add the routes to every app, and let none answer before the self-test has passed.
+
+    Args:
+        ready: Awaited with the engine of each app: the packs, once the self-test has passed.
+    """
     from vllm.entrypoints.launchers import app as apps
     from vllm.entrypoints.launchers.api_server import app_state
-
-    from steerkit_vllm.frontend import ready
 
     attach, begin = apps.attach_endpoint_plugins, app_state.init_endpoint_plugins_state
 
