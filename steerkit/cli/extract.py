@@ -50,7 +50,7 @@ def extract(
 
     Args:
         model: Repository id or folder of the model, or the name of a demo model.
-        anchors (ANCHORS): Anchor set, .jsonl or .csv; none for a method that needs none.
+        anchors (ANCHORS): Anchor set, a file or a folder of them; none for a method that needs none.
         output (FILE): The pack to write.
         method: Name of the method; `steerkit methods` lists them.
         set_ (KEY=VALUE): An option of the method, as JSON or text.
@@ -85,7 +85,8 @@ def extract(
             fix="name another file",
         )
     chosen, given = opt.settings(set_), loading.given()
-    samples = rows.read(anchors) if anchors is not None else []
+    alone = part is None and not ray  # of several workers, each checks the images that it measures
+    samples = rows.read(anchors, check_images=alone) if anchors is not None else []
     import_libraries()
     from steerkit.methods import get_method
     from steerkit.vectors import SteeringVector

@@ -140,8 +140,8 @@ class SampleFile:
     skip_bad_rows: bool = False
     download: bool = False
 
-    def read(self, path: Path) -> list[Sample]:
-        """The samples of a file; bad rows end the command, or are named and left out.
+    def read(self, path: Path, *, check_images: bool = True) -> list[Sample]:
+        """The samples of a file or folder; bad rows end the command, or are named and left out.
 
         Raises:
             SampleError: A row is bad, or there is no such file, or nothing in it.
@@ -156,7 +156,10 @@ class SampleFile:
 
         renamed = {old: new or None for old, new in pairs(self.columns, "--columns").items()}
         on_error = leave_out if self.skip_bad_rows else "raise"
-        samples = read_samples(path, columns=renamed, on_error=on_error, download=self.download)
+        check_images = check_images or self.skip_bad_rows
+        samples = read_samples(
+            path, columns=renamed, on_error=on_error, download=self.download, check_images=check_images
+        )
         if bad:
             say(f"{len(bad)} of {len(samples) + len(bad)} rows of {path} were left out")
         if not samples:

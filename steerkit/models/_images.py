@@ -20,12 +20,13 @@ from urllib.request import url2pathname
 
 from steerkit._internal.files import open_regular, read_bounded
 from steerkit.errors import MissingImageError, SteerKitError
+from steerkit.models._stored import Stored
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    ImageLike: TypeAlias = "str | Path | bytes | Mapping[str, Any] | Image.Image | np.ndarray"
+    ImageLike: TypeAlias = "str | Path | bytes | Mapping[str, Any] | Stored | Image.Image | np.ndarray"
 else:
     ImageLike: TypeAlias = Any
 
@@ -82,7 +83,7 @@ def image_name(image: ImageLike) -> str:
     """A few words that say which image it is, for messages: a path, or the kind and the size."""
     if isinstance(image, Mapping) and image.get("path") is not None:
         image = image["path"]
-    if isinstance(image, (str, Path)):
+    if isinstance(image, (str, Path, Stored)):
         text = str(image)
         if text[:5].lower() == "data:":
             return f"of a data: URI with {len(text)} characters"
@@ -113,6 +114,9 @@ def _source(image: Any) -> Any:
 
     if isinstance(image, Mapping) and not image.keys() - {"bytes", "path"}:
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, Stored):
+        with _reading(image):
+            return image.read(MAX_IMAGE)
     if isinstance(image, (str, os.PathLike)):
         text = os.fspath(image)
         scheme = _scheme(text)

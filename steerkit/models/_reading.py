@@ -16,7 +16,7 @@ from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.models._download import download_image
 from steerkit.models._images import ImageLike, check_image, resolved, web_address
-from steerkit.models._sample_files import is_separated, rows
+from steerkit.models._sample_files import is_separated, rows, sample_files
 from steerkit.models._samples import Sample, as_images
 
 OnError: TypeAlias = "Literal['raise', 'skip'] | Callable[[int, SampleError], object]"
@@ -41,6 +41,7 @@ def read_samples(
     columns: Mapping[str, str | None] | None = None,
     image_root: str | Path | None = None,
     download: Download = False,
+    check_images: bool = True,
 ) -> list[Sample]:
     """Read samples from a file, or from a list such as a data set of `datasets`.
 
@@ -52,14 +53,15 @@ def read_samples(
     - `conversations`: a whole conversation as in the files of LLaVA and ShareGPT (`from` and `value`). An answer at its
       end is what was to be learnt, and no part of the prompt.
 
-    Beside it may stand `image` (one) or `images` (a list; in CSV a JSON list), `caption`, `label`,
+    Beside it may stand `image` or `file_name` (one), or `images` (a list; in CSV a JSON list), `caption`, `label`,
     `chat_template_kwargs`, and `id`, which is not read. Images stand in the parts of messages, or where texts say
     `<image>` as often as there are images (a line break behind it belongs to it, as in LLaVA); otherwise they go in
     front of the text of the first user turn.
 
     Args:
         source: `*.jsonl` (one object a line), `*.json` (that, or an array of objects), `*.csv` and `*.tsv` (with a
-            header), `*.parquet` (if pyarrow is installed), or an iterable of samples, mappings or texts.
+            header), `*.parquet` (if pyarrow is installed), `*.tar` (as webdataset writes it), a folder of such files,
+            or an iterable of samples, mappings or texts.
         on_error: What becomes of a bad row: `raise` (default), `skip` (with a warning that names the row), or a
             function of the number and the error, after which reading goes on. The number is that of the line on which
             the row begins, as an editor counts them; in lists and Parquet files that of the row, from 1.
@@ -67,9 +69,12 @@ def read_samples(
         image_root: Folder of relative image paths. Default: the folder of the file.
         download: Whether images at `http://` and `https://` addresses are downloaded (by `download_image`, once, kept
             as they are sent), or a function that returns the bytes of an address.
+        check_images: Whether every image is found and known to be one before anything is returned. A worker of many
+            leaves it out: a fit checks those that it measures.
 
     Returns:
-        The samples in order. Images are checked to exist and to be images, but not decoded.
+        The samples in order. No image is decoded; those inside a Parquet or tar file are left there until a batch needs
+        them.
 
     Raises:
         SampleError: A bad row under `on_error="raise"`, an unknown kind of file, or no such file.
@@ -83,21 +88,20 @@ def read_samples(
         raise OptionError(f"download is {download!r:.80}", expected="True, False or a function of an address")
     fetch = download if callable(download) else (download_image if download else None)
     root = Path(image_root) if image_root is not None else None
-    of_texts, unit = False, "row"
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        given, name = rows(path), str(path)
-        root = root if root is not None else path.parent
-        of_texts, unit = is_separated(path), "row" if path.suffix.lower() == ".parquet" else "line"
-    else:
-        given, name = enumerate(_listed(source), start=1), "the list"
     samples: list[Sample] = []
-    for number, row in given:
+    for name, number, row, folder, of_texts in _rows(source):
         try:
-            samples.append(_sample(row, columns or {}, root, fetch, of_texts=of_texts))
+            if isinstance(row, Sample):
+                samples.append(row)
+                continue
+            sample = _sample(row, columns or {}, of_texts=of_texts)
+            images = tuple(_found(image, root or folder, fetch) for image in sample.images)
+            for image in images if check_images else ():
+                check_image(image)
+            samples.append(replace(sample, images=images))
         except (SampleError, MissingImageError) as error:
             problem = SampleError(
-                f"{name}, {unit} {number}: {error.problem}",
+                f"{name} {number}: {error.problem}",
                 expected=error.expected,
                 fix=error.fix or "mend the row, or pass on_error='skip'",
             )
@@ -108,6 +112,17 @@ def read_samples(
             else:
                 on_error(number, problem)
     return samples
+
+
+def _rows(source: Any) -> Iterator[tuple[str, int, Any, Path | None, bool]]:
+    """The rows, each with what its number counts, the folder of relative paths, and whether all cells are texts."""
+    if not isinstance(source, (str, Path)):
+        yield from (("the list, row", number, row, None, False) for number, row in enumerate(_listed(source), start=1))
+        return
+    for path in sample_files(Path(source)):
+        unit = "row" if path.suffix.lower() in (".parquet", ".tar") else "line"
+        for number, row in rows(path):
+            yield f"{path}, {unit}", number, row, path.parent, is_separated(path)
 
 
 def _listed(source: Any) -> Iterator[Any]:
@@ -125,13 +140,9 @@ def _listed(source: Any) -> Iterator[Any]:
 def _sample(
     row: Any,
     columns: Mapping[str, str | None],
-    root: Path | None,
-    fetch: Callable[[str], bytes] | None,
     *,
     of_texts: bool,
 ) -> Sample:
-    if isinstance(row, Sample):
-        return row
     if isinstance(row, SampleError):
         raise row
     if isinstance(row, str):
@@ -144,14 +155,13 @@ def _sample(
     if "image" in fields and "images" in fields:
         raise SampleError("both 'image' and 'images' are given", expected="one of the two")
     images = as_images(fields.get("images", fields.get("image", ())))
-    sample = Sample(
+    return Sample(
         tuple(_marked(_prompt(fields), len(images))),
         images,
         caption=fields.get("caption"),
         label=_label(fields.get("label")),
         chat_template_kwargs=fields.get("chat_template_kwargs", {}),
     )
-    return replace(sample, images=tuple(_available(image, root, fetch) for image in sample.images))
 
 
 def _label(value: Any) -> str | None:
@@ -170,7 +180,7 @@ def _fields(row: Mapping[str, Any], columns: Mapping[str, str | None], *, of_tex
     """The fields of a row that hold something, by the names that they have here."""
     fields: dict[str, Any] = {}
     for key, value in row.items():
-        target = columns.get(key, key)
+        target = columns.get(key, "image" if key == "file_name" else key)
         if target is None:
             continue
         if target not in _FIELDS:
@@ -281,9 +291,7 @@ def _places(text: str) -> str | list[dict[str, str]]:
     return parts
 
 
-def _available(image: Any, root: Path | None, fetch: Callable[[str], bytes] | None) -> ImageLike:
-    """An image of a row, once it is known to be one: with its folder, or downloaded."""
+def _found(image: Any, root: Path | None, fetch: Callable[[str], bytes] | None) -> ImageLike:
+    """An image of a row: with its folder, or downloaded."""
     address = web_address(image)
-    found = fetch(address) if address is not None and fetch is not None else resolved(image, root)
-    check_image(found)
-    return found
+    return fetch(address) if address is not None and fetch is not None else resolved(image, root)

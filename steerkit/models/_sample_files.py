@@ -1,4 +1,4 @@
-"""The rows of sample files: JSON lines, JSON arrays, CSV, TSV and Parquet, each with its place in the file."""
+"""The rows of sample files: JSON lines, JSON arrays, CSV, TSV, Parquet and tar, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from typing import Any, BinaryIO
 from steerkit._internal.files import FileRefused, open_regular
 from steerkit._internal.json import json_object
 from steerkit.errors import SampleError
+from steerkit.models._stored import MAX_FILE as MAX_STORED, parquet_rows, tar_rows
 
 MAX_FILE = 2**32
 """The most bytes of a sample file."""
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")
-KINDS = ".jsonl, .json, .csv, .tsv or .parquet"
+_STORED = {".parquet": parquet_rows, ".tar": tar_rows}
+KINDS = ".jsonl, .json, .csv, .tsv, .parquet or .tar"
 
 Row = tuple[int, Any]
 """The number of the line on which a row begins (in Parquet, of the row), and the row, or the error that stands for it:
@@ -33,11 +35,11 @@ def rows(path: Path) -> Iterator[Row]:
         SampleError: There is no such file, it is of another kind, or it can't be read from some line on.
     """
     kind = path.suffix.lower()
-    if kind not in (*_LINES, *_SEPARATORS, ".parquet"):
+    if kind not in (*_LINES, *_SEPARATORS, *_STORED):
         raise SampleError(f"{str(path)!r:.300} ends in {path.suffix!r}", expected=KINDS)
-    with _opened(path) as file:
-        if kind == ".parquet":
-            yield from _parquet(path, file)
+    with _opened(path, MAX_STORED if kind in _STORED else MAX_FILE) as file:
+        if kind in _STORED:
+            yield from _STORED[kind](path, file)
         elif kind in _SEPARATORS:
             yield from _separated(path, file, _SEPARATORS[kind])
         elif file.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":  # type: ignore[attr-defined]
@@ -46,15 +48,36 @@ def rows(path: Path) -> Iterator[Row]:
             yield from _lines(path, file)
 
 
+def sample_files(path: Path) -> list[Path]:
+    """The files of a folder of samples, in the order of their names; of a file, itself.
+
+    `metadata.csv`, `.jsonl` or `.parquet` is the whole of its folder, as for the image folders of `datasets`.
+
+    Raises:
+        SampleError: There is none, or they are of several kinds.
+    """
+    if not os.path.isdir(path):  # noqa: PTH112  # False for a name that no file can have, of which reading says more
+        return [path]
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in (*_LINES, *_SEPARATORS, *_STORED))
+    found = [each for each in found if each.stem == "metadata"] or found
+    if not found or len({each.suffix.lower() for each in found}) > 1:
+        raise SampleError(
+            f"the folder {str(path)!r:.300} has {', '.join(each.name for each in found) or 'no such file':.200}",
+            expected=f"files that all end in {KINDS}",
+            fix="name one of them",
+        )
+    return found
+
+
 def is_separated(path: Path) -> bool:
     """Whether the cells of a file are all texts, and empty ones stand for none."""
     return path.suffix.lower() in _SEPARATORS
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, limit: int) -> Iterator[BinaryIO]:
     try:
-        with open_regular(path, MAX_FILE) as file:
+        with open_regular(path, limit) as file:
             yield file
     except FileNotFoundError as error:
         raise SampleError(f"no file {str(path)!r:.300}", expected=f"a {KINDS} file") from error
@@ -191,25 +214,3 @@ def _header(path: Path, names: list[str], separator: str) -> list[str]:
                 f"list(csv.DictReader(open(path, newline=''), delimiter={other!r}))",
             )
     return names
-
-
-def _parquet(path: Path, file: BinaryIO) -> Iterator[Row]:
-    try:
-        import pyarrow as pa  # type: ignore[import-not-found]
-        import pyarrow.parquet as pq  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise SampleError(
-            f"{str(path)!r:.300} is a Parquet file, and pyarrow is not installed",
-            expected="pyarrow",
-            fix="pip install 'steerkit-vlm[parquet]', or save the rows as JSON lines",
-        ) from error
-    number = 0
-    try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pa.ArrowException, OSError) as error:
-        raise SampleError(
-            f"{str(path)!r:.300} can't be read from row {number + 1} on ({str(error)[:200]})", expected="a Parquet file"
-        ) from error

@@ -259,7 +259,7 @@ SPOILT: dict[str, tuple[str, bytes, str]] = {
     "array of texts": ("a.json", b'["Hi", "Ho"]', "line 1: the row is a text"),
     "repeated key": ("a.json", b'[{"text": "Hi",\n"text": "Ho"}]', "line 1: the row repeats the key 'text'"),
     "infinite number": ("a.jsonl", b'{"text": "Hi", "label": 1e999}', "1e999"),
-    "another kind": ("a.yaml", b"text: Hi\n", ".jsonl, .json, .csv, .tsv or .parquet"),
+    "another kind": ("a.yaml", b"text: Hi\n", ".jsonl, .json, .csv, .tsv, .parquet or .tar"),
     "packed": ("a.jsonl.gz", b"", "ends in '.gz'"),
 }
 
