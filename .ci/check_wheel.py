@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 LIMIT = 12 * 2**20
-ROOTS = ("steerkit/", "steerkit_adapters/", "steerkit_vectors_hub/", "steerkit_vlm-")
+ROOTS = ("steerkit/", "steerkit_adapters/", "steerkit_vectors_hub/", "steerkit_vlm/", "steerkit_vlm-")
 NEEDED = (
     "steerkit/py.typed",
     *(str(path) for path in Path("steerkit").rglob("*.pyi")),
@@ -29,7 +29,7 @@ def main(path: Path) -> None:
     for name in names:
         parts = Path(name).parts
         if not name.startswith(ROOTS):
-            sys.exit(f"{name} is outside the three packages")
+            sys.exit(f"{name} is outside the packages")
         if parts[-1].startswith(("test_", "conftest")) or {"tests", "demo_training"} & set(parts):
             sys.exit(f"{name} belongs to the tests or to the training of the demo models")
         if name not in NEEDED and parts[-1].endswith((".log", ".jsonl", ".pyc")):

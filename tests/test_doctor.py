@@ -139,7 +139,7 @@ def test_the_command_itself_still_runs_where_the_other_overwrote_the_face_of_the
 @pytest.mark.parametrize(
     "code",
     [
-        "from steerkit_vectors_hub.command import main; main()",
+        "from steerkit_vlm import main; main()",
         "import runpy; runpy.run_module('steerkit_vectors_hub.installation', run_name='__main__')",
     ],
     ids=["the command", "the module"],

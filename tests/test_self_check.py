@@ -12,12 +12,12 @@ import torch
 import steerkit as sk
 from steerkit.errors import UnsupportedModelError
 from steerkit.models import Family, PromptFormat, architecture_of
-from steerkit.vlm import _tried
+from steerkit.vlm._load import _tried
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steerkit.vlm.tested", lambda: {"another": {"level": "images"}})
+    monkeypatch.setattr("steerkit.vlm._load.tested", lambda: {"another": {"level": "images"}})
 
 
 @pytest.fixture

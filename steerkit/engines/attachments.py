@@ -240,7 +240,7 @@ def shared(one: str, other: str) -> EngineError:
 def _walk(model: nn.Module, path: str, links: dict[tuple[int, str], tuple[Any, str, nn.Module]]) -> nn.Module:
     """The module at a path; notes by what to see that the path still leads there."""
     module = model
-    for name in path.split("."):
+    for name in filter(None, path.split(".")):  # the path of the model itself is empty
         found = getattr(module, name, None)
         if not isinstance(found, nn.Module):
             raise EngineError(
@@ -257,7 +257,7 @@ def _walk(model: nn.Module, path: str, links: dict[tuple[int, str], tuple[Any, s
 def _there(model: nn.Module | None, path: str) -> Any:
     """What stands at a path; None for nothing."""
     there: Any = model
-    for name in path.split("."):
+    for name in filter(None, path.split(".")):
         there = getattr(there, name, None)
     return there
 

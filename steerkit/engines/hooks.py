@@ -123,7 +123,7 @@ class _Turn:
             architecture = self.tracker.architecture
             raise EngineError(
                 f"{architecture.site(*place)} runs inside the steering block, but outside of a call of "
-                f"{architecture.decoder}: whose tokens are not known",
+                f"{architecture.decoder or 'the model'}: whose tokens are not known",
                 expected="a call of the model, or of what its decoder is inside of, not of its forward() alone or of "
                 "single blocks",
                 fix="call the module itself, as model(...) or model.model(...), and blocks outside of `steer`",

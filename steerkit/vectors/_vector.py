@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Self, cast
 
 import safetensors.torch
 
+import steerkit  # the face, which alone knows the hub
 from steerkit._internal.files import write_atomically
 from steerkit._internal.validation import PATH, expect
 from steerkit.errors import NonFiniteError, OptionError, SteerKitError
@@ -138,7 +138,7 @@ class SteeringVector(Algebra):
         local_files_only: bool | None = None,
         sha256: str | None = None,
         policy: Policy = "strict",
-    ) -> Self:
+    ) -> SteeringVector:
         """Load a vector from the Hugging Face hub, or from a folder that `save_pretrained` has written.
 
         The same as `steerkit.load_vector`, with the same checks, under the name that users of transformers and PEFT
@@ -160,7 +160,6 @@ class SteeringVector(Algebra):
             >>> vector = sk.SteeringVector.from_pretrained("owner/name", revision="v1.0")
         """
         expect(PATH, "owner/name, a folder, or another reference", name=name)
-        load = importlib.import_module("steerkit_vectors_hub.load").load_vector  # the core imports no hub by itself
         ref: str | Path = name
         if os.path.exists(name):  # noqa: PTH110 - `Path.exists` raises for a name that is too long
             ref = Path(name).absolute()  # a name without a slash would be that of a bundled pack
@@ -168,7 +167,7 @@ class SteeringVector(Algebra):
                 ref /= PACK
         elif isinstance(name, str) and _REPOSITORY.fullmatch(name) and not name.startswith("."):  # `./name` is a path
             ref = f"hf://{name}"
-        return load(ref, revision=revision, sha256=sha256, offline=local_files_only, policy=policy)
+        return steerkit.load_vector(ref, revision=revision, sha256=sha256, offline=local_files_only, policy=policy)
 
     def save_pretrained(self, folder: str | Path, *, dtype: Dtype | None = None) -> Path:
         """Write the pack into a folder, under the name that it has on the hub; `from_pretrained` loads it.
@@ -229,8 +228,7 @@ class SteeringVector(Algebra):
             AccessError: The hub refuses the token.
             DownloadError: The hub can't be reached.
         """
-        push = importlib.import_module("steerkit_vectors_hub.push").push_to_hub  # the core imports no hub by itself
-        return push(
+        return steerkit.push_to_hub(
             self,
             repo_id,
             commit_message=commit_message,

@@ -14,10 +14,24 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState
-from reference import TEXT_ONLY, WITH_IMAGE, adds, directions, edited, mixed, only, tensor_of, vector
+from reference import (
+    CACHE,
+    TEXT_ONLY,
+    WITH_IMAGE,
+    adds,
+    cache_of,
+    captured,
+    directions,
+    edited,
+    mixed,
+    only,
+    since,
+    tensor_of,
+    vector,
+)
 
 import steerkit as sk
-from steerkit.errors import EngineError
+from steerkit.errors import EngineError, UnsupportedModelError
 
 ENTRIES: dict[str, Callable[[Any, Any], Any]] = {
     "model": lambda model, x: model(**x).logits,
@@ -99,6 +113,56 @@ def test_the_decoder_alone(llava: sk.VLM) -> None:
         with pytest.raises(EngineError, match="the call has no input_ids"):
             decoder(inputs_embeds=embeds)
         decoder(input_ids=ids)
+
+
+@pytest.mark.parametrize("phase", ["prompt", "generation", "both"])
+def test_a_model_without_its_head(phase: Any) -> None:
+    """What AutoModel gives of a language model is the decoder itself: a padded batch, and a loop with a KV cache."""
+    model, tokenizer = tiny.build("qwen3")
+    body = model.model
+    vlm = sk.wrap(body, tokenizer)
+    tensors = directions(vlm)
+    batch = tokenizer(
+        ["What is this?", "How do I bake a cake?"], padding=True, padding_side="left", return_tensors="pt"
+    )
+    end = batch["input_ids"].shape[1]
+
+    def run() -> torch.Tensor:
+        states = [(output := body(**batch, use_cache=True)).last_hidden_state]
+        mask = batch["attention_mask"]
+        for token in (7, 8):
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            given = {"input_ids": torch.full((2, 1), token), "attention_mask": mask, CACHE: cache_of(output)}
+            states.append((output := body(**given)).last_hidden_state)
+        return torch.cat(states, 1)
+
+    where = {"prompt": only(end - 1), "generation": since(end), "both": since(end - 1)}[phase]
+    with torch.no_grad(), edited(model, "decoder", adds(tensors, where)):
+        right = run()
+    made = vector(vlm, tensors, sk.Intervention(phase=phase))
+    with torch.no_grad(), sk.steer(body, made, policy="off") as receipt:
+        found = run()
+    real = torch.cat([batch["attention_mask"], torch.ones(2, 2).long()], 1).bool()
+    torch.testing.assert_close(found[real], right[real], atol=1e-4, rtol=1e-4)
+    assert (receipt.prompt_tokens, receipt.generated_tokens) == (2 * (phase != "generation"), 4 * (phase != "prompt"))
+
+
+def test_a_model_without_its_head_is_measured_and_does_not_answer() -> None:
+    model, tokenizer = tiny.build("qwen3")
+    vlm = sk.wrap(model.model, tokenizer)
+    inputs = vlm.inputs(TEXT_ONLY)
+    right = captured(model, "decoder", inputs)
+    for engine in ("hooks", "nnsight"):
+        found = vlm.capture(TEXT_ONLY, engine=engine)
+        for layer, states in found.items():
+            torch.testing.assert_close(states, right[layer], atol=1e-4, rtol=1e-4)
+    for ask in (
+        lambda: vlm.generate(TEXT_ONLY),
+        lambda: vlm.log_likelihood(TEXT_ONLY, ["yes"] * len(TEXT_ONLY)),
+        lambda: vlm.next_token_log_probabilities(TEXT_ONLY),
+    ):
+        with pytest.raises(UnsupportedModelError, match="Qwen3Model does not"):
+            ask()
 
 
 def test_a_contrast_is_not_measured_on_a_prompt_whose_images_were_not_seen(llava: sk.VLM) -> None:

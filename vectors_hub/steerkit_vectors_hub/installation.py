@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 OURS = "steerkit-vlm"
-PACKAGES = ("steerkit", "steerkit_adapters", "steerkit_vectors_hub")
+PACKAGES = ("steerkit", "steerkit_vlm", "steerkit_adapters", "steerkit_vectors_hub")
 SCRIPTS = ("steerkit", "steerkit.exe", "steerkit-vlm", "steerkit-vlm.exe")
 
 _REINSTALL = f"pip uninstall NAME, then pip install --force-reinstall --no-deps {OURS}"

@@ -1,0 +1,76 @@
+"""How a `VLM` comes to be: `load` and `wrap`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from steerkit._internal.validation import PATH, expect
+from steerkit._text import one_line
+from steerkit.errors import OptionError, UnsupportedModelError
+from steerkit.models import check_dtype, commit_of, family_of, load_processor, tested
+from steerkit.vlm._self_check import check_itself
+from steerkit.vlm._vlm import VLM
+
+
+def load(source: str, **options: Any) -> VLM:
+    """Load a model with its processor, from the Hugging Face hub or a folder.
+
+    Args:
+        source: Repository id or folder.
+        **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir` ...
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        UnsupportedModelError: There is no model, or its type is not served; raised before any weight is read.
+        ProcessorError: The processor can't be built.
+        OptionError: The source is no text, or torch has no such dtype.
+
+    Example:
+        >>> vlm = sk.load("llava-hf/llava-1.5-7b-hf", device_map="auto", dtype="bfloat16")
+    """
+    import transformers
+
+    expect(PATH, "a repository id or a folder", source=source)
+    for name in {"dtype", "torch_dtype"} & options.keys():
+        check_dtype(name, options[name])
+    shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
+    family = family_of(source, **shared)
+    if (commit := commit_of(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
+        shared["revision"] = options["revision"] = commit
+    processor = load_processor(str(source), family, **shared)
+    try:
+        model = getattr(transformers, family.auto_class).from_pretrained(source, **options)
+    except ImportError as error:  # before any weight is read
+        raise UnsupportedModelError(
+            f"{str(source)!r} needs what is not installed: {one_line(error).strip()[:200]}",
+            expected="the packages that transformers names",
+        ) from error
+    return _tried(VLM(model.eval(), processor, family, revision=commit))
+
+
+def wrap(model: nn.Module, processor: Any = None) -> VLM:
+    """Use a model that is already loaded.
+
+    Args:
+        model: The Hugging Face model, or a PEFT model around it; it is neither copied nor changed.
+        processor: Its processor (of a language model, its tokenizer). Without one, only raw inputs can be used:
+            `steer(model, vector)` and `model.generate(**inputs)`.
+
+    Raises:
+        UnsupportedModelError: This model type is not served, or PEFT puts tokens of its own in front of prompts.
+    """
+    if isinstance(model, VLM):
+        raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
+    return _tried(VLM(model, processor))
+
+
+def _tried(vlm: VLM) -> VLM:
+    """A model, once it has been tried, where its type is in no table of tested ones."""
+    known = tested().get(vlm.record.model_type, {}).get("level") in ("images and text", "images")
+    if not known and vlm.processor is not None and vlm.architecture.takes_images and vlm.device.type != "meta":
+        check_itself(vlm)
+    return vlm
