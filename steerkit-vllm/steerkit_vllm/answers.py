@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from steerkit.errors import EngineError, SteerKitError
 from steerkit_vllm.asking import meant
+from steerkit_vllm.plans import with_changes
 from steerkit_vllm.settings import KEY
 
 
@@ -57,6 +58,17 @@ def answered(make: Callable[..., Any]) -> Callable[..., Any]:
         return output
 
     return _new_request_output
+
+
+async def complete(output: Any, rpc: Callable[..., Awaitable[list[Any]]]) -> None:
+    """Put into an output's receipts what the workers have measured, each at its own layers."""
+    found = (getattr(output, "kv_transfer_params", None) or {}).get(KEY, [])
+    receipts = [each for each in (found if isinstance(found, list) else [found]) if "tag" in each]
+    if receipts:
+        tag = receipts[0]["tag"]
+        changes = [] if tag is None else [each for worker in await rpc("steerkit_changes", tag) for each in worker]
+        for each in receipts:
+            with_changes(each, changes)
 
 
 def refusing(method: Callable[..., Any], *, beams: bool) -> Callable[..., Any]:

@@ -37,15 +37,13 @@ class Place:
         room: What is allocated.
         eager: Whether the hook runs as Python in every step, so that it can look what a step holds.
         now: What the step holds.
-        reads: Whether states are read here.
-        steers: Whether they are changed here.
+        steers: Whether states are changed here; they can be read everywhere.
     """
 
     site: int
     room: Room
     eager: bool
     now: Now
-    reads: bool
     steers: bool
 
 
@@ -69,8 +67,9 @@ def allocate(module: nn.Module, place: Place, shared: dict[str, Tensor], hidden:
             for name in [*(["rule"] if room.rule else []), *(f"gate{k}" for k in range(room.gates))]:
                 for key in (name, f"{name}_from"):
                     buffers[key] = torch.zeros(1 + room.rows, hidden, device=device)
-    if place.reads:
-        buffers["state"] = torch.zeros(read, hidden, device=device)
+    buffers["state"] = torch.zeros(read, hidden, device=device)
+    if place.steers:
+        buffers["after"] = torch.zeros(read, hidden, device=device)
     for name, tensor in buffers.items():
         module.register_buffer(PREFIX + name, tensor, persistent=False)
     module.steerkit_place = place  # type: ignore[assignment]
@@ -110,11 +109,26 @@ def _hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             "block with its residual; this architecture can't be steered"
         )
     get = lambda name: getattr(module, PREFIX + name)  # noqa: E731 - traced by the compiler
-    if place.reads and (not place.eager or place.now.reads):
-        whole = output[0] + output[1] if pair else output
-        get("state").copy_(whole.index_select(0, get("read_row")))
+    reads = not place.eager or place.now.reads
+    if reads:
+        _record(get("state"), output, get("read_row"))
     if not place.steers or (place.eager and not place.now.steers):
         return None
+    changed = _changed(output, place, get)
+    if reads:
+        _record(get("after"), changed, get("read_row"))
+    return changed
+
+
+def _record(kept: Tensor, output: Any, rows: Tensor) -> None:
+    """Keep the states of some tokens."""
+    parts = [each.index_select(0, rows) for each in (output if isinstance(output, tuple) else (output,))]
+    kept.copy_(parts[0] + parts[1] if len(parts) == 2 else parts[0])
+
+
+def _changed(output: Any, place: Place, get: Any) -> Any:
+    """A module's output with every change that its tokens undergo."""
+    pair = isinstance(output, tuple)
     if not place.room.general:
         target = output[1] if pair else output
         n, added = target.shape[0], None

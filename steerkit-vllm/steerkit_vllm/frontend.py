@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import multiprocessing
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from steerkit.errors import EngineError
-from steerkit_vllm.answers import answered, pending, refusals, refusing, registered
+from steerkit_vllm.answers import answered, complete, pending, refusals, refusing, registered
 from steerkit_vllm.asking import Asked, meant
 from steerkit_vllm.registry import Registry
 from steerkit_vllm.selftest import fetch, start
@@ -198,12 +199,16 @@ def _greedy(tokens: int, plan: dict[str, Any] | None) -> Any:
     )
 
 
-def _chat(processor: Any, text: str) -> list[int]:
+def _chat(processor: Any, text: str) -> list[int] | None:
     """The ids of a chat of one turn, as the server makes them of a request that says nothing of special tokens."""
+    from vllm.renderers.chat_utils import ChatTemplateResolutionError
     from vllm.renderers.params import ChatParams
 
     settings = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
-    _, (made,) = processor.renderer.render_chat([[{"role": "user", "content": text}]], settings)
+    try:
+        _, (made,) = processor.renderer.render_chat([[{"role": "user", "content": text}]], settings)
+    except ChatTemplateResolutionError:
+        return None
     return list(made["prompt_token_ids"])
 
 
@@ -222,7 +227,7 @@ class _Async:
     def __init__(self, engine: Any, generate: Callable[..., AsyncIterator[Any]]) -> None:
         self._engine, self._generate = engine, generate
 
-    def chat(self, text: str) -> list[int]:
+    def chat(self, text: str) -> list[int] | None:
         return _chat(self._engine.input_processor, text)
 
     async def answer(self, prompt: Any, tokens: int, plan: dict[str, Any] | None) -> tuple[list[int], list[int], float]:
@@ -263,6 +268,7 @@ def _generating(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., As
         same = {key: options[key] for key in ("lora_request", "priority") if key in options}
         prompt, params = await _measured(self.input_processor, prompt, sampling_params, run, rpc, options)
         async for output in generate(self, prompt, params, request_id, **options):
+            await complete(output, rpc)
             yield output
 
     return wrapped
@@ -286,7 +292,7 @@ class _Sync:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
-    def chat(self, text: str) -> list[int]:
+    def chat(self, text: str) -> list[int] | None:
         return _chat(self._engine.input_processor, text)
 
     def one(self, prompt: Any, params: Any, lora: Any = None) -> Any:
@@ -307,6 +313,17 @@ class _Sync:
 
     async def rpc(self, method: str, *args: Any) -> list[Any]:
         return self._engine.collective_rpc(method, args=args)
+
+
+def _stepping(step: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    @functools.wraps(step)
+    def wrapped(self: Any) -> list[Any]:
+        outputs = step(self)
+        for output in outputs:
+            _done(complete(output, _Sync(self).rpc))
+        return outputs
+
+    return wrapped
 
 
 def _made(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -340,7 +357,7 @@ def _adding(add: Callable[..., list[str]]) -> Callable[..., list[str]]:
 
 def install() -> None:
     """Wrap what of vLLM takes requests; what remains is wrapped when a config is made, which no worker does."""
-    if "vllm.engine.arg_utils" not in sys.modules:
+    if "vllm.engine.arg_utils" not in sys.modules and multiprocessing.parent_process() is not None:
         return  # a worker
     from vllm.engine.arg_utils import EngineArgs
 
@@ -374,6 +391,7 @@ def _install_rest() -> None:
     InputProcessor.process_inputs = _processed(InputProcessor.process_inputs)
     AsyncLLM.generate = _generating(AsyncLLM.generate)
     LLMEngine.__init__ = _made(LLMEngine.__init__)
+    LLMEngine.step = _stepping(LLMEngine.step)
     LLM._render_and_add_requests = _adding(LLM._render_and_add_requests)
     OutputProcessor.add_request = registered(OutputProcessor.add_request)
     RequestState._new_request_output = answered(RequestState._new_request_output)

@@ -238,12 +238,23 @@ def _vectors(change: Change, states: States) -> dict[int, bytes]:
     return found
 
 
+def measured_at(plan: Mapping[str, Any]) -> int | None:
+    """The position at which a receipt says by how much: the last one of the prompt that is steered, or the first after.
+
+    None where nothing is steered.
+    """
+    prompt, runs = plan["prompt"], [run for *_, runs in plan["changes"] for run in runs]
+    before = [min(stop, prompt) - 1 for start, stop, _ in runs if start < prompt]
+    return max(before) if before else min((start for start, _, _ in runs), default=None)
+
+
 def receipt(parts: Sequence[Part], plan: Mapping[str, Any], asked: Asked, generated: int) -> dict[str, Any]:
     """What was done to a request, once so many tokens were generated.
 
     The last of them is never read by the model, so that it can't be steered.
     """
     prompt, read = plan["prompt"], plan["prompt"] + max(generated - 1, 0)
+    tag, at = plan.get("measure", (None, None))
     sites = []
     for site in range(len(SITES)):
         mine = [change for change in plan["changes"] if change[0] == site]
@@ -255,13 +266,26 @@ def receipt(parts: Sequence[Part], plan: Mapping[str, Any], asked: Asked, genera
                 reached.update(range(start, min(stop, read)))
         layers = sorted({layer for part in parts if part.change.site == site for layer in part.change.layers})
         before = sum(position < prompt for position in reached)
-        sites.append(
-            {"site": SITES[site], "layers": layers, "prompt_tokens": before, "generated_tokens": len(reached) - before}
-        )
+        counts = {"prompt_tokens": before, "generated_tokens": len(reached) - before}
+        sites.append({"site": SITES[site], "layers": layers, **counts, "measured": at in reached})
     return {
         "packs": [
             {"name": served.name, "strength": strength, "digest": served.digest} for served, strength in asked.packs
         ],
         "steered": bool(plan["changes"]),
+        "measured_at": at,
         "sites": sites,
+        "tag": tag,
     }
+
+
+def with_changes(receipt: dict[str, Any], found: Sequence[Sequence[Any]]) -> None:
+    """Complete a receipt by what the workers measured: by layer `|change| / |state|` at one token.
+
+    None where that token was not computed, because its prefix was in the cache.
+    """
+    receipt.pop("tag", None)
+    by_place = {(SITES[site], layer): value for site, layer, value in found}
+    for site in receipt["sites"]:
+        values = {str(layer): by_place.get((site["site"], layer)) for layer in site["layers"]}
+        site["relative_change"] = values if site.pop("measured") and None not in values.values() else None

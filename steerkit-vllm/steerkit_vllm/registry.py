@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,11 @@ from steerkit_vllm._version import __version__
 from steerkit_vllm.arithmetic import NUMBERS
 from steerkit_vllm.asking import Asked, asked
 from steerkit_vllm.changes import Served, served
-from steerkit_vllm.plans import Part, Planner, receipt, salt
+from steerkit_vllm.plans import Part, Planner, measured_at, receipt, salt
 from steerkit_vllm.settings import KEY, SITES, Room, Settings
 from steerkit_vllm.views import view
+
+_tags = itertools.count()
 
 
 class Registry:
@@ -194,6 +197,8 @@ class Registry:
                         fix="start the server without --speculative-config",
                     )
         plan["receipt"] = asked.receipt
+        if asked.receipt and (at := measured_at(plan)) is not None:
+            plan["measure"] = [f"receipt-{next(_tags)}", at]
         return plan, salt(digest, theirs) if plan["changes"] else theirs
 
     def receipt(self, asked: Asked, parts: Sequence[Part], plan: Mapping[str, Any], generated: int) -> dict[str, Any]:

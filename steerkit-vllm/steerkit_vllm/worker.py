@@ -18,6 +18,9 @@ from steerkit.errors import EngineError
 from steerkit_vllm.banks import PREFIX, Now, Place, allocate, write
 from steerkit_vllm.settings import KEY, SITES, settings_of
 
+_RECEIPTS = 16
+"""Prompts with a receipt that can be measured in one step, at least."""
+
 _MODULES = {"attn_out": "self_attn", "mlp_out": "mlp"}
 
 Scheduled = tuple[str, Any, int, int, int]
@@ -59,7 +62,7 @@ class Steering:
         device = runner.device
         shape = (len(SITES), room.depth, tokens)
         self._own = room.vectors * running
-        self._readable = running if room.measured else 1
+        self._readable = running if room.measured else min(running, _RECEIPTS)
         # V2's preprocessing sees padded batches, too: one row more than any step holds is never written
         shared = {
             "row": torch.zeros(shape, dtype=torch.int64, device=device),
@@ -72,10 +75,11 @@ class Steering:
             name: np.zeros(t.shape, t.cpu().numpy().dtype) for name, t in shared.items() if name != "read_row"
         }
         self._dirty = 0
-        self._places: dict[tuple[int, int], nn.Module] = {}
+        self._places: dict[tuple[int, int], Any] = {}
         self._slots: OrderedDict[tuple[str, int], int] = OrderedDict()
-        self._reading: list[str] = []
+        self._reading: list[tuple[str, bool]] = []  # tag, and whether it is for a receipt
         self.states: OrderedDict[str, dict[int, torch.Tensor]] = OrderedDict()
+        self.moved: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.counts: OrderedDict[str, int] = OrderedDict()
         eager = bool(config.model_config.enforce_eager)
         for layer, block in enumerate(self._layers):
@@ -88,7 +92,7 @@ class Steering:
                 module = block if reads else getattr(block, _MODULES[site], None)
                 if module is None:
                     raise EngineError(f"{type(block).__name__} has no {_MODULES[site]}", expected="sites resid_post")
-                place = Place(index, room, eager, self._now, reads, steers)
+                place = Place(index, room, eager, self._now, steers)
                 allocate(module, place, shared, self.hidden, self._own, self._readable)
                 self._places[layer, index] = module
 
@@ -121,6 +125,15 @@ class Steering:
                     found["logits"] = given[0].float().cpu().numpy().tobytes()
         return found
 
+    def changes(self, tag: str) -> list[tuple[int, int, float]]:
+        """By how much a request was changed where its receipt is measured: `(site, layer, relative)`, and forget it."""
+        self._keep()
+        found = self.moved.pop(tag, None)
+        places = [key for key, module in self._places.items() if module.steerkit_place.steers]
+        return (
+            [] if found is None else [(site, layer, x) for (layer, site), x in zip(places, found.tolist(), strict=True)]
+        )
+
     def forget(self, tags: list[str]) -> None:
         """Forget what was read and counted."""
         for tag in tags:
@@ -132,13 +145,14 @@ class Steering:
     def begin(self, batch: list[Scheduled]) -> None:
         """Fill the buffers for one step."""
         self._keep()
-        filled = 0
+        filled, wanted = 0, []
         for request, plan, done, first, count in batch:
             if plan is None:
                 continue
             if "read" in plan and done <= plan["prompt"] - 1 < done + count:
-                self._reading.append(plan["read"])
-                self._shared["read_row"][len(self._reading) - 1] = first + plan["prompt"] - 1 - done
+                wanted.append((False, plan["read"], first + plan["prompt"] - 1 - done))
+            if "measure" in plan and done <= plan["measure"][1] < done + count:
+                wanted.append((True, plan["measure"][0], first + plan["measure"][1] - done))
             touched = np.zeros(count, dtype=bool) if "count" in plan else None
             for site, depth, row, own, runs in plan["changes"]:
                 vector = row if own < 0 else 1 + self.room.rows + self._slot(request, own, site, plan, batch)
@@ -158,6 +172,10 @@ class Steering:
                         touched[low - done : high - done] = True
             if touched is not None:
                 self.counts[plan["count"]] = self.counts.get(plan["count"], 0) + int(touched.sum())
+        # what is read has its rows; receipts take those that are left
+        for at, (receipt, tag, row) in enumerate(sorted(wanted, key=lambda each: each[0])[: self._readable]):
+            self._reading.append((tag, receipt))
+            self._shared["read_row"][at] = row
         if filled or self._dirty:
             wide = max(filled, self._dirty)
             if not filled:
@@ -175,7 +193,10 @@ class Steering:
         """Take what the step before has read, before the next one overwrites it."""
         if not self._reading:
             return
-        for index, tag in enumerate(self._reading):
+        for index, (tag, receipt) in enumerate(self._reading):
+            if receipt:
+                self.moved[tag] = self._relative(index)
+                continue
             self.states[tag] = {
                 layer: getattr(module, PREFIX + "state")[index].clone()
                 for (layer, site), module in self._places.items()
@@ -183,8 +204,18 @@ class Steering:
             }
         self._reading = []
         self._shared["read_row"].zero_()  # the next step may hold fewer rows, and a graph reads them in every step
-        while len(self.states) > 8 * max(self._readable, 8):
-            self.states.popitem(last=False)  # of requests that were cancelled in between
+        for kept in (self.states, self.moved):
+            while len(kept) > 8 * max(self._readable, 8):
+                kept.popitem(last=False)  # of requests that were cancelled in between
+
+    def _relative(self, index: int) -> torch.Tensor:
+        """`|change| / |state|` of a token at every place that is steered."""
+        found = []
+        for module in self._places.values():
+            if module.steerkit_place.steers:
+                before, after = (getattr(module, PREFIX + name)[index] for name in ("state", "after"))
+                found.append((after - before).norm() / before.norm().clamp_min(1e-12))
+        return torch.stack(found)
 
     def _slot(self, request: str, own: int, site: int, plan: Any, batch: list[Scheduled]) -> int:
         """The row of a vector that was measured on a request's prompt; written when the request comes in."""
@@ -326,6 +357,7 @@ def install() -> None:
         "load_model": load_model,
         "steerkit_add": lambda self, *args: of(self).add(*args),
         "steerkit_read": lambda self, *args: of(self).read(*args),
+        "steerkit_changes": lambda self, *args: of(self).changes(*args),
         "steerkit_forget": lambda self, *args: of(self).forget(*args),
         "steerkit_facts": facts,
     }

@@ -69,10 +69,10 @@ def table(served: Served) -> dict[str, Any]:
 
 
 def mixed(served: Served) -> list[str]:
-    """Many recipes in one batch: those that do not equal those of transformers."""
+    """Every recipe on three prompts, all in one batch: those that do not equal those of transformers."""
     lab = served.lab
     recipes = ["plain", *(each for each in lab.answers if each.rpartition("@")[0] in served.packs)]
-    jobs = [(at, recipes[(at * 6 + k * 5) % len(recipes)]) for at in range(len(lab.samples)) for k in range(6)]
+    jobs = [(at % len(lab.samples), recipe) for k, recipe in enumerate(recipes) for at in (k, k + 5, k + 10)]
     asked = [None if recipe == "plain" else wish(*_parsed(recipe)) for _, recipe in jobs]
     got = served.tokens([at for at, _ in jobs], asked)
     return [
@@ -149,6 +149,31 @@ def receipts(served: Served) -> dict[str, Any]:
         asked = {**(wish(name) or {}), "steerkit_receipt": 1}
         (output,) = served.answer([served.lab.prompt(at)], [asked])
         found[f"{name} {at}"] = {**output.kv_transfer_params["steerkit"], "length": len(output.prompt_token_ids)}
+    return {**found, "hooks": _moved(served.lab, "last", 0)}
+
+
+def _moved(lab: laboratory.Lab, name: str, at: int) -> dict[int, float]:
+    """By layer, how long what is added to the last token of a prompt is beside its state; by hooks written here."""
+    import steerkit as sk
+    from steerkit.vectors import Key
+
+    model, vector = sk.load(str(laboratory.DEMO)), sk.load_vector(lab.packs[name], policy="off")
+    found: dict[int, float] = {}
+
+    def hook(layer: int) -> Any:
+        def add(module: Any, given: Any, output: Any) -> Any:
+            state = (output[0] if isinstance(output, tuple) else output).clone()
+            direction = vector.tensors[Key(layer)]
+            found[layer] = float(direction.norm() / state[0, -1].norm())
+            state[:, -1] += direction
+            return (state, *output[1:]) if isinstance(output, tuple) else state
+
+        return add
+
+    for layer, block in enumerate(model.model.get_submodule(model.architecture.layers)):
+        block.register_forward_hook(hook(layer))
+    with torch.no_grad():
+        model.model(**model.inputs([lab.samples[at]]))
     return found
 
 

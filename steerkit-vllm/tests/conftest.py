@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-SITE = HERE / "site"
+STARTUP = HERE / "startup"
 
 
 def environment(**extra: str) -> dict[str, str]:
     """What vLLM needs to run on the CPU of a small machine."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH")))),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",

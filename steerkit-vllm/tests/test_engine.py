@@ -23,9 +23,11 @@ def test_eager(compare, lab):
     assert found["together"]
     last, image, other = (found["receipts"][key] for key in ("last 0", "image 1", "image 0"))
     assert last["steered"]
-    assert last["sites"] == [
-        {"site": "resid_post", "layers": list(range(8)), "prompt_tokens": 1, "generated_tokens": 23}
-    ]
+    (site,) = last["sites"]
+    changes = site.pop("relative_change")
+    assert site == {"site": "resid_post", "layers": list(range(8)), "prompt_tokens": 1, "generated_tokens": 23}
+    assert changes == pytest.approx(found["receipts"]["hooks"], rel=1e-3)
+    assert last["measured_at"] == last["length"] - 1
     assert not image["steered"]
     assert image["sites"] == []
     assert other["sites"][0]["prompt_tokens"] == lab.ids[0].count(3)

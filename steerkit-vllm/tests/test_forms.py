@@ -24,10 +24,10 @@ from steerkit.interventions import (
 from steerkit.vectors import Key, SteeringVector
 from steerkit_vllm import changes
 from steerkit_vllm.arithmetic import GATE, NUMBERS, Rows, advance
-from steerkit_vllm.asking import KEYS, asked, meant
+from steerkit_vllm.asking import KEYS, Asked, asked, meant
 from steerkit_vllm.banks import _with_gates
 from steerkit_vllm.changes import served
-from steerkit_vllm.plans import Planner, salt
+from steerkit_vllm.plans import Planner, measured_at, receipt, salt, with_changes
 from steerkit_vllm.settings import Room, settings_of
 
 HIDDEN, LAYERS = 96, 8
@@ -322,3 +322,23 @@ def test_settings_are_checked():
     for wrong in ({"pakcs": {}}, {"packs": ["a"]}, {"policy": "lax"}, {"room": {"depth": -1}}, 3):
         with pytest.raises(SteerKitError, match="malformed settings"):
             settings_of({"steerkit": wrong})
+
+
+def test_a_receipt_says_where_and_by_how_much():
+    plan = {"prompt": 9, "changes": [[0, 0, 3, -1, [[2, 4, 1.0]]], [1, 0, 4, -1, [[8, 2**31, 1.0]]]], "vectors": []}
+    assert measured_at(plan) == 8
+    assert measured_at({**plan, "changes": [[0, 0, 3, -1, [[9, 2**31, 1.0]]]]}) == 9
+    assert measured_at({**plan, "changes": []}) is None
+    asked = Asked((), True)
+    found = receipt([], {**plan, "measure": ["t", 8]}, asked, 3)
+    first, second = found["sites"]
+    first["layers"] = second["layers"] = [0, 2]
+    with_changes(found, [(0, 0, 0.25), (0, 2, 0.5), (1, 0, 0.75), (1, 2, 1.0)])
+    assert found["measured_at"] == 8
+    assert first["relative_change"] is None  # the token is not steered at that site
+    assert second["relative_change"] == {"0": 0.75, "2": 1.0}
+    assert (first["prompt_tokens"], second["prompt_tokens"], second["generated_tokens"]) == (2, 1, 2)
+    again = receipt([], {**plan, "measure": ["t", 8]}, asked, 3)
+    again["sites"][1]["layers"] = [0, 2]
+    with_changes(again, [])  # it came from the prefix cache
+    assert [site["relative_change"] for site in again["sites"]] == [None, None]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from steerkit.errors import OptionError, PluginError
 from steerkit.policy import Policy
 
-_VLLM = "vllm.entrypoints.openai.api_server"  # not the command `vllm`, which some builds do not find themselves by
+_VLLM = "steerkit_vllm"  # not the command `vllm`, which goes on without plug-ins that it can't load
 
 
 def serve(

@@ -1,0 +1,228 @@
+"""A tiny model of another type, with random weights: what vLLM answers beside transformers. `others.py FOLDER JOB`.
+
+The models and their processors are those of the repository's own tests of every type, saved as folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+from breadth import pairs, text_models  # noqa: E402
+from breadth.prompts import picture  # noqa: E402
+
+import steerkit as sk  # noqa: E402
+from steerkit.interventions import (  # noqa: E402
+    Ablate,
+    Add,
+    Gate,
+    Intervention,
+    Measure,
+    MeasuredContrast,
+)
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector  # noqa: E402
+
+TOKENS = 12
+CLOSE = 1e-3
+"""Two best tokens that are closer than this are decided by rounding."""
+
+TEXTS = (
+    "Describe what is to be seen",
+    "how do rivers find the sea and why",
+    "a short one",
+    "Name three tools that a carpenter uses, and say what each of them is for",
+)
+
+
+def model_of(name: str) -> sk.VLM:
+    """The model with its processor, or with a tokenizer where it only reads text."""
+    if name in pairs.NAMES:
+        return sk.wrap(*pairs.pair(name))
+    return sk.wrap(text_models.model(name), text_models.tokenizer())
+
+
+def save(vlm: sk.VLM, folder: Path) -> None:
+    """Save it as a folder that vLLM takes."""
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    found = load_file(file)
+    if any(key.startswith(("vision_tower.", "model.vision_tower.")) for key in found):
+        # transformers 5 leaves out a name at which vLLM looks for the weights of CLIP and SigLIP
+        found = {
+            key if ".vision_model." in key else key.replace("vision_tower.", "vision_tower.vision_model."): value
+            for key, value in found.items()
+        }
+        save_file(found, file, metadata={"format": "pt"})
+
+
+def packs_of(vlm: sk.VLM) -> dict[str, SteeringVector]:
+    """A vector of each sort, as long as half a state."""
+    states = vlm.capture([sk.Sample(TEXTS[0])], engine="hooks")
+    noise = torch.Generator().manual_seed(3)
+    record = {"method": MethodRecord(name="check"), "model": vlm.record}
+
+    def directions(count: int | None = None) -> dict[Key, torch.Tensor]:
+        shape = (count,) if count else ()
+        return {
+            Key(layer): 0.5 * torch.randn(*shape, state.shape[-1], generator=noise) * float(state.std())
+            for layer, state in states.items()
+        }
+
+    def pack(tensors: dict[Key, torch.Tensor], *interventions: Intervention) -> SteeringVector:
+        return SteeringVector(tensors, PackMetadata(interventions=interventions, **record))
+
+    gate = Gate(measure=Measure(kind="cosine"), threshold=0.0)
+    found = {
+        "last": pack(directions(), Intervention(tokens="last")),
+        "ablate": pack(directions(2), Intervention(operation=Ablate(), tokens="all", norm_preserving=True)),
+        "gate": pack(directions(), Intervention(tokens="all", strength=2.0, gate=gate)),
+    }
+    if vlm.architecture.takes_images:
+        contrast = Intervention(operation=Add(direction=MeasuredContrast()), layers=tuple(states), prompts="with_image")
+        found["image"] = pack(directions(), Intervention(tokens="image", strength=2.0))
+        found["sample"] = pack({}, contrast)
+    return found
+
+
+def answer(vlm: sk.VLM, sample: sk.Sample, pack: SteeringVector | None) -> list[tuple[int, float]]:
+    """Each token of transformers' answer, and how far behind the second best one is."""
+    inputs = vlm.inputs([sample])
+    options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None}
+
+    def run() -> Any:
+        with torch.no_grad():
+            return vlm.model.generate(
+                **inputs, **options, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+            )
+
+    try:
+        if pack is None:
+            made = run()
+        else:
+            with sk.steer(vlm, pack, policy="off"):
+                made = run()
+    except sk.errors.NothingSteeredError:
+        made = run()
+    tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    margins = [float(logits[0].topk(2).values.diff().abs()) for logits in made.logits]
+    return list(zip(tokens, margins, strict=True))
+
+
+@torch.no_grad()
+def adapter(vlm: sk.VLM, folder: Path) -> Path:
+    """A LoRA adapter as PEFT saves it, which this merges into the model that transformers answers with."""
+    from safetensors.torch import save_file
+
+    noise, found = torch.Generator().manual_seed(4), {}
+    for name, module in vlm.model.named_modules():
+        if name.endswith(("q_proj", "v_proj", "down_proj")):
+            rows, columns = module.weight.shape
+            a, b = torch.randn(4, columns, generator=noise), torch.randn(rows, 4, generator=noise)
+            a, b = a * 0.5 / columns**0.5, b * 0.5
+            module.weight += b @ a
+            found |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    folder.mkdir()
+    save_file(found, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "bias": "none", "task_type": "CAUSAL_LM"}
+    settings["target_modules"] = ["q_proj", "v_proj", "down_proj"]  # type: ignore[assignment]
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def same(found: list[int], wanted: list[tuple[int, float]]) -> bool:
+    """Whether an answer is the other's, up to the first token that rounding decides."""
+    for token, (other, margin) in zip(found, wanted, strict=True):
+        if token != other:
+            return margin < CLOSE
+    return True
+
+
+def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = False) -> dict[str, Any]:
+    """Which answers of vLLM are not those of transformers, and how many of those are not the unsteered ones."""
+    torch.set_num_threads(1)
+    vlm = model_of(name)
+    save(vlm, folder / "model")
+    beside: Any = None
+    if lora:
+        from vllm.lora.request import LoRARequest
+
+        beside = LoRARequest("adapter", 1, str(adapter(vlm, folder / "adapter")))
+        options = {"enable_lora": True, "max_lora_rank": 8, **options}
+    visual = vlm.architecture.takes_images
+    samples = [
+        sk.Sample(text, images=(picture(at),) if visual and at % 2 == 0 else ()) for at, text in enumerate(TEXTS)
+    ]
+    packs = packs_of(vlm)
+    files = {}
+    for key, pack in packs.items():
+        files[key] = str(folder / f"{key}.safetensors")
+        pack.save(files[key])
+    wanted = {key: [answer(vlm, sample, pack) for sample in samples] for key, pack in (("", None), *packs.items())}
+    ids = [vlm.inputs([sample])["input_ids"][0].tolist() for sample in samples]
+
+    from vllm import LLM, SamplingParams
+
+    arguments: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "dtype": "float32",
+        "max_model_len": 512,
+        "enforce_eager": True,
+        "max_num_seqs": 16,
+        "block_size": 32,
+        "additional_config": {"steerkit": {"packs": files, "policy": "off"}},
+        **({"limit_mm_per_prompt": {"image": 1, "video": 0}} if visual else {}),
+    }
+    llm = LLM(**(arguments | options))
+    jobs = [(key, at) for key in wanted for at in range(len(samples))]
+    given, asked = [], []
+    for key, at in jobs:
+        assert vlm.format is not None
+        tokenizer = vlm.format.tokenizer
+        text = vlm.format.render(samples[at], len(samples[at].images))
+        prompt: dict[str, Any] = {"prompt": text}
+        if tokenizer(text)["input_ids"][:2] == [tokenizer.bos_token_id] * 2:
+            prompt = {"prompt_token_ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
+        given.append(
+            {**prompt, **({"multi_modal_data": {"image": samples[at].images[0]}} if samples[at].images else {})}
+        )
+        extra = {"steerkit_pack": key} if key else None
+        asked.append(
+            SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False, extra_args=extra)
+        )
+    outputs = llm.generate(given, asked, use_tqdm=False, lora_request=beside)
+    wrong = [
+        f"{key or 'plain'} on {at}"
+        for (key, at), output in zip(jobs, outputs, strict=True)
+        if list(output.prompt_token_ids) != ids[at] or not same(list(output.outputs[0].token_ids), wanted[key][at])
+    ]
+    moved = {
+        key: sum([t for t, _ in wanted[key][at]] != [t for t, _ in wanted[""][at]] for at in range(len(samples)))
+        for key in packs
+    }
+    return {"wrong": wrong, "moved": moved, "compared": len(jobs)}
+
+
+def main() -> None:
+    job = json.loads(sys.argv[2])
+    try:
+        found = compared(job["name"], Path(sys.argv[1]), job.get("options", {}), job.get("lora", False))
+    except Exception as error:  # what vLLM itself can't serve is told with its own words
+        traceback.print_exc()
+        found = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(found), file=os.fdopen(int(job["output"]), "w"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

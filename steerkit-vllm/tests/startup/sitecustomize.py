@@ -1,0 +1,41 @@
+"""What Python runs when a process of the tests starts: the seams by which vLLM's CPU build does without a GPU's parts.
+
+vLLM starts processes of its own, which import nothing of the tests; this file reaches them through PYTHONPATH.
+"""
+
+import importlib.abc
+import os
+import sys
+
+
+class _Torchvision(importlib.abc.MetaPathFinder):
+    """The wheel of torchvision is for CUDA. Its Python code runs on the CPU once the schemas of its kernels exist."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            self.library = torch.library.Library("torchvision", "DEF")
+            self.library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            self.library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            sys.steerkit_torchvision = self  # a library that is collected takes its schemas along
+
+
+sys.meta_path.insert(0, _Torchvision())
+
+if os.environ.get("STEERKIT_TEST_V2"):
+    # vLLM takes its second model runner where Triton has a backend; Triton's interpreter needs none
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.backends
+
+    class _Driver:
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+    class _Backend:
+        driver = _Driver
+        compiler = None
+
+    triton.backends.backends["cpu"] = _Backend
