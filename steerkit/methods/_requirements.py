@@ -58,20 +58,21 @@ def require_captions(anchors: Sequence[Sample]) -> None:
             )
 
 
-def require_two_kinds(anchors: Sequence[Sample], label: str) -> None:
-    """For `plan`: refuse anchors that are all of one label, or none of which is.
+def require_two_kinds(anchors: Sequence[Sample], *labels: str) -> None:
+    """For `plan`: refuse anchors of which none carries one of the labels, or all carry one.
 
     Raises:
         LabelError: It is so.
     """
     counts = Counter(anchors[index].label for index in range(len(anchors)))
-    if counts[label] in (0, counts.total()):
-        raise LabelError(
-            f"{counts[label]} of {counts.total()} anchors are labelled {label!r}",
-            labels=(label,),
-            expected="some with this label and some without",
-            fix="label the samples, or configure the method with a label that some of them carry",
-        )
+    for label in labels:
+        if not counts[label] or sum(counts[each] for each in set(labels)) == counts.total():
+            raise LabelError(
+                f"{counts[label]} of {counts.total()} anchors are labelled {label!r} (labels: {dict(counts)})",
+                labels=labels,
+                expected="some with each of " + ", ".join(map(repr, labels)) + " and some without",
+                fix="label the samples, or configure the method with labels that some of them carry",
+            )
 
 
 def require_labels(anchors: Sequence[Sample], *labels: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
+import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from steerkit.interventions import (
     _arithmetic as ops,
 )
 from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod
-from steerkit.methods._moments import Groups, Moments, farthest_apart
+from steerkit.methods._moments import Groups, Moments
 from steerkit.methods._requirements import (
     require_anchors,
     require_captions,
@@ -29,6 +30,7 @@ from steerkit.methods._requirements import (
     require_two_kinds,
     require_vision,
 )
+from steerkit.methods._telling import told
 from steerkit.models import Images, Sample, SteerableModel
 from steerkit.vectors import Key
 
@@ -47,6 +49,13 @@ Counterpart = Annotated[
     Any,
     BeforeValidator(_known_counterpart),
     PlainSerializer(lambda value: value if isinstance(value, str) else f"function {value.__module__}.{_name(value)}"),
+]
+
+
+KINDS = ("moved", "spared")
+
+Labels = Annotated[
+    tuple[str, ...], Field(min_length=1), BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
 
 
@@ -71,8 +80,10 @@ class CMRM(SteeringMethod):
       harmful and harmless prompts together.
     * It steers prompts with an image. One without has no shift to undo, and where v is added to it nonetheless,
       harmless requests are refused: so `prompts` leaves it as it is.
-    * `spared`: v takes the picture away from questions about it as well. Anchors of this label are such questions: v
-      leaves them out, and a prompt whose last token, unsteered, is nearer to theirs is left as it is.
+    * `spared`: what brings refusals back makes harmless requests refused as well, and takes the picture away from
+      questions about it. Anchors of these labels are such prompts: v leaves them out, and a prompt that is like them is
+      left as it is. Read for that is the text alone, where the language model still tells them apart; see
+      `steerkit.methods._telling.told`.
     * `aggregate`: the paper takes the first principal component; some readings take the mean. A principal component has
       no sign and, if centred, no common shift: so its sign follows the mean, and centring and scale are explicit.
 
@@ -89,7 +100,8 @@ class CMRM(SteeringMethod):
         form: `increments` or `literal`; see above.
         phase: `prompt` steers the last prompt token only; `both` every generated token as well.
         prompts: Which prompts are steered: those `with_image`, or `all` of them; see above.
-        spared: Label of anchors that need their picture; prompts like them are not steered. None: all are.
+        spared: Labels of anchors, such as harmless requests and questions about the picture, whose like is not steered;
+            one label or several. None: every prompt is steered.
         layers: 0-based decoder blocks; None for all.
         alpha: The paper's mixing coefficient.
         seed: Seed of noise images.
@@ -107,7 +119,7 @@ class CMRM(SteeringMethod):
     form: Literal["increments", "literal"] = "increments"
     phase: Literal["prompt", "both"] = "prompt"
     prompts: Prompts = "with_image"
-    spared: str | None = None
+    spared: Labels | None = None
     layers: tuple[int, ...] | None = None
     alpha: FiniteFloat = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
@@ -137,11 +149,12 @@ class CMRM(SteeringMethod):
         if self.level == "sample" and self.spared is None:
             return Plan(layers, measures=False)
         require_anchors(anchors)
-        require_images(anchors)
         if self.spared is not None:
-            require_two_kinds(anchors, self.spared)
+            require_two_kinds(anchors, *self.spared)
+            layers = model.check_layers(None)  # any may turn out to be the one that tells them
         if self.level == "sample":
-            return Plan(layers, second_moments=True)
+            return Plan(layers, shown=("text",), rows=True)
+        require_images(anchors)
         if self.text_side == "caption":
             require_captions(anchors)
         if self.aggregate == "pca" and self.center and len(anchors) < 2:
@@ -151,27 +164,34 @@ class CMRM(SteeringMethod):
                 fix="add anchors, or use center=False",
             )
         shown: tuple[Images, ...] = ("caption", True) if self.text_side == "caption" else (True,)
-        second = self.aggregate == "pca" or self.spared is not None
-        return Plan(layers, second_moments=second, shown=shown)
+        if self.spared is not None:
+            shown = (*shown, "text")
+        return Plan(layers, second_moments=self.aggregate == "pca", shown=shown, rows=self.spared is not None)
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The shift of each sample that is not spared, by layer; with `spared`, the states that tell the two kinds."""
+        spared = self.spared or ()
+        kinds = {kind: [each for each in batch if (each.label in spared) == (kind == "spared")] for kind in KINDS}
         found: dict[str, dict[int, Tensor]] = {}
-        moved = [sample for sample in batch if self.spared is None or sample.label != self.spared]
         if self.spared is not None:
-            kinds = {"spared": [sample for sample in batch if sample.label == self.spared], "moved": moved}
-            found = {kind: model.capture(rows, layers=layers) for kind, rows in kinds.items() if rows}
+            found = {kind: model.capture(rows, images="text", layers=layers) for kind, rows in kinds.items() if rows}
+        moved = kinds["moved"]
         if self.level == "sample" or not moved:
             return found
+        steered = model.check_layers(self.layers)
         images: Images = self.counterpart
-        text = model.capture(moved, images=self._text_view, layers=layers)
-        counterpart = model.capture(moved, images=images, layers=layers, seed=self.seed)
-        shift = {layer: text[layer].float() - counterpart[layer].float() for layer in layers}
+        if self.text_side == "query" and found:
+            text = found["moved"]
+        else:
+            text = model.capture(moved, images=self._text_view, layers=steered)
+        counterpart = model.capture(moved, images=images, layers=steered, seed=self.seed)
+        shift = {layer: text[layer].float() - counterpart[layer].float() for layer in steered}
         return {**found, "shift": ops.increments(shift) if self.form == "increments" else shift}
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """Aggregate the shifts; at the sample level, say how they are to be measured."""
-        told, gate = ({}, None) if self.spared is None else _told(found["moved"], found["spared"])
+        tells, gate = ({}, None) if self.spared is None else _gate(found["moved"], found["spared"])
+        steered = model.check_layers(self.layers)
         if self.level == "sample":
             contrast = MeasuredContrast(
                 positive=self._text_view,
@@ -179,9 +199,9 @@ class CMRM(SteeringMethod):
                 form=self.form,
                 seed=self.seed,
             )
-            return Fit(told, (self._intervention(Add(direction=contrast), layers, gate),))
+            return Fit(tells, (self._intervention(Add(direction=contrast), steered, gate),))
         directions = {Key(layer): self._aggregate(moments) for layer, moments in found["shift"].items()}
-        return Fit({**directions, **told}, (self._intervention(Add(), layers, gate),))
+        return Fit({**directions, **tells}, (self._intervention(Add(), steered, gate),))
 
     def _intervention(self, operation: Add, layers: Sequence[int], gate: Gate | None) -> Intervention:
         return Intervention(
@@ -202,21 +222,14 @@ class CMRM(SteeringMethod):
         return length * direction
 
 
-def _told(moved: dict[int, Moments], spared: dict[int, Moments]) -> tuple[dict[Key, Tensor], Gate]:
-    """The direction from what is spared to what is moved, where it tells them best, and the gate between them.
-
-    The threshold lies as many standard deviations from the mean of the one kind as from that of the other.
-    """
-    layer = farthest_apart(moved, spared)
-    direction = moved[layer].mean - spared[layer].mean
-    unit = direction / direction.norm()
-    high, low = (float(kind[layer].mean @ unit) for kind in (moved, spared))
-    wide, narrow = (kind[layer].variance(unit) ** 0.5 for kind in (moved, spared))
-    share = narrow / (wide + narrow) if wide + narrow else 0.5
+def _gate(moved: Mapping[int, Moments], spared: Mapping[int, Moments]) -> tuple[dict[Key, Tensor], Gate]:
+    """The direction that tells what is moved from what is spared by its text, and the gate that it opens."""
+    rows = {layer: tuple(torch.cat(kind[layer].kept) for kind in (moved, spared)) for layer in moved}
+    layer, unit, threshold = told(rows)
     measure = Measure(
         kind="projection",
         direction=StoredDirection(name="spared", layer=layer),
         layer=layer,
-        state=MeasuredContrast(positive="original", negative=None, form="literal"),
+        state=MeasuredContrast(positive="text", negative=None, form="literal"),
     )
-    return {Key(layer, name="spared"): unit}, Gate(measure=measure, threshold=low + share * (high - low))
+    return {Key(layer, name="spared"): unit}, Gate(measure=measure, threshold=threshold)
