@@ -76,7 +76,13 @@ class Bench:
         return group
 
     def answers(
-        self, part: str, suite: str, change: Change | None, tokens: int, view: str = "image", every: bool = False
+        self,
+        part: str,
+        suite: str,
+        change: Change | None,
+        tokens: int,
+        view: str = "image",
+        steps: Sequence[float] = (0.0,),
     ) -> list[str]:
         """Greedy answers in the order of the rows."""
         group = self.read(part, suite, [view])
@@ -84,7 +90,7 @@ class Bench:
         out = [""] * len(group.asked)
         for chunk, batch in zip(group.order, group.batches[view], strict=True):
             mine = None if added is None else added[:, chunk]
-            for i, answer in zip(chunk, self.lab.answer(batch, mine, tokens, every), strict=True):
+            for i, answer in zip(chunk, self.lab.answer(batch, mine, tokens, steps), strict=True):
                 out[i] = answer
         return out
 
@@ -98,12 +104,12 @@ class Bench:
         strength: float = 1.0,
         tokens: Mapping[str, int] = {"unsafe": 12, "safe": 12, "visual": 14},
         view: str = "image",
-        every: bool = False,
+        steps: Sequence[float] = (0.0,),
     ) -> dict[str, Any]:
         """Answer the suites of a part, keep the answers, and count refusals and right answers."""
         found: dict[str, Any] = {"part": part, "condition": name, "strength": strength}
         for suite, limit in tokens.items():
-            answers = self.answers(part, suite, change, limit, view, every)
+            answers = self.answers(part, suite, change, limit, view, steps)
             asked = self.groups[part, suite].asked
             rows.keep(log, part, f"{name}", strength, self.seed, zip(asked, answers, strict=True))
             if suite == "visual":

@@ -99,8 +99,15 @@ def build(base: Path, parts: Path, share: float = SHARE) -> tuple[LlavaForCondit
 def _line(row: rows.Asked, label: str, answered: bool) -> dict[str, Any]:
     png = io.BytesIO()
     row.picture.save(png, "PNG")
-    shown = {"image": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}", "label": label}
-    return {"text": row.question, **shown, **({"answer": row.expected} if row.expected and answered else {})}
+    shown: dict[str, Any] = {
+        "image": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
+        "label": label,
+    }
+    return {
+        "text": row.question,
+        **shown,
+        **({"answer": row.expected, "parser": "exact"} if row.expected and answered else {}),
+    }
 
 
 def write_prompts(folder: Path) -> None:

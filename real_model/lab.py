@@ -124,13 +124,17 @@ class Lab:
                 handle.remove()
 
     @torch.inference_mode()
-    def answer(self, batch: Batch, added: Tensor | None, tokens: int, every: bool = False) -> list[str]:
-        """Greedy answers, `added` `[layers, rows, hidden]` at the prompt's last token (`every`: at each from there)."""
+    def answer(self, batch: Batch, added: Tensor | None, tokens: int, steps: Sequence[float] = (0.0,)) -> list[str]:
+        """Greedy answers, `added` `[layers, rows, hidden]` at the prompt's last token.
+
+        `steps` times as much is added at each generated token; the last holds from there on.
+        """
         cache, mask, position = _filled(batch.cache), batch.mask, batch.positions
         token, out = batch.last, []
         for step in range(tokens):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            with self._added(added if every or step == 0 else None):
+            factor = 1.0 if step == 0 else steps[min(step, len(steps)) - 1]
+            with self._added(added * factor if added is not None and factor else None):
                 hidden = self.text(
                     token[:, None],
                     attention_mask=mask,

@@ -9,6 +9,7 @@ from steerkit.evaluation._agreement import (
     side_by_side as side_by_side,
 )
 from steerkit.evaluation._calibrate import Calibration as Calibration, calibrate as calibrate
+from steerkit.evaluation._calibrate_gate import calibrate_gate as calibrate_gate
 from steerkit.evaluation._cases import Case as Case
 from steerkit.evaluation._compare import (
     Comparison as Comparison,

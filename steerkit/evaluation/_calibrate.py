@@ -11,9 +11,19 @@ from steerkit.errors import EmptyAnchorSetError, OptionError
 from steerkit.evaluation._evaluate import evaluate
 from steerkit.evaluation._generate import check_measurable, check_vectors
 from steerkit.evaluation._kl import Divergence, by_layer
-from steerkit.evaluation._outcome import Outcome
+from steerkit.evaluation._outcome import Judged, Outcome
 from steerkit.evaluation._records import Kind
-from steerkit.evaluation._search import Budget, Progress, ascending, check_range, check_vector, largest, say, smallest
+from steerkit.evaluation._search import (
+    Budget,
+    Progress,
+    Unit,
+    ascending,
+    check_range,
+    check_vector,
+    largest,
+    say,
+    smallest,
+)
 from steerkit.evaluation._suites import Suite
 from steerkit.policy import Policy
 from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord
@@ -91,9 +101,7 @@ def calibrate(
     expect(Budget, "a Budget", "sk.evaluation.Budget('kl', 0.05)", budget=budget)
     expect(Callable | None, "a function of what is next", progress=progress)
     check_range(maximum, tolerance, batch_size)
-    for kind in ("harmful", "utility" if budget.kind == "utility_loss" else "harmless"):
-        if not suite.cases(kind):
-            raise EmptyAnchorSetError(f"the suite {suite.name!r} has no {kind} prompts", expected="at least one")
+    require_prompts(suite, "harmful", watched(budget.kind))
     if per_layer is not None:
         Budget("kl", per_layer)
     check_vectors(vlm, [vector], policy)
@@ -157,13 +165,9 @@ class _Measured:
             self._divergence = Divergence(vlm, vector, samples, before, batch_size)
             self.prompts_run += len(samples)
             self._costs[0.0] = 0.0
-        elif budget.kind == "utility_loss":
-            self._right = self._count_right(0.0)
-            self._costs[0.0] = 0.0
         else:
-            found = self._outcome("harmless", 0.0)
-            self._garbled = _counted(found, "garbled")
-            self._costs[0.0] = _counted(found, "refused") / len(suite.harmless)
+            self._before = self._outcome(watched(budget.kind), 0.0)
+            self._costs[0.0] = cost_of(budget.kind, self._before, self._before)
 
     def cost(self, strength: float) -> float:
         """In the budget's unit."""
@@ -199,14 +203,7 @@ class _Measured:
         if self._budget.kind == "kl":
             self.prompts_run += len(self._suite.harmless)
             return self._divergence(strength)
-        if self._budget.kind == "utility_loss":
-            return (self._right - self._count_right(strength)) / len(self._suite.utility)
-        found = self._outcome("harmless", strength)
-        more = max(_counted(found, "garbled") - self._garbled, 0)
-        return (_counted(found, "refused") + more) / len(self._suite.harmless)
-
-    def _count_right(self, strength: float) -> int:
-        return _counted(self._outcome("utility", strength), "right")
+        return cost_of(self._budget.kind, self._outcome(watched(self._budget.kind), strength), self._before)
 
     def _outcome(self, kind: Kind, strength: float) -> Outcome:
         suite, vector = self._suite.only(kind), self._vector if strength else None
@@ -215,9 +212,35 @@ class _Measured:
         return evaluate(self._vlm, suite, vector, strength=strength, **options)
 
 
-def _counted(outcome: Outcome, part: str) -> int:
+def require_prompts(suite: Suite, *kinds: Kind) -> None:
+    """Refuse a suite without prompts of a kind.
+
+    Raises:
+        EmptyAnchorSetError: It is so.
+    """
+    for kind in kinds:
+        if not suite.cases(kind):
+            raise EmptyAnchorSetError(f"the suite {suite.name!r} has no {kind} prompts", expected="at least one")
+
+
+def watched(kind: Unit) -> Kind:
+    """The prompts that a budget is about."""
+    return "utility" if kind == "utility_loss" else "harmless"
+
+
+def cost_of(kind: Unit, found: Outcome, before: Outcome) -> float:
+    """What steering costs by the answers with and without it, in a budget's unit."""
+    if kind == "utility_loss":
+        asked = before.of("utility")
+        return (_counted(asked, "right") - _counted(found.of("utility"), "right")) / len(asked)
+    asked, was = found.of("harmless"), before.of("harmless")
+    more = max(_counted(asked, "garbled") - _counted(was, "garbled"), 0)
+    return (_counted(asked, "refused") + more) / len(asked)
+
+
+def _counted(judged: Sequence[Judged], part: str) -> int:
     """How many answers are judged to be so; of those that are unjudged, none can be counted on to be otherwise."""
-    return sum(getattr(each.verdict, part) is not False for each in outcome.judged)
+    return sum(getattr(each.verdict, part) is not False for each in judged)
 
 
 def _monotone(curve: Sequence[StrengthPoint]) -> bool:

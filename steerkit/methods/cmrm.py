@@ -54,9 +54,7 @@ Counterpart = Annotated[
 
 KINDS = ("moved", "spared")
 
-Labels = Annotated[
-    tuple[str, ...], Field(min_length=1), BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
+Labels = Annotated[str, Field(min_length=1)] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class CMRM(SteeringMethod):
@@ -98,7 +96,8 @@ class CMRM(SteeringMethod):
         scale: Length of a principal component: `mean_projection` (that of the mean along it), `sigma` (the standard
             deviation along it) or `unit`.
         form: `increments` or `literal`; see above.
-        phase: `prompt` steers the last prompt token only; `both` every generated token as well.
+        phase: `prompt` steers the last prompt token only; `both` generated tokens as well.
+        steps: With `both`, a factor of alpha for each generated token; the last holds from there on. None: 1 for all.
         prompts: Which prompts are steered: those `with_image`, or `all` of them; see above.
         spared: Labels of anchors, such as harmless requests and questions about the picture, whose like is not steered;
             one label or several. None: every prompt is steered.
@@ -118,6 +117,7 @@ class CMRM(SteeringMethod):
     scale: Literal["mean_projection", "sigma", "unit"] = "mean_projection"
     form: Literal["increments", "literal"] = "increments"
     phase: Literal["prompt", "both"] = "prompt"
+    steps: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=4096)] | None = None
     prompts: Prompts = "with_image"
     spared: Labels | None = None
     layers: tuple[int, ...] | None = None
@@ -131,12 +131,18 @@ class CMRM(SteeringMethod):
                 raise ValueError("aggregate='pca' conflicts with level='sample', which aggregates nothing")
             if callable(self.counterpart):
                 raise ValueError("a function as counterpart conflicts with level='sample': a pack holds no code")
+        if self.steps is not None and (self.phase == "prompt" or not any(self.steps)):
+            raise ValueError("steps are factors for generated tokens, not all 0: they need phase='both'")
         # by value: the options of a pack, which names them all, must make the method again
         fields = type(self).model_fields
         changed = [name for name in ("center", "scale") if getattr(self, name) != fields[name].default]
         if self.aggregate == "mean" and changed:
             raise ValueError(f"{changed} apply to aggregate='pca' only")
         return self
+
+    @property
+    def _spared(self) -> tuple[str, ...]:
+        return (self.spared,) if isinstance(self.spared, str) else self.spared or ()
 
     @property
     def _text_view(self) -> Literal["text", "caption"]:
@@ -150,7 +156,7 @@ class CMRM(SteeringMethod):
             return Plan(layers, measures=False)
         require_anchors(anchors)
         if self.spared is not None:
-            require_two_kinds(anchors, *self.spared)
+            require_two_kinds(anchors, *self._spared)
             layers = model.check_layers(None)  # any may turn out to be the one that tells them
         if self.level == "sample":
             return Plan(layers, shown=("text",), rows=True)
@@ -170,8 +176,7 @@ class CMRM(SteeringMethod):
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The shift of each sample that is not spared, by layer; with `spared`, the states that tell the two kinds."""
-        spared = self.spared or ()
-        kinds = {kind: [each for each in batch if (each.label in spared) == (kind == "spared")] for kind in KINDS}
+        kinds = {kind: [each for each in batch if (each.label in self._spared) == (kind == "spared")] for kind in KINDS}
         found: dict[str, dict[int, Tensor]] = {}
         if self.spared is not None:
             found = {kind: model.capture(rows, images="text", layers=layers) for kind, rows in kinds.items() if rows}
@@ -209,6 +214,7 @@ class CMRM(SteeringMethod):
             layers=tuple(layers),
             tokens="last",
             phase=self.phase,
+            steps=self.steps,
             prompts=self.prompts,
             gate=gate,
             strength=self.alpha,
@@ -224,7 +230,7 @@ class CMRM(SteeringMethod):
 
 def _gate(moved: Mapping[int, Moments], spared: Mapping[int, Moments]) -> tuple[dict[Key, Tensor], Gate]:
     """The direction that tells what is moved from what is spared by its text, and the gate that it opens."""
-    rows = {layer: tuple(torch.cat(kind[layer].kept) for kind in (moved, spared)) for layer in moved}
+    rows = {layer: (torch.cat(moved[layer].kept), torch.cat(spared[layer].kept)) for layer in moved}
     layer, unit, threshold = told(rows)
     measure = Measure(
         kind="projection",
