@@ -38,12 +38,14 @@ class Generated(NamedTuple):
         text: Without the prompt and without special tokens.
         tokens: Its length; its end-of-sequence token counts.
         ended: Whether the model ended it; if not, it was cut where the options say.
+        prompt: Tokens of its prompt, those of images included.
     """
 
     number: int
     text: str
     tokens: int
     ended: bool
+    prompt: int
 
 
 class AnsweringModel(PromptedModel):
@@ -159,9 +161,10 @@ class AnsweringModel(PromptedModel):
                 ends = self._check_settings(options, target).eos_token_id
                 begun = 1 if self.architecture.encoder_decoder else 0
                 lengths = [_length(row[begun:], ends) for row in answers]
+                prompts = inputs["attention_mask"].sum(1).tolist()
                 ready = [  # custom_generate may return anything
-                    Generated(index, text.strip(), *length)
-                    for index, text, length in zip(made.indices, texts, lengths, strict=True)
+                    Generated(index, text.strip(), *length, prompt)
+                    for index, text, length, prompt in zip(made.indices, texts, lengths, prompts, strict=True)
                 ]
             done += len(made.indices)
             if progress is not None:
