@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from steerkit.models import Family
 
-_NO_PROMPT = "it does not take an image and a prompt and answer with text"
-
 _PADDED = {"padding": True, "padding_side": "left"}
 """For processors that count in padded rows alone."""
 
@@ -52,8 +50,14 @@ FAMILIES = (
     # the marker that an answer begins
     Family(types=("fuyu",), prompt="bare", frame=("", "<0x04>"), max_images=1),
     Family(types=("udop",), prompt="bare", marks="none", batch="one", max_images=1, flat_images=True, boxes=True),
-    # the question is drawn into the image, and the decoder reads its start token alone
-    Family(types=("pix2struct",), prompt="bare", marks="none", max_images=1, flat_images=True),
+    # the encoder reads the image alone
+    Family(
+        types=("pix2struct", "pp_formulanet", "vision-encoder-decoder"),
+        prompt="decoder",
+        marks="none",
+        batch="one",
+        max_images=1,
+    ),
     # an image is shown as a clip of equal frames
     Family(
         types=("instructblipvideo",),
@@ -93,5 +97,8 @@ FAMILIES = (
     Family(types=("got_ocr2",), max_images=1, flat_images=True),
     # not steered
     Family(types=("diffusion_gemma",), refused="it denoises a canvas of tokens, and writes no token after the other"),
-    Family(types=("evolla", "mistral4", "pi0", "pp_formulanet", "vision-encoder-decoder"), refused=_NO_PROMPT),
+    Family(types=("evolla",), refused="it reads a protein, and no image"),
+    Family(types=("pi0",), refused="it answers with the movements of a robot, and not with text"),
+    # a language model, which transformers lists among those that read images
+    Family(types=("mistral4",), marks=""),
 )

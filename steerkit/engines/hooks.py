@@ -17,6 +17,7 @@ from steerkit.engines.attached import Attached
 from steerkit.engines.attachments import Attachments, shared
 from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
+from steerkit.engines.model_inputs import prompt_length
 from steerkit.engines.passes import Observed
 from steerkit.engines.reruns import Rerun, again, cut, waiting
 from steerkit.engines.steps import Place
@@ -384,8 +385,8 @@ def forward_inputs(model: nn.Module, inputs: Inputs, architecture: Architecture)
 def last_index(inputs: Inputs, architecture: Architecture) -> Tensor:
     """`[batch]` position of the last prompt token in the decoder's sequence."""
     if architecture.encoder_decoder:
-        first = next(iter(inputs.values()))
-        return torch.zeros(first.shape[0], dtype=torch.long, device=first.device)
+        first, begun = next(iter(inputs.values())), prompt_length(inputs, architecture) or 1
+        return torch.full((first.shape[0],), begun - 1, device=first.device)
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     return last_positions(torch.ones_like(ids) if mask is None else mask)

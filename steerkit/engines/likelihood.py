@@ -17,7 +17,7 @@ def answer_log_likelihood(
     model: nn.Module, inputs: Inputs, answers: Sequence[Sequence[int]], architecture: Architecture
 ) -> list[Tensor]:
     """`[tokens]` for each prompt: the log-probabilities of the ids that are to follow it; float32, on the CPU."""
-    ids = inputs["input_ids"]
+    ids = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"]
     lengths = [len(answer) for answer in answers]
     width = max(lengths)
     if width == 0:
@@ -28,7 +28,8 @@ def answer_log_likelihood(
         real[row, : len(answer)] = 1
     if architecture.encoder_decoder:
         given = forward_inputs(model, inputs, architecture)
-        given["decoder_input_ids"] = torch.cat([given["decoder_input_ids"], tokens[:, :-1]], dim=1)
+        ids = given["decoder_input_ids"]
+        given["decoder_input_ids"] = torch.cat([ids, tokens[:, :-1]], dim=1)
     else:
         more = {"input_ids": tokens, "attention_mask": real}
         # whatever else a family says of each token (its modality, say) is 0 for text
@@ -45,7 +46,6 @@ def answer_log_likelihood(
     # the decoder of an encoder's tells its prompt, the start token, from what it is to write
     with torch.no_grad(), nullcontext() if architecture.encoder_decoder else prompt_lengths(ids.shape[1]):
         logits = call_target(model, inputs, architecture)(**given).logits
-    if not architecture.encoder_decoder:
-        logits = logits[:, ids.shape[1] - 1 : -1]
+    logits = logits[:, ids.shape[1] - 1 :][:, :width]
     likely = logits.float().log_softmax(-1).gather(-1, tokens[..., None].to(logits.device))[..., 0].cpu()
     return [row[:length] for row, length in zip(likely, lengths, strict=True)]

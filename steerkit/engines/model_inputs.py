@@ -32,9 +32,11 @@ def entries(model: nn.Module, architecture: Architecture) -> list[nn.Module]:
 
 
 def embedding(model: nn.Module) -> nn.Module | None:
-    """The module that turns ids into embeddings."""
-    found = getattr(model, "get_input_embeddings", None)
-    return cast("nn.Module | None", found()) if callable(found) else None
+    """The module that turns ids into embeddings; None where the model knows of none."""
+    try:
+        return cast("Any", model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 @functools.lru_cache

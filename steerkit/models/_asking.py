@@ -53,11 +53,7 @@ def architecture_of(model: Any, family: Family) -> Architecture:
     Raises:
         UnsupportedModelError: The model can't be served, or something can't be told and must be declared.
     """
-    if family.refused is not None:
-        raise UnsupportedModelError(
-            f"models of type {model.config.model_type!r} can't be steered: {family.refused}",
-            expected="a model that answers images and a prompt with text",
-        )
+    family.check_served(model.config.model_type)
     sources: dict[str, Source] = {}
     text = text_config(model.config)
     layers = _layers(model, family, _depth(text), sources)
@@ -107,7 +103,7 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         prepends_images=family.prompt == "bare" and marks == "ids",
         counts_padding=family.positions == "counted" or (not marks and takes(model, "position_ids")),
         heads=None if encoder_decoder else _heads(blocks, attention, text),
-        vision=_vision(model, recorded) if marks else None,
+        vision=_vision(model, recorded, family) if marks else None,
         sources=sources,
     )
 
@@ -157,8 +153,9 @@ def takes(model: nn.Module, name: str) -> bool:
 
 
 def _depth(text: Any) -> int:
-    decoders = getattr(text, "num_decoder_layers", None) if text.is_encoder_decoder else None
-    return int(decoders or text.num_hidden_layers)
+    # of a decoder alone, the number of hidden layers may be that of an encoder that is not there
+    named = getattr(text, "num_decoder_layers" if text.is_encoder_decoder else "decoder_layers", None)
+    return int(named or text.num_hidden_layers)
 
 
 def _layers(model: Any, family: Family, count: int, sources: dict[str, Source]) -> str:
@@ -280,9 +277,9 @@ def _heads(blocks: list[nn.Module], attention: tuple[str | None, ...], text: Any
     return None
 
 
-def _vision(model: Any, recorded: frozenset[str]) -> VisionTower | None:
+def _vision(model: Any, recorded: frozenset[str], family: Family) -> VisionTower | None:
     """The blocks of the vision tower; None where they can't be told."""
-    tower: Any = model.get_encoder(modality="image")
+    tower: Any = model.get_encoder() if family.prompt == "decoder" else model.get_encoder(modality="image")
     body = getattr(model, "base_model", model)
     if tower in (model, body):
         return None

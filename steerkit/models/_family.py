@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from steerkit.errors import UnsupportedModelError
+
 State = Literal["plain", "streams_first", "streams_third", "streams_flat"]
 """What a block returns: `[batch, tokens, hidden]`, or several residual streams: `[streams, batch, tokens, hidden]`,
 `[batch, tokens, streams, hidden]` or `[batch, tokens, streams * hidden]`."""
@@ -32,14 +34,16 @@ class Family:
         only_with_image: The entry of the text config that lists the blocks which run for prompts with an image alone.
         text_module: The submodule that answers a prompt without an image; empty for the model itself.
         prompt: `chat`: the processor's chat template; `bare`: the text itself, in front of which the processor puts the
-            image.
+            image; `decoder`: the text itself, which the decoder reads behind its start token, while the encoder reads
+            the image alone.
         frame: What stands in front of a bare prompt and behind it.
         template: The published chat template, for repositories that came before templates.
         image: A regular expression of everything that stands for the images of a prompt once it is tokenised, with
             `{image}` for the token; asked of template and processor where it is None.
         user_marker: What opens the user's turn; asked of the template where it is None.
         marks: What says where the image is: `ids`, `mask:NAME` for an input that marks the positions, `prefix` where
-            features are put in front of the ids, or `none` where blocks attend to an image that has no position.
+            features are put in front of the ids, or `none` where blocks attend to an image that has no position; empty
+            for a model that takes none.
         positions: `relative`, or `counted` where padding shifts positions that a forward pass is not told.
         padding: The side that is padded.
         batch: `one` where prompts of different lengths can't share a batch.
@@ -63,7 +67,7 @@ class Family:
     loop: tuple[str, str, str] | None = None
     only_with_image: str | None = None
     text_module: str = ""
-    prompt: Literal["chat", "bare"] = "chat"
+    prompt: Literal["chat", "bare", "decoder"] = "chat"
     frame: tuple[str, str] = ("", "")
     template: str | None = None
     image: str | None = None
@@ -77,6 +81,18 @@ class Family:
     frames: int | None = None
     boxes: bool = False
     call: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    def check_served(self, model_type: object) -> None:
+        """Refuse a type that can't be served.
+
+        Raises:
+            UnsupportedModelError: It can't; the message says why.
+        """
+        if self.refused is not None:
+            raise UnsupportedModelError(
+                f"models of type {model_type!r} can't be steered: {self.refused}",
+                expected="a model that answers images and a prompt with text",
+            )
 
     @property
     def declared(self) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Inputs
+from steerkit.models._asking import start_token
 from steerkit.models._encoding import batch_of, padded, tensors
 from steerkit.models._questions import Messages, PromptQuestions, numbered
 from steerkit.models._samples import Sample
@@ -45,13 +46,10 @@ class PromptFormat(PromptQuestions):
             )
         self._check_count(image_count)
         self._check_text(sample)
-        if self._family.prompt == "bare":
+        if self._family.prompt != "chat":
             sample.template_options(None)
-            return self._framed("\n".join(text for _, text in sample.plain_turns("a model without a chat template")))
+            return "\n".join(text for _, text in sample.plain_turns("a model without a chat template"))
         return self._chat(sample, image_count) if self._sees else self._plain(sample)
-
-    def _framed(self, text: str) -> str:
-        return text
 
     def _plain(self, sample: Sample) -> str:
         """Through the tokenizer's chat template; of a base model without one, the text of a single turn as it is."""
@@ -158,26 +156,46 @@ class PromptFormat(PromptQuestions):
             SampleError: Prompts and images do not match.
         """
         self._check_images(texts, images)
-        if any(images):
-            batch = self._processed(texts, images)
-        else:
-            batch = self._text_only(texts)
-        rows = batch.get("input_ids", ())
-        if not len(rows) and self._family.prompt == "bare":  # the prompt is in the image
-            return tensors(batch)
+        if self._family.prompt == "decoder":
+            return self._for_decoder(texts, images)
+        batch = dict(self._processed(texts, images) if any(images) else self._text_only(texts))
+        if "mm_token_type_ids" in self._dropped and "token_type_ids" not in self._dropped:
+            # one name for the same thing: some processors know it by the other
+            batch.setdefault("token_type_ids", batch.pop("mm_token_type_ids", None))
+        rows = batch["input_ids"]
         if any(not len(row) for row in rows):
             raise SampleError(f"the prompt {texts[0]!r} has no tokens", expected="a text")
-        lengths = {len(row) for row in rows}
-        if self._family.batch == "one" and len(lengths) > 1:
+        self._check_lengths(rows)
+        self._check_marked(rows, images)
+        filler = self.tokenizer.pad_token_id
+        filler = self.tokenizer.eos_token_id if filler is None and not self._sees else filler
+        return padded(batch, filler, self._family.padding, self._dropped)
+
+    def _for_decoder(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+        """The images for the encoder, and what the decoder reads before it writes: its start token and the text."""
+        if not any(images):
+            raise SampleError(
+                "a prompt without an image, and the encoder of this model reads nothing else", expected="an image"
+            )
+        # Pix2Struct draws questions into the image, where it was trained on them
+        drawn = bool(getattr(self.processor.image_processor, "is_vqa", False))
+        given = [image for own in images for image in own]
+        made = self.processor(images=given, return_tensors="pt", **({"text": list(texts)} if drawn else {}))
+        start = start_token(self._model)
+        rows = [
+            [start, *([] if drawn or not text else self.tokenizer(text, add_special_tokens=False)["input_ids"])]
+            for text in texts
+        ]
+        self._check_lengths(rows)
+        return {**tensors(made), **tensors({"decoder_input_ids": rows})}
+
+    def _check_lengths(self, rows: Sequence[Sequence[int]]) -> None:
+        if self._family.batch == "one" and len({len(row) for row in rows}) > 1:
             raise SampleError(
                 "prompts of different lengths in one batch, and the positions of this family would count the padding",
                 expected="batch_size=1, or prompts of the same length",
                 fix="batch_size=1",
             )
-        self._check_marked(rows, images)
-        filler = self.tokenizer.pad_token_id
-        filler = self.tokenizer.eos_token_id if filler is None and not self._sees else filler
-        return padded(batch, filler, self._family.padding, self._dropped)
 
     def _check_marked(self, rows: Any, images: Sequence[Sequence[Image.Image]]) -> None:
         """Refuse images that no token stands for, and a text with such a token.

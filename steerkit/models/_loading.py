@@ -35,7 +35,9 @@ def family_of(source: str, **options: Any) -> Family:
             expected="a folder with a config.json, or a repository id of the Hugging Face hub that you have access to",
             fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
-    return family_for(str(config.get("model_type", "")))
+    family = family_for(str(config.get("model_type", "")))
+    family.check_served(config.get("model_type"))
+    return family
 
 
 def check_dtype(name: str, dtype: object) -> None:

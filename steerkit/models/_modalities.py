@@ -56,7 +56,7 @@ def visual_positions(given: Mapping[str, Any], architecture: Architecture, lengt
         return marked
     mask = given.get(architecture.marks.partition(":")[2])
     if mask is not None:
-        marked[:, : mask.shape[1]] = mask[:, :length] != 0
+        marked[:, : mask.shape[1]] = mask[:, :length] > 0  # negative: tokens around the image
     return marked
 
 

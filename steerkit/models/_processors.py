@@ -88,7 +88,7 @@ def load_processor(source: str, family: Family, **options: Any) -> Any:
     """
     import transformers
 
-    if family.auto_class != "AutoModelForImageTextToText":
+    if family.auto_class != "AutoModelForImageTextToText" or not family.marks:
         with loading("tokenizer", source):
             return transformers.AutoTokenizer.from_pretrained(source, **options)
     kind = getattr(transformers, family.processor_class) if family.processor_class else transformers.AutoProcessor

@@ -21,7 +21,8 @@ from steerkit.models._samples import Sample
 if TYPE_CHECKING:
     from torch import nn
 
-_PAGE = [0, 0, 1000, 1000]
+_PAGE = [0.0, 0.0, 1000.0, 1000.0]
+"""The whole page, for a word of which nobody says where it stands."""
 _NOTHING = r"(?!)"
 """Matches nowhere: no text stands for an image."""
 _MARK = "\u00b6marker\u00b6"
@@ -40,6 +41,7 @@ class PromptQuestions:
 
     def __init__(self, model: nn.Module, processor: Any, family: Family, architecture: Architecture) -> None:
         self.processor = processor
+        self._model = model
         self.tokenizer = tokenizer_of(processor)
         self._family = family
         self._architecture = architecture

@@ -120,7 +120,12 @@ class Sample:
         Raises:
             SampleError: A turn has several parts, which are one text in no way that all models share.
         """
-        if not isinstance(self.text, str) and any(not isinstance(content, str) for _, content in self.text):
+        alone = len(self.turns) == 1 and not self.turns[0][1]  # images without a text are one turn
+        if (
+            not isinstance(self.text, str)
+            and any(not isinstance(content, str) for _, content in self.text)
+            and not alone
+        ):
             raise SampleError(
                 f"a turn has several parts, and {family} takes one text for each turn",
                 expected="images, where there are any, in front of the first user turn's text",

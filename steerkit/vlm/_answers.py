@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit.engines import hooks
 from steerkit.engines.likelihood import answer_log_likelihood
+from steerkit.engines.model_inputs import prompt_length
 from steerkit.errors import OptionError, SampleError, UnsupportedModelError
 from steerkit.models import (
     Images,
@@ -155,13 +156,13 @@ class AnsweringModel(PromptedModel):
             with self._asking(samples, images, made) as inputs, torch.no_grad():
                 with options_refused(made.indices):
                     output = self._generate(inputs, options)
-                answers = output if self.architecture.encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
+                answers = output[:, prompt_length(inputs, self.architecture) :]
                 texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
                 target = hooks.call_target(self.model, inputs, self.architecture)
                 ends = self._check_settings(options, target).eos_token_id
-                begun = 1 if self.architecture.encoder_decoder else 0
-                lengths = [_length(row[begun:], ends) for row in answers]
-                prompts = inputs["attention_mask"].sum(1).tolist()
+                lengths = [_length(row, ends) for row in answers]
+                begun = inputs.get("decoder_input_ids")
+                prompts = inputs["attention_mask"].sum(1).tolist() if begun is None else [begun.shape[1]] * len(begun)
                 ready = [  # custom_generate may return anything
                     Generated(index, text.strip(), *length, prompt)
                     for index, text, length, prompt in zip(made.indices, texts, lengths, prompts, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast, get_args
@@ -17,6 +17,8 @@ from steerkit._internal.validation import as_layers, expect, expect_one_of, expe
 from steerkit._text import described
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.carrying import carry_along
+from steerkit.engines.model_inputs import embedding
+from steerkit.engines.prompts import prompt_lengths
 from steerkit.errors import (
     LayerRangeError,
     MissingImageError,
@@ -142,7 +144,9 @@ class PromptedModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the token embeddings."""
-        embeddings = cast("Any", self.model).get_input_embeddings()
+        embeddings = embedding(self.model)
+        if embeddings is None:  # what is given is images alone
+            return cast("torch.device", self.model.device)
         device = next(embeddings.parameters()).device
         # accelerate keeps offloaded weights elsewhere, and moves them here for a pass
         return torch.device(embeddings._hf_hook.execution_device) if device.type == "meta" else device
@@ -286,9 +290,11 @@ class PromptedModel:
             ModelError: Another library's exception came out.
         """
         token = _asked.set(_Asked(self, samples, images, prepared))
+        begun = prepared.inputs.get("decoder_input_ids")
         try:
             self.reset()
-            yield self.placed(prepared.inputs)
+            with nullcontext() if begun is None else prompt_lengths(begun.shape[1]):
+                yield self.placed(prepared.inputs)
         except SteerKitError:
             raise
         except Exception as error:

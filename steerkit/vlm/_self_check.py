@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,11 +24,15 @@ _NEAR = 2e-2
 
 
 class _Seen(NamedTuple):
-    """What the blocks of one pass did: the order in which they ran, what each was given and what it returned."""
+    """What the blocks of one pass did: the order in which they ran, what each was given and what it returned.
+
+    What a block returned may be passed on to what stands between the blocks, such as cross-attention.
+    """
 
     order: list[int]
     given: dict[int, Tensor]
     states: dict[int, Tensor]
+    passed_on: set[int]
 
 
 def check_itself(vlm: PromptedModel) -> None:
@@ -66,8 +70,8 @@ def _check_blocks(vlm: PromptedModel, seen: _Seen) -> None:
     for layer, state in seen.states.items():
         if state.dim() != 3 or state.shape[-1] != found.hidden_size:
             raise _failed(vlm, f"block {layer} returns a state of shape {tuple(state.shape)}", "state")
-        follows = seen.given.get(layer + 1)
-        if follows is not None and not found.runs and not torch.equal(follows[:, -1], state[:, -1]):
+        follows = None if found.runs or layer in seen.passed_on else seen.given.get(layer + 1)
+        if follows is not None and not torch.equal(follows[:, -1], state[:, -1]):
             raise _failed(vlm, f"block {layer + 1} is given something else than block {layer} returns", "layers")
 
 
@@ -95,7 +99,7 @@ def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError
 
 
 def _pass(vlm: PromptedModel, samples: list[Sample]) -> tuple[_Seen, Any]:
-    found, seen = vlm.architecture, _Seen([], {}, {})
+    found, seen = vlm.architecture, _Seen([], {}, {}, set())
     inputs = vlm.inputs(samples)
     vlm.reset()
     with torch.no_grad(), _watched(vlm, seen):
@@ -107,22 +111,30 @@ def _pass(vlm: PromptedModel, samples: list[Sample]) -> tuple[_Seen, Any]:
 @contextmanager
 def _watched(vlm: PromptedModel, seen: _Seen) -> Iterator[None]:
     found = vlm.architecture
+    decoder, blocks = (vlm.model.get_submodule(path) for path in (found.decoder, found.layers))
+    last: list[Any] = [None]
 
-    def watch(layer: int, block: torch.nn.Module) -> Iterator[Any]:
-        def before(_: Any, args: Any, options: Any) -> None:
-            given = args[0] if args else options.get("hidden_states")
-            if isinstance(given, Tensor):
-                seen.given[layer] = merged(given, found)
+    def before(layer: int | None, args: Any, options: Any) -> None:
+        given = args[0] if args else options.get("hidden_states")
+        if layer is None:
+            if given is not None and given is last[0]:
+                seen.passed_on.add(seen.order[-1])
+        elif isinstance(given, Tensor):
+            seen.given[layer] = merged(given, found)
 
-        def after(_: Any, args: Any, output: Any) -> None:
-            seen.order.append(layer)
-            seen.states[layer] = merged(hooks.hidden(output), found)
+    def after(layer: int, output: Any) -> None:
+        last[0] = hooks.hidden(output)
+        seen.order.append(layer)
+        seen.states[layer] = merged(last[0], found)
 
-        yield block.register_forward_pre_hook(before, with_kwargs=True)
-        yield block.register_forward_hook(after)
+    def watch(module: torch.nn.Module, layer: int | None) -> Any:
+        return module.register_forward_pre_hook(lambda _, args, options: before(layer, args, options), with_kwargs=True)
 
-    blocks: Any = vlm.model.get_submodule(found.layers)
-    handles = [handle for layer, block in enumerate(blocks) for handle in watch(layer, block)]
+    inside = {*blocks.modules(), decoder}
+    handles = [watch(module, None) for module in decoder.modules() if module not in inside]
+    for layer, block in enumerate(cast("Any", blocks)):
+        handles.append(watch(block, layer))
+        handles.append(block.register_forward_hook(lambda _, args, output, layer=layer: after(layer, output)))
     try:
         yield
     finally:

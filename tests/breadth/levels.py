@@ -11,8 +11,9 @@ from typing import Any
 
 import transformers
 
-from breadth import checks, pairs
+from breadth import checks, pairs, text_models
 from steerkit._internal.files import write_atomically
+from steerkit.models import Family, family_for
 
 _SHOWN = (
     "blocks",
@@ -27,8 +28,8 @@ _SHOWN = (
 )
 _TEXT = ("counterpart", "text", "mixed")
 _PLACES = ("mlp_out", "attn_out", "head_out", "vision")
-_MAY_REFUSE = ("several images", "image tokens", *_PLACES)
-"""What a type may refuse, and say so, without losing its level."""
+_MAY_REFUSE = ("several images", "image tokens", *_PLACES, *_TEXT)
+"""What a type may refuse, and say so, and still be steered with images."""
 
 PACKAGES = ("torchvision", "timm", "scipy", "num2words")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -40,7 +41,8 @@ class Row:
     """One type.
 
     Attributes:
-        level: `images and text`, `images`, `fails`, `refused`, `not built`, or `untested` for one that has no row.
+        level: `images and text`, `images`, `text`, `fails`, `refused`, `not built`, or `untested` for one that has no
+            row.
         cannot: What is refused with an error, though the type has its level.
         fails: What is wrong.
         declared: The fields that its record declares.
@@ -69,15 +71,13 @@ def row_of(found: Mapping[str, str], declared: Sequence[str] = (), needs: Sequen
     ]
     cannot = [key for key, outcome in found.items() if outcome.startswith("refused") and key in _MAY_REFUSE]
     shown = not any(key in bad for key in _SHOWN)
-    text = not any(key in bad for key in _TEXT)
+    text = all(found[key] == "ok" for key in _TEXT)
     level = "images and text" if shown and text else "images" if shown else "fails"
     return Row(level, cannot, bad, list(declared), list(needs))
 
 
 def declared_of(name: str) -> list[str]:
     """The fields that the record of a type declares."""
-    from steerkit.models import Family, family_for
-
     family, plain = family_for(name), Family(types=(name,))
     return [
         key for key in Family.__dataclass_fields__ if key != "types" and getattr(family, key) != getattr(plain, key)
@@ -97,7 +97,12 @@ def missing(needs: Sequence[str]) -> list[str]:
 def checked(name: str) -> Row:
     """The row of a type, as it is found now."""
     needs = recorded()["types"].get(name, {}).get("needs", [])
-    return row_of(checks.outcomes(name), declared_of(name), needs)
+    declared = declared_of(name)
+    if "marks" in declared and not family_for(name).marks:
+        outcome = text_models.outcome(name)
+        kind, _, reason = outcome.partition(": ")
+        return Row("text" if outcome == "ok" else kind, declared=declared, reason=reason)
+    return row_of(checks.outcomes(name), declared, needs)
 
 
 def compared(name: str) -> str | None:
@@ -133,6 +138,7 @@ images, the prompt without its image, mixed batches, generation, and nnsight.
 | --- | --- |
 | images and text | all of this holds, for prompts with images and for their text-only counterparts, so CMRM too |
 | images | prompts with images are steered right; methods that measure the prompt without its image refuse |
+| text | a language model, though transformers lists it here: text is steered right |
 | fails | something is wrong: steerkit refuses the type, or its self-check at load does |
 | refused | steerkit refuses the type, and says why |
 | not built | nothing is known: a tiny model can't be built |

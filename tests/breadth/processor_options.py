@@ -15,6 +15,7 @@ KINDS = {
     "kosmos-2.5": "Kosmos2_5Processor",
     "qwen2_5_omni_thinker": "Qwen2_5OmniProcessor",
     "qwen3_omni_moe_thinker": "Qwen3OmniMoeProcessor",
+    "vision-encoder-decoder": "TrOCRProcessor",
 }
 """Processors of types that transformers maps to none."""
 
@@ -27,6 +28,7 @@ SIBLINGS = {
     "qwen2_5_omni_thinker": "qwen2_vl",
     "qwen3_omni_moe_thinker": "qwen2_vl",
     "qwen3_vl_moe": "qwen3_vl",
+    "vision-encoder-decoder": "trocr",
 }
 """Whose image processor a type takes that is mapped to none."""
 
@@ -70,7 +72,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("idefics3", "smolvlm"), _SPLIT),
     **{key: {"patch_size": 16} for key in ("mistral3", "mistral_large4")},
     **{name: _square(364) for name in ("aya_vision",)},
-    **{name: _square(112) for name in ("internvl", "qianfan_ocr", "mllama")},
+    **{name: _square(112) for name in ("internvl", "qianfan_ocr", "mllama", "vision-encoder-decoder")},
     **{name: _square(224) for name in ("blip-2", "instructblip", "ovis2")},
     "emu3": {"min_pixels": 64 * 64, "max_pixels": 128 * 128},
     "fast_vlm": {"size": {"shortest_edge": 320}, "crop_size": {"height": 320, "width": 320}},

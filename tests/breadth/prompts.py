@@ -11,12 +11,16 @@ from PIL import Image
 
 from breadth.processors import CHAT
 
-WITHOUT_PROCESSOR = ("mistral4", "vision-encoder-decoder", "evolla", "pi0", "pp_formulanet")
-"""Types that are not "images and a prompt in, text out": language model, robot, protein model, formula reader."""
+WITHOUT_PROCESSOR = ("mistral4", "evolla", "pi0")
+"""Types that are not "images and a prompt in, text out": language model, protein model, robot."""
+
+DECODERS = ("pix2struct", "pp_formulanet", "vision-encoder-decoder")
+"""Types whose encoder reads the image alone, and whose decoder the text behind its start token, as `generate` does."""
 
 BARE = (
-    "blip git blip-2 instructblip instructblipvideo kosmos-2 kosmos-2.5 florence2 udop pix2struct paligemma fuyu"
-).split()
+    *DECODERS,
+    *"blip git blip-2 instructblip instructblipvideo kosmos-2 kosmos-2.5 florence2 udop paligemma fuyu idefics".split(),
+)
 """Types without chats: the published models have no template, and their processor places the image."""
 
 _FRAMES = {
@@ -34,7 +38,7 @@ _FRAMES = {
         "glm4v glm4v_moe glm46v glm_ocr glmga glm5_next".split(), ("<|begin_of_image|>", "<|end_of_image|>")
     ),
 }
-_WRITTEN = {"pp_chart2table": "<img>" + "<imgpad>" * 256 + "</img>", "idefics": "<image>"}
+_WRITTEN = {"pp_chart2table": "<img>" + "<imgpad>" * 256 + "</img>"}
 """What the template writes for an image, where it is not the processor's own token."""
 
 
@@ -69,11 +73,13 @@ def prepare(name: str, processor: Any) -> None:
     if name not in BARE:
         video = getattr(processor, "video_token", None) or "<video>"
         processor.chat_template = CHAT.replace("@IMAGE@", placeholder(name, processor)).replace("@VIDEO@", video)
+    if name == "shieldgemma2":  # its processor renders prompts without asking for the answer's turn to be opened
+        processor.chat_template = processor.chat_template.replace("add_generation_prompt", "true")
 
 
 def rendered(name: str, processor: Any, question: str, count: int, system: str | None = None) -> str:
     """A prompt as text."""
-    if name in BARE:
+    if name in BARE or name == "shieldgemma2":
         return question
     parts = [{"type": "image"}] * count + [{"type": "text", "text": question}]
     turns: list[dict[str, Any]] = [{"role": "user", "content": parts}]
@@ -88,7 +94,7 @@ def _flat(images: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
 
 def _udop(processor: Any, texts: Sequence[str], images: Any) -> Any:
     words = [text.split() for text in texts]
-    boxes = [[[0, 0, 10, 10]] * len(own) for own in words]
+    boxes = [[[0, 0, 1000, 1000]] * len(own) for own in words]  # of the whole page: nothing is known of a word's place
     return processor(images=_flat(images), text=words, boxes=boxes, return_tensors="pt", is_split_into_words=True)
 
 
@@ -97,7 +103,39 @@ def _video(processor: Any, texts: Sequence[str], images: Any) -> Any:
     return processor(images=clips, text=list(texts), return_tensors="pt", padding=True)
 
 
-_ENCODERS: dict[str, Callable[[Any, Sequence[str], Any], Any]] = {"udop": _udop, "instructblipvideo": _video}
+def _decoder(processor: Any, texts: Sequence[str], images: Any) -> Any:
+    made = dict(processor(images=_flat(images), return_tensors="pt"))
+    rows = [[START, *processor.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    return {**made, "decoder_input_ids": torch.tensor(rows)}
+
+
+def _policies(processor: Any, texts: Sequence[str], images: Any) -> Any:
+    """The prompt of ShieldGemma 2 with a policy of our own: its processor writes the chat itself."""
+    policy = {"question": texts[0]}
+    return processor(images=images, policies=["question"], custom_policies=policy, return_tensors="pt")
+
+
+def alone(name: str, processor: Any, text: str) -> dict[str, Any] | None:
+    """What transformers makes of a text without an image, where that is more than tokens; None where it is not."""
+    if name == "udop":
+        words = text.split()
+        made = processor.tokenizer(words, boxes=[[0, 0, 1000, 1000]] * len(words), return_tensors="pt")
+        made["bbox"] = made["bbox"].float()
+    elif name == "idefics":
+        made = processor(text=[[text]], return_tensors="pt")
+    else:
+        return None
+    return dict(made)
+
+
+START = 0
+"""The token with which decoders of encoders start here."""
+_ENCODERS: dict[str, Callable[[Any, Sequence[str], Any], Any]] = {
+    "udop": _udop,
+    "instructblipvideo": _video,
+    "shieldgemma2": _policies,
+    **dict.fromkeys(DECODERS, _decoder),
+}
 _CALLED_WITH: dict[str, dict[str, Any]] = {
     **{key: {"return_mm_token_type_ids": True} for key in ("cosmos3_edge", "exaone4_5")},
     "fuyu": {"return_legacy_image_output": False},

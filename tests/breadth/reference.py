@@ -30,8 +30,10 @@ BLOCKS: dict[str, str] = {
     **dict.fromkeys(("kosmos-2", "kosmos-2.5"), "text_model.model.layers"),
     **dict.fromkeys(("llama4", "nemotron_h_omni"), "language_model.model.layers"),
     "pix2struct": "decoder.layer",
+    "pp_formulanet": "model.decoder.layers",
     "t5gemma2": "model.decoder.layers",
     "udop": "decoder.block",
+    "vision-encoder-decoder": "decoder.model.decoder.layers",
 }
 """Where the decoder blocks are: read in the code of transformers, and seen to run last and in this order."""
 
@@ -110,7 +112,7 @@ class Plain:
                 made.pop(key)
         if "token_type_ids" in takes and "token_type_ids" not in made and "input_ids" in made:
             made["token_type_ids"] = torch.zeros_like(made["input_ids"])
-        if self.encodes:
+        if self.encodes and "decoder_input_ids" not in made:
             rows = len(next(iter(made.values())))
             settings = target.config
             inner = settings.get_text_config(decoder=True)

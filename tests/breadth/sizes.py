@@ -270,7 +270,12 @@ SIZES: dict[str, dict[str, Any]] = {
         "text_config.hidden_size": 64,
         "text_config.d_kv": 32,
     },
-    "pp_formulanet": {"vision_config.image_size": 768},
+    "pp_formulanet": {
+        "vision_config.image_size": 768,
+        "text_config.encoder_layers": 2,
+        "text_config.decoder_layers": 3,
+        "text_config.decoder_start_token_id": 0,
+    },
     "qwen2_5_omni_thinker": {**_QWEN_VISION, "vision_start_token_id": 151652},
     "qwen2_5_vl": _QWEN_VISION,
     "qwen2_vl": {
@@ -326,5 +331,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "vipllava": {**_square(56, 14), "vision_feature_layer": [-1, -2]},
 }
 
-BEGUN_WITH: dict[str, dict[str, Any]] = {name: {"vision_config": {}} for name in ("gemma4", "gemma4_unified")}
-"""What a configuration is made with, where its default has no vision tower."""
+_DECODES = {"is_decoder": True, "add_cross_attention": True}
+BEGUN_WITH: dict[str, dict[str, Any]] = {
+    **{name: {"vision_config": {}} for name in ("gemma4", "gemma4_unified")},
+    "vision-encoder-decoder": {
+        "encoder": {"model_type": "vit", "image_size": 112},
+        # of Donut: an encoder's number of layers is there, and means nothing
+        "decoder": {"model_type": "mbart", "encoder_layers": 2, "decoder_layers": 3, "d_model": 64, **_DECODES},
+    },
+}
+"""What a configuration is made with, where its default has no vision tower, or no parts."""

@@ -6,16 +6,19 @@ All of them: `python -m breadth.report --check` in tests/, a step of CI.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from breadth import checks, levels, pairs
-from steerkit.errors import SteerKitError
-from steerkit.models import Architecture
+import steerkit as sk
+from breadth import checks, levels, pairs, prompts
+from steerkit.errors import SteerKitError, UnsupportedModelError
+from steerkit.models import Architecture, Sample
 
 BROKEN_ON = ("qwen2_vl", "llava", "gemma3")
 KINDS = (
@@ -27,6 +30,10 @@ KINDS = (
     "blip-2",  # Q-Former, a bare prompt, a text module
     "qwen4_exp",  # several residual streams
     "mistral_large4",  # positions that count padding
+    "idefics",  # modules between the blocks
+    "shieldgemma2",  # a processor that writes the chat itself
+    "udop",  # a box for every word
+    "vision-encoder-decoder",  # an encoder of images alone
 )
 
 
@@ -110,8 +117,37 @@ def test_what_is_broken_fails(
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kind_is_as_the_table_says(name: str) -> None:
-    assert levels.recorded()["types"][name]["level"] == "images and text"
+    assert levels.recorded()["types"][name]["level"] == ("images" if name in prompts.DECODERS else "images and text")
     assert levels.compared(name) is None
+
+
+@pytest.mark.parametrize("name", ["vision-encoder-decoder", "pix2struct"])
+def test_a_decoder_answers_behind_its_prompt(name: str) -> None:
+    case = checks.Case(name)
+    sample, inputs = case.sample(checks.SHORT, 0), case.shown(checks.SHORT, 0)
+    whole = case.plain.model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    told = inputs["decoder_input_ids"].shape[1]
+    answer = case.plain.processor.tokenizer.decode(whole[0, told:], skip_special_tokens=True).strip()
+    assert told > 5
+    assert case.vlm.generate([sample], max_new_tokens=4, min_new_tokens=4, do_sample=False) == [answer]
+    ids = torch.tensor([case.plain.processor.tokenizer("a cake", add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        read = {**inputs, "decoder_input_ids": torch.cat([inputs["decoder_input_ids"], ids], dim=1)}
+        chances = case.plain.model(**read).logits[0, told - 1 : -1].log_softmax(-1)
+    expected = chances.gather(1, ids[0][:, None]).sum()
+    assert float(case.vlm.log_likelihood([sample], ["a cake"])[0].sum()) >= float(expected) - 1e-3
+    alone = case.vlm.inputs([Sample("", (case.images[0],))])["decoder_input_ids"]
+    assert alone.tolist() == [[prompts.START]]
+
+
+def test_what_is_refused_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    rows = levels.recorded()["types"]
+    refused = [name for name in rows if rows[name]["level"] == "refused"]
+    assert len(refused) == 3
+    for name in refused:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+        with pytest.raises(UnsupportedModelError, match=f"{name!r} can't be steered: it "):
+            sk.load(str(tmp_path))
 
 
 def test_every_type_is_in_the_table_or_untested() -> None:

@@ -46,7 +46,8 @@ def model(name: str) -> Any:
     config = made.from_dict(document)
     if hasattr(config, "is_decoder"):  # encoders of the BERT kind are decoders here
         config.is_decoder = True
-    kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    seeing = pairs.CLASSES.get(name)
+    kind = getattr(transformers, seeing) if seeing else transformers.AutoModelForCausalLM._model_mapping[type(config)]
     return pairs.build(kind, config)
 
 
