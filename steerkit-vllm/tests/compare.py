@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,25 @@ def wish(name: str | None, strength: float = 1.0) -> dict[str, Any] | None:
 
 
 def table(served: Served) -> dict[str, Any]:
-    """Each recipe on every prompt: which answers equal those of transformers."""
-    lab, every = served.lab, list(range(len(served.lab.samples)))
-    found: dict[str, Any] = {"plain": _unequal(served.tokens(every, [None] * len(every)), lab.wanted(None))}
-    for recipe in lab.answers:
-        name, _, strength = recipe.rpartition("@")
-        if name in served.packs:
-            got = served.tokens(every, [wish(name, float(strength))] * len(every))
-            found[recipe] = _unequal(got, lab.answers[recipe])
-    return found
+    """Each recipe on every prompt, all in one batch: by recipe the prompts that transformers answers otherwise."""
+    return _compared(served, lambda number: range(len(served.lab.samples)))
 
 
-def mixed(served: Served) -> list[str]:
-    """Every recipe on three prompts, all in one batch: those that do not equal those of transformers."""
+def mixed(served: Served) -> dict[str, Any]:
+    """The same, each recipe on three prompts."""
+    return _compared(served, lambda number: [(number + at) % len(served.lab.samples) for at in (0, 5, 10)])
+
+
+def _compared(served: Served, prompts: Callable[[int], Iterable[int]]) -> dict[str, list[int]]:
     lab = served.lab
     recipes = ["plain", *(each for each in lab.answers if each.rpartition("@")[0] in served.packs)]
-    jobs = [(at % len(lab.samples), recipe) for k, recipe in enumerate(recipes) for at in (k, k + 5, k + 10)]
-    asked = [None if recipe == "plain" else wish(*_parsed(recipe)) for _, recipe in jobs]
-    got = served.tokens([at for at, _ in jobs], asked)
-    return [
-        f"{recipe} on {at}" for (at, recipe), tokens in zip(jobs, got, strict=True) if tokens != lab.answers[recipe][at]
-    ]
+    jobs = [(recipe, at) for number, recipe in enumerate(recipes) for at in prompts(number)]
+    asked = [None if recipe == "plain" else wish(*_parsed(recipe)) for recipe, _ in jobs]
+    found: dict[str, list[int]] = {recipe: [] for recipe in recipes}
+    for (recipe, at), tokens in zip(jobs, served.tokens([at for _, at in jobs], asked), strict=True):
+        if tokens != lab.answers[recipe][at]:
+            found[recipe].append(at)
+    return found
 
 
 def contaminated(served: Served) -> dict[str, int]:
@@ -199,10 +198,6 @@ def refused(served: Served) -> list[str]:
 def _parsed(recipe: str) -> tuple[str, float]:
     name, _, strength = recipe.rpartition("@")
     return name, float(strength)
-
-
-def _unequal(got: list[list[int]], want: list[list[int]]) -> list[int]:
-    return [at for at, (one, other) in enumerate(zip(got, want, strict=True)) if one != other]
 
 
 def main() -> None:

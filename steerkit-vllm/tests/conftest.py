@@ -40,21 +40,25 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build(Path(kept) if kept else tmp_path_factory.mktemp("lab"))
 
 
+def ask(script: str, folder: Path, job: dict[str, Any], **env: str) -> dict[str, Any]:
+    """Run a script of this folder in a process of its own, and return the JSON that it prints."""
+    reader, writer = os.pipe()
+    command = [sys.executable, str(HERE / script), str(folder), json.dumps({**job, "output": writer})]
+    done = subprocess.run(
+        command, env=environment(**env), pass_fds=(writer,), capture_output=True, text=True, check=False, timeout=1200
+    )
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        said = file.read()
+    assert done.returncode == 0 and said, done.stdout[-4000:] + done.stderr[-8000:]  # noqa: PT018
+    return json.loads(said)
+
+
 @pytest.fixture(scope="session")
 def compare(lab: Any) -> Callable[..., dict[str, Any]]:
     """Run `compare.py` in a configuration, and return what it found."""
 
     def run(*parts: str, options: dict[str, Any] | None = None, only: list[str] | None = None, **env: str) -> Any:
-        reader, writer = os.pipe()
-        job = {"parts": parts, "options": options or {}, "only": only, "output": writer}
-        command = [sys.executable, str(HERE / "compare.py"), str(lab.folder), json.dumps(job)]
-        done = subprocess.run(
-            command, env=environment(**env), pass_fds=(writer,), capture_output=True, text=True, check=False
-        )
-        os.close(writer)
-        with os.fdopen(reader) as file:
-            said = file.read()
-        assert done.returncode == 0 and said, done.stdout[-4000:] + done.stderr[-8000:]  # noqa: PT018
-        return json.loads(said)
+        return ask("compare.py", lab.folder, {"parts": parts, "options": options or {}, "only": only}, **env)
 
     return run

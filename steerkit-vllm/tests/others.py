@@ -42,6 +42,13 @@ TEXTS = (
     "Name three tools that a carpenter uses, and say what each of them is for",
 )
 
+ROTARY: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"mrope_section": [16, 24, 24]},
+    "qwen2_5_vl": {"mrope_section": [16, 24, 24]},
+    "qwen3_vl": {"mrope_section": [24, 20, 20], "mrope_interleaved": True},
+}
+"""What transformers takes where a configuration does not say it, and vLLM does not; every checkpoint says it."""
+
 
 def model_of(name: str) -> sk.VLM:
     """The model with its processor, or with a tokenizer where it only reads text."""
@@ -52,10 +59,15 @@ def model_of(name: str) -> sk.VLM:
 
 def save(vlm: sk.VLM, folder: Path) -> None:
     """Save it as a folder that vLLM takes."""
-    vlm.model.save_pretrained(folder)
-    vlm.processor.save_pretrained(folder)
     from safetensors.torch import load_file, save_file
 
+    vlm.model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    if rotary := ROTARY.get(config["model_type"]):
+        config["text_config"]["rope_parameters"] |= rotary
+        file.write_text(json.dumps(config))
     file = folder / "model.safetensors"
     found = load_file(file)
     if any(key.startswith(("vision_tower.", "model.vision_tower.")) for key in found):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-FEW = ["cmrm", "last", "all", "image", "relative", "ablate_kept", "gate_prompt", "sample"]
+FEW = ["cmrm", "last", "all", "image", "relative", "ablate_kept", "gate_prompt", "sample", "mlp"]
+PLAIN = ["cmrm", "last", "image", "mlp", "steps"]
+"""Packs that only add: a server with no others has a shorter way."""
 
 
-def check_equal(found, recipes):
+def check_equal(found, recipes, part="mixed"):
     assert all(check["status"] == "pass" for check in found["self_test"]), found["self_test"]
-    wrong = {recipe: at for recipe, at in found["table"].items() if at}
-    assert not wrong
-    assert len(found["table"]) >= recipes
-    assert found["mixed"] == []
+    assert {recipe: at for recipe, at in found[part].items() if at} == {}
+    assert len(found[part]) >= recipes
 
 
 def test_eager(compare, lab):
-    found = compare("table", "mixed", "contaminated", "together", "receipts", "refused")
-    check_equal(found, 50)
+    found = compare("table", "contaminated", "together", "receipts", "refused")
+    check_equal(found, 50, "table")
     assert found["contaminated"]["salted"] == 0
     assert found["contaminated"]["unsalted"] > 0, "this test would not see a contaminated cache"
     assert found["together"]
@@ -40,43 +40,47 @@ def test_eager(compare, lab):
     assert all(each.startswith("VLLMValidationError") for each in found["refused"])
 
 
-@pytest.mark.long
-def test_compiled_and_chunked(compare):
-    found = compare("table", "mixed", options={"enforce_eager": False, "max_num_batched_tokens": 64})
-    check_equal(found, 50)
+def test_compiled(compare):
+    found = compare("mixed", only=FEW, options={"enforce_eager": False})
+    check_equal(found, 15)
 
 
-@pytest.mark.long
+def test_plain_additions_compiled(compare):
+    check_equal(compare("mixed", only=PLAIN, options={"enforce_eager": False}), 10)
+
+
 def test_second_model_runner(compare):
-    found = compare(
-        "table", "mixed", only=["cmrm", "last", "sample"], options={"max_num_seqs": 16}, STEERKIT_TEST_V2="1"
-    )
-    assert "V2" in found["runner"]
-    check_equal(found, 6)
+    found = compare("mixed", only=FEW, options={"max_num_seqs": 16}, STEERKIT_TEST_V2="1")
+    assert found["runner"] == "model runner V2"
+    check_equal(found, 15)
 
 
-def test_plain_additions_alone(compare):
-    """A server whose packs only add has a shorter way."""
-    found = compare("table", "mixed", only=["cmrm", "last", "image", "mlp", "steps"])
-    check_equal(found, 11)
+def test_prompts_in_chunks(compare):
+    check_equal(compare("mixed", options={"max_num_batched_tokens": 32}), 50)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
+        {"enforce_eager": False},
         {"tensor_parallel_size": 2},
-        {"pipeline_parallel_size": 2, "enforce_eager": False},
-        {"max_num_batched_tokens": 32},
         {"enforce_eager": False, "tensor_parallel_size": 2},
+        {"pipeline_parallel_size": 2, "enforce_eager": False},
+        {"enforce_eager": False, "max_num_batched_tokens": 32},
     ],
     ids=str,
 )
 def test_other_configurations(compare, options):
-    check_equal(compare("table", "mixed", options=options), 50)
+    check_equal(compare("mixed", options=options), 50)
+
+
+@pytest.mark.long
+def test_second_model_runner_with_every_pack(compare):
+    check_equal(compare("mixed", options={"max_num_seqs": 16}, STEERKIT_TEST_V2="1"), 50)
 
 
 @pytest.mark.long
 def test_speculation(compare):
     config = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    check_equal(compare("table", "mixed", only=FEW, options={"speculative_config": config}), 12)
+    check_equal(compare("mixed", only=FEW, options={"speculative_config": config}), 15)

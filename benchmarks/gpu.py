@@ -1,0 +1,148 @@
+"""One run on a GPU, within 12 minutes: LLaVA-1.5-7B's shapes with random weights, in both engines.
+
+    python benchmarks/gpu.py FOLDER [--preset 7b|50m] [--device cuda|cpu] [--only equality hooks serving]
+
+It needs vLLM with steerkit-vllm, as docs/vllm.md says. Three steps, each a process with a limit of its own, so that one
+that hangs or fails leaves the others their time:
+
+    equality  the demo model in vLLM, its graphs compiled and captured, beside transformers, token for token
+    hooks     what steering costs in transformers: benchmarks/overhead.py
+    serving   what it costs in vLLM: steerkit-vllm/benchmark.py
+
+FOLDER holds the model's configuration, packs and every step's output; `gpu.json` says how each ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from overhead import PRESETS
+
+import steerkit as sk
+from steerkit.demo import model_path
+from steerkit.vectors import MethodRecord, PackMetadata
+
+REPOSITORY = Path(__file__).parents[1]
+PLUGIN = REPOSITORY / "steerkit-vllm"
+PACKS = 8
+LIMITS = {"equality": 240, "hooks": 180, "serving": 280}
+"""Seconds; 700 of the 720 together."""
+
+
+def folder_for(preset: str, target: Path) -> Path:
+    """A model without weights, which vLLM makes up: the demo model's files with other shapes."""
+    source = Path(model_path("llava"))
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copy(file, target / file.name)
+    config = json.loads((source / "config.json").read_text())
+    sizes = PRESETS[preset]
+    heads = sizes["num_attention_heads"]
+    text = {**sizes, "num_key_value_heads": heads, "head_dim": sizes["hidden_size"] // heads}
+    config["text_config"] |= {**text, "vocab_size": 32064, "max_position_embeddings": 1024}
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = False
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def packs_for(model: Path, target: Path) -> list[str]:
+    """Packs of one random direction for each layer, as `NAME=FILE`."""
+    import transformers
+
+    with torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(model)
+        built = transformers.AutoModelForImageTextToText.from_config(config)
+    record = sk.wrap(built.eval(), transformers.AutoProcessor.from_pretrained(model)).record
+    found = []
+    for number in range(PACKS):
+        noise = torch.Generator().manual_seed(number)
+        directions = {
+            sk.Key(layer): 0.05 * torch.randn(record.hidden_size, generator=noise)
+            for layer in range(record.layer_count)
+        }
+        metadata = PackMetadata(
+            method=MethodRecord(name="random"), interventions=(sk.Intervention(tokens="all"),), model=record
+        )
+        file = target / f"pack{number}.safetensors"
+        sk.SteeringVector(directions, metadata).save(file)
+        found.append(f"pack{number}={file}")
+    return found
+
+
+def commands(folder: Path, preset: str, device: str) -> dict[str, list[str]]:
+    """The command of each step."""
+    cuda = device == "cuda"
+    model = folder_for(preset, folder / "model")
+    options: dict[str, Any] = {
+        "load_format": "dummy",
+        "dtype": "bfloat16" if cuda else "float32",
+        "max_model_len": 512,
+        "max_num_seqs": 64,
+        "limit_mm_per_prompt": {"image": 1},
+        **({"gpu_memory_utilization": 0.4} if cuda else {"enforce_eager": True, "block_size": 32}),
+    }
+    job = {"parts": ["mixed"], "options": {"enforce_eager": not cuda}, "output": 1, "only": None if cuda else ["last"]}
+    lab = folder / "lab"
+    lab.mkdir(exist_ok=True)
+    rounds, turns, tokens = ("5", "3", "32") if cuda else ("1", "1", "4")
+    batches = ("1", "8", "64") if cuda else ("1", "2")
+    python = sys.executable
+    return {
+        "equality": [python, str(PLUGIN / "tests" / "compare.py"), str(lab), json.dumps(job)],
+        "hooks": [
+            *(python, str(REPOSITORY / "benchmarks" / "overhead.py"), "--preset", preset, "--device", device),
+            *("--rounds", rounds, "--tables", "generation"),
+        ],
+        "serving": [
+            *(python, str(PLUGIN / "benchmark.py"), str(model), *packs_for(model, folder)),
+            *("--turns", turns, "--tokens", tokens, "--batches", *batches, "--options", json.dumps(options)),
+        ],
+    }
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", choices=PRESETS, default="7b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", nargs="+", choices=LIMITS, default=list(LIMITS))
+    given = parser.parse_args()
+    folder = given.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"torch": torch.__version__, "device": given.device, "preset": given.preset}
+    if given.device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    for name, command in commands(folder, given.preset, given.device).items():
+        if name not in given.only:
+            continue
+        began = time.monotonic()
+        with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.err").open("w") as err:
+            process = subprocess.Popen(command, stdout=out, stderr=err, env=env, start_new_session=True)
+            try:
+                ended = f"exit status {process.wait(LIMITS[name])}"
+            except subprocess.TimeoutExpired:
+                ended = "it ran out of time"
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # vLLM's own processes too
+        found[name] = {"ended": ended, "seconds": round(time.monotonic() - began)}
+        print(f"=== {name}: {ended} after {found[name]['seconds']} s")
+        print((folder / f"{name}.out").read_text()[-6000:], flush=True)
+        (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

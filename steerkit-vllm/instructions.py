@@ -1,0 +1,116 @@
+"""What the hook of a block costs, in instructions, where no clock resolves one percent: `python instructions.py`.
+
+A block with the matrices of LLaVA-1.5-7B's, eager and in float32, runs under valgrind: alone, with the hook idle, with
+each token steered by an addition, and with each token steered by the general form. Ratios are to the block alone.
+Attention and norms are left out, so that the ratios are upper bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from steerkit_vllm.banks import Now, Place, allocate
+from steerkit_vllm.settings import SITES, Room
+
+ROWS = 16
+
+
+class Block(nn.Module):
+    """The matrix products of a block, which returns its change and the residual as vLLM's do."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, 2 * inner), (inner, hidden))
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(*shape), requires_grad=False) for shape in shapes)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added to the residual, and the residual: `[tokens, hidden]` each."""
+        qkv, o, up, down = self.weights
+        x = (x @ qkv)[:, : x.shape[1]] @ o
+        residual = residual + x
+        gate, value = (residual @ up).chunk(2, dim=1)
+        return (torch.nn.functional.silu(gate) * value) @ down, residual
+
+
+def hooked(block: Block, hidden: int, tokens: int, *, general: bool, steers: bool) -> None:
+    """Hook the block as a worker does, with every token steered or none."""
+    room = Room(rows=ROWS, depth=1, sites=("resid_post",), general=general)
+    shape = (len(SITES), room.depth, tokens)
+    shared = {"row": torch.zeros(shape, dtype=torch.int64), "coefficient": torch.zeros(shape)}
+    shared["read_row"] = torch.zeros(1, dtype=torch.int64)
+    if general:
+        shared["vector"] = torch.zeros(shape, dtype=torch.int64)
+    if steers:
+        for name, values in shared.items():
+            values.fill_(1) if name != "read_row" else None
+    place = Place(SITES.index("resid_post"), room, True, Now(steers, False), True)
+    allocate(block, place, shared, hidden, 0, 1)
+
+
+def counted() -> int:
+    """Instructions of this process so far."""
+    said = subprocess.run(
+        ["callgrind_control", "-e", str(os.getpid())], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.findall(r"Th \d+\s+([\d,]+)", said)
+    return sum(int(each.replace(",", "")) for each in found)
+
+
+def measure(hidden: int, inner: int, passes: int, batches: list[int]) -> None:
+    """Under valgrind: print the instructions of each variant."""
+    torch.set_num_threads(1)
+
+    def count(run: Callable[[], Any]) -> float:
+        run()  # warm: what is allocated or chosen once
+        start = counted()
+        middle = counted()  # what counting costs
+        for _ in range(passes):
+            run()
+        return (counted() - middle - (middle - start)) / passes
+
+    variants: dict[str, dict[str, bool] | None] = {
+        "alone": None,
+        "idle": {"general": False, "steers": False},
+        "an addition": {"general": False, "steers": True},
+        "the general form": {"general": True, "steers": True},
+    }
+    with torch.inference_mode():
+        block = Block(hidden, inner)
+        for tokens in batches:
+            x, alone = torch.ones(tokens, hidden), 0.0
+            for name, options in variants.items():
+                block._forward_hooks.clear()
+                if options is not None:
+                    hooked(block, hidden, tokens, **options)
+                found = count(partial(block, x, x))
+                alone = alone or found
+                print(f"{tokens:>3} tokens, {name:<17} {found / 1e6:>10.3f} M {found / alone:.4f}", flush=True)
+
+
+def main() -> None:
+    """Start this file again under valgrind."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--inner", type=int, default=11008)
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    given = parser.parse_args()
+    if os.environ.get("STEERKIT_COUNTED"):
+        measure(given.hidden, given.inner, given.passes, given.batches)
+        return
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, *sys.argv]
+    sys.exit(subprocess.call(command, env={**os.environ, "STEERKIT_COUNTED": "1", "OMP_NUM_THREADS": "1"}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Other models than the demo's, tiny and with random weights, beside transformers."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ask
+
+VISUAL = ("qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "qwen2_vl")
+TEXT = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
+IN_CI = ("qwen2_5_vl", "llama")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.long) for name in (*VISUAL, *TEXT)]
+)
+def test_answers_equal_those_of_transformers(tmp_path, name):
+    check(ask("others.py", tmp_path, {"name": name}))
+
+
+@pytest.mark.long
+def test_beside_a_lora_adapter(tmp_path):
+    check(ask("others.py", tmp_path, {"name": "llama", "lora": True}))
+
+
+def check(found):
+    assert found.get("wrong") == [], found
+    assert found["compared"] >= 16
+    assert all(found["moved"].values()), found["moved"]
