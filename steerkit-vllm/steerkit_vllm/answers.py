@@ -71,15 +71,13 @@ async def complete(output: Any, rpc: Callable[..., Awaitable[list[Any]]]) -> Non
             with_changes(each, changes)
 
 
-def refusing(method: Callable[..., Any], *, beams: bool) -> Callable[..., Any]:
-    """Refuse what vLLM would drop without a word: keys beside `vllm_xargs`, and any in a beam search."""
+def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse what vLLM would drop without a word: steering in a beam search."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         with refusals():
-            if beside := meant(getattr(self, "model_extra", None) or ()):
-                raise EngineError(f"the request has {beside[0]!r} beside vllm_xargs", expected="it in vllm_xargs")
-            if beams and meant(getattr(self, "vllm_xargs", None) or ()):
+            if meant(getattr(self, "vllm_xargs", None) or ()):
                 raise EngineError("a beam search is asked to steer", expected="sampling or greedy decoding")
         return method(self, *args, **kwargs)
 

@@ -380,7 +380,6 @@ def _install_rest() -> None:
     from vllm.entrypoints.llm import LLM
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -395,8 +394,6 @@ def _install_rest() -> None:
     LLM._render_and_add_requests = _adding(LLM._render_and_add_requests)
     OutputProcessor.add_request = registered(OutputProcessor.add_request)
     RequestState._new_request_output = answered(RequestState._new_request_output)
-    for kind in (ChatCompletionRequest, CompletionRequest, ResponsesRequest):
-        kind.to_sampling_params = refusing(kind.to_sampling_params, beams=False)
-        if hasattr(kind, "to_beam_search_params"):
-            kind.to_beam_search_params = refusing(kind.to_beam_search_params, beams=True)
+    for kind in (ChatCompletionRequest, CompletionRequest):
+        kind.to_beam_search_params = refusing(kind.to_beam_search_params)
     routes.install(ready)

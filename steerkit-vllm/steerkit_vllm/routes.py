@@ -1,19 +1,26 @@
-"""Routes beside vLLM's: `GET /steerkit` says what is served, `POST /steerkit/packs` adds a pack."""
+"""Routes beside vLLM's, `GET /steerkit` and `POST /steerkit/packs`; and what is refused before vLLM's own see it."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import hmac
+import json
 import os
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from steerkit.errors import SteerKitError
 from steerkit_vllm._version import __version__
+from steerkit_vllm.asking import meant
+from steerkit_vllm.settings import KEY
 
 ADMIN = "STEERKIT_ADMIN_KEY"
 """Environment variable with the key that adding packs needs; without it, none can be added."""
+
+TAKES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/invocations")
+"""Ends of the paths at which vLLM reads `vllm_xargs`; elsewhere it drops them."""
 
 _adding = asyncio.Lock()
 
@@ -38,6 +45,58 @@ async def added(registry: Any, engine: Any, name: object, ref: object) -> dict[s
         await write(registry, pack, rpc)
         registry.serve(pack)
     return registry.describe()
+
+
+def astray(path: str, body: bytes) -> str | None:
+    """What of a body asks for steering where vLLM does not look; it ignores fields that it does not know."""
+    if not re.search(b"steer", body, re.IGNORECASE):
+        return None
+    try:
+        given = json.loads(body)
+    except ValueError:
+        return None  # vLLM says so
+    if not isinstance(given, dict):
+        return None
+    for place in ("", "vllm_xargs", "extra_body", "extra_args", "sampling_params"):
+        part = given.get(place) if place else given
+        if isinstance(part, dict) and (keys := meant(part)) and not (place == "vllm_xargs" and path.endswith(TAKES)):
+            return f"the request to {path} has {keys[0]!r:.80}" + (f" in {place}" if place else "")
+    return None
+
+
+class Astray:
+    """Middleware that refuses what `astray` finds."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer or pass on."""
+        json_body = any(k == b"content-type" and b"json" in v.lower() for k, v in scope.get("headers", ()))
+        if scope["type"] != "http" or scope["method"] != "POST" or not json_body:
+            await self._app(scope, receive, send)
+            return
+        parts, more = [], True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client has gone
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        body = b"".join(parts)
+        if problem := astray(scope["path"], body):
+            from fastapi.responses import JSONResponse
+
+            text = f"{problem}, where vLLM ignores it. Expected: keys in vllm_xargs, sent to one of {', '.join(TAKES)}"
+            error = {"message": text, "type": "BadRequestError", "param": KEY, "code": 400}
+            await JSONResponse({"error": error}, status_code=400)(scope, receive, send)
+            return
+        whole = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Any:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, again, send)
 
 
 def _attach(app: Any) -> None:
@@ -69,6 +128,7 @@ def _attach(app: Any) -> None:
 
     # the annotations are names of this function, which FastAPI could not find
     show.__annotations__ = add.__annotations__ = {"request": Request}
+    app.add_middleware(Astray)
     app.add_api_route("/steerkit", show, methods=["GET"])
     app.add_api_route("/steerkit/packs", add, methods=["POST"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import random
 import signal
@@ -158,13 +159,58 @@ def test_the_receipt_comes_with_the_answer(server):
         ({"steerkit": "cmrm"}, {}, "'steerkit'"),
         ({"steerkit_pack": ["cmrm", "last"], "steerkit_strength": [1.0]}, {}, "1 numbers for 2 packs"),
         ({"steerkit_pack": "last"}, {"use_beam_search": True, "n": 2}, "beam search"),
-        (None, {"steerkit_pack": "last"}, "beside vllm_xargs"),
+        (None, {"steerkit_pack": "last"}, "has 'steerkit_pack', where vLLM ignores it"),
+        (None, {"extra_body": {"vllm_xargs": {}, "steerkit_pack": "last"}}, "in extra_body"),
     ],
 )
 def test_malformed_requests_are_http_400_with_our_text(server, lab, asked, more, said):
     with pytest.raises(openai.BadRequestError) as caught:
         server.chat(1, asked, **more)
     assert said in str(caught.value)
+
+
+def post(server: Server, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.address}{path}", json={"model": "m", **body}, timeout=600)
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/v1/chat/completions/batch", "vllm_xargs"),
+        ("/cohere/v2/chat", "vllm_xargs"),
+        ("/v1/systemone", "vllm_xargs"),
+        ("/v1/messages", "extra_body"),
+        ("/inference/v1/generate", "sampling_params"),
+    ],
+)
+def test_where_vllm_ignores_keys_they_are_refused(server, path, place):
+    found = post(server, path, messages=[{"role": "user", "content": "hello"}], **{place: {"steerkit_pack": "last"}})
+    assert found.status_code == 400
+    assert f"the request to {path} has 'steerkit_pack' in {place}" in found.json()["error"]["message"]
+
+
+def test_every_way_in_that_takes_keys_steers(server, lab):
+    """Texts of other endpoints and of a stream, beside the chat's, whose tokens are compared with transformers."""
+    sample, asked = lab.samples[3], {"vllm_xargs": wish("last", 4.0)}
+    options = {"max_tokens": TOKENS, "temperature": 0, **asked}
+    chat = {"messages": [{"role": "user", "content": sample.text}], **options}
+    steered = post(server, "/v1/chat/completions", **chat).json()["choices"][0]["message"]["content"]
+    plain = post(server, "/v1/chat/completions", **{**chat, "vllm_xargs": {}}).json()["choices"][0]["message"][
+        "content"
+    ]
+    assert steered != plain
+    message = post(server, "/v1/messages", **chat).json()["content"]
+    assert [part["text"] for part in message if part["type"] == "text"] == [steered]
+    response = post(server, "/v1/responses", input=sample.text, max_output_tokens=TOKENS, temperature=0, **asked).json()
+    texts = [part["text"] for each in response["output"] for part in each.get("content") or ()]
+    assert texts == [steered]
+    with httpx.stream(
+        "POST", f"{server.address}/v1/chat/completions", json={"model": "m", "stream": True, **chat}, timeout=600
+    ) as stream:
+        chunks = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: {")]
+    assert "".join(each["choices"][0]["delta"].get("content") or "" for each in chunks if each["choices"]) == steered
+    several = post(server, "/v1/chat/completions", n=3, **chat).json()["choices"]
+    assert [each["message"]["content"] for each in several] == [steered] * 3
 
 
 WRONG: dict[str, list[Any]] = {
