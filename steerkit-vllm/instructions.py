@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--inner", type=int, default=11008)
     parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     given = parser.parse_args()
     if os.environ.get("STEERKIT_COUNTED"):
         measure(given.hidden, given.inner, given.passes, given.batches)
