@@ -9,7 +9,7 @@ that hangs or fails leaves the others their time:
     hooks     what steering costs in transformers: benchmarks/overhead.py
     serving   what it costs in vLLM: steerkit-vllm/benchmark.py
 
-FOLDER holds the model's configuration, packs and every step's output; `gpu.json` says how each ended.
+FOLDER holds the model, packs and every step's output; `gpu.json` says how each ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,55 +26,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from overhead import PRESETS
+from overhead import PRESETS, build
 
 import steerkit as sk
-from steerkit.demo import model_path
 from steerkit.vectors import MethodRecord, PackMetadata
 
 REPOSITORY = Path(__file__).parents[1]
 PLUGIN = REPOSITORY / "steerkit-vllm"
 PACKS = 8
-LIMITS = {"equality": 240, "hooks": 180, "serving": 280}
-"""Seconds; 700 of the 720 together."""
+LIMITS = {"equality": 200, "hooks": 120, "serving": 300}
+"""Seconds; 620 of the 720 together, the rest being for 14 GB of weights."""
 
 
-def folder_for(preset: str, target: Path) -> Path:
-    """A model without weights, which vLLM makes up: the demo model's files with other shapes."""
-    source = Path(model_path("llava"))
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copy(file, target / file.name)
-    config = json.loads((source / "config.json").read_text())
-    sizes = PRESETS[preset]
-    heads = sizes["num_attention_heads"]
-    text = {**sizes, "num_key_value_heads": heads, "head_dim": sizes["hidden_size"] // heads}
-    config["text_config"] |= {**text, "vocab_size": 32064, "max_position_embeddings": 1024}
-    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = False
-    (target / "config.json").write_text(json.dumps(config))
-    return target
+def prepared(preset: str, device: str, folder: Path) -> list[str]:
+    """Save a model with random weights and packs of one random direction for each layer; the packs as `NAME=FILE`."""
+    sys.path.insert(0, str(PLUGIN / "tests"))
+    from others import save
 
-
-def packs_for(model: Path, target: Path) -> list[str]:
-    """Packs of one random direction for each layer, as `NAME=FILE`."""
-    import transformers
-
-    with torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(model)
-        built = transformers.AutoModelForImageTextToText.from_config(config)
-    record = sk.wrap(built.eval(), transformers.AutoProcessor.from_pretrained(model)).record
+    vlm = build(preset, device)
+    save(vlm, folder / "model")
     found = []
     for number in range(PACKS):
         noise = torch.Generator().manual_seed(number)
         directions = {
-            sk.Key(layer): 0.05 * torch.randn(record.hidden_size, generator=noise)
-            for layer in range(record.layer_count)
+            sk.Key(layer): 0.05 * torch.randn(vlm.record.hidden_size, generator=noise)
+            for layer in range(vlm.record.layer_count)
         }
         metadata = PackMetadata(
-            method=MethodRecord(name="random"), interventions=(sk.Intervention(tokens="all"),), model=record
+            method=MethodRecord(name="random"), interventions=(sk.Intervention(tokens="all"),), model=vlm.record
         )
-        file = target / f"pack{number}.safetensors"
+        file = folder / f"pack{number}.safetensors"
         sk.SteeringVector(directions, metadata).save(file)
         found.append(f"pack{number}={file}")
     return found
@@ -84,9 +64,10 @@ def packs_for(model: Path, target: Path) -> list[str]:
 def commands(folder: Path, preset: str, device: str) -> dict[str, list[str]]:
     """The command of each step."""
     cuda = device == "cuda"
-    model = folder_for(preset, folder / "model")
+    packs = prepared(preset, device, folder)
+    if cuda:
+        torch.cuda.empty_cache()
     options: dict[str, Any] = {
-        "load_format": "dummy",
         "dtype": "bfloat16" if cuda else "float32",
         "max_model_len": 512,
         "max_num_seqs": 64,
@@ -106,7 +87,7 @@ def commands(folder: Path, preset: str, device: str) -> dict[str, list[str]]:
             *("--rounds", rounds, "--tables", "generation"),
         ],
         "serving": [
-            *(python, str(PLUGIN / "benchmark.py"), str(model), *packs_for(model, folder)),
+            *(python, str(PLUGIN / "benchmark.py"), str(folder / "model"), *packs),
             *("--turns", turns, "--tokens", tokens, "--batches", *batches, "--options", json.dumps(options)),
         ],
     }

@@ -23,7 +23,7 @@ from steerkit.interventions import Gate, Intervention, MeasuredContrast, Operati
 from steerkit.models import Architecture
 from steerkit.vectors import SteeringVector
 from steerkit_vllm.arithmetic import ALL, ANY, GATE, KINDS, NUMBERS, UNBOUNDED
-from steerkit_vllm.settings import SITES, Room
+from steerkit_vllm.settings import MODULES, SITES, Room
 
 
 class Part(NamedTuple):
@@ -183,6 +183,8 @@ def served(name: str, vector: SteeringVector, architecture: Architecture, dtype:
         for intervention in vector.interventions
         if steps[id(intervention)]
     )
+    for change in changes:
+        _check_modules(name, change, architecture)
     digest = hashlib.sha256(vector.digest().encode())
     for intervention in vector.interventions:
         digest.update(intervention.model_dump_json().encode())
@@ -220,6 +222,16 @@ def _check(name: str, intervention: Intervention) -> None:
     reads = intervention.contrast is not None or any(measure.layer is not None for measure in intervention.measures)
     if reads and intervention.site != "resid_post":
         raise refuse(name, f"prompts are measured at {place}", "measures and contrasts at resid_post")
+
+
+def _check_modules(name: str, change: Change, architecture: Architecture) -> None:
+    """A block may call its parts otherwise in transformers than in vLLM, where the same name could be another part."""
+    site = SITES[change.site]
+    expected = MODULES.get(site)
+    for layer in change.layers if expected else ():
+        found = (architecture.mlp if site == "mlp_out" else architecture.attention)[layer]
+        if found != expected:
+            raise refuse(name, f"it steers {site}, which is {found!r} in block {layer} of this model", f"{expected!r}")
 
 
 def _gated(intervention: Intervention) -> list[Any]:

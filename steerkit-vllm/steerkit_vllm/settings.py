@@ -22,6 +22,10 @@ SITES = tuple(site for site in get_args(Site) if site != "head_out")
 """The sites that can be steered; an index of a site is one into this."""
 
 
+MODULES = {"attn_out": "self_attn", "mlp_out": "mlp"}
+"""What of a block has a site's output, by the name that transformers and vLLM share."""
+
+
 class Room(Frozen):
     """What is allocated before the model is compiled, so that packs can be added later without compiling it again.
 

@@ -16,12 +16,10 @@ from torch import nn
 
 from steerkit.errors import EngineError
 from steerkit_vllm.banks import PREFIX, Now, Place, allocate, write
-from steerkit_vllm.settings import KEY, SITES, settings_of
+from steerkit_vllm.settings import KEY, MODULES, SITES, settings_of
 
 _RECEIPTS = 16
 """Prompts with a receipt that can be measured in one step, at least."""
-
-_MODULES = {"attn_out": "self_attn", "mlp_out": "mlp"}
 
 Scheduled = tuple[str, Any, int, int, int]
 """A request in a step: its id, its plan or None, tokens computed before, first row, number of rows."""
@@ -89,9 +87,9 @@ class Steering:
                 steers, reads = site in room.sites, site == "resid_post"
                 if not steers and not reads:
                     continue
-                module = block if reads else getattr(block, _MODULES[site], None)
+                module = block if reads else getattr(block, MODULES[site], None)
                 if module is None:
-                    raise EngineError(f"{type(block).__name__} has no {_MODULES[site]}", expected="sites resid_post")
+                    raise EngineError(f"{type(block).__name__} has no {MODULES[site]}", expected="sites resid_post")
                 place = Place(index, room, eager, self._now, steers)
                 allocate(module, place, shared, self.hidden, self._own, self._readable)
                 self._places[layer, index] = module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -366,3 +367,11 @@ def test_keys_go_where_vllm_reads_them(path, body, fine):
 
 def test_what_is_no_json_is_left_to_vllm():
     assert astray("/v1/completions", b'{"steer') is None
+
+
+def test_a_part_of_another_name_is_not_taken_for_it(base, architecture):
+    other = dataclasses.replace(architecture, mlp=("feed_forward",) * LAYERS)
+    pack = made(base, {"": torch.ones(HIDDEN)}, Intervention(site="mlp_out", tokens="all"))
+    served("pack", pack, architecture, torch.float32)
+    with pytest.raises(EngineError, match="'feed_forward' in block 3"):
+        served("pack", pack, other, torch.float32)
