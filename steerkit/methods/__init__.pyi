@@ -2,12 +2,16 @@
 
 from steerkit.methods._base import (
     Fit as Fit,
-    Observations as Observations,
     Plan as Plan,
     SteeringMethod as SteeringMethod,
     by_label as by_label,
 )
-from steerkit.methods._moments import Groups as Groups, Moments as Moments, merge_groups as merge_groups
+from steerkit.methods._moments import (
+    Groups as Groups,
+    Moments as Moments,
+    Observations as Observations,
+    merge_groups as merge_groups,
+)
 from steerkit.methods._probes import fit_probes as fit_probes
 from steerkit.methods._registry import get_method as get_method, method_names as method_names
 from steerkit.methods._requirements import (

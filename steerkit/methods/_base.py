@@ -10,22 +10,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 
 from steerkit._internal.faults import faults
 from steerkit._internal.validation import expect, expect_whole
 from steerkit._text import near
-from steerkit.errors import (
-    CheckpointError,
-    EmptyAnchorSetError,
-    NonFiniteError,
-    OptionError,
-)
+from steerkit.errors import CheckpointError, EmptyAnchorSetError, OptionError
 from steerkit.interventions import Frozen, Intervention
 from steerkit.methods._measuring import (
     anchor_record,
@@ -35,19 +30,10 @@ from steerkit.methods._measuring import (
     options_of,
     versions,
 )
-from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._moments import Groups, Observations, groups_of
 from steerkit.methods._state import Extraction, Measured, State, check_place, merged
-from steerkit.models import (
-    Images,
-    Sample,
-    SteerableModel,
-    as_samples,
-    numbered_from,
-)
+from steerkit.models import Images, Sample, SteerableModel, as_samples, numbered_from
 from steerkit.vectors import Fingerprint, Key, MethodRecord, PackMetadata, SteeringVector
-
-Observations = Mapping[str, Mapping[int, Tensor]]
-"""`{group: {layer: [rows, hidden]}}`: what one batch of samples contributes."""
 
 SAVE_EVERY = 2.0
 """Seconds between two writes of a checkpoint."""
@@ -89,10 +75,12 @@ class SteeringMethod(Frozen, ABC):
     Attributes:
         name: The method's name, as in the entry point.
         paper: Where it was published.
+        distinct: Options that are labels of anchors, no two of which may be the same.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    distinct: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         if unknown := [option for option in options if option not in type(self).model_fields]:
@@ -108,6 +96,18 @@ class SteeringMethod(Frozen, ABC):
                 f"{type(self).__name__} can't be configured so ({faults(error, 'options')})",
                 expected="options " + ", ".join(type(self).model_fields),
             ) from error
+
+    @model_validator(mode="after")
+    def _are_distinct(self) -> Self:
+        for one, other in combinations(self.distinct, 2):
+            if getattr(self, one) is not None and getattr(self, one) == getattr(self, other):
+                raise ValueError(f"{one} and {other} are both {getattr(self, one)!r}: no two labels may be the same")
+        return self
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """The labels that it tells apart, as far as they are given."""
+        return tuple(label for name in self.distinct if (label := getattr(self, name)) is not None)
 
     @abstractmethod
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
@@ -349,12 +349,12 @@ class SteeringMethod(Frozen, ABC):
             for block, span in zip(blocks, spans, strict=True):
                 batch = [anchors[index].loaded() for index in span]
                 with numbered_from(span.start):
-                    nodes = state.added((0, block), self._moments(model, batch, plan))
+                    observed = self.observe(model, batch, plan.layers)
+                    nodes = state.added((0, block), groups_of(observed, second=plan.second_moments, keep=plan.rows))
                 for index, sample in zip(span, batch, strict=True):
                     state.samples[index] = Measured(sample.digest(), sample.label or "", options_of(sample))
-                state.nodes = (
-                    nodes  # one assignment: an interrupt can't fall between a batch and the note that it is done
-                )
+                # one assignment: an interrupt can't fall between a batch and the note that it is done
+                state.nodes = nodes
                 done += len(batch)
                 unsaved = True
                 if checkpoint is not None and time.monotonic() - written > pause:
@@ -368,20 +368,10 @@ class SteeringMethod(Frozen, ABC):
             if checkpoint is not None and unsaved:
                 state.save(checkpoint)
 
-    def _moments(self, model: SteerableModel, batch: Sequence[Sample], plan: Plan) -> Groups:
-        groups: Groups = {}
-        for name, by_layer in self.observe(model, batch, plan.layers).items():
-            for layer, rows in by_layer.items():
-                if rows.shape[0] == 0:
-                    continue
-                if not torch.isfinite(rows).all():
-                    raise NonFiniteError(
-                        f"the model's hidden states at layer {layer} hold NaN or infinity ({name})",
-                        expected="finite values",
-                        fix="load the model in bfloat16 or float32: float16 may overflow",
-                    )
-                groups.setdefault(name, {})[layer] = Moments.of(rows, second=plan.second_moments, keep=plan.rows)
-        return groups
+
+def at_depth(model: SteerableModel, share: float) -> tuple[int]:
+    """The block at a share of the model's depth, for `layers` that are not given."""
+    return (int(share * model.architecture.layer_count),)
 
 
 def by_label(batch: Sequence[Sample], captured: Mapping[int, Tensor], labels: Sequence[str]) -> Observations:

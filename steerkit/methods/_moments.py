@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.errors import CheckpointError
+from steerkit.errors import CheckpointError, NonFiniteError
 
 LARGE = 2**24
 """Bytes from which a tensor leaves the memory for the disk, and rows are no longer joined."""
@@ -167,6 +167,29 @@ def _on_disk(tensor: Tensor) -> Tensor:
 
 Groups = dict[str, dict[int, Moments]]
 """`{group: {layer: Moments}}`."""
+
+Observations = Mapping[str, Mapping[int, Tensor]]
+"""`{group: {layer: [rows, hidden]}}`: what one batch of samples contributes."""
+
+
+def groups_of(observed: Observations, *, second: bool, keep: bool) -> Groups:
+    """The statistics of what one batch of samples contributes; see `Moments.of`.
+
+    Raises:
+        NonFiniteError: The model produced NaN or infinity.
+    """
+    groups: Groups = {}
+    for name, by_layer in observed.items():
+        for layer, rows in by_layer.items():
+            if not torch.isfinite(rows).all():
+                raise NonFiniteError(
+                    f"the model's hidden states at layer {layer} hold NaN or infinity ({name})",
+                    expected="finite values",
+                    fix="load the model in bfloat16 or float32: float16 may overflow",
+                )
+            if rows.shape[0]:
+                groups.setdefault(name, {})[layer] = Moments.of(rows, second=second, keep=keep)
+    return groups
 
 
 def merge_groups(first: Groups, second: Groups) -> Groups:

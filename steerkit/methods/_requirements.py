@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from steerkit.errors import (
-    EmptyAnchorSetError,
-    LabelError,
-    MissingImageError,
-    SampleError,
-    UnsupportedModelError,
-)
-from steerkit.models import (
-    Sample,
-    SteerableModel,
-)
+from steerkit.errors import EmptyAnchorSetError, LabelError, MissingImageError, SampleError, UnsupportedModelError
+from steerkit.models import Sample, SteerableModel
 
 
 def require_anchors(anchors: Sequence[Sample]) -> None:

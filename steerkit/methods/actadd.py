@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from steerkit.errors import EmptyAnchorSetError
 from steerkit.interventions import Add, FiniteFloat, Intervention, Tokens
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth, by_label
+from steerkit.methods._moments import Groups, Observations
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
@@ -44,6 +44,7 @@ class ActAdd(SteeringMethod):
 
     name: ClassVar[str] = "actadd"
     paper: ClassVar[str] = "arXiv 2308.10248"
+    distinct: ClassVar = ("positive", "negative")
 
     positive: str = "positive"
     negative: str = "negative"
@@ -53,28 +54,21 @@ class ActAdd(SteeringMethod):
     phase: Literal["prompt", "both"] = "prompt"
     coefficient: FiniteFloat = 1.0
 
-    @model_validator(mode="after")
-    def _two_labels(self) -> ActAdd:
-        if self.positive == self.negative:
-            raise ValueError(f"positive and negative are both {self.positive!r}")
-        return self
-
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """The anchor set is one pair of prompts."""
-        require_labels(anchors, self.positive, self.negative)
+        require_labels(anchors, *self._labels)
         if len(anchors) != 2:
             raise EmptyAnchorSetError(
                 f"the anchor set holds {len(anchors)} prompts",
                 expected=f"two, one labelled {self.positive!r} and one {self.negative!r}",
                 fix="choose a pair, or use CAA, which takes the means of many",
             )
-        default = int(0.4 * model.architecture.layer_count)
-        layers = model.check_layers((default if self.layer is None else self.layer,))
-        return Plan(layers, shown=(self.images,))
+        layers = at_depth(model, 0.4) if self.layer is None else (self.layer,)
+        return Plan(model.check_layers(layers), shown=(self.images,))
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The hidden states of each prompt."""
-        return by_label(batch, model.capture(batch, images=self.images, layers=layers), (self.positive, self.negative))
+        return by_label(batch, model.capture(batch, images=self.images, layers=layers), self._labels)
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """Their difference."""

@@ -18,8 +18,8 @@ from steerkit.interventions import (
     StoredDirection,
     _arithmetic as ops,
 )
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups, farthest_apart
+from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._moments import Groups, Observations, farthest_apart
 from steerkit.methods._pairs import require_shift
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
@@ -80,6 +80,7 @@ class AdaSteer(SteeringMethod):
 
     name: ClassVar[str] = "adasteer"
     paper: ClassVar[str] = "arXiv 2504.09466"
+    distinct: ClassVar = ("harmful", "harmless", "rejected")
 
     harmful: str = "harmful"
     harmless: str = "harmless"
@@ -95,9 +96,6 @@ class AdaSteer(SteeringMethod):
 
     @model_validator(mode="after")
     def _sound(self) -> AdaSteer:
-        labels = [label for label in (self.harmful, self.harmless, self.rejected) if label is not None]
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"two of the labels {labels} are the same")
         for name in ("rejection", "harmfulness"):
             line: Line | None = getattr(self, name)
             if line is not None and line[2] > line[3]:
@@ -106,7 +104,7 @@ class AdaSteer(SteeringMethod):
 
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Every label must occur, and no other; without a label for rejected ones, every anchor needs an image."""
-        require_labels(anchors, *filter(None, (self.harmful, self.harmless, self.rejected)))
+        require_labels(anchors, *self._labels)
         if self.rejected is None:
             require_vision(model)
             require_images(anchors)

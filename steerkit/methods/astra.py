@@ -14,8 +14,8 @@ from torch import Tensor
 
 from steerkit.errors import OptionError
 from steerkit.interventions import Add, FiniteFloat, Intervention, LinearStrength, Measure, StoredDirection
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._moments import Groups, Observations
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import AnsweringModel, Sample, SteerableModel, open_image
 from steerkit.vectors import Key

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
-
 from steerkit.interventions import Add, FiniteFloat, Intervention
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth, by_label
+from steerkit.methods._moments import Groups, Observations
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
@@ -39,6 +37,7 @@ class CAA(SteeringMethod):
 
     name: ClassVar[str] = "caa"
     paper: ClassVar[str] = "arXiv 2312.06681"
+    distinct: ClassVar = ("positive", "negative")
 
     positive: str = "positive"
     negative: str = "negative"
@@ -47,21 +46,15 @@ class CAA(SteeringMethod):
     phase: Literal["prompt", "both"] = "both"
     multiplier: FiniteFloat = 1.0
 
-    @model_validator(mode="after")
-    def _two_labels(self) -> CAA:
-        if self.positive == self.negative:
-            raise ValueError(f"positive and negative are both {self.positive!r}")
-        return self
-
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other."""
-        require_labels(anchors, self.positive, self.negative)
-        default = (int(0.4 * model.architecture.layer_count),)
-        return Plan(model.check_layers(default if self.layers is None else self.layers), shown=(self.images,))
+        require_labels(anchors, *self._labels)
+        layers = at_depth(model, 0.4) if self.layers is None else self.layers
+        return Plan(model.check_layers(layers), shown=(self.images,))
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The hidden states of each label."""
-        return by_label(batch, model.capture(batch, images=self.images, layers=layers), (self.positive, self.negative))
+        return by_label(batch, model.capture(batch, images=self.images, layers=layers), self._labels)
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """The difference of the means."""

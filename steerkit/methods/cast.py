@@ -21,8 +21,8 @@ from steerkit.interventions import (
     StoredDirection,
     _arithmetic as ops,
 )
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod
-from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth
+from steerkit.methods._moments import Groups, Moments, Observations
 from steerkit.methods._pairs import difference_components
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
@@ -75,6 +75,7 @@ class CAST(SteeringMethod):
 
     name: ClassVar[str] = "cast"
     paper: ClassVar[str] = "arXiv 2409.05907"
+    distinct: ClassVar = ("meets", "fails")
 
     meets: str = "harmful"
     fails: str = "harmless"
@@ -88,9 +89,7 @@ class CAST(SteeringMethod):
     coefficient: FiniteFloat = 1.0
 
     @model_validator(mode="after")
-    def _labels(self) -> CAST:
-        if self.meets == self.fails:
-            raise ValueError(f"meets and fails are both {self.meets!r}")
+    def _two_ways(self) -> CAST:
         if self._behaviour[0] == self._behaviour[1]:
             raise ValueError(f"towards and away are both {self._behaviour[0]!r}")
         return self
@@ -113,8 +112,7 @@ class CAST(SteeringMethod):
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """All labels must occur, and no other; the condition comes before the behaviour."""
         require_labels(anchors, *dict.fromkeys((self.meets, self.fails, *self._behaviour)))
-        default = (int(0.6 * model.architecture.layer_count),)
-        layers = model.check_layers(default if self.layers is None else self.layers)
+        layers = model.check_layers(at_depth(model, 0.6) if self.layers is None else self.layers)
         self._conditions(model, layers)
         return Plan(layers, second_moments=True, shown=(self.images,), rows=True)
 

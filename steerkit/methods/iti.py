@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from steerkit.errors import EmptyAnchorSetError, OptionError
 from steerkit.interventions import FiniteFloat, Intervention
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._moments import Groups, Moments, Observations
 from steerkit.methods._probes import Probes, fit_probes
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
@@ -58,6 +58,7 @@ class ITI(SteeringMethod):
 
     name: ClassVar[str] = "iti"
     paper: ClassVar[str] = "arXiv 2306.03341"
+    distinct: ClassVar = ("positive", "negative")
 
     positive: str = "truthful"
     negative: str = "untruthful"
@@ -70,12 +71,6 @@ class ITI(SteeringMethod):
     penalty: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
 
-    @model_validator(mode="after")
-    def _two_labels(self) -> ITI:
-        if self.positive == self.negative:
-            raise ValueError(f"positive and negative are both {self.positive!r}")
-        return self
-
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """The model has heads, and as many as wanted; each label has anchors to learn from and to hold out."""
         model.architecture.check_site("head_out", "language")
@@ -85,8 +80,8 @@ class ITI(SteeringMethod):
             raise OptionError(
                 f"{self.heads} heads are wanted", expected=f"at most {available}: those of {len(layers)} layers"
             )
-        require_labels(anchors, self.positive, self.negative)
-        for label in (self.positive, self.negative):
+        require_labels(anchors, *self._labels)
+        for label in self._labels:
             if sum(anchors[index].label == label for index in range(len(anchors))) < 2:
                 raise EmptyAnchorSetError(
                     f"one anchor is labelled {label!r}", expected="at least two: one to learn from, one held out"
@@ -96,7 +91,7 @@ class ITI(SteeringMethod):
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """What the heads of each label put out."""
         captured = model.capture(batch, images=self.images, layers=layers, site="head_out")
-        return by_label(batch, captured, (self.positive, self.negative))
+        return by_label(batch, captured, self._labels)
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """Probe every head, choose the best, and shift each of them along its own direction."""
@@ -104,7 +99,7 @@ class ITI(SteeringMethod):
         ranking: list[tuple[float, float, int, int]] = []
         shifts: dict[int, Tensor] = {}
         for layer in layers:
-            sides = [found[label][layer] for label in (self.positive, self.negative)]
+            sides = [found[label][layer] for label in self._labels]
             probes, accuracy, loss = self._probe([_heads(side, count) for side in sides])
             ranking += [(-float(accuracy[h]), float(loss[h]), layer, h) for h in range(count)]
             difference = (sides[0].mean - sides[1].mean).view(count, size)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from steerkit.interventions import Ablate, Add, FiniteFloat, Intervention, StoredDirection, Tokens
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth, by_label
+from steerkit.methods._moments import Groups, Observations
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
@@ -40,6 +40,7 @@ class RefusalDirection(SteeringMethod):
 
     name: ClassVar[str] = "refusal_direction"
     paper: ClassVar[str] = "arXiv 2406.11717"
+    distinct: ClassVar = ("harmful", "harmless")
 
     mode: Literal["add", "ablate"] = "add"
     harmful: str = "harmful"
@@ -49,22 +50,15 @@ class RefusalDirection(SteeringMethod):
     tokens: Tokens = "all"
     coefficient: FiniteFloat = 1.0
 
-    @model_validator(mode="after")
-    def _two_labels(self) -> RefusalDirection:
-        if self.harmful == self.harmless:
-            raise ValueError(f"harmful and harmless are both {self.harmful!r}")
-        return self
-
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other."""
-        require_labels(anchors, self.harmful, self.harmless)
-        default = int(0.6 * model.architecture.layer_count)
-        layers = model.check_layers((default if self.layer is None else self.layer,))
-        return Plan(layers, shown=(self.images,))
+        require_labels(anchors, *self._labels)
+        layers = at_depth(model, 0.6) if self.layer is None else (self.layer,)
+        return Plan(model.check_layers(layers), shown=(self.images,))
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The hidden states of each label."""
-        return by_label(batch, model.capture(batch, images=self.images, layers=layers), (self.harmful, self.harmless))
+        return by_label(batch, model.capture(batch, images=self.images, layers=layers), self._labels)
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """The difference of the means at the reading layer, and what is done with it."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
-
 from steerkit.interventions import Add, FiniteFloat, Intervention, Tokens
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth, by_label
+from steerkit.methods._moments import Groups, Observations
 from steerkit.methods._pairs import difference_components, neighbour_differences, require_neighbours
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
@@ -50,6 +48,7 @@ class RepE(SteeringMethod):
 
     name: ClassVar[str] = "repe"
     paper: ClassVar[str] = "arXiv 2310.01405"
+    distinct: ClassVar = ("positive", "negative")
 
     positive: str = "positive"
     negative: str = "negative"
@@ -61,19 +60,12 @@ class RepE(SteeringMethod):
     norm_preserving: bool = False
     coefficient: FiniteFloat = 1.0
 
-    @model_validator(mode="after")
-    def _two_labels(self) -> RepE:
-        if self.positive == self.negative:
-            raise ValueError(f"positive and negative are both {self.positive!r}")
-        return self
-
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other; as neighbours, in pairs of one each."""
-        require_labels(anchors, self.positive, self.negative)
+        require_labels(anchors, *self._labels)
         if self.pairing == "neighbours":
             require_neighbours(anchors)
-        default = (int(0.6 * model.architecture.layer_count),)
-        layers = model.check_layers(default if self.layers is None else self.layers)
+        layers = model.check_layers(at_depth(model, 0.6) if self.layers is None else self.layers)
         together = 2 if self.pairing == "neighbours" else 1
         return Plan(layers, second_moments=True, shown=(self.images,), together=together)
 
@@ -81,7 +73,7 @@ class RepE(SteeringMethod):
         """The hidden states of each label, or the differences of neighbours."""
         captured = model.capture(batch, images=self.images, layers=layers)
         if self.pairing == "all":
-            return by_label(batch, captured, (self.positive, self.negative))
+            return by_label(batch, captured, self._labels)
         return {"difference": neighbour_differences(batch, captured, self.positive)}
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:

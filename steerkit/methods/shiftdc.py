@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
-
 from steerkit.interventions import AddProjection, FiniteFloat, Intervention, MeasuredContrast
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._moments import Groups, Observations
 from steerkit.methods._requirements import require_captions, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
@@ -48,6 +46,7 @@ class ShiftDC(SteeringMethod):
 
     name: ClassVar[str] = "shiftdc"
     paper: ClassVar[str] = "arXiv 2502.13095"
+    distinct: ClassVar = ("safe", "unsafe")
 
     safe: str = "harmless"
     unsafe: str = "harmful"
@@ -57,12 +56,6 @@ class ShiftDC(SteeringMethod):
     phase: Literal["prompt", "both"] = "prompt"
     alpha: FiniteFloat = 1.0
 
-    @model_validator(mode="after")
-    def _two_labels(self) -> ShiftDC:
-        if self.safe == self.unsafe:
-            raise ValueError(f"safe and unsafe are both {self.safe!r}")
-        return self
-
     @property
     def _shown(self) -> Literal["text", "caption"]:
         return "caption" if self.text_side == "caption" else "text"
@@ -70,7 +63,7 @@ class ShiftDC(SteeringMethod):
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other; where captions are shown, each anchor needs one."""
         require_vision(model)
-        require_labels(anchors, self.safe, self.unsafe)
+        require_labels(anchors, *self._labels)
         if self.text_side == "caption":
             require_captions(anchors)
         count = model.architecture.layer_count
@@ -79,7 +72,7 @@ class ShiftDC(SteeringMethod):
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The hidden states of each label, for the text alone."""
-        return by_label(batch, model.capture(batch, images=self._shown, layers=layers), (self.safe, self.unsafe))
+        return by_label(batch, model.capture(batch, images=self._shown, layers=layers), self._labels)
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
         """The safety direction of each layer, and the contrast that is projected on it."""

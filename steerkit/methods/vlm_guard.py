@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from steerkit.errors import EmptyAnchorSetError
@@ -19,8 +19,8 @@ from steerkit.interventions import (
     MeasuredContrast,
     StoredDirection,
 )
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod, by_label
-from steerkit.methods._moments import Groups
+from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._moments import Groups, Observations
 from steerkit.methods._pairs import difference_components, neighbour_differences, pair_components, require_neighbours
 from steerkit.methods._requirements import require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
@@ -67,6 +67,7 @@ class VLMGuard(SteeringMethod):
 
     name: ClassVar[str] = "vlm_guard"
     paper: ClassVar[str] = "arXiv 2502.10486"
+    distinct: ClassVar = ("harmful", "harmless")
 
     harmful: str = "harmful"
     harmless: str = "harmless"
@@ -78,16 +79,10 @@ class VLMGuard(SteeringMethod):
     phase: Literal["prompt", "both"] = "prompt"
     alpha: FiniteFloat = 1.0
 
-    @model_validator(mode="after")
-    def _two_labels(self) -> VLMGuard:
-        if self.harmful == self.harmless:
-            raise ValueError(f"harmful and harmless are both {self.harmful!r}")
-        return self
-
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels, enough of them for the rank, and in pairs where neighbours are."""
         require_vision(model)
-        require_labels(anchors, self.harmful, self.harmless)
+        require_labels(anchors, *self._labels)
         if self.pairing == "neighbours":
             require_neighbours(anchors)
         pairs = len(anchors) // 2 if self.pairing == "neighbours" else len(anchors) - 1
@@ -102,7 +97,7 @@ class VLMGuard(SteeringMethod):
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The states of the text alone, by label, and the differences of pairs."""
         captured = model.capture(batch, images=False, layers=layers)
-        found = dict(by_label(batch, captured, (self.harmful, self.harmless)))
+        found = dict(by_label(batch, captured, self._labels))
         if self.pairing == "neighbours":
             found["difference"] = neighbour_differences(batch, captured, self.harmful)
         return found

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from steerkit.errors import EmptyAnchorSetError
 from steerkit.interventions import Add, FiniteFloat, Intervention, Site, Tower
-from steerkit.methods._base import Fit, Observations, Plan, SteeringMethod
-from steerkit.methods._moments import Groups, Moments
+from steerkit.methods._base import Fit, Plan, SteeringMethod
+from steerkit.methods._moments import Groups, Moments, Observations
 from steerkit.methods._pairs import neighbour_differences, require_neighbours, require_shift
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel, open_image
@@ -69,6 +69,7 @@ class VTI(SteeringMethod):
 
     name: ClassVar[str] = "vti"
     paper: ClassVar[str] = "arXiv 2410.15778"
+    distinct: ClassVar = ("positive", "negative")
 
     parts: Literal["both", "text", "vision"] = "both"
     positive: str = "truthful"
@@ -84,8 +85,6 @@ class VTI(SteeringMethod):
 
     @model_validator(mode="after")
     def _possible(self) -> VTI:
-        if self.positive == self.negative:
-            raise ValueError(f"positive and negative are both {self.positive!r}")
         if self.read == "head_out":
             raise ValueError("read='head_out' has another width than the MLP's output")
         if int(self.mask_ratio * self.grid**2) < 1:
@@ -98,7 +97,7 @@ class VTI(SteeringMethod):
         require_images(anchors)
         images = len(anchors)
         if self.parts != "vision":
-            require_labels(anchors, self.positive, self.negative)
+            require_labels(anchors, *self._labels)
             require_neighbours(anchors)
             images = images // 2
         if images < 2:
