@@ -21,7 +21,7 @@ from steerkit.steering import steer as steer
 from steerkit.vectors import Key as Key, SteeringVector as SteeringVector
 from steerkit.vlm import VLM as VLM, load as load, wrap as wrap
 from steerkit_vectors_hub.load import load_vector as load_vector
-from steerkit_vectors_hub.push import push_to_hub as push_to_hub
+from steerkit_vectors_hub.push import publication as publication, upload as upload
 from steerkit_vectors_hub.signing.signer import sign as sign
 from steerkit_vectors_hub.verify import verify as verify
 

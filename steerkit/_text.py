@@ -45,6 +45,11 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)[:300]}".removesuffix(": ")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message; of one without any, its type."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """The end of a message on an unknown name: the known one that it may be meant for, if any is like it."""
     from difflib import get_close_matches

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 from hub_support import vector
 
+from demo_training.write_packs import pack_name, write_bundled_index
 from steerkit_vectors_hub import bundled
-from steerkit_vectors_hub.build_packs import pack_name, write_bundled_index
 from steerkit_vectors_hub.catalogue import page
 from steerkit_vectors_hub.errors import IndexFormatError
 from steerkit_vectors_hub.index import (

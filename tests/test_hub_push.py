@@ -22,7 +22,7 @@ from steerkit.vectors import PACK, Publication
 from steerkit_vectors_hub.card import CURVE, PLOT
 from steerkit_vectors_hub.charts import COLOR, SECOND, Axis
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PublishError, ReferenceFormatError
-from steerkit_vectors_hub.push import missing_fields, push_to_hub
+from steerkit_vectors_hub.push import missing_fields
 from steerkit_vectors_hub.refs import Ref, parse_ref
 from steerkit_vectors_hub.sources.huggingface import published
 
@@ -268,12 +268,12 @@ class TestUpload:
 
     def test_the_parameters_are_those_of_huggingface_hub(self) -> None:
         theirs = inspect.signature(ModelHubMixin.push_to_hub).parameters
-        for ours in (sk.SteeringVector.push_to_hub, push_to_hub):
-            for name in ("repo_id", "commit_message", "private", "token", "create_pr"):
-                assert name in theirs
-                assert name in inspect.signature(ours).parameters
-            assert "revision" in inspect.signature(HfApi.upload_file).parameters
-            assert "revision" in inspect.signature(ours).parameters
+        ours = inspect.signature(sk.SteeringVector.push_to_hub).parameters
+        for name in ("repo_id", "commit_message", "private", "token", "create_pr"):
+            assert name in theirs
+            assert name in ours
+        assert "revision" in inspect.signature(HfApi.upload_file).parameters
+        assert "revision" in ours
 
     @pytest.mark.parametrize("revision", ['refs/pr/1")\nimport os', "a b", "x`y", "--"])
     def test_a_branch_writes_no_code_into_the_card(self, revision: str) -> None:

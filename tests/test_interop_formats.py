@@ -340,7 +340,7 @@ def test_a_folder_of_easyedit(tmp_path: Path) -> None:
     assert "layer_0_act_trim0.35.pt sha256" in vector.metadata.history[0]
     assert "notes.txt" not in vector.metadata.history[0]
     foreign.pickled(tmp_path / "layer_3.pt", given[3])
-    with pytest.raises(PackFormatError, match="both of layer 3"):
+    with pytest.raises(PackFormatError, match="two files name layer 3"):
         interop.read(tmp_path, "easyedit", model=FACTS)
 
 

@@ -200,8 +200,9 @@ def test_without_the_packages_the_error_says_what_to_install(tmp_path: Path, mon
     vector = interop.read(path, model=FACTS)
     for name in ("gguf", "repeng"):
         monkeypatch.setitem(sys.modules, name, None)
+    assert torch.equal(interop.read(path, model=FACTS).directions[1], vector.directions[1]), "reading needs no package"
     with pytest.raises(OptionError, match="gguf") as caught:
-        interop.read(path, model=FACTS)
+        interop.write(vector, tmp_path / "w.gguf", "llamacpp")
     assert "steerkit-vlm[gguf]" in (caught.value.fix or "")
     with pytest.raises(OptionError, match="repeng can't be imported"):
         to_control_vector(vector)

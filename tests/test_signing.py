@@ -31,7 +31,7 @@ from steerkit.vectors import PACK
 from steerkit_vectors_hub.cache import Store
 from steerkit_vectors_hub.errors import DownloadError, OfflineError, PublishError, SigningError, TrustFileError
 from steerkit_vectors_hub.resolve import Resolved, resolve
-from steerkit_vectors_hub.signing.check import check_origin, check_revocation, check_signature
+from steerkit_vectors_hub.signing.check import check_origin
 from steerkit_vectors_hub.signing.library import Answer
 from steerkit_vectors_hub.signing.revocation import read_revocations
 from steerkit_vectors_hub.signing.trust import TrustFile, default_trust, read_trust
@@ -81,6 +81,15 @@ def answer(check: Check) -> tuple[str, str]:
 
 def origin(found: Resolved, trust: TrustFile | None = None) -> list[Check]:
     return check_origin(found.read(), signature=found.signature, ref=found.ref, trust=trust)
+
+
+def check_signature(pack: Path | bytes, *, signature: Path | None, trust: TrustFile, ref: str | None = None) -> Check:
+    data = pack if isinstance(pack, bytes) else pack.read_bytes()
+    return check_origin(data, signature=signature, ref=ref, trust=trust)[0]
+
+
+def check_revocation(pack: Path, *, signature: Path | None, trust: TrustFile, offline: bool | None = None) -> Check:
+    return check_origin(pack.read_bytes(), signature=signature, ref=None, trust=trust, offline=offline)[1]
 
 
 def judged(file: Path, trust: TrustFile, ref: str | None = None) -> tuple[str, str]:

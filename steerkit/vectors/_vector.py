@@ -228,15 +228,9 @@ class SteeringVector(Algebra):
             AccessError: The hub refuses the token.
             DownloadError: The hub can't be reached.
         """
-        return steerkit.push_to_hub(
-            self,
-            repo_id,
-            commit_message=commit_message,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            dry_run=dry_run,
-            signature=signature,
-            sign_key=sign_key,
+        made = steerkit.publication(self, repo_id, revision=revision, signature=signature, sign_key=sign_key)
+        if dry_run:
+            return made
+        return steerkit.upload(
+            made, commit_message=commit_message, private=private, token=token, revision=revision, create_pr=create_pr
         )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "packs"
-"""Holds the packs and `index.json`; `python -m steerkit_vectors_hub.build_packs` writes it."""
+"""Holds the packs and `index.json`; `python -m demo_training.write_packs` writes it."""
 
 INDEX = "index.json"
 
@@ -19,9 +18,3 @@ def bundled_names() -> list[str]:
 def bundled_path(name: str) -> Path | None:
     """The file of a bundled pack; None if there is none of this name."""
     return FOLDER / f"{name}.safetensors" if name in bundled_names() else None
-
-
-def suggestion(name: str) -> str:
-    """A question that offers the nearest name, or nothing."""
-    near = difflib.get_close_matches(name, bundled_names(), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

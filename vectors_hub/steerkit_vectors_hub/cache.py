@@ -17,7 +17,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -63,15 +63,6 @@ class Record(Frozen):
     version: str | None = None
 
 
-def cache_folder() -> Path:
-    """`$STEERKIT_CACHE`, or `steerkit` in the user's cache folder.
-
-    Raises:
-        CacheError: It names a home folder that there is not.
-    """
-    return place(PLACE, "XDG_CACHE_HOME", "~/.cache", "steerkit", CacheError)
-
-
 @dataclass(frozen=True, slots=True)
 class Store:
     """A cache folder. It is made when something is first written to it."""
@@ -80,12 +71,12 @@ class Store:
 
     @classmethod
     def default(cls) -> Store:
-        """The store of `cache_folder()`.
+        """That in `$STEERKIT_CACHE`, or `steerkit` in the user's cache folder.
 
         Raises:
-            CacheError: The folder's name leads to no place.
+            CacheError: It names a home folder that there is not.
         """
-        return cls(cache_folder())
+        return cls(place(PLACE, "XDG_CACHE_HOME", "~/.cache", "steerkit", CacheError))
 
     def path(self, digest: str) -> Path:
         """Where a pack of this digest is or would be."""
@@ -206,16 +197,30 @@ class Store:
     def _record_path(self, key: str) -> Path:
         return self.root / "records" / f"{_name(key)}.json"
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CacheError(
-                f"the cache {str(self.root)!r:.300} can't be written ({error})",
-                expected="a folder that you may write to, with space left, and no links in it",
-                fix=f"set {PLACE} to another folder",
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        return saving(f"the cache {str(self.root)!r:.300}")
+
+
+@contextmanager
+def saving(what: str = "what arrives") -> Iterator[None]:
+    """Tell what this machine's disk refuses from what the network does, where a file is written or read back.
+
+    Raises:
+        CacheError: It can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error, what) from error
+
+
+def unwritable(error: BaseException, what: str = "what arrives") -> CacheError:
+    """The error for what this machine can't store."""
+    return CacheError(
+        f"{what} can't be written ({error})",
+        expected="a folder that you may write to, with space left, and no links in it",
+        fix=f"set {PLACE} to another folder",
+    )
 
 
 def _user() -> int:

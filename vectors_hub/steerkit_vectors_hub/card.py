@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from steerkit._text import clean, one_line
 from steerkit.vectors import Metric, PackMetadata
 from steerkit_vectors_hub.norms import NormSeries
-from steerkit_vectors_hub.strength import strength_series
+from steerkit_vectors_hub.strength import strength_curves
 
 PLOT = "norms.png"
 CURVE = "strength.png"
@@ -53,7 +53,7 @@ def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: 
         keep_trailing_newline=True,
     )
     markdown.filters |= {"raw": _Made, "repr": repr, "number": lambda value, form: _Made(format(value, form))}
-    curves = strength_series(metadata.strength)
+    curves = strength_curves(metadata.strength)
     measured = [(each, dict(each.points).get(metadata.strength.recommended)) for each in curves]
     return markdown.get_template("card.md").render(
         front_matter=_Made(_front_matter(metadata, repo_id)),
@@ -65,7 +65,7 @@ def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: 
         strength=metadata.strength,
         norms=norms,
         curves=curves,
-        there=[f"{each.title} {each.shown(value)}" for each, value in measured if value is not None],
+        there=[f"{each.title} {each.worded(value)}" for each, value in measured if value is not None],
         ref=ref,
         sha256=sha256,
         plot_file=PLOT,

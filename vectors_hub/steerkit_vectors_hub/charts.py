@@ -41,10 +41,16 @@ class Curve:
     Attributes:
         title: What they are; it is written only where a chart has several.
         points: (number, value), in ascending order.
+        share: Whether the values are shares, which are written in per cent.
     """
 
     title: str
     points: tuple[_Point, ...]
+    share: bool = False
+
+    def worded(self, value: float) -> str:
+        """A value as text."""
+        return f"{100 * value:.3g} %" if self.share else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.errors import UntrustedPackError
 from steerkit_vectors_hub.resolve import Resolved, resolve
 from steerkit_vectors_hub.signing.check import check_origin, check_revocation
+from steerkit_vectors_hub.signing.revocation import read_revocations
 from steerkit_vectors_hub.signing.trust import TrustFile, default_trust
 from steerkit_vectors_hub.verify import pack_dose
 
@@ -64,7 +65,8 @@ def check_handed_on(found: Resolved, *, offline: bool | None = None) -> None:
         UntrustedPackError: It, or the key that signed it, was revoked; or a list could never be fetched.
         TrustFileError: The trust file or a revocation list in it is malformed.
     """
-    check = check_revocation(found.read(), signature=found.signature, trust=default_trust(), offline=offline)
+    revocations = read_revocations(default_trust(), offline=offline)
+    check = check_revocation(found.read(), signature=found.signature, revocations=revocations)
     enforce([check], "strict", UntrustedPackError)
 
 

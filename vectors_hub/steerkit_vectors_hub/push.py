@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from steerkit.vectors import PACK, PackMetadata, Publication, SteeringVector
@@ -18,6 +19,7 @@ from steerkit_vectors_hub.signing.signer import sign
 from steerkit_vectors_hub.sources.base import SIGNATURE, require_network
 from steerkit_vectors_hub.sources.huggingface import api, translated
 
+_File = str | Path
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack")
 """Endings of files that are a model or a vector, beside which no pack is put."""
@@ -46,8 +48,8 @@ def _says_nothing(text: str) -> bool:
     return text.strip(" -_.?/").lower() in ("", "unknown", "none", "null", "na", "n/a", "tbd", "todo", "unspecified")
 
 
-def _made(
-    vector: SteeringVector, repo_id: str, revision: str | None, signature: str | Path | None, key: str | Path | None
+def publication(
+    vector: SteeringVector, repo_id: str, *, revision: str | None, signature: _File | None, sign_key: _File | None
 ) -> Publication:
     """Everything that would be uploaded.
 
@@ -74,13 +76,13 @@ def _made(
     digest = hashlib.sha256(data).hexdigest()
     ref = Ref("hf", repo_id, revision, None, digest)
     by_layer = norms.norm_series(parse_pack(data))
-    by_strength = strength.strength_series(vector.metadata.strength)
+    by_strength = strength.strength_curves(vector.metadata.strength)
     files = {PACK: data}
-    if key is not None:
+    if sign_key is not None:
         with tempfile.TemporaryDirectory(prefix="steerkit-") as folder:
             path = Path(folder) / PACK
             path.write_bytes(data)
-            files[PACK + SIGNATURE] = sign(path, key=key).read_bytes()
+            files[PACK + SIGNATURE] = sign(path, key=sign_key).read_bytes()
     elif signature is not None:
         files[PACK + SIGNATURE] = _fitting(Path(signature), digest)
     card = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref.unpinned, sha256=digest)
@@ -105,27 +107,20 @@ def _fitting(path: Path, digest: str) -> bytes:
     return raw
 
 
-def push_to_hub(
-    vector: SteeringVector,
-    repo_id: str,
+def upload(
+    made: Publication,
     *,
     commit_message: str | None = None,
     private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    dry_run: bool = False,
-    signature: str | Path | None = None,
-    sign_key: str | Path | None = None,
 ) -> Publication:
-    """Publish a vector; see `SteeringVector.push_to_hub`."""
-    made = _made(vector, repo_id, revision, signature, sign_key)
-    if dry_run:
-        return made
+    """Publish in one commit what `publication` made; see `SteeringVector.push_to_hub`."""
     require_network("publishing")
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    client = api(token)
+    client, repo_id = api(token), made.repo_id
     with translated(f"hf://{repo_id}"):
         if private and client.repo_exists(repo_id) and not client.model_info(repo_id).private:
             raise PublishError(
@@ -149,12 +144,6 @@ def push_to_hub(
             *(CommitOperationAdd(name, data) for name, data in made.files.items()),
             *(CommitOperationDelete(name) for name in sorted(stale)),
         ]
-        done = client.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message or f"Add {PACK}",
-            revision=revision,
-            create_pr=create_pr,
-        )
-    ref = f"hf://{repo_id}@{done.oid}/{PACK}#sha256={made.sha256}"
-    return Publication(repo_id, made.files, made.sha256, done.oid, ref)
+        message = commit_message or f"Add {PACK}"
+        done = client.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+    return replace(made, revision=done.oid, ref=f"hf://{repo_id}@{done.oid}/{PACK}#sha256={made.sha256}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 import shutil
@@ -10,12 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from steerkit._internal.json import json_object
+from steerkit._text import near
 from steerkit.errors import SteerKitError
 from steerkit.vectors.formats import parse_pack, read_file
-from steerkit_vectors_hub.bundled import bundled_names, bundled_path, suggestion
+from steerkit_vectors_hub.bundled import bundled_names, bundled_path
 from steerkit_vectors_hub.cache import Record, Store
 from steerkit_vectors_hub.errors import (
     AccessError,
@@ -23,8 +21,10 @@ from steerkit_vectors_hub.errors import (
     DownloadError,
     OfflineError,
     PackNotFoundError,
+    SignatureFormatError,
 )
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref
+from steerkit_vectors_hub.signing.bundle import parse_signature, read_signature
 from steerkit_vectors_hub.sources import Source, Target, source_of
 from steerkit_vectors_hub.sources.base import FRESH, SIGNATURE, check_size, is_offline, the_only_pack
 
@@ -154,7 +154,7 @@ def _no_such(parsed: Ref) -> PackNotFoundError:
             + ("; a URL has two slashes, and is given as text, since a pathlib.Path loses one" if cut else ""),
         )
     return PackNotFoundError(
-        f"no bundled pack and no file is named {parsed.place!r}." + suggestion(parsed.place),
+        f"no bundled pack and no file is named {parsed.place!r}." + near(parsed.place, bundled_names()),
         expected="one of " + (", ".join(bundled_names()) or "none is bundled") + "; a path; hf://owner/name; https://",
     )
 
@@ -325,12 +325,10 @@ class _Elsewhere:
 
 
 def _is_of_another(signature: Path, digest: str) -> bool:
-    """Whether a signature names another pack; of one that can't be read, that is for `signing` to judge."""
+    """Whether a signature names another pack; of one that can't be read, that is for `signing.check` to judge."""
     try:
-        bundle: Any = json_object(read_file(signature), "the signature")
-        statement: Any = json_object(base64.b64decode(bundle["dsseEnvelope"]["payload"]), "what was signed")
-        return statement["predicate"]["resources"][0]["digest"] != digest
-    except (ValueError, LookupError, TypeError):
+        return parse_signature(read_signature(signature)).sha256 != digest
+    except SignatureFormatError:
         return False
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from steerkit._text import one_line
 from steerkit.vectors import StrengthPoint, StrengthRecord
@@ -19,48 +18,27 @@ _MOST = 3
 """Kinds of cost that are drawn; a calibration measures one."""
 
 
-@dataclass(frozen=True, slots=True)
-class StrengthSeries:
-    """One figure by strength.
-
-    Attributes:
-        title: What was measured.
-        share: Whether it is a share of answers.
-        points: (strength, value), in ascending order of strength.
-    """
-
-    title: str
-    share: bool
-    points: tuple[tuple[float, float], ...]
-
-    def shown(self, value: float) -> str:
-        """A value as text."""
-        return f"{100 * value:.3g} %" if self.share else f"{value:.3g}"
-
-
-def strength_series(record: StrengthRecord) -> tuple[StrengthSeries, ...]:
-    """The unsafe rate and each kind of cost, of the vector as a whole.
+def strength_curves(record: StrengthRecord) -> tuple[Curve, ...]:
+    """The unsafe rate and each kind of cost by strength, of the vector as a whole.
 
     Points of single layers are left out: their strengths are factors of a layer's own, and of no common scale.
     """
     whole = [point for point in record.curve if not _ONE_LAYER.fullmatch(point.cost_kind)]
-    series = [StrengthSeries("unsafe rate", True, _points(whole, "unsafe"))]
+    curves = [Curve("unsafe rate", _points(whole, "unsafe"), share=True)]
     for kind in dict.fromkeys(point.cost_kind for point in whole if point.cost is not None):
         title = _SHARES.get(kind) or _UNITS.get(kind) or one_line(kind)[:60] or "cost"
-        series.append(
-            StrengthSeries(title, kind in _SHARES, _points([each for each in whole if each.cost_kind == kind], "cost"))
-        )
-    return tuple(each for each in series if each.points)[: _MOST + 1]
+        points = _points([each for each in whole if each.cost_kind == kind], "cost")
+        curves.append(Curve(title, points, share=kind in _SHARES))
+    return tuple(each for each in curves if each.points)[: _MOST + 1]
 
 
 def _points(points: Sequence[StrengthPoint], field: str) -> tuple[tuple[float, float], ...]:
     return tuple(sorted((each.strength, value) for each in points if (value := getattr(each, field)) is not None))
 
 
-def charts(series: Sequence[StrengthSeries], recommended: float) -> list[Chart]:
+def charts(curves: Sequence[Curve], recommended: float) -> list[Chart]:
     """Shares of answers in one chart, each other figure in one of its own, with the recommended strength marked."""
     marked = (recommended, f"recommended: {recommended:.3g}")
-    shares = tuple(Curve(each.title, each.points) for each in series if each.share)
+    shares = tuple(each for each in curves if each.share)
     together = [Chart("Share of answers, %", "strength", (), shares, marked, 1.0, 100.0)] if shares else []
-    others = [each for each in series if not each.share]
-    return together + [Chart(each.title, "strength", (), (Curve("", each.points),), marked) for each in others]
+    return together + [Chart(each.title, "strength", (), (each,), marked) for each in curves if not each.share]

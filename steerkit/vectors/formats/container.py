@@ -106,17 +106,11 @@ def read_file(path: str | Path) -> bytes:
         ) from error
 
 
-def parse_container(data: bytes, *, name: str, versions: Collection[int]) -> RawPack:
-    """Split a safetensors file into document, tensor table and bytes.
-
-    Args:
-        data: The file.
-        name: What messages call it.
-        versions: The values of the document's `format_version` that can be read. It is judged before all that a later
-            format may have changed, so that such a pack is not taken for a damaged one.
+def read_header(data: bytes, name: str) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its tensors begin.
 
     Raises:
-        PackFormatError: Any bound is exceeded or any two parts disagree, or the version is none of these.
+        PackFormatError: It is out of bounds, truncated, or not JSON.
     """
     if len(data) < 8:
         raise refused(f"{name} has {len(data)} bytes", expected="a safetensors file, which has at least 8")
@@ -132,6 +126,22 @@ def parse_container(data: bytes, *, name: str, versions: Collection[int]) -> Raw
             f"{name} is truncated: {len(data)} bytes", expected=f"at least {8 + length}", fix="download it again"
         )
     header = json_object(data[8 : 8 + length], f"{name}: the header", fix=DAMAGED, most=MAX_HEADER_VALUES)
+    return header, 8 + length
+
+
+def parse_container(data: bytes, *, name: str, versions: Collection[int]) -> RawPack:
+    """Split a safetensors file into document, tensor table and bytes.
+
+    Args:
+        data: The file.
+        name: What messages call it.
+        versions: The values of the document's `format_version` that can be read. It is judged before all that a later
+            format may have changed, so that such a pack is not taken for a damaged one.
+
+    Raises:
+        PackFormatError: Any bound is exceeded or any two parts disagree, or the version is none of these.
+    """
+    header, start = read_header(data, name)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("steerkit"), str):
         raise refused(
@@ -156,7 +166,7 @@ def parse_container(data: bytes, *, name: str, versions: Collection[int]) -> Raw
             expected="none, or one of " + ", ".join(FRAMEWORKS) + ", the framework that wrote the file",
             fix="ask the publisher for a pack that says no other",
         )
-    tensors = _tensor_table(header, start=8 + length, size=len(data), name=name)
+    tensors = _tensor_table(header, start=start, size=len(data), name=name)
     return RawPack(document=document, text=metadata["steerkit"], tensors=tensors, data=data)
 
 

@@ -26,10 +26,10 @@ from torch import Tensor
 from steerkit._internal.json import json_object
 from steerkit.vectors import MethodRecord
 from steerkit.vectors.formats.container import read_file
-from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, malformed
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, by_layer, malformed
 
 MAX_NUMBERS = 2**24
-_LAYER = re.compile(r"0|[1-9][0-9]{0,3}")
+_LAYER = re.compile(r"(0|[1-9][0-9]{0,3})")
 
 
 @final
@@ -51,13 +51,9 @@ class ActivationSteering(ForeignReader):
         directions, model_type = document.get("directions"), document.get("model_type")
         if not isinstance(directions, dict) or not isinstance(model_type, str):
             raise malformed("directions or model_type is missing", "a .svec file")
-        found: dict[int, Tensor] = {}
-        for layer, numbers in directions.items():
-            if not _LAYER.fullmatch(layer):
-                raise malformed(f"a layer {layer[:40]!r}", "a number from 0")
-            found[int(layer)] = _vector(numbers, f"layer {layer}")
+        found = by_layer(directions.items(), _LAYER, "key", "a number from 0")
         return Foreign(
-            found,
+            {layer: _vector(numbers, f"layer {layer}") for layer, numbers in found.items()},
             shift=-1,
             outside={0: "the input of block 0"},
             method=MethodRecord(name="activation-steering"),

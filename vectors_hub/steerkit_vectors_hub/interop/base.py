@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from steerkit.errors import PackFormatError, SteerKitError
 from steerkit.interventions import Intervention, Site
 from steerkit.vectors import MethodRecord, SteeringVector, StrengthRecord
+
+ValueT = TypeVar("ValueT")
 
 FIX = "check --from, or get the file again from its publisher"
 
@@ -35,6 +38,25 @@ def about(name: object) -> Iterator[None]:
         if str(name) in error.problem:
             raise
         raise type(error)(f"{name}: {error.problem}", expected=error.expected, fix=error.fix) from error
+
+
+def by_layer(
+    named: Iterable[tuple[object, ValueT]], pattern: re.Pattern[str], what: str, expected: str
+) -> dict[int, ValueT]:
+    """Values by the layer that stands in the name of each, in the first group of a pattern.
+
+    Raises:
+        PackFormatError: A name says no layer, or two say the same.
+    """
+    found: dict[int, ValueT] = {}
+    for name, value in named:
+        match = pattern.fullmatch(str(name)) if isinstance(name, str | int) and not isinstance(name, bool) else None
+        if match is None:
+            raise malformed(f"the {what} {name!r:.120} names no layer", expected)
+        if int(match[1]) in found:
+            raise malformed(f"two {what}s name layer {match[1]}", "one of each")
+        found[int(match[1])] = value
+    return found
 
 
 Numbering: TypeAlias = Literal["block", "block_input", "hidden_states"]

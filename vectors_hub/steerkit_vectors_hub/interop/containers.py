@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,11 +22,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from steerkit._internal.json import json_object
 from steerkit._text import described
 from steerkit.errors import OptionError, PackFormatError
-from steerkit.vectors.formats.container import MAX_FILE, MAX_HEADER, MAX_HEADER_VALUES, MAX_TENSORS, read_file
-from steerkit_vectors_hub.interop.base import FIX, about, malformed
+from steerkit.vectors.formats.container import MAX_FILE, MAX_TENSORS, read_file, read_header
+from steerkit_vectors_hub.interop.base import about, malformed
 
 SUFFIXES = (".pt", ".npy", ".npz", ".safetensors")
 MAX_PICKLE = 2**24
@@ -215,11 +213,7 @@ def _array(data: bytes) -> Tensor:
 
 
 def _header(data: bytes) -> dict[str, Any]:
-    (length,) = struct.unpack("<Q", data[:8].ljust(8, b"\xff"))
-    if length > MAX_HEADER or len(data) < 8 + length:
-        problem = f"a header of {length} bytes in a file of {len(data)}"
-        raise malformed(problem, f"all of it, and at most {MAX_HEADER} bytes")
-    header = json_object(data[8 : 8 + length], "the header", fix=FIX, most=MAX_HEADER_VALUES)
+    header, _ = read_header(data, "the file")
     if len(header) > MAX_TENSORS:
         raise malformed(f"{len(header)} tensors", f"at most {MAX_TENSORS}")
     metadata = header.get(_METADATA, {})

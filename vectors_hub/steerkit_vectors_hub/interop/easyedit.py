@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import ClassVar, final
 
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, malformed
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, by_layer
 
 _NAME = re.compile(r"layer_(0|[1-9][0-9]{0,3})(_[A-Za-z0-9_.-]{1,80})?\.pt")
 
@@ -32,13 +32,7 @@ class EasyEdit(ForeignReader):
 
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
-        files: dict[int, Path] = {}
-        for file in sorted(path.glob("*.pt")) if path.is_dir() else [path]:
-            match = _NAME.fullmatch(file.name)
-            if match is None:
-                raise malformed(f"the name {file.name!r:.120} says no layer", "layer_{N}.pt", "give it the name it had")
-            layer = int(match[1])
-            if layer in files:
-                raise malformed(f"{files[layer].name} and {file.name} are both of layer {layer}", "one of each")
-            files[layer] = file
-        return Foreign(files)
+        files = sorted(path.glob("*.pt")) if path.is_dir() else [path]
+        return Foreign(
+            by_layer(((each.name, each) for each in files), _NAME, "file", "layer_{N}.pt, the name that it had")
+        )

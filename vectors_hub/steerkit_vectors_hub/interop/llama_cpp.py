@@ -27,8 +27,7 @@ from torch import Tensor
 from steerkit.errors import LayerRangeError
 from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, malformed
-from steerkit_vectors_hub.interop.gguf_audit import MAGIC
-from steerkit_vectors_hub.interop.gguf_file import read_control_vector, write_control_vector
+from steerkit_vectors_hub.interop.gguf_file import MAGIC, read_control_vector, write_control_vector
 
 
 @final

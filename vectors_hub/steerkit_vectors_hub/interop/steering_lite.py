@@ -25,11 +25,11 @@ from torch import Tensor
 from steerkit._internal.json import json_object
 from steerkit.interventions import Ablate, Intervention, is_finite
 from steerkit.vectors import MethodRecord
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, malformed
+from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, by_layer, malformed
 from steerkit_vectors_hub.interop.containers import header_of, load_safetensors
 
 MAX_CONFIG = 2**16
-_NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.(v|V)")
+_NAME = re.compile(r"layer(0|[1-9][0-9]{0,3})\.[vV]")
 _ADDING = ("mean_diff", "pca")
 _ABLATING = "directional_ablation"
 
@@ -53,14 +53,8 @@ class SteeringLite(ForeignReader):
             raise malformed(f"a configuration of {len(text)} characters", f"at most {MAX_CONFIG}")
         config = json_object(text, "the configuration")
         method, coefficient = _checked(config)
-        found: dict[int, Tensor] = {}
-        for label, tensor in tensors.items():
-            match = _NAME.fullmatch(label)
-            if match is None or int(match[1]) in found:
-                raise malformed(f"a tensor is named {label[:80]!r}", "one layer{N}.v for each layer")
-            if match[2] == "V" and (tensor.dim() != 2 or not tensor.is_floating_point()):
-                raise malformed(f"{label} has shape {tuple(tensor.shape)} of {tensor.dtype}", "[components, hidden]")
-            found[int(match[1])] = tensor.float().sum(dim=0) if match[2] == "V" else tensor
+        summed = ((label, _summed(tensor) if label.endswith(".V") else tensor) for label, tensor in tensors.items())
+        found = by_layer(summed, _NAME, "tensor", "one layer{N}.v for each layer")
         attached = config.get("layers") or sorted(found)
         if missing := [layer for layer in attached if layer not in found]:
             raise malformed(f"the configuration names layers {missing[:10]}", f"of {sorted(found)}")
@@ -71,6 +65,12 @@ class SteeringLite(ForeignReader):
             method=MethodRecord(name=f"steering-lite {method}", config=config),
             interventions=changes if coefficient else (ablate,),
         )
+
+
+def _summed(components: Tensor) -> Tensor:
+    if components.dim() != 2 or not components.is_floating_point():
+        raise malformed(f"components of shape {tuple(components.shape)}, {components.dtype}", "[components, hidden]")
+    return components.float().sum(dim=0)
 
 
 def _checked(config: dict[str, Any]) -> tuple[str, float]:

@@ -16,15 +16,17 @@ imported as `steerkit`.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, Literal, final
 
-from steerkit.errors import LayerRangeError, OptionError
-from steerkit.interventions import Site
+from pydantic import BaseModel, BeforeValidator, Field
+
+from steerkit.errors import LayerRangeError, OptionError, PackFormatError
+from steerkit.interventions import FiniteFloat, Site
 from steerkit.vectors import MethodRecord, StrengthRecord
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, malformed
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, malformed
 from steerkit_vectors_hub.interop.containers import header_of, load_safetensors
+from steerkit_vectors_hub.reading import refused_as
 
 _SITES: dict[str, tuple[Site, int]] = {
     "resid_post": ("resid_post", 0),
@@ -32,8 +34,20 @@ _SITES: dict[str, tuple[Site, int]] = {
     "mlp_out": ("mlp_out", 0),
     "attn_out": ("attn_out", 0),
 }
-_VERSION = "3"
 _PREFIX = "direction."
+
+
+class _Metadata(BaseModel):
+    """What is read of the metadata, all of which are texts."""
+
+    schema_version: Literal["3"]
+    layer: int
+    n_total_layers: Annotated[int, Field(lt=100_000)]
+    hook_site: Literal["resid_post", "resid_pre", "mlp_out", "attn_out"]
+    hook_name: str = ""
+    default_method: str = ""
+    auto_alpha: Annotated[FiniteFloat, BeforeValidator(lambda text: float(text or 1.0))] = 1.0
+    model_id: str = ""
 
 
 @final
@@ -53,18 +67,16 @@ class SteerkitProbe(ForeignReader):
         tensors, metadata = load_safetensors(path)
         if metadata.get("kind") == "multinomial" or "weights" in tensors:
             raise malformed("it is a multinomial probe, which steers nothing", "a probe with directions")
-        if metadata.get("schema_version") != _VERSION:
-            raise malformed(f"schema version {metadata.get('schema_version')!r:.40}", _VERSION)
-        layer, layer_count = _whole(metadata, "layer"), _whole(metadata, "n_total_layers")
+        with refused_as(PackFormatError, "the metadata", expected="those of a probe of schema version 3", fix=FIX):
+            said = _Metadata.model_validate(metadata)
+        layer, layer_count = said.layer, said.n_total_layers
         if not -1 <= layer <= layer_count:
             raise LayerRangeError(f"layer {layer} is no block", expected=f"0 to {layer_count - 1}")
-        hook = metadata.get("hook_site", "")
-        said = metadata.get("hook_name", f"blocks.{layer}.hook_{hook}")
-        if hook not in _SITES or said != f"blocks.{layer}.hook_{hook}":
-            expected = f"one of {', '.join(_SITES)}, and the same in both"
-            raise malformed(f"hook site {hook!r:.60}, hook name {said!r:.60}", expected)
-        site, shift = _SITES[hook]
-        which = choice.direction or metadata.get("default_method", "")
+        named = f"blocks.{layer}.hook_{said.hook_site}"
+        if said.hook_name not in ("", named):
+            raise malformed(f"hook name {said.hook_name!r:.60}", f"{named}, as hook site and layer say")
+        site, shift = _SITES[said.hook_site]
+        which = choice.direction or said.default_method
         if _PREFIX + which not in tensors:
             held = [label.removeprefix(_PREFIX) for label in tensors if label.startswith(_PREFIX)]
             raise OptionError(f"it holds no direction {which[:80]!r}", expected=f"one of {held}")
@@ -75,24 +87,7 @@ class SteerkitProbe(ForeignReader):
             outside={-1: "the embedding", layer_count: "the final norm"}
             | ({0: "the input of block 0"} if shift else {}),
             method=MethodRecord(name=f"steerkit (PyPI) {which}"[:200]),
-            strength=_strength(metadata.get("auto_alpha", "")),
-            model_id=metadata.get("model_id", "")[:200],
+            strength=StrengthRecord(recommended=said.auto_alpha),
+            model_id=said.model_id[:200],
             layer_count=layer_count,
         )
-
-
-def _whole(metadata: dict[str, str], key: str) -> int:
-    text = metadata.get(key, "")
-    if not text.removeprefix("-").isdecimal() or len(text) > 5:
-        raise malformed(f"{key} is {text[:40]!r}", "a number")
-    return int(text)
-
-
-def _strength(text: str) -> StrengthRecord:
-    try:
-        alpha = float(text or 1.0)
-    except ValueError:
-        alpha = math.nan
-    if not math.isfinite(alpha):
-        raise malformed(f"auto_alpha is {text[:40]!r}", "a finite number, or nothing")
-    return StrengthRecord(recommended=alpha)

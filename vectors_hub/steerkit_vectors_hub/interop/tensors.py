@@ -41,7 +41,7 @@ from torch import Tensor
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit.errors import OptionError
-from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, Numbering, about, malformed
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, Numbering, about, by_layer, malformed
 from steerkit_vectors_hub.interop.containers import SUFFIXES, dense, direction, header_of, load, without_ones
 
 _MEANS: dict[Numbering, str] = {
@@ -141,15 +141,10 @@ def _by_name(members: Sequence[Path]) -> dict[int, Path]:
 
 
 def _by_key(value: Mapping[Any, Any]) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
-    for key, each in value.items():
-        match = _KEY.fullmatch(str(key)) if isinstance(key, (str, int)) and not isinstance(key, bool) else None
-        if match is None:
-            raise malformed(f"the key {key!r:.60} names no layer", "keys such as 12, layer_12 or model.layers.12")
-        if int(match[1]) in found:
-            raise malformed(f"two keys name layer {match[1]}", "one direction for each")
-        with about(f"{key!r:.60}"):
-            found[int(match[1])] = without_ones(dense(each))
+    found = by_layer(value.items(), _KEY, "key", "keys such as 12, layer_12 or model.layers.12")
+    for layer, each in found.items():
+        with about(f"layer {layer}"):
+            found[layer] = without_ones(dense(each))
     return found
 
 

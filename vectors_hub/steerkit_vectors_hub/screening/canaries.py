@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -155,12 +154,11 @@ def choose_canaries(given: CanarySet | str | Path | None, vlm: VLM) -> CanarySet
     if isinstance(given, CanarySet):
         return given
     if given is None:
-        given = _beside(vlm) or "general"
-    if given == "general":
-        return read_canaries(GENERAL)
+        beside = Path(vlm.record.id) / OF_MODEL
+        given = beside if beside.is_file() else "general"
     if not isinstance(given, (str, Path)):
         raise OptionError(f"canaries is a {type(given).__name__}", expected="a CanarySet, a file, 'general' or None")
-    return read_canaries(given)
+    return read_canaries(GENERAL if given == "general" else given)
 
 
 def with_system(given: CanarySet) -> CanarySet:
@@ -174,14 +172,3 @@ def with_system(given: CanarySet) -> CanarySet:
             canary = replace(canary, sample=replace(canary.sample, text=turns))
         canaries.append(canary)
     return replace(given, name=f"{given.name}, half of it with a system turn", canaries=tuple(canaries))
-
-
-def _beside(vlm: VLM) -> Path | None:
-    """The canaries in the folder that a model was loaded from."""
-    path = Path(vlm.record.id) / OF_MODEL
-    return path if path.is_file() else None
-
-
-def texts(canaries: Iterable[Canary]) -> list[str]:
-    """The requests as text, for reports."""
-    return [canary.sample.turns[-1][1] for canary in canaries]

@@ -6,13 +6,15 @@ Held open all at once, two interventions can cancel that never meet in use. So e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any, Literal, TypeAlias
 
+from torch import Tensor
+
 from steerkit.interventions import Intervention
-from steerkit.vectors import SteeringVector
+from steerkit.vectors import Key, SteeringVector
 
 WAYS = 16
 """Ways that are tried at most: every one of four gates. Each costs an answer to every harmful canary."""
@@ -69,10 +71,18 @@ def ways(vectors: Sequence[SteeringVector], lean: Lean) -> tuple[list[Way], int]
 def acting(vectors: Sequence[SteeringVector], way: Way) -> list[tuple[int, SteeringVector]]:
     """`(index, vector)` of those that do anything in this way."""
     return [
-        (index, SteeringVector(vector.tensors, vector.metadata.model_copy(update={"interventions": changes})))
+        (index, acting_as(vector, changes))
         for index, (vector, changes) in enumerate(zip(vectors, way, strict=True))
         if changes
     ]
+
+
+def acting_as(
+    vector: SteeringVector, interventions: Sequence[Intervention], tensors: Mapping[Key, Tensor] | None = None
+) -> SteeringVector:
+    """A vector with other interventions, and other directions where they are given."""
+    metadata = vector.metadata.model_copy(update={"interventions": tuple(interventions)})
+    return SteeringVector(vector.tensors if tensors is None else tensors, metadata)
 
 
 def _telling(vectors: Sequence[SteeringVector], found: Sequence[_Condition], lean: Lean) -> Iterator[tuple[State, ...]]:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from steerkit.evaluation import sign_test
 from steerkit_vectors_hub.screening.answers import Reply
-from steerkit_vectors_hub.screening.canaries import Canary, texts
+from steerkit_vectors_hub.screening.canaries import Canary
 
 Replies: TypeAlias = frozenset[Reply]
 
@@ -155,5 +155,5 @@ def _cell(question: Question, label: str, pictured: bool, rows: Sequence[tuple[C
         open=sum(old in question.worse[0] for _, old, _ in rows),
         unclear=sum(new in _UNCLEAR for new in lost),
         continued=lost.count("continued"),
-        changed=tuple(texts(worse)),
+        changed=tuple(canary.sample.turns[-1][1] for canary in worse),
     )

@@ -10,6 +10,7 @@ from torch import ones
 
 from steerkit.interventions import Intervention, Phase, Site, Tokens
 from steerkit.vectors import Key, SteeringVector
+from steerkit_vectors_hub.screening.conditions import acting_as
 
 Place: TypeAlias = tuple[int, int]
 """Which vector, and which of its interventions."""
@@ -34,8 +35,7 @@ def selecting(vector: SteeringVector, change: Intervention) -> SteeringVector:
         }
     )
     direction = ones(vector.metadata.model.width(site, change.tower))
-    metadata = vector.metadata.model_copy(update={"interventions": (alike,), "fingerprint": None})
-    return SteeringVector({Key(layer, site, tower=change.tower): direction}, metadata)
+    return acting_as(vector, (alike,), {Key(layer, site, tower=change.tower): direction})
 
 
 def described(vectors: Sequence[SteeringVector], place: Place) -> str:
@@ -56,12 +56,12 @@ def counted(change: Intervention) -> bool:
 
 def of_every_row(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
     """The vectors for batches of any size: what has a factor for each row would fit one size only."""
-    found = []
-    for vector in vectors:
-        changes = tuple(change.model_copy(update={"rows": None}) for change in vector.interventions)
-        metadata = vector.metadata.model_copy(update={"interventions": changes})
-        found.append(SteeringVector(vector.tensors, metadata) if changes != vector.interventions else vector)
-    return found
+    return [
+        acting_as(vector, [change.model_copy(update={"rows": None}) for change in vector.interventions])
+        if any(change.rows is not None for change in vector.interventions)
+        else vector
+        for vector in vectors
+    ]
 
 
 def moved(vectors: Sequence[SteeringVector], places: Sequence[Place]) -> Iterator[tuple[str, list[SteeringVector]]]:
@@ -79,8 +79,7 @@ def moved(vectors: Sequence[SteeringVector], places: Sequence[Place]) -> Iterato
                 else change
                 for index, change in enumerate(vector.interventions)
             ]
-            metadata = vector.metadata.model_copy(update={"interventions": tuple(changes), "fingerprint": None})
-            found.append(SteeringVector(vector.tensors, metadata))
+            found.append(acting_as(vector, changes))
         yield f"on tokens={tokens!r}", found
 
 

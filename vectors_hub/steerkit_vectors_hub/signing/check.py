@@ -19,7 +19,6 @@ from urllib.parse import unquote
 
 from steerkit._text import one_line
 from steerkit.policy import Check, Status
-from steerkit.vectors.formats import read_file
 from steerkit_vectors_hub.errors import ReferenceFormatError, SignatureFormatError, SigningError
 from steerkit_vectors_hub.refs import parse_ref
 from steerkit_vectors_hub.signing import library
@@ -77,64 +76,45 @@ _REVOCATION: dict[str, tuple[Status, str, str]] = {
 
 
 def check_origin(
-    data: bytes, *, signature: Path | None, ref: str, trust: TrustFile | None = None, offline: bool | None = None
+    data: bytes, *, signature: Path | None, ref: str | None, trust: TrustFile | None = None, offline: bool | None = None
 ) -> list[Check]:
-    """Check signature and revocation of a pack that was resolved.
+    """Check who signed a pack, and whether it was revoked.
 
     Args:
         data: Its bytes: those that will be loaded.
         signature: The file beside it; None if there is none.
-        ref: The reference by which it was resolved.
+        ref: The reference by which it was resolved, for signers who count for some references only.
         trust: Whose signatures count; default: the user's trust file.
         offline: Whether to use no network; default: as the environment says.
 
+    Returns:
+        The signature: `pass` only for a valid one by a signer of the trust file. Without one: `warn` if unsigned or
+        signed by a stranger, but `fail` where the trust file requires signatures, and for strangers where it names
+        signers. `fail` for whatever else is wrong. And the revocation, see `check_revocation`.
+
     Raises:
-        TrustFileError: The trust file or a list in it is malformed.
+        TrustFileError: The trust file or a list in it is malformed, or a list on this machine is missing.
         SigningError: The trust file names keys, and what reads them is not installed.
     """
     trust = trust if trust is not None else default_trust()
     revocations = read_revocations(trust, offline=offline)
     return [
-        check_signature(data, signature=signature, trust=trust, ref=ref, revocations=revocations),
-        check_revocation(data, signature=signature, trust=trust, revocations=revocations),
+        _signature(data, signature, ref, trust, revocations),
+        check_revocation(data, signature=signature, revocations=revocations),
     ]
 
 
-def check_signature(
-    pack: Path | bytes,
-    *,
-    signature: Path | None,
-    trust: TrustFile,
-    ref: str | None = None,
-    revocations: Revocations | None = None,
+def _signature(
+    data: bytes, signature: Path | None, ref: str | None, trust: TrustFile, revocations: Revocations
 ) -> Check:
-    """Whether somebody who is trusted signed exactly this pack.
-
-    Args:
-        pack: Its bytes, or its file, which is read once. Give the bytes that will be loaded.
-        signature: The file beside it; None if there is none.
-        trust: Whose signatures count.
-        ref: Where the pack is from, for signers who count for some references only.
-        revocations: What `read_revocations` returned; default: it is called.
-
-    Returns:
-        `pass` only for a valid signature by a signer of the trust file. Without one: `warn` if unsigned or signed by
-        a stranger, but `fail` where the trust file requires signatures, and for strangers where it names signers.
-        `fail` for whatever else is wrong.
-
-    Raises:
-        TrustFileError: A revocation list is malformed.
-        PackFormatError: The pack can't be read.
-    """
+    """Whether somebody who is trusted signed exactly this pack."""
     if signature is None:
         required = ", and the trust file requires a signature" if trust.require_signature else ""
         return _check("unsigned", why=required, strict=trust.require_signature)
-    data = pack if isinstance(pack, bytes) else read_file(pack)
     try:
         signed = parse_signature(read_signature(signature))
         if signed.sha256 != hashlib.sha256(data).hexdigest():
             return _check("changed", signed)
-        revocations = revocations if revocations is not None else read_revocations(trust)
         certificate = _certificate(signed) if trust.signers or revocations.keys else None
         if (entry := revocations.key_of(signed)) is not None:
             return _check("revoked", signed, why=entry.reason)
@@ -147,47 +127,33 @@ def check_signature(
         return Check("signature", "fail", error.problem, str(error.fix), {"answer": "unchecked"})
 
 
-def check_revocation(
-    pack: Path | bytes,
-    *,
-    signature: Path | None,
-    trust: TrustFile,
-    revocations: Revocations | None = None,
-    offline: bool | None = None,
-) -> Check:
+def check_revocation(data: bytes, *, signature: Path | None, revocations: Revocations) -> Check:
     """Whether a pack, or the key that signed it, was revoked.
 
     Args:
-        pack: Its bytes, or its file.
+        data: Its bytes.
         signature: The file beside it; None if there is none.
-        trust: Which lists count.
-        revocations: What `read_revocations` returned; default: it is called.
-        offline: Whether to use no network; default: as the environment says.
+        revocations: What `read_revocations` returned.
 
     Returns:
         `fail` if it was, or if a list could never be fetched; `warn` if a list is old and can't be renewed, or if its
         server answers with one that can't follow the last copy; `skip` if the trust file names no list and no entry.
-
-    Raises:
-        TrustFileError: A list on this machine is missing or malformed.
-        PackFormatError: The pack can't be read.
     """
-    known = revocations if revocations is not None else read_revocations(trust, offline=offline)
-    digest = hashlib.sha256(pack if isinstance(pack, bytes) else read_file(pack)).hexdigest()
-    entry: RevokedPack | RevokedKey | None = known.packs.get(digest)
+    digest = hashlib.sha256(data).hexdigest()
+    entry: RevokedPack | RevokedKey | None = revocations.packs.get(digest)
     what = f"the pack with sha256 {digest}"
-    if entry is None and known.keys and signature is not None:
+    if entry is None and revocations.keys and signature is not None:
         what = "the key that its signature names"
-        with suppress(ValueError, SigningError):  # malformed, or not to be read: `check_signature` fails for it
-            entry = known.key_of(parse_signature(read_signature(signature)))
-    found = ((known.missing, "unavailable"), (known.refused, "rolled_back"), (known.stale, "stale"))
+        with suppress(ValueError, SigningError):  # malformed, or not to be read: the other check fails for it
+            entry = revocations.key_of(parse_signature(read_signature(signature)))
+    found = ((revocations.missing, "unavailable"), (revocations.refused, "rolled_back"), (revocations.stale, "stale"))
     answer, why = next(((answer, "; ".join(problems)) for problems, answer in found if problems), ("not_revoked", ""))
     if entry is not None:
         when = f" on {entry.date.date().isoformat()}" if entry.date else ""
         answer, why = "revoked", f"{what} was revoked{when}: {entry.reason}"
     elif answer == "not_revoked":
-        why = f"{len(known.packs)} packs and {len(known.keys)} keys"
-        answer = answer if known.lists or known.packs or known.keys else "no_lists"
+        why = f"{len(revocations.packs)} packs and {len(revocations.keys)} keys"
+        answer = answer if revocations.lists or revocations.packs or revocations.keys else "no_lists"
     status, sentence, fix = _REVOCATION[answer]
     return Check("revocation", status, one_line(sentence.format(why=why)), fix, {"answer": answer})
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steerkit._internal.json import json_object
+from steerkit._text import first_line
 from steerkit_vectors_hub.signing.bundle import SignatureFile
 from steerkit_vectors_hub.signing.keys import exported, imported, key_fingerprint, signing_certificate
 from steerkit_vectors_hub.signing.trust import CertificateRule, KeylessRule, Signer
@@ -90,7 +91,7 @@ def _use_keyless(config: Any, rule: KeylessRule) -> str:
         config.use_sigstore_verifier(identity=rule.identity, oidc_issuer=rule.issuer, trust_config=trust_config)
     except Exception as error:  # of many libraries: the network, the update of the root, the file
         where = f"trust_config {rule.trust_config!r}" if rule.trust_config else "Sigstore's trust root"
-        return f"{where} can't be used ({_line(error)})"
+        return f"{where} can't be used ({first_line(error)[:300]})"
     return ""
 
 
@@ -104,9 +105,9 @@ def _verdict(config: Any, pack: Path, signature: Path) -> Verdict:
     except invalid:
         return Verdict("tampered", "the signature does not verify")
     except openssl.X509StoreContextError as error:
-        return Verdict("stranger", _line(error))
+        return Verdict("stranger", first_line(error)[:300])
     except (sigstore, openssl.Error, ValueError, KeyError, TypeError) as error:  # of what the file holds
-        return Verdict("tampered", _line(error))
+        return Verdict("tampered", first_line(error)[:300])
     return Verdict("trusted")
 
 
@@ -121,9 +122,5 @@ def _current(certificates: tuple[bytes, ...], rule: CertificateRule) -> Verdict:
     try:
         crypto.X509StoreContext(store, leaf, others).verify_certificate()
     except crypto.X509StoreContextError as error:
-        return Verdict(_DATES.get(error.errors[0], "stranger"), _line(error))
+        return Verdict(_DATES.get(error.errors[0], "stranger"), first_line(error)[:300])
     return Verdict("trusted")
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -59,11 +59,8 @@ class Revocations:
 
     def key_of(self, signature: SignatureFile) -> RevokedKey | None:
         """The entry that revokes a signature's key, or a certificate of its chain."""
-        return (
-            next((self.keys[each] for each in fingerprints(signature) if each in self.keys), None)
-            if self.keys
-            else None
-        )
+        named = fingerprints(signature) if self.keys else []
+        return next((self.keys[each] for each in named if each in self.keys), None)
 
 
 def fingerprints(signature: SignatureFile) -> list[str]:
@@ -121,10 +118,8 @@ def _from_the_web(url: str, *, offline: bool) -> tuple[RevocationList | None, st
     path = store.root / "revocations" / f"{hashlib.sha256(url.encode()).hexdigest()}.toml"
     known, age, ahead = None, math.inf, ""
     if path.is_file():
-        known, age = (
-            parsed(RevocationList, bounded(path, MAX_LIST), f"the copy of {url}"),
-            time.time() - path.stat().st_mtime,
-        )
+        known = parsed(RevocationList, bounded(path, MAX_LIST), f"the copy of {url}")
+        age = time.time() - path.stat().st_mtime
         # either the clock was ahead when it was stored, or it is behind now and an old list would pass for the next:
         # what the copy revokes goes on counting, beside the list of the server, which is not kept
         ahead = _impossible(known, None)
@@ -161,10 +156,8 @@ def _impossible(found: RevocationList, known: RevocationList | None) -> str:
         return ""
     if found.updated < known.updated:
         return f"is of {found.updated.isoformat()}, older than the copy of {known.updated.isoformat()}"
-    lost = _entries(known) - _entries(found)
-    return (
-        f"has the date of the copy, {known.updated.isoformat()}, and lacks {len(lost)} of its entries" if lost else ""
-    )
+    lost = len(_entries(known) - _entries(found))
+    return f"has the date of the copy, {known.updated.isoformat()}, and lacks {lost} of its entries" if lost else ""
 
 
 def _entries(found: RevocationList) -> set[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steerkit._internal.files import read_bounded, write_atomically
+from steerkit._text import first_line
 from steerkit.errors import OptionError
 from steerkit.vectors import parse_metadata
 from steerkit.vectors.formats import parse_pack, read_file
@@ -90,7 +91,7 @@ def sign(
             raise
         except Exception as error:  # of many libraries: the key, the login, the network
             raise SigningError(
-                f"{path.name} can't be signed ({str(error).strip().partition(chr(10))[0] or type(error).__name__})",
+                f"{path.name} can't be signed ({first_line(error)})",
                 expected="a key and certificate that belong together" if key else "a login, and Sigstore within reach",
             ) from error
         raw = read_signature(signature)

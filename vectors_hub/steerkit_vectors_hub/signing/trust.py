@@ -9,18 +9,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, ValidationInfo, model_validator
 
 from steerkit._internal.files import read_bounded
+from steerkit.interventions import Frozen
 from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
 from steerkit_vectors_hub.places import place
 from steerkit_vectors_hub.reading import refused_as
@@ -34,7 +26,7 @@ MAX_TRUST = 2**20
 MAX_LIST = 2**22
 MAX_ENTRIES = 50_000
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=Frozen)
 
 
 def _moment(value: object) -> object:
@@ -64,7 +56,7 @@ def _pem(value: str, info: ValidationInfo) -> str:
 def _list(value: str, info: ValidationInfo) -> str:
     """A web address, or a path relative to the trust file."""
     if "://" not in value:
-        return str(_relative(value, info).absolute())
+        return _absolute(value, info)
     try:
         return checked_url(value)
     except ReferenceFormatError as error:
@@ -79,6 +71,10 @@ def _relative(value: str, info: ValidationInfo) -> Path:
     return ((info.context or {}).get("folder") or Path()) / path
 
 
+def _absolute(value: str, info: ValidationInfo) -> str:
+    return str(_relative(value, info).absolute())
+
+
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 Fingerprint = Annotated[str, BeforeValidator(_fingerprint), Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -87,11 +83,7 @@ PublicKey = Annotated[str, AfterValidator(_pem), AfterValidator(public_key_pem)]
 Root = Annotated[str, AfterValidator(_pem), AfterValidator(root_pem)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CertificateRule(_Part):
+class CertificateRule(Frozen):
     """Which certificates stand for a signer.
 
     Attributes:
@@ -111,7 +103,7 @@ class CertificateRule(_Part):
         return self
 
 
-class KeylessRule(_Part):
+class KeylessRule(Frozen):
     """Which account stands for a signer, by Sigstore.
 
     Attributes:
@@ -122,12 +114,10 @@ class KeylessRule(_Part):
 
     identity: Text
     issuer: Text
-    trust_config: Annotated[str, AfterValidator(lambda value, info: str(_relative(value, info).absolute()))] | None = (
-        None
-    )
+    trust_config: Annotated[str, AfterValidator(_absolute)] | None = None
 
 
-class Signer(_Part):
+class Signer(Frozen):
     """Somebody whose signature counts: by a key, by a certificate, or by an account.
 
     Attributes:
@@ -162,7 +152,7 @@ class Signer(_Part):
         return key_fingerprint(self.key) if self.key else None
 
 
-class RevokedPack(_Part):
+class RevokedPack(Frozen):
     """A pack that must not be used any more, whoever signed it."""
 
     sha256: Fingerprint
@@ -170,7 +160,7 @@ class RevokedPack(_Part):
     date: Moment | None = None
 
 
-class RevokedKey(_Part):
+class RevokedKey(Frozen):
     """A key or certificate whose signatures, all of them, count no more."""
 
     fingerprint: Fingerprint
@@ -178,7 +168,7 @@ class RevokedKey(_Part):
     date: Moment | None = None
 
 
-class Revoked(_Part):
+class Revoked(Frozen):
     """What was revoked."""
 
     packs: Annotated[tuple[RevokedPack, ...], Field(max_length=MAX_ENTRIES)] = ()
@@ -197,7 +187,7 @@ class RevocationList(Revoked):
     expires: Moment | None = None
 
 
-class TrustFile(_Part):
+class TrustFile(Frozen):
     """Whose signatures count.
 
     Attributes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -14,14 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from steerkit.vectors import PACK, Sha256
 from steerkit.vectors.formats.container import MAX_FILE
-from steerkit_vectors_hub.cache import PLACE
-from steerkit_vectors_hub.errors import (
-    CacheError,
-    DownloadError,
-    OfflineError,
-    PackNotFoundError,
-    ReferenceFormatError,
-)
+from steerkit_vectors_hub.errors import DownloadError, OfflineError, PackNotFoundError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref
 
 OFFLINE = ("STEERKIT_OFFLINE", "HF_HUB_OFFLINE")
@@ -117,26 +109,10 @@ def require_network(what: str) -> None:
         )
 
 
-@contextmanager
-def saving() -> Iterator[None]:
-    """Tell what this machine's disk refuses from what the network does, where a file is written or read back.
-
-    Raises:
-        CacheError: What arrives can't be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(error) from error
-
-
-def unwritable(error: BaseException) -> CacheError:
-    """The error for what this machine can't store."""
-    return CacheError(
-        f"what arrives can't be written ({error})",
-        expected="a folder that you may write to, with space left",
-        fix=f"set {PLACE} to another folder",
-    )
+def untransferred(what: str, reason: object, expected: str, *, cached: bool = True) -> DownloadError:
+    """The error for a transfer that failed, of something that the cache may hold."""
+    fix = "check the network and the address, and try again" + ("; offline=True uses what is in the cache" * cached)
+    return DownloadError(f"{what} can't be transferred ({reason})", expected=expected, fix=fix)
 
 
 def check_size(size: int | None, where: str, limit: int | None = None) -> None:

@@ -7,10 +7,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from steerkit._text import first_line
 from steerkit.errors import SteerKitError
 from steerkit_vectors_hub.errors import AccessError, DownloadError, PackNotFoundError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref
-from steerkit_vectors_hub.sources.base import MAX_SIGNATURE, SIGNATURE, Source, Target, read_stream, the_only_pack
+from steerkit_vectors_hub.sources.base import (
+    MAX_SIGNATURE,
+    SIGNATURE,
+    Source,
+    Target,
+    read_stream,
+    the_only_pack,
+    untransferred,
+)
 
 
 class FilesystemSource(Source):
@@ -79,7 +88,4 @@ def _opened(url: str) -> Iterator[tuple[Any, str]]:
     except PermissionError as error:
         raise AccessError(f"{url} may not be read ({error})", expected="a file that you may read") from error
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise DownloadError(
-            f"{url} can't be transferred ({reason})", expected="a readable file", fix="check the address and try again"
-        ) from error
+        raise untransferred(url, first_line(error), "a readable file", cached=False) from error

@@ -18,7 +18,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from steerkit._internal.faults import faults
 from steerkit._internal.files import read_bounded
+from steerkit._text import first_line
 from steerkit.errors import SteerKitError
+from steerkit_vectors_hub.cache import saving, unwritable
 from steerkit_vectors_hub.errors import (
     AccessError,
     DownloadError,
@@ -35,9 +37,8 @@ from steerkit_vectors_hub.sources.base import (
     Target,
     check_size,
     require_network,
-    saving,
     the_only_pack,
-    unwritable,
+    untransferred,
 )
 
 if TYPE_CHECKING:
@@ -227,16 +228,12 @@ def translated(what: str, *, cached: bool = False) -> Iterator[None]:
     except errors.OfflineModeIsEnabled as error:
         raise OfflineError(f"{what} was asked for with HF_HUB_OFFLINE set", expected="a network") from error
     except errors.HfHubHTTPError as error:
-        raise _refused(what, error, str(error).strip().partition("\n")[0]) from error
+        raise _refused(what, error, first_line(error)) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise unwritable(error) from error
-        reason = faults(error) if isinstance(error, ValidationError) else str(error).strip().partition("\n")[0]
-        raise DownloadError(
-            f"{what} can't be transferred ({reason or type(error).__name__})",
-            expected="an answer of the hub",
-            fix="check the network and try again" + ("; offline=True uses what is in the cache" if cached else ""),
-        ) from error
+        reason = faults(error) if isinstance(error, ValidationError) else first_line(error)
+        raise untransferred(what, reason, "an answer of the hub", cached=cached) from error
 
 
 @contextmanager

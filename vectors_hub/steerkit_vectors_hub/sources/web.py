@@ -15,13 +15,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from steerkit._internal.files import create, read_bounded
 from steerkit.errors import SteerKitError
-from steerkit_vectors_hub.errors import (
-    AccessError,
-    CacheError,
-    DownloadError,
-    PackNotFoundError,
-    ReferenceFormatError,
-)
+from steerkit_vectors_hub.cache import saving
+from steerkit_vectors_hub.errors import AccessError, CacheError, DownloadError, PackNotFoundError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref, checked_url
 from steerkit_vectors_hub.sources.base import (
     CHUNK,
@@ -32,7 +27,7 @@ from steerkit_vectors_hub.sources.base import (
     Target,
     check_size,
     read_stream,
-    saving,
+    untransferred,
 )
 
 TIMEOUT = 30.0
@@ -40,6 +35,8 @@ TIMEOUT = 30.0
 
 TRIES = 5
 """How often a transfer is resumed without having moved on."""
+
+_WANTED = f"a file of at most {MAX_FILE} bytes"
 
 
 class WebSource(Source):
@@ -178,17 +175,9 @@ def _asked(url: str, *, method: str = "GET", headers: Mapping[str, str] | None =
             raise PackNotFoundError(answer, expected="a file", fix="check the address") from error
         if error.code in (401, 403):
             raise AccessError(answer, expected="a file that anyone may read") from error
-        raise _broken(url, error) from error
+        raise untransferred(url, error, _WANTED) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _broken(url, error) from error
-
-
-def _broken(url: str, error: Exception) -> DownloadError:
-    return DownloadError(
-        f"{url} can't be transferred ({error or type(error).__name__})",
-        expected=f"a file of at most {MAX_FILE} bytes",
-        fix="check the network and try again; offline=True uses what is in the cache",
-    )
+        raise untransferred(url, str(error) or type(error).__name__, _WANTED) from error
 
 
 def _status(error: SteerKitError) -> int | None:

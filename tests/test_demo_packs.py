@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import steerkit as sk
+from demo_training import write_packs
 from steerkit.errors import OptionError
-from steerkit_vectors_hub import build_packs, bundled
+from steerkit_vectors_hub import bundled
 from steerkit_vectors_hub.index import read_index
 
 
@@ -21,7 +22,7 @@ def test_a_pack_is_made_measured_and_indexed(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(sk.VLM, "capture", by_hooks)  # the faster engine; both measure the same
     monkeypatch.setattr(bundled, "FOLDER", tmp_path)
-    build_packs.main(["llava", "--prompts", "1", "--output", str(tmp_path)])
+    write_packs.main(["llava", "--prompts", "1", "--output", str(tmp_path)])
     vector = sk.load_vector("cmrm-llava-demo")
     assert vector.metadata.anchors is not None
     assert vector.metadata.anchors.size == 200
@@ -33,4 +34,4 @@ def test_a_pack_is_made_measured_and_indexed(tmp_path: Path, monkeypatch: pytest
 
 def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no demo model 'gpt'"):
-        build_packs.main(["gpt", "--output", str(tmp_path)])
+        write_packs.main(["gpt", "--output", str(tmp_path)])

@@ -1,6 +1,6 @@
 """Make the bundled packs: CMRM for each demo model, measured on it, and their index.
 
-    python -m steerkit_vectors_hub.build_packs [--output FOLDER] [--prompts N] [MODEL ...]
+    python -m demo_training.write_packs [--output FOLDER] [--prompts N] [MODEL ...]
 
 Takes some minutes on a laptop. The same models give the same packs, to the byte on the same machine and libraries.
 """
@@ -63,7 +63,7 @@ def build(model: str, *, prompts: int) -> SteeringVector:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the packs and the index."""
-    parser = argparse.ArgumentParser(prog="python -m steerkit_vectors_hub.build_packs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo_training.write_packs", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="demo models; default: all")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the packs")
     parser.add_argument("--prompts", type=int, default=100, help="test prompts behind each figure")
