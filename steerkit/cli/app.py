@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 from typer.core import TyperGroup
 
+import steerkit as sk
 from steerkit.cli import console
 from steerkit.cli.command import Debug, command
 
@@ -128,9 +129,7 @@ def _nothing(debug: Debug = False) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from steerkit._version import __version__
-
-        console.echo(f"steerkit {__version__}")
+        console.echo(f"steerkit {sk.__version__}")
         raise typer.Exit
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import typer
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import say
@@ -67,10 +68,7 @@ def calibrate(
         opt.output(target, force=force, PROMPTS=prompts.prompts, **{f"PACK {pack}": pack for pack in packs})
     kind, limit = _budget(budget or BUDGET)
     import_libraries()
-    import steerkit as sk
-    from steerkit.evaluation import Budget
-
-    allowed = Budget(cast("Any", kind), limit)
+    allowed = sk.evaluation.Budget(cast("Any", kind), limit)
     options: Any = opt.present(maximum=maximum, tolerance=tolerance)
     options |= {"batch_size": batch_size, "progress": say, "policy": policy}
     vectors = [sk.load_vector(pack, policy=policy) for pack in packs]

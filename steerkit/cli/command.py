@@ -11,7 +11,6 @@ import types
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from enum import Enum
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -80,7 +79,6 @@ def command(function: Callable[..., Result | None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         debug, as_json = given.pop("debug"), given.pop("as_json", False)
-        given = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
         for name, kind in groups.items():
             given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})
         _run(lambda: function(**given), as_json=as_json, debug=debug)
@@ -136,13 +134,10 @@ def _parameter(name: str, kind: Any, default: Any, doc: Entry, *, argument: bool
         extra["help"] += " Repeat for more."
     if get_origin(base) is Literal:
         extra["metavar"] = "|".join(get_args(base))
-        kind = Enum(name, {each: each for each in get_args(base)})
-        kind = kind | None if len(parts) > 1 else kind
     option = "--" + name.strip("_").replace("_", "-")
     names = [option, f"-{option[2]}"] if name == "output" else [option]
     if base is bool and default is True:
         names = [f"{option}/--no-{option[2:]}"]
     made = typer.Argument(**extra) if argument else typer.Option(*names, **extra)
-    absent = default in (MISSING, Parameter.empty)
-    default = Parameter.empty if absent else kind(default) if get_origin(base) is Literal and default else default
+    default = Parameter.empty if default is MISSING else default
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, made], default=default)

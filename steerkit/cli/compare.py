@@ -6,16 +6,14 @@ import json
 from collections.abc import Iterable, Iterator
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result, show
 from steerkit.cli.console import say, table
 from steerkit.errors import OptionError
 from steerkit.policy import Policy
-
-if TYPE_CHECKING:
-    from steerkit.evaluation import Comparison
 
 DEFAULT = ("cmrm", "shiftdc", "adasteer", "refusal_direction")
 """Those that take anchors labelled harmful and harmless as they are."""
@@ -63,17 +61,15 @@ def compare(
         if output is not None:
             opt.output(output / name, force=True, ANCHORS=anchors, PROMPTS=prompts.prompts, METHODS=methods)
     import_libraries()
-    import steerkit as sk
     from steerkit.demo import bundled
-    from steerkit.evaluation import MethodSettings, plotting, read_methods
 
-    listed = {name: MethodSettings(method=name) for name in method or DEFAULT}
+    listed = {name: sk.evaluation.MethodSettings(method=name) for name in method or DEFAULT}
     if methods is not None:
-        rows = read_methods(bundled(str(methods)))
+        rows = sk.evaluation.read_methods(bundled(str(methods)))
         listed = {name: rows.get(name, each) for name, each in listed.items()} if method else rows
     opt.refuse_repeated([*(method or listed), *(path.stem for path in vector or ())])
     if output is not None and strengths:
-        plotting()
+        sk.evaluation.plotting()
     packs = {path.stem: sk.load_vector(path, policy=policy) for path in vector or ()}
     suite = prompts.suite()
     if anchors is None:
@@ -82,9 +78,9 @@ def compare(
     options = _by_method(opt.settings(set_), listed)
     entries = {name: each.entry(samples, **options[name]) for name, each in listed.items()}
     vlm = load_model(model, loading.given())
-    finished: list[Comparison] = []
+    finished: list[sk.evaluation.Comparison] = []
 
-    def keep(found: Comparison) -> None:
+    def keep(found: sk.evaluation.Comparison) -> None:
         finished[:] = [found]
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
@@ -101,7 +97,7 @@ def compare(
                 sweep=strengths,
                 folder=output,
                 batch_size=batch_size,
-                progress=lambda what, done, total: report(done, total),
+                progress=report,
                 policy=policy,
                 on_row=keep,
             )
@@ -117,7 +113,7 @@ def compare(
     return Result(found, _tables(found), code=1 if failed else 0)
 
 
-def _tables(found: Comparison) -> Iterator[Any]:
+def _tables(found: sk.evaluation.Comparison) -> Iterator[Any]:
     """The table, and the trade-off over strength."""
     yield found.table()
     if found.sweep:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.console import echo, say
 from steerkit.errors import OptionError
@@ -103,13 +104,12 @@ def convert(
     else:
         opt.refuse({"--license": license_}, f"{to} as OUT, which has no place for it")
     from steerkit_vectors_hub import interop
-    from steerkit_vectors_hub.load import load_vector
 
     file = Path(source)
     if from_ not in (None, PACK) and not file.exists():
         raise OptionError(f"{source!r} does not exist", expected=f"a file or folder of the format {from_}")
     if from_ == PACK or (from_ is None and (interop.is_pack(file) or not file.exists())):
-        vector = load_vector(source)  # before the options are judged: of what is nowhere, that is what to say
+        vector = sk.load_vector(source)  # before the options are judged: of what is nowhere, that is what to say
         if to == PACK:
             raise OptionError("IN and OUT are both packs", expected="another format", fix="name it: --to FORMAT")
         given = {f"--{name.replace('_', '-')}": value for name, value in vars(foreign).items()}

@@ -49,14 +49,7 @@ def demo(
 
     torch.set_num_threads(1)  # matrices this small are slower on several
     with without_bars(), progress("Measuring", total=1) as report:
-        found = run(
-            model,
-            output,
-            count=prompts,
-            sweep_count=points,
-            plot=plot,
-            progress=lambda what, done, total: report(done, total),
-        )
+        found = run(model, output, count=prompts, sweep_count=points, plot=plot, progress=report)
     heads = ("", "unsafe", "over-refusal", "utility", "garbled", "of harmless")
     rows = ((name, *(round(100 * share) for share in vars(found.figures[key]).values())) for key, name in _CONDITIONS)
     drawn = table(heads, rows, title=f"Demo model {found.model}: percent of answers", caption=_CAPTION)

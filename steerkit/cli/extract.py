@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.console import echo, say
 from steerkit.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from steerkit.cli.progress import Report
-    from steerkit.methods import State, SteeringMethod
-    from steerkit.models import Sample
-    from steerkit.vectors import SteeringVector
 
 
 def extract(
@@ -88,37 +86,26 @@ def extract(
     alone = part is None and not ray  # of several workers, each checks the images that it measures
     samples = rows.read(anchors, check_images=alone) if anchors is not None else []
     import_libraries()
-    from steerkit.methods import get_method
-    from steerkit.vectors import SteeringVector
 
-    fitter = get_method(method)(**chosen)
+    fitter = sk.get_method(method)(**chosen)
     name = anchor_name if anchor_name is not None else (anchors.stem if anchors is not None else "")
-    options = {"batch_size": batch_size, "checkpoint": partial}
-    made: State | SteeringVector
+    made: sk.methods.State | sk.SteeringVector
     try:
         check_without_weights(model, given, lambda skeleton: fitter.plan(skeleton, samples))
         if fresh:
             _forget(partial)
-        if ray:
-            with _reported(fitter, samples, partial) as report:
-                from steerkit import scale
-
-                made = scale.fit(
-                    *(fitter, bundled(model), samples),
-                    **{"folder": partial, "workers": workers, "loading": given, "batch_size": batch_size},
-                    **{"progress": report, "anchor_name": name},
-                )
-        else:
-            vlm = load_model(model, given)
-            with _reported(fitter, samples, partial) as report:
-                if part is None:
-                    made = fitter.fit(vlm, samples, progress=report, anchor_name=name, **options)
-                else:
-                    from steerkit.scale import shard as shard_of
-
-                    blocks = shard_of(fitter.blocks(vlm, samples, batch_size=batch_size), *part)
-                    made = fitter.measure(vlm, samples, blocks, progress=report, **options)
-        if license_ is not None and isinstance(made, SteeringVector):
+        vlm = None if ray else load_model(model, given)
+        with _reported(fitter, samples, partial) as report:
+            options: dict[str, Any] = {"batch_size": batch_size, "progress": report}
+            if vlm is None:
+                options |= {"folder": partial, "workers": workers, "loading": given}
+                made = sk.scale.fit(fitter, bundled(model), samples, anchor_name=name, **options)
+            elif part is None:
+                made = fitter.fit(vlm, samples, anchor_name=name, checkpoint=partial, **options)
+            else:
+                blocks = sk.scale.shard(fitter.blocks(vlm, samples, batch_size=batch_size), *part)
+                made = fitter.measure(vlm, samples, blocks, checkpoint=partial, **options)
+        if license_ is not None and isinstance(made, sk.SteeringVector):
             made = made.with_metadata(license=license_)
         made.save(output)
         _forget(partial)
@@ -161,14 +148,12 @@ def merge(
 
     opt.output(output, force=force, **{f"STATE {number}": path for number, path in enumerate(states, start=1)})
     import_libraries()
-    from steerkit.methods import State, get_method
-
-    first, *others = (State.load(path) for path in states)
+    first, *others = (sk.methods.State.load(path) for path in states)
     for path, other in zip(states[1:], others, strict=True):
         first.extraction.require(other.extraction, f"the state {str(path)!r:.300}")
     whole = first.merge(*others)
     whole.check_complete()  # what is missing is said before the model is loaded
-    fitter = get_method(first.extraction.method)(**first.extraction.config)
+    fitter = sk.get_method(first.extraction.method)(**first.extraction.config)
     vector = fitter.finish(load_model(model, loading.given()), whole, anchor_name=anchor_name or "")
     if license_ is not None:
         vector = vector.with_metadata(license=license_)
@@ -187,7 +172,7 @@ def _part(shard: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _reported(fitter: SteeringMethod, samples: list[Sample], partial: Path) -> Iterator[Report]:
+def _reported(fitter: sk.SteeringMethod, samples: list[sk.Sample], partial: Path) -> Iterator[Report]:
     from steerkit.cli.progress import progress
 
     if done := _measured(partial) or 0:
@@ -209,10 +194,8 @@ def _files(partial: Path) -> list[Path]:
 
 def _measured(partial: Path) -> int | None:
     """How many samples a checkpoint holds; None where there is none, or the fit itself will refuse it."""
-    from steerkit.methods import State
-
     try:
-        return sum(len(State.load(path)) for path in _files(partial))
+        return sum(len(sk.methods.State.load(path)) for path in _files(partial))
     except CheckpointError:
         return None
 

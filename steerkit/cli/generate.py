@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import table
 from steerkit.errors import OptionError
 from steerkit.policy import Policy
-
-if TYPE_CHECKING:
-    from steerkit.engines.receipt import Receipt
-    from steerkit.models import Sample
-    from steerkit.vlm import VLM
 
 
 def generate(
@@ -61,25 +57,21 @@ def generate(
     asked = rows.read(samples) if samples is not None else [_sample(prompt or "", image or [], rows.download)]
     given = loading.given()
     import_libraries()
-    from steerkit.steering import check_match, steer
-    from steerkit.vectors import as_strengths
-    from steerkit_vectors_hub.load import load_vector
+    from steerkit.steering import check_match
 
     refs = vector or []
     if strength and not refs:
         raise OptionError("--strength is given without a vector", expected="--vector REF")
     opt.finite(strength or [], "--strength")
-    vectors = [load_vector(ref) for ref in refs]
-    doses = [each.metadata.strength.recommended for each in vectors]
-    if strength:
-        doses = as_strengths(strength if len(strength) > 1 else strength[0], len(vectors))
+    vectors = [sk.load_vector(ref) for ref in refs]
+    doses = opt.strengths(strength, vectors)
     check_without_weights(model, given, lambda skeleton: [check_match(each, skeleton, policy) for each in vectors])
     vlm = load_model(model, given)
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "do_sample": False}
     plain = _answer(vlm, asked, "Generating", options)
     steered, receipt = [None] * len(asked), None
     if vectors:
-        with steer(vlm, vectors, strength=doses, policy=policy) as receipt:
+        with sk.steer(vlm, vectors, strength=doses, policy=policy) as receipt:
             steered = _answer(vlm, asked, "Generating, steered", options)
     document = {
         "model": model,
@@ -102,24 +94,21 @@ def generate(
     return Result(document, _side_by_side(asked, document, receipt))
 
 
-def _sample(prompt: str, images: list[str], download: bool) -> Sample:
-    from steerkit.models import Sample, download_image, open_image, web_address
-
-    given = tuple(download_image(image) if download and web_address(image) else image for image in images)
+def _sample(prompt: str, images: list[str], download: bool) -> sk.Sample:
+    models = sk.models
+    given = tuple(models.download_image(each) if download and models.web_address(each) else each for each in images)
     for image in given:
-        open_image(image)
-    return Sample(prompt, images=given)
+        models.open_image(image)
+    return sk.Sample(prompt, images=given)
 
 
 def _named(image: Any) -> str:
     """A path or an address as it was given, of anything else a few words."""
-    from steerkit.models import image_name
-
     plain = isinstance(image, Path) or (isinstance(image, str) and not image.lower().startswith("data:"))
-    return str(image) if plain else f"an image {image_name(image)}"
+    return str(image) if plain else f"an image {sk.models.image_name(image)}"
 
 
-def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) -> list[str]:
+def _answer(vlm: sk.VLM, asked: list[sk.Sample], label: str, options: dict[str, Any]) -> list[str]:
     from steerkit.cli.progress import progress
     from steerkit.cli.tokens import TokenProgress
 
@@ -128,7 +117,7 @@ def _answer(vlm: VLM, asked: list[Sample], label: str, options: dict[str, Any]) 
         return vlm.generate(asked, progress=tokens.batch_done, stopping_criteria=tokens.criteria, **options)
 
 
-def _receipt(receipt: Receipt) -> dict[str, Any]:
+def _receipt(receipt: sk.Receipt) -> dict[str, Any]:
     sites = []
     for (layer, site), count in sorted(receipt.sites.items()):
         change = count.relative_change if math.isfinite(count.relative_change) else None
@@ -138,7 +127,7 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
     return {**whole, "sites": sites}
 
 
-def _side_by_side(asked: list[Sample], document: dict[str, Any], receipt: Receipt | None) -> Iterator[Any]:
+def _side_by_side(asked: list[sk.Sample], document: dict[str, Any], receipt: sk.Receipt | None) -> Iterator[Any]:
     steering = " + ".join(f"{_short(each['vector'])} x {each['strength']:g}" for each in document["vectors"])
     heads = ["unsteered", steering] if steering else ["unsteered"]
     for sample, answer in zip(asked, document["answers"], strict=True):

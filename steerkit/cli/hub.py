@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
-from steerkit.cli.console import echo, say, table
+from steerkit.cli.console import echo, fields, say, table
 from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
@@ -90,7 +91,6 @@ def info(pack: opt.PackRef) -> Result:
     Where it comes from, its digest, and what its makers say of it; `steerkit pack inspect` shows every field of the
     file.
     """
-    from steerkit.cli.console import fields
     from steerkit_vectors_hub.index import entry_of
 
     found = pack.resolve()
@@ -224,12 +224,11 @@ def push(
         sign_key (KEY): Sign the pack with this private key, a PEM file.
     """
     from steerkit._internal.files import write_atomically
-    from steerkit_vectors_hub.load import load_vector
     from steerkit_vectors_hub.sources.base import SIGNATURE
 
     if output is not None and output.exists() and not output.is_dir():
         raise OptionError(f"the output {str(output)!r} is a file", expected="a folder")
-    vector = load_vector(file)  # what somebody revoked must not be published again by accident
+    vector = sk.load_vector(file)  # what somebody revoked must not be published again by accident
     changes = opt.present(license=license_, description=description, authors=author or None)
     if model := opt.present(id=model_id, revision=model_revision):
         changes["model"] = {**vector.metadata.model.model_dump(), **model}

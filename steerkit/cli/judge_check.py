@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import table
@@ -23,10 +24,9 @@ def judge_check(
         columns (OLD=NEW): Rename a column of the file.
         show: How many of the answers to show on which they differ.
     """
-    from steerkit.evaluation import REFUSALS, PhraseJudge, judge_check
-
     renamed = {new: old for old, new in opt.pairs(columns, "--columns").items()}
-    check = judge_check(PhraseJudge(tuple(refusal or REFUSALS)), labels, columns=renamed)
+    judge = sk.evaluation.PhraseJudge(tuple(refusal or sk.evaluation.REFUSALS))
+    check = sk.evaluation.judge_check(judge, labels, columns=renamed)
     rows = [
         (each.condition, str(each.first.refused), str(each.second.refused), each.answer) for each in check.differing
     ]

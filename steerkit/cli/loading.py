@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import steerkit as sk
 from steerkit.cli import interrupts
 from steerkit.cli.progress import loading_progress, progress
 from steerkit.errors import OptionError, SteerKitError
-
-if TYPE_CHECKING:
-    from steerkit.vlm import VLM
 
 
 def import_libraries() -> None:
@@ -26,7 +24,7 @@ def import_libraries() -> None:
             importlib.import_module(name)
 
 
-def check_without_weights(model: str, options: Mapping[str, Any], check: Callable[[VLM], object]) -> None:
+def check_without_weights(model: str, options: Mapping[str, Any], check: Callable[[sk.VLM], object]) -> None:
     """Run a check on the model's skeleton, which has every shape and no weights.
 
     A model that can't be built so is left to the same check after loading.
@@ -37,13 +35,11 @@ def check_without_weights(model: str, options: Mapping[str, Any], check: Callabl
     import torch
     import transformers
 
-    import steerkit as sk
     from steerkit.demo import bundled
-    from steerkit.models import family_of
 
     source = bundled(model)
     shared = {key: value for key, value in options.items() if key == "revision"}
-    family = _readable(source, lambda: family_of(source, **shared))
+    family = _readable(source, lambda: sk.models.family_of(source, **shared))
     # its type is served, so transformers has its class and needs none of the repository's code
     auto = transformers.AutoConfig
     config = _readable(source, lambda: auto.from_pretrained(source, trust_remote_code=False, **shared))
@@ -54,7 +50,7 @@ def check_without_weights(model: str, options: Mapping[str, Any], check: Callabl
         check(skeleton)
 
 
-def load_model(model: str, options: Mapping[str, Any]) -> VLM:
+def load_model(model: str, options: Mapping[str, Any]) -> sk.VLM:
     """`steerkit.load` with progress, on the GPU where there is one.
 
     Raises:
@@ -62,7 +58,6 @@ def load_model(model: str, options: Mapping[str, Any]) -> VLM:
     """
     import torch
 
-    import steerkit as sk
     from steerkit.demo import bundled
 
     source = bundled(model)

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Literal
 
+import steerkit as sk
 from steerkit.cli.console import echo
 from steerkit.errors import OptionError
 
@@ -60,8 +61,6 @@ def scaffold(kind: Kind, name: str, path: Path) -> Path:
     Raises:
         OptionError: The name is impossible or taken, or the folder exists.
     """
-    from steerkit._version import __version__
-
     check_name(kind, name)
     folder = path / f"steerkit-{name.replace('_', '-')}"
     if folder.exists():
@@ -73,7 +72,7 @@ def scaffold(kind: Kind, name: str, path: Path) -> Path:
         "package": f"steerkit_{name}",
         "distribution": folder.name,
         "class_name": class_name(kind, name),
-        "version": __version__,
+        "version": sk.__version__,
     }
     for target, template in _FILES[kind].items():
         file = folder / Template(target).substitute(words)
@@ -99,15 +98,13 @@ def check_name(kind: Kind, name: str) -> None:
             f"the name is {name!r}",
             expected="lower-case letters, digits and single underscores, a letter first, and no word of Python",
         )
-    from steerkit.methods import method_names
-    from steerkit.models import adapter_names
-
     made, wanted = class_name(kind, name), f"steerkit-{name.replace('_', '-')}"
+    names = sk.methods.method_names() if kind == "method" else sk.models.adapter_names()
     its_class = f"the name is {name!r}: its class would be {made!r}, which is"
     taken = {
         f"{its_class} a word of Python": keyword.iskeyword(made),
         f"{its_class} what the package imports under that name": made in _imported(kind),
-        f"the {kind} {name!r} exists already": name in (method_names() if kind == "method" else adapter_names()),
+        f"the {kind} {name!r} exists already": name in names,
         f"the package 'steerkit_{name}' exists already": find_spec(f"steerkit_{name}") is not None,
         f"the distribution {wanted!r} exists already": any(Distribution.discover(name=wanted)),
     }

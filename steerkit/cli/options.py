@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+import steerkit as sk
 from steerkit.cli.console import say
 from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Suite
-    from steerkit.models import Sample
     from steerkit.vectors.formats import RawPack
     from steerkit_vectors_hub.resolve import Resolved
 
@@ -103,7 +102,7 @@ class Prompts:
     refusal: list[str] | None = None
     max_new_tokens: int | None = None
 
-    def suite(self) -> Suite:
+    def suite(self) -> sk.evaluation.Suite:
         """The suite of the file.
 
         Raises:
@@ -111,11 +110,10 @@ class Prompts:
             SampleError: The file can't be read, or a row is bad.
         """
         from steerkit.demo import bundled
-        from steerkit.evaluation import load_suite
 
         if self.prompts is None:
             raise OptionError("--prompts is missing", expected="a file of prompts", fix="--prompts demo/test is one")
-        made = load_suite(
+        made = sk.evaluation.load_suite(
             bundled(str(self.prompts)) if self.root is None else str(self.prompts),
             root=self.root,
             part=self.part,
@@ -140,14 +138,12 @@ class SampleFile:
     skip_bad_rows: bool = False
     download: bool = False
 
-    def read(self, path: Path, *, check_images: bool = True) -> list[Sample]:
+    def read(self, path: Path, *, check_images: bool = True) -> list[sk.Sample]:
         """The samples of a file or folder; bad rows end the command, or are named and left out.
 
         Raises:
             SampleError: A row is bad, or there is no such file, or nothing in it.
         """
-        from steerkit.models import read_samples
-
         bad: list[int] = []
 
         def leave_out(number: int, error: Exception) -> None:
@@ -157,7 +153,7 @@ class SampleFile:
         renamed = {old: new or None for old, new in pairs(self.columns, "--columns").items()}
         on_error = leave_out if self.skip_bad_rows else "raise"
         check_images = check_images or self.skip_bad_rows
-        samples = read_samples(
+        samples = sk.read_samples(
             path, columns=renamed, on_error=on_error, download=self.download, check_images=check_images
         )
         if bad:
@@ -170,6 +166,17 @@ class SampleFile:
 def present(**options: Any) -> dict[str, Any]:
     """Those that were given: the others keep the defaults of the library."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def strengths(given: list[float] | None, vectors: Sequence[sk.SteeringVector]) -> list[float]:
+    """One strength for all vectors or one for each, or else what each pack recommends.
+
+    Raises:
+        OptionError: There are more or fewer than vectors.
+    """
+    if not given:
+        return [each.metadata.strength.recommended for each in vectors]
+    return sk.vectors.as_strengths(given if len(given) > 1 else given[0], len(vectors))
 
 
 def refuse(given: Mapping[str, object], where: str) -> None:
@@ -242,11 +249,10 @@ def read_pack(found: Resolved) -> tuple[RawPack, dict[str, Any]]:
     Raises:
         PackFormatError: It is none.
     """
-    from steerkit.vectors import parse_metadata
     from steerkit.vectors.formats import parse_pack
 
     raw = parse_pack(found.read(), name=found.ref)
-    return raw, parse_metadata(raw.document, name=found.ref).model_dump(mode="json")
+    return raw, sk.vectors.parse_metadata(raw.document, name=found.ref).model_dump(mode="json")
 
 
 def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:

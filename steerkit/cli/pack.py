@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import steerkit as sk
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import bar, fields, table
@@ -38,14 +39,13 @@ def inspect(pack: opt.PackRef) -> Result:
 
 
 def _tensors(raw: RawPack) -> list[dict[str, Any]]:
-    from steerkit.interventions import site_label
     from steerkit.vectors.formats import parse_tensor_name
 
     found: list[dict[str, Any]] = []
     for name, info in raw.tensors.items():
         layer, site, part, tower = parse_tensor_name(name)
         stored = {"dtype": info.dtype, "shape": list(info.shape), "norms": raw.norms(name).tolist()}
-        found.append({"layer": layer, "site": site_label(site, tower), "name": part, **stored})
+        found.append({"layer": layer, "site": sk.interventions.site_label(site, tower), "name": part, **stored})
     return sorted(found, key=lambda entry: (entry["site"], entry["name"], entry["layer"]))
 
 
@@ -196,7 +196,7 @@ def verify(
             trust=whom,
             screening=screen,
             canaries=canaries,
-            progress=lambda _, done, total: shown(done, total),
+            progress=shown,
             **pack.options(),
         )
     lines = []

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+import steerkit as sk
 from steerkit.cli.command import Result
 from steerkit.cli.console import table
 from steerkit.cli.docstrings import entries, summary
@@ -14,7 +15,6 @@ from steerkit.cli.loading import import_libraries
 
 if TYPE_CHECKING:
     from steerkit._internal.plugins import Registered
-    from steerkit.methods import SteeringMethod
 
 
 def models() -> Result:
@@ -25,22 +25,21 @@ def models() -> Result:
     """
     import_libraries()
     from steerkit._internal.plugins import ADAPTERS, registered
-    from steerkit.models import Family, model_types, tested
 
     def described(found: Any) -> dict[str, Any]:
         return {"model_types": [kind for record in found for kind in record.types]}
 
-    rows = _rows(registered(ADAPTERS, Family), described, model_types=[])
+    rows = _rows(registered(ADAPTERS, sk.models.Family), described, model_types=[])
     heads = {"model_types": "model types (config.model_type)", "distribution": "distribution"}
     kinds = [
         {
             "type": kind,
             "class": family.auto_class,
-            "level": "refused" if family.refused else tested().get(kind, {}).get("level", "untested"),
+            "level": "refused" if family.refused else sk.models.tested().get(kind, {}).get("level", "untested"),
             "declared": family.declared,
-            "cannot": [family.refused] if family.refused else tested().get(kind, {}).get("cannot", []),
+            "cannot": [family.refused] if family.refused else sk.models.tested().get(kind, {}).get("cannot", []),
         }
-        for kind, family in model_types().items()
+        for kind, family in sk.models.model_types().items()
     ]
     seeing = [row for row in kinds if row["class"] == "AutoModelForImageTextToText"]
     cells = [(row["type"], row["level"], ", ".join(row["declared"]), ", ".join(row["cannot"])) for row in seeing]
@@ -68,13 +67,12 @@ def methods() -> Result:
     """List the methods with their papers and options."""
     import_libraries()
     from steerkit._internal.plugins import METHODS, registered
-    from steerkit.methods import SteeringMethod
 
-    def described(found: type[SteeringMethod]) -> dict[str, Any]:
+    def described(found: type[sk.SteeringMethod]) -> dict[str, Any]:
         about = summary(found).partition("\n")[0]
         return {"summary": about, "paper": found.paper, "options": describe(found)}
 
-    rows = _rows(registered(METHODS, SteeringMethod), described, summary="", paper="", options=[])
+    rows = _rows(registered(METHODS, sk.SteeringMethod), described, summary="", paper="", options=[])
     return Result({"methods": rows}, _methods(rows))
 
 
@@ -119,7 +117,7 @@ def _methods(rows: list[dict[str, Any]]) -> Iterator[Any]:
         yield ""
 
 
-def describe(method: type[SteeringMethod]) -> list[dict[str, Any]]:
+def describe(method: type[sk.SteeringMethod]) -> list[dict[str, Any]]:
     """The options of a method: name, type, default and the line that its docstring has for it."""
     docs = entries(method, "Attributes")
     options = []

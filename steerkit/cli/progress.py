@@ -14,8 +14,8 @@ from steerkit.cli.console import say
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Report = Callable[[float, int], None]
-"""Called with (done, total); a step may be done in part."""
+Report = Callable[..., None]
+"""Called with (done, total), and what is done before them, if anything; a step may be done in part."""
 
 
 @contextmanager
@@ -31,12 +31,12 @@ def progress(label: str, *, total: int | None = None, done: int = 0, bars: bool 
     if not (bars and _on_a_terminal()):
         start = time.monotonic()
         say(f"{label} ..." if total is None else f"{label}: {done} of {total} ...")
-        yield lambda done, total: None
+        yield lambda *told: None
         say(f"{label}: done in {time.monotonic() - start:.1f} s")
         return
     with _bars() as drawn:
         task = drawn.add_task(one_line(label), total=total, completed=done)
-        yield lambda done, total: drawn.update(task, completed=done, total=total)
+        yield lambda *told: drawn.update(task, completed=told[-2], total=told[-1])
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import steerkit as sk
+from steerkit.cli import options as opt
 from steerkit.errors import OptionError, PluginError
 from steerkit.policy import Policy
 
@@ -77,16 +79,12 @@ def _transformers(
     model: str, refs: list[str], strength: list[float], policy: Policy, host: str, port: int, options: list[str]
 ) -> None:
     """Run `transformers serve` on a model that stays steered."""
-    import steerkit as sk
     from steerkit.demo import bundled
-    from steerkit.vectors import as_strengths
 
     if not refs:
         raise OptionError("no vector is given", expected="--vector REF", fix="or run transformers serve itself")
     vectors = [sk.load_vector(ref, policy=policy) for ref in refs]
-    strengths = [each.metadata.strength.recommended for each in vectors]
-    if strength:
-        strengths = as_strengths(strength if len(strength) > 1 else strength[0], len(vectors))
+    strengths = opt.strengths(strength, vectors)
     try:
         import typer
         from transformers.cli.serve import Serve
