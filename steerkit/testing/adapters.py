@@ -38,7 +38,6 @@ from steerkit.testing.plain import (
     difference,
     hidden_states,
     outputs,
-    reading_through,
     traces_left,
 )
 from steerkit.testing.samples import picture
@@ -156,7 +155,7 @@ def capture_reads_the_decoder_blocks(case: AdapterCase) -> None:
             for (layer, _), own in zip(blocks[:-1], told[1:-1] if told is not None else (), strict=False):
                 assert_near(plain[layer, "resid_post"], own, f"block {layer} and the model's own", EQUAL)
             for engine in ("hooks", "nnsight"):
-                captured = reading_through(vlm, engine).capture([sample])
+                captured = vlm.capture([sample], engine=engine)
                 for layer, row in captured.items():
                     expected = plain[layer, "resid_post"][:, -1]
                     assert_near(row, expected, f"block {layer} through {engine} and plain hooks", EQUAL)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,7 +14,7 @@ from steerkit.errors import ContractError, LabelError, SteerKitError
 from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.testing import tiny
-from steerkit.testing.plain import counted_passes, reading_through
+from steerkit.testing.plain import counted_passes
 from steerkit.testing.samples import example_anchors, picture
 from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
@@ -47,8 +47,8 @@ class MethodCase:
 
     @cached_property
     def vlm(self) -> VLM:
-        """The model, read through hooks: the tiny LLaVA, unless the caller gave one."""
-        return reading_through(self._model if self._model is not None else tiny.vlm("llava"), "hooks")
+        """The model: the tiny LLaVA, unless the caller gave one."""
+        return self._model if self._model is not None else tiny.vlm("llava")
 
     @cached_property
     def anchors(self) -> list[Sample]:
@@ -86,12 +86,9 @@ class MethodCase:
         return [replace(sample, label=None) for sample in self.anchors[:3]] + others
 
     def fit(self, anchors: Sequence[Sample] | None = None, **options: Any) -> SteeringVector:
-        """A fit by a new object."""
-        return self.method().fit(self.vlm, self.anchors if anchors is None else anchors, **options)
-
-    def through(self, engine: Literal["nnsight", "hooks"]) -> VLM:
-        """The model, read through an engine."""
-        return reading_through(self.vlm, engine)
+        """A fit by a new object, reading through hooks unless it is told otherwise."""
+        given = self.anchors if anchors is None else anchors
+        return self.method().fit(self.vlm, given, **{"engine": "hooks", **options})
 
     def refused_or_fitted(self, anchors: Sequence[Sample], what: str, fix: str) -> bool:
         """Whether a fit on these anchors works; an honest refusal before the model runs is as good.

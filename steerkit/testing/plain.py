@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,6 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", 
 _PLAIN = (bool, int, float, str, type(None))
 
 Place = tuple[int, Site]
-
-
-def reading_through(vlm: VLM, engine: Literal["nnsight", "hooks"]) -> VLM:
-    """The same model, whose `capture` reads through one engine unless it is told otherwise."""
-    same = VLM(vlm.model, vlm.processor, vlm.family)
-    same.capture = partial(vlm.capture, engine=engine)  # type: ignore[method-assign]
-    return same
 
 
 @contextmanager
