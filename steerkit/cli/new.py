@@ -105,8 +105,8 @@ def check_name(kind: Kind, name: str) -> None:
         f"{its_class} a word of Python": keyword.iskeyword(made),
         f"{its_class} what the package imports under that name": made in _imported(kind),
         f"the {kind} {name!r} exists already": name in names,
-        f"the package 'steerkit_{name}' exists already": find_spec(f"steerkit_{name}") is not None,
         f"the distribution {wanted!r} exists already": any(Distribution.discover(name=wanted)),
+        f"the package 'steerkit_{name}' exists already": find_spec(f"steerkit_{name}") is not None,
     }
     for problem, holds in taken.items():
         if holds:
