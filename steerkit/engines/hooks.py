@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -238,6 +239,10 @@ def _traced(turn: _Turn, place: Place) -> compiled.Steer:
     return steer
 
 
+_innermost: ContextVar[object] = ContextVar("steerkit_innermost_capture", default=None)
+"""Whose pass runs: a contrast that is measured while a steered pass is captured is a pass of its own."""
+
+
 class _Reached(Exception):
     """Ends a forward pass at the last module whose output is wanted; never leaves this module."""
 
@@ -277,7 +282,7 @@ def capture(
 
     def hook_at(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any = None) -> None:
-            if threading.get_ident() != owner:
+            if threading.get_ident() != owner or _innermost.get() is not found:
                 return
             runs[layer] += 1
             found[layer] = read(hidden(args if site == "head_out" else output)).detach()
@@ -291,6 +296,7 @@ def capture(
         module = model.get_submodule(architecture.site(layer, site, tower))
         register = module.register_forward_pre_hook if site == "head_out" else module.register_forward_hook
         handles.append(register(hook_at(layer)))
+    token = _innermost.set(found)
     try:
         with torch.no_grad():
             output = call_target(model, inputs, architecture)(**forward_inputs(model, inputs, architecture))
@@ -299,6 +305,7 @@ def capture(
     except _Reached:
         pass
     finally:
+        _innermost.reset(token)
         for handle in handles:
             handle.remove()
     return {layer: found[ran[layer]] for layer in layers}

@@ -48,9 +48,11 @@ from steerkit.evaluation._kl import equal_kl as equal_kl, per_layer as per_layer
 from steerkit.evaluation._methods_file import MethodSettings as MethodSettings, read_methods as read_methods
 from steerkit.evaluation._model_judges import EndpointJudge as EndpointJudge, LocalJudge as LocalJudge
 from steerkit.evaluation._outcome import Judged as Judged, Outcome as Outcome, tabulate as tabulate
+from steerkit.evaluation._paired import Paired as Paired, Power as Power
 from steerkit.evaluation._questions import Parser as Parser, states as states
 from steerkit.evaluation._records import Answer as Answer, Kind as Kind, Verdict as Verdict
 from steerkit.evaluation._search import Budget as Budget
+from steerkit.evaluation._states import Plane as Plane, planes as planes
 from steerkit.evaluation._statistics import (
     Estimate as Estimate,
     bootstrap as bootstrap,
@@ -62,6 +64,7 @@ from steerkit.evaluation._statistics import (
     sign_test as sign_test,
     zero_allows as zero_allows,
 )
+from steerkit.evaluation._study import Cell as Cell, Study as Study, study as study
 from steerkit.evaluation._suite_files import load_suite as load_suite
 from steerkit.evaluation._suites import KINDS as KINDS, Suite as Suite
 from steerkit.evaluation._text import (

@@ -8,6 +8,7 @@ from typing import Any
 
 from steerkit._internal.validation import expect
 from steerkit.errors import EmptyAnchorSetError, OptionError
+from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import evaluate
 from steerkit.evaluation._generate import check_measurable, check_vectors
 from steerkit.evaluation._kl import Divergence, by_layer
@@ -25,6 +26,7 @@ from steerkit.evaluation._search import (
     smallest,
 )
 from steerkit.evaluation._suites import Suite
+from steerkit.models import Sample, as_samples
 from steerkit.policy import Policy
 from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord
 from steerkit.vlm import VLM
@@ -62,6 +64,7 @@ def calibrate(
     suite: Suite,
     budget: Budget,
     *,
+    anchors: Sequence[Sample] = (),
     per_layer: float | None = None,
     maximum: float = 4.0,
     tolerance: float = 0.05,
@@ -82,6 +85,7 @@ def calibrate(
         vector: What to calibrate.
         suite: A small set of prompts, not those on which the vector will be reported.
         budget: What it may cost.
+        anchors: On what the vector was fitted, to make sure that the suite holds none of it.
         per_layer: Before that, give each layer a strength of its own, at which it alone costs this KL, in nats, on the
             harmless prompts; see the function `per_layer`. None: the layers stay as they are.
         maximum: The largest strength to consider.
@@ -93,6 +97,7 @@ def calibrate(
     Raises:
         OptionError: An argument is impossible, the budget is exceeded without steering, or the vector can't
             be calibrated per layer.
+        SampleError: The suite holds anchors, or is the anchor set that the vector's record names.
         NonFiniteError: As for `equal_kl`.
         SteerKitError: As `steer` does.
     """
@@ -104,6 +109,7 @@ def calibrate(
     require_prompts(suite, "harmful", watched(budget.kind))
     if per_layer is not None:
         Budget("kl", per_layer)
+    check_unseen(suite, vector, as_samples(anchors))
     check_vectors(vlm, [vector], policy)
     run, layers, rule = 0, (), ""
     if per_layer is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit._text import one_line
 from steerkit.errors import OptionError, SteerKitError
+from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import cost_per_token, evaluate
 from steerkit.evaluation._generate import check_measurable, check_vectors
 from steerkit.evaluation._outcome import Outcome
@@ -239,7 +240,7 @@ def compare(
     Args:
         vlm: The model.
         methods: What to compare, by name: a method, a method with anchors of its own, or a vector.
-        suite: The prompts and the judge; none of them should be an anchor.
+        suite: The prompts and the judge; none of them may be an anchor.
         anchors: What methods are fitted on.
         sweep: Strengths for the picture of the trade-off; none by default. Each costs as much as a row of the table.
         folder: Where every answer and verdict is kept, as by `evaluate`: a run that was interrupted goes on there. Fits
@@ -251,6 +252,7 @@ def compare(
 
     Raises:
         OptionError: There is nothing to compare, or an argument is of another type.
+        SampleError: The suite holds anchors, or is the anchor set that a vector's record names.
         SteerKitError: A method does not fit model or anchors, a vector does not fit the model, or as `fit` and `steer`
             do.
     """
@@ -273,11 +275,14 @@ def compare(
         if not isinstance(entry, SteeringVector):
             method, chosen = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, common)
             expect(SteeringMethod, "a method, (method, anchors) or a vector", **{f"methods[{name!r}]": method})
-            method.plan(vlm, as_samples(chosen))
+            plan = method.plan(vlm, as_samples(chosen))
+            if plan.measures:
+                check_unseen(suite, as_samples(chosen))
             fits[name] = method, chosen
     for name, entry in methods.items():
         if isinstance(entry, SteeringVector):
             try:
+                check_unseen(suite, entry)
                 check_vectors(vlm, [entry], policy)
             except SteerKitError as error:  # which of several it is, its message does not say
                 problem = f"{name!r}: {error.problem}"

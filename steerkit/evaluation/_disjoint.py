@@ -14,7 +14,8 @@ from steerkit.evaluation._cases import Case
 from steerkit.evaluation._records import Kind
 from steerkit.evaluation._suites import KINDS, Suite, check_suite
 from steerkit.evaluation._text import folded
-from steerkit.models import Sample
+from steerkit.models import Sample, anchor_digest
+from steerkit.vectors import SteeringVector
 
 
 def split(suite: Suite, shares: Mapping[str, float], seed: int = 0) -> dict[str, Suite]:
@@ -85,6 +86,33 @@ def check_disjoint(sets: Mapping[str, Suite | Sequence[Sample]]) -> None:
                 f"{one} and {other} share {len(clusters)} clusters, such as {quoted(min(clusters))}",
                 expected="rows of one image, or twins, in one set",
                 fix="sk.evaluation.split(suite, shares) keeps them together",
+            )
+
+
+def check_unseen(suite: Suite, *fitted: SteeringVector | Sequence[Sample]) -> None:
+    """Refuse a suite that holds anchors: those that are given, or those of a vector where its record tells that.
+
+    Args:
+        suite: The prompts on which something is measured or chosen.
+        fitted: Anchors; or vectors, whose records hold one digest for all of their anchors: it tells that a suite, or
+            its requests, or one kind of them, are those very samples.
+
+    Raises:
+        SampleError: It does.
+    """
+    requests = ("harmful", "harmless")
+    parts = [*((kind,) for kind in KINDS), requests, requests[::-1], KINDS]
+    digests = {
+        anchor_digest(suite.digests[kind, case.id] for kind in each for case in suite.cases(kind)) for each in parts
+    }
+    for each in fitted:
+        if not isinstance(each, SteeringVector):
+            check_disjoint({"the anchors": list(each), f"the suite {suite.name!r}": suite})
+        elif each.metadata.anchors is not None and each.metadata.anchors.sha256 in digests:
+            raise SampleError(
+                f"{each!r} was fitted on the prompts of the suite {suite.name!r}",
+                expected="prompts that are no anchors",
+                fix="sk.evaluation.split(suite, shares) splits a suite",
             )
 
 

@@ -65,7 +65,7 @@ def evaluate(
     said = judge(suite, found, path=verdicts)
     if fluency:
         said += surprise(vlm, suite, found, path=verdicts, batch_size=batch_size)
-    (outcome,) = tabulate(found, said).values()
+    (outcome,) = tabulate(found, said, suite=suite).values()
     return outcome
 
 

@@ -67,7 +67,8 @@ class Journal(Generic[R]):
                 with open_regular(self._path, LARGEST) as file:
                     self.records, self._end = _parsed(file.read(), self._path, self._kind)
             # unbuffered: what could not be written must not be tried again when the file is closed
-            self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)), "rb+", 0)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._file = os.fdopen(os.open(self._path, flags, 0o666), "rb+", 0)
             self._file.truncate(self._end)
             self._file.seek(self._end)
             sync_folder(self._path.parent)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 Z = 1.959963984540054
 """The standard normal quantile of a two-sided interval of 95 %."""
@@ -21,6 +22,7 @@ class Estimate:
         high: Upper end.
         n: Of how many, the unjudged ones included.
         unjudged: How many of them count neither way.
+        clusters: Of how many clusters they are, where some share one; else 0.
     """
 
     value: float
@@ -28,13 +30,19 @@ class Estimate:
     high: float
     n: int = 0
     unjudged: int = 0
+    clusters: int = 0
 
 
-def rate(values: Iterable[bool | None]) -> Estimate:
+def rate(values: Iterable[bool | None], clusters: Sequence[object] | None = None) -> Estimate:
     """A share of those that are not None, with Wilson's interval.
 
     None, which is unjudged, could be either: the interval reaches from where all of them were false to where all were
     true. 0 of nothing lies anywhere.
+
+    Args:
+        values: Truth values, or None.
+        clusters: What each belongs to, such as its image. Where some share a cluster, the interval is that of the
+            bootstrap by cluster or, where it is wider, as for a share of 0 or 1, Wilson's of so many clusters.
     """
     counted = list(values)
     judged = [bool(value) for value in counted if value is not None]
@@ -42,8 +50,20 @@ def rate(values: Iterable[bool | None]) -> Estimate:
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0)
     unjudged = n - len(judged)
+    value = held / len(judged) if judged else math.nan
     low, high = wilson(held, n)[0], wilson(held + unjudged, n)[1]
-    return Estimate(held / len(judged) if judged else math.nan, low, high, n, unjudged)
+    groups = len(set(clusters)) if clusters is not None else n
+    if groups in (1, n):  # what is one and the same for all is no sample of anything
+        return Estimate(value, low, high, n, unjudged)
+    drawn = [
+        bootstrap([float(doubt if each is None else each) for each in counted], clusters=clusters) for doubt in (0, 1)
+    ]
+    if held in (0, n - unjudged):
+        low, high = (
+            wilson(round(groups * held / n), groups)[0],
+            wilson(round(groups * (held + unjudged) / n), groups)[1],
+        )
+    return Estimate(value, min(low, drawn[0].low), max(high, drawn[1].high), n, unjudged, groups)
 
 
 def wilson(held: int, n: int) -> tuple[float, float]:
@@ -68,18 +88,17 @@ def bootstrap(
     """
     if not values:
         return Estimate(math.nan, math.nan, math.nan)
-    groups: dict[object, list[float]] = {}
-    for value, cluster in zip(values, range(len(values)) if clusters is None else clusters, strict=True):
-        groups.setdefault(cluster, []).append(value)
-    sums = [(sum(group), len(group)) for group in groups.values()]
-    generator = random.Random(seed)
-    means = []
-    for _ in range(resamples):
-        drawn = generator.choices(sums, k=len(sums))
-        means.append(sum(total for total, _ in drawn) / sum(count for _, count in drawn))
-    means.sort()
+    names = list(range(len(values)) if clusters is None else clusters)
+    number = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    sums, counts = np.zeros(len(number)), np.zeros(len(number))
+    for value, name in zip(values, names, strict=True):
+        sums[number[name]] += value
+        counts[number[name]] += 1
+    drawn = np.random.default_rng(seed).integers(0, len(number), (resamples, len(number)))
+    means = np.sort(sums[drawn].sum(1) / counts[drawn].sum(1))
     n = len(values)
-    return Estimate(sum(values) / n, means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1], n)
+    low, high = float(means[int(0.025 * resamples)]), float(means[int(0.975 * resamples) - 1])
+    return Estimate(sum(values) / n, low, high, n, clusters=len(number) if len(number) < n else 0)
 
 
 def sign_test(worse: int, better: int) -> float:

@@ -12,7 +12,7 @@ from steerkit.errors import EmptyAnchorSetError, SampleError
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._judges import Judge
 from steerkit.evaluation._records import Kind
-from steerkit.models import anchor_digest
+from steerkit.models import Sample, anchor_digest
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -100,6 +100,15 @@ class Suite:
         """
         return anchor_digest(self.digests.values())
 
+    @cached_property
+    def clusters(self) -> dict[tuple[Kind, str], str]:
+        """What each prompt shares with others: its cluster or else its images' pixels or, of text alone, its text.
+
+        Raises:
+            MissingImageError: An image can't be read.
+        """
+        return {key: case.cluster or _content(case.sample) for key, case in self.named.items()}
+
     def first(self, count: int) -> Suite:
         """The first `count` prompts of each kind.
 
@@ -116,6 +125,10 @@ class Suite:
             return tuple(replace(case, sample=replace(case.sample, images=())) for case in cases)
 
         return replace(self, name=f"{self.name}, text only", **{kind: bare(self.cases(kind)) for kind in KINDS})
+
+
+def _content(sample: Sample) -> str:
+    return Sample("images", sample.images).digest() if sample.images else repr(sample.turns)
 
 
 def check_suite(given: object) -> None:
