@@ -91,8 +91,7 @@ def study(
             workers=workers,
             progress=lambda what, done, total: report(done, total),
         )
-    for path in found.write(output):
-        say(f"Wrote {path}")
+    say(f"Wrote {output / 'report.html'}, and the tables and figures beside it")
     return Result(found, _tables(found))
 
 

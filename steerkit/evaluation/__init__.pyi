@@ -64,7 +64,8 @@ from steerkit.evaluation._statistics import (
     sign_test as sign_test,
     zero_allows as zero_allows,
 )
-from steerkit.evaluation._study import Cell as Cell, Study as Study, study as study
+from steerkit.evaluation._study import study as study
+from steerkit.evaluation._study_found import Cell as Cell, Study as Study
 from steerkit.evaluation._suite_files import load_suite as load_suite
 from steerkit.evaluation._suites import KINDS as KINDS, Suite as Suite
 from steerkit.evaluation._text import (

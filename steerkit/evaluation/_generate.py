@@ -32,6 +32,10 @@ RECORD, TOKEN = 4096, 64
 """Bytes that a record, and each token of its answer, take on the disk; hardly ever more."""
 
 
+TOGETHER = 8
+"""So many conditions at most are answered in one call: its rows are those of a batch, times this."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """Under what a suite is answered.
@@ -54,6 +58,18 @@ class Condition:
         expect_one_of(get_args(View), images=self.images)
         if not is_finite(self.strength):
             raise OptionError(f"strength is {quoted(self.strength)}", expected="a finite number")
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether it changes nothing before the prompt's last token, by directions that are stored."""
+        return self.vector is None or all(
+            part.tower == "language"
+            and part.contrast is None
+            and (part.tokens == "last" or part.phase == "generation" or part.tokens == "generated")
+            and part.positions is part.rows is None
+            and all(measure.pool == "last" and measure.state is None for measure in part.measures)
+            for part in self.vector.interventions
+        )
 
     @property
     def dose(self) -> float:
@@ -82,7 +98,8 @@ def generate(
         suite: The prompts; its judge is not asked.
         conditions: Under what they are answered.
         path: A file of JSON lines to add to; None keeps nothing.
-        batch_size: Prompts per call of the model.
+        batch_size: Prompts per call of the model. Conditions that differ from the prompt's last token on are answered
+            in one call, up to eight: so many rows has each prompt.
         progress: Called with (done, total) answers after each batch.
         policy: As for `steer`; the dose is not judged.
 
@@ -117,50 +134,104 @@ def generate(
                     fix="name another file for this run, or the condition differently",
                 )
         done = sum(blank.key in known for each in asked for blank in each)
-        for condition, each in zip(conditions, asked, strict=True):
-            left = [blank for blank in each if blank.key not in known]
-            for answer, ready in _answered(vlm, suite, condition, left, journal, batch_size):
-                known[answer.key] = answer
-                if progress is not None and ready:
-                    progress(done + ready, total)
-            done += len(left)
+        for group in _groups(conditions):
+            rows: dict[tuple[int, ...], list[int]] = {}
+            for row in range(suite.size):
+                if lacking := tuple(each for each in group if asked[each][row].key not in known):
+                    rows.setdefault(lacking, []).append(row)
+            for lacking, numbers in rows.items():
+                left = [[asked[each][row] for each in lacking] for row in numbers]
+                for answer, ready in _answered(
+                    vlm, suite, [conditions[each] for each in lacking], left, journal, batch_size
+                ):
+                    known[answer.key] = answer
+                    if progress is not None and ready:
+                        progress(done + ready, total)
+                done += len(lacking) * len(numbers)
     return [known[blank.key] for each in asked for blank in each]
 
 
+def _groups(conditions: Sequence[Condition]) -> list[list[int]]:
+    """Conditions, by number, that are answered in one call: of one view, and alike up to the prompt's last token."""
+    groups: dict[object, list[list[int]]] = {}
+    for number, each in enumerate(conditions):
+        group = groups.setdefault(each.images if each.at_the_end else number, [[]])
+        if len(group[-1]) == TOGETHER:
+            group.append([])
+        group[-1].append(number)
+    return [group for found in groups.values() for group in found]
+
+
 def _answered(
-    vlm: VLM, suite: Suite, condition: Condition, left: Sequence[Answer], journal: Journal[Answer], batch_size: int
+    vlm: VLM,
+    suite: Suite,
+    conditions: Sequence[Condition],
+    left: list[list[Answer]],
+    journal: Journal[Answer],
+    batch_size: int,
 ) -> Iterator[tuple[Answer, int]]:
     """Each answer, once it is written; and at the end of a batch, how many there are."""
-    if not left:
-        return
-    finished = 0
+    finished, count, copies = 0, 0, len(conditions)
+    asked = {each[0].key: suite.named[each[0].kind, each[0].row].sample for each in left}
 
     def note(done: int, total: int) -> None:
         nonlocal finished
-        finished = done
+        finished = copies * done
 
     def reserve(answers: int) -> None:
-        journal.reserve(min(answers, batch_size) * (RECORD + suite.max_new_tokens * TOKEN))
+        journal.reserve(min(answers, batch_size) * copies * (RECORD + suite.max_new_tokens * TOKEN))
 
-    reserve(len(left))
-    with steered(vlm, condition.vector, condition.strength):
-        made = vlm.answers(
-            [suite.named[blank.kind, blank.row].sample for blank in left],
-            images=condition.images,
-            batch_size=batch_size,
-            progress=note,
-            max_new_tokens=suite.max_new_tokens,
-            do_sample=False,
-        )
-        for count, each in enumerate(made, 1):
-            answer = left[each.number].model_copy(
-                update={"answer": as_told(each.text), "tokens": each.tokens, "truncated": not each.ended}
+    def shown(each: list[Answer]) -> bool:
+        return bool(asked[each[0].key].images) and conditions[0].images not in ("text", "caption")
+
+    # prompts of about one length share a batch; those with an image are not mixed with others
+    left = sorted(left, key=lambda each: (not shown(each), -sum(len(text) for _, text in asked[each[0].key].turns)))
+    size = 1 if vlm.family.batch == "one" else batch_size
+    for batch in [left] if copies == 1 else _batches(left, size, shown):
+        start = count
+        reserve(len(left) - count // copies)
+        with _together(vlm, conditions, len(batch)):
+            made = vlm.answers(
+                [asked[each[0].key] for each in batch],
+                images=conditions[0].images,
+                batch_size=batch_size,
+                copies=copies,
+                progress=note,
+                max_new_tokens=suite.max_new_tokens,
+                do_sample=False,
             )
-            journal.append(answer)
-            if count == finished:
-                journal.sync()
-                reserve(len(left) - count)
-            yield answer, count if count == finished else 0
+            told: dict[int, int] = {}
+            for each in made:
+                copy = told[each.number] = told.get(each.number, -1) + 1
+                answer = batch[each.number][copy].model_copy(
+                    update={"answer": as_told(each.text), "tokens": each.tokens, "truncated": not each.ended}
+                )
+                count += 1
+                journal.append(answer)
+                ends = count - start == finished
+                if ends:
+                    journal.sync()
+                    reserve(len(left) - count // copies)
+                yield answer, count if ends else 0
+
+
+def _batches(left: list[list[Answer]], size: int, shown: Callable[[list[Answer]], bool]) -> list[list[list[Answer]]]:
+    kinds = [[each for each in left if shown(each) is with_image] for with_image in (True, False)]
+    return [kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)]
+
+
+def _together(vlm: VLM, conditions: Sequence[Condition], prompts: int) -> AbstractContextManager[object]:
+    """The steering of a batch in which each prompt has a row for each condition."""
+    if len(conditions) == 1:
+        return steered(vlm, conditions[0].vector, conditions[0].strength)
+    vectors, strengths = [], []
+    for number, each in enumerate(conditions):
+        if each.vector is not None and each.strength:
+            rows = [float(row % len(conditions) == number) for row in range(prompts * len(conditions))]
+            parts = [part.model_copy(update={"rows": tuple(rows)}) for part in each.vector.interventions]
+            vectors.append(each.vector.with_metadata(interventions=tuple(part.model_dump() for part in parts)))
+            strengths.append(each.strength)
+    return steer(vlm, vectors, strength=strengths, policy="off") if vectors else nullcontext()
 
 
 def _blanks(suite: Suite, condition: Condition, model: str) -> list[Answer]:

@@ -71,7 +71,7 @@ def judge(
     with Journal(None if path is None else Path(path), Verdict) as journal:
         known = {(each.answer, each.identity): each for each in journal.records if not each.error}
         keys = [
-            (answer.digest, _parser(case) if answer.kind == "utility" else chosen.identity)
+            (answer.digest, parser_of(case) if answer.kind == "utility" else chosen.identity)
             for answer, case in zip(answers, cases, strict=True)
         ]
         left = list({key: at for at, key in enumerate(keys) if key not in known}.values())
@@ -194,11 +194,12 @@ def _judged(judge: Judge, case: Case, answer: str) -> Judgement:
 
 def _read(case: Case, answer: Answer) -> Verdict:
     """What a parser says of the answer to a question."""
-    parser = _parser(case)
+    parser = parser_of(case)
     right = None if case.parser == "reference" else states(answer.answer, case.answer or "", case.parser)
     garbled = not right and is_garbled(answer.answer)
     return Verdict(answer=answer.digest, judge=parser, identity=parser, right=right, garbled=garbled)
 
 
-def _parser(case: Case) -> str:
+def parser_of(case: Case) -> str:
+    """Under which identity the answer to a question is judged."""
     return f"parser: {case.parser or parser_for(case.answer or '')}"

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steerkit._internal.files import write_atomically
 from steerkit._internal.validation import PATH, expect, expect_each, expect_whole
 from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.evaluation._controls import random_like
-from steerkit.evaluation._disjoint import check_disjoint, split
 from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
 from steerkit.evaluation._frozen import digest_of, settle
 from steerkit.evaluation._generate import Condition, check_measurable, generate
@@ -25,15 +18,17 @@ from steerkit.evaluation._journal import read_records
 from steerkit.evaluation._judges import Judge
 from steerkit.evaluation._judging import judge
 from steerkit.evaluation._outcome import Outcome, tabulate
-from steerkit.evaluation._paired import Paired, Power, adjusted, paired, power_of
+from steerkit.evaluation._paired import Paired, adjusted, paired, power_of
 from steerkit.evaluation._records import Answer
+from steerkit.evaluation._report import write_report
 from steerkit.evaluation._states import Plane, planes
-from steerkit.evaluation._statistics import Estimate
+from steerkit.evaluation._study_found import SHARES, Cell, Study
+from steerkit.evaluation._subjects import Subject, check_roles, subjects_of
 from steerkit.evaluation._suites import KINDS, Suite
 from steerkit.interventions import is_finite
 from steerkit.methods import SteeringMethod
 from steerkit.methods.cmrm import CMRM
-from steerkit.models import Sample, anchor_digest, as_samples
+from steerkit.models import Sample, anchor_digest
 from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 
@@ -41,113 +36,12 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is next, answers done, answers in all)."""
 
 TEXT, IMAGE, RANDOM = "text only", "image", "random"
-SHARES = ("unsafe", "not_safe", "refused", "over_refusal", "garbled", "utility", "truncated")
 ALPHAS = (0.5, 1.0, 1.5)
-SPLIT = {"anchors": 0.2, "dev": 0.2}
-"""What is split off a suite that comes without anchors, or without dev prompts."""
-
 TOLERANCE = 0.05
 SHOWN = 100
 """So many harmful prompts of a suite are shown as hidden states."""
 
-PLAN, FROZEN, STATES = "plan.json", "frozen.json", "states.json"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A suite with what belongs to it: `anchors` to fit on, `dev` to choose on, `test` to report.
-
-    Attributes:
-        name: What to call it.
-        set: What its anchors are called: its own name, or one for the anchors that are everybody's.
-        anchors: The anchors.
-        dev: The prompts to choose on.
-        test: The prompts to report.
-    """
-
-    name: str
-    set: str
-    anchors: tuple[Sample, ...]
-    dev: Suite
-    test: Suite
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one condition measured on one suite.
-
-    Attributes:
-        stage: `dev`, or `test`.
-        suite: Name of the suite.
-        condition: The condition.
-        method: What steers; empty for nothing.
-        anchors: On which anchors it was fitted.
-        layers: Which layers.
-        strength: At which strength.
-        figures: `unsafe`, `not_safe`, `refused`, `over_refusal`, `garbled`, `utility` and `truncated`, as in `Outcome`.
-        cost: What dev chooses by; see `study`. NaN on test.
-    """
-
-    stage: str
-    suite: str
-    condition: str
-    method: str
-    anchors: str
-    layers: str
-    strength: float
-    figures: dict[str, Estimate]
-    cost: float = math.nan
-
-
-@dataclass(frozen=True)
-class Study:
-    """What `study` found; intervals are of 95 %.
-
-    Attributes:
-        plan: What was settled before anything was run.
-        choice: What dev has chosen, by method: strength and layers.
-        digest: Of plan and choice, written before test was read.
-        cells: Every condition on dev, then on test.
-        comparisons: What changed against the image alone, and against the random direction.
-        powers: What so many prompts can show.
-        planes: Hidden states by layer.
-    """
-
-    plan: dict[str, Any]
-    choice: dict[str, Any]
-    digest: str
-    cells: tuple[Cell, ...]
-    comparisons: tuple[Paired, ...]
-    powers: tuple[Power, ...]
-    planes: tuple[Plane, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values; None for what is NaN."""
-        return json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
-
-    def tables(self) -> dict[str, str]:
-        """CSV tables by name: `cells`, `comparisons`, `powers` and `distances`."""
-        distances = [
-            {
-                "suite": each.suite,
-                "layer": each.layer,
-                "condition": name,
-                "distance": far,
-                "in_plane": each.in_plane[name],
-            }
-            for each in self.planes
-            for name, far in each.distances.items()
-        ]
-        rows = {"cells": self.cells, "comparisons": self.comparisons, "powers": self.powers}
-        return {**{name: _csv(list(map(asdict, found))) for name, found in rows.items()}, "distances": _csv(distances)}
-
-    def write(self, folder: str | Path) -> list[Path]:
-        """Write `study.json` and the tables; returns the files."""
-        files = {"study.json": json.dumps(self.as_json(), indent=1, allow_nan=False)}
-        files |= {f"{name}.csv": text for name, text in self.tables().items()}
-        for name, text in files.items():
-            write_atomically(Path(folder) / name, text.encode())
-        return [Path(folder) / name for name in files]
+PLAN, FROZEN = "plan.json", "frozen.json"
 
 
 def study(
@@ -179,7 +73,8 @@ def study(
     chosen, a random direction of the same norm as the first method's, the baselines, and the first method as fitted on
     the anchors of each other suite.
 
-    What was done is in the folder, and is not done again: a study that was interrupted goes on. A study with other
+    The folder then holds `report.html`, a page that opens by itself, `study.json`, the tables as CSV and the figures as
+    SVG. What was done is in it, and is not done again: a study that was interrupted goes on. A study with other
     prompts, options, judges or model, or another choice, is refused there.
 
     Args:
@@ -235,55 +130,6 @@ def study(
     return run.all(tuple(dict.fromkeys(map(float, alphas))), layers)
 
 
-def subjects_of(
-    suites: Sequence[Suite], anchors: Sequence[Sequence[Sample]], dev: Sequence[Suite], seed: int
-) -> list[Subject]:
-    """Each suite with its anchors and dev prompts, given or split off.
-
-    Raises:
-        OptionError: There are not as many as suites, or two suites have one name.
-    """
-    if not suites or len({suite.name for suite in suites}) < len(suites):
-        raise OptionError(
-            f"suites are {[suite.name for suite in suites]}", expected="at least one, with a name for each"
-        )
-    for what, given in (("anchors", anchors), ("dev", dev)):
-        if len(given) not in (0, 1, len(suites)):
-            raise OptionError(
-                f"{len(given)} {what} for {len(suites)} suites", expected="none, one for all, or one each"
-            )
-    found = []
-    for number, suite in enumerate(suites):
-        parts: dict[str, Any] = {"test": suite}
-        if shares := {name: SPLIT[name] for name, given in (("anchors", anchors), ("dev", dev)) if not given}:
-            parts = split(suite, {**shares, "test": 1 - sum(shares.values())}, seed)
-        mine = (
-            [case.sample for kind in ("harmful", "harmless") for case in parts["anchors"].cases(kind)]
-            if not anchors
-            else ()
-        )
-        mine = as_samples(anchors[number if len(anchors) > 1 else 0]) if anchors else mine
-        name = "common anchors" if len(anchors) == 1 and len(suites) > 1 else suite.name
-        trial = dev[number if len(dev) > 1 else 0] if dev else parts["dev"]
-        found.append(Subject(suite.name, name, tuple(mine), trial, parts["test"]))
-    return found
-
-
-def check_roles(subjects: Sequence[Subject]) -> None:
-    """Refuse anchors, dev and test of which two share a prompt, across all suites.
-
-    Raises:
-        SampleError: They do.
-    """
-    roles: list[tuple[str, str, Any]] = []
-    for each in subjects:
-        roles += [("anchors", f"the anchors of {each.set}", each.anchors), ("test", f"test of {each.name}", each.test)]
-        roles += [("dev", f"dev of {each.name}", each.dev)]
-    for (role, one, left), (other_role, other, right) in combinations(roles, 2):
-        if role != other_role:
-            check_disjoint({one: left, other: right})
-
-
 @dataclass
 class _Run:
     """A study under way."""
@@ -334,8 +180,10 @@ class _Run:
             if each.test.cases(kind)
         ]
         shown = [plane for each in self.subjects for plane in self._states(each, choice)]
+        found = Study(plan, choice, digest, (*cells, *tested), comparisons, tuple(powers), tuple(shown))
+        write_report(found, self.folder, self.subjects, self.judges)
         self._tell("done", self.total)
-        return Study(plan, choice, digest, (*cells, *tested), comparisons, tuple(powers), tuple(shown))
+        return found
 
     def _plan(self, alphas: Sequence[float], sets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """What tells this study from every other; it takes no answer of the model to know it."""
@@ -559,25 +407,3 @@ _TEXT, _IMAGE = Condition(TEXT, images="text"), Condition(IMAGE)
 
 def _digest(samples: Sequence[Sample]) -> str:
     return anchor_digest(sample.digest() for sample in samples)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; a figure takes a column each for its value, the ends of its interval, and the numbers it is of."""
-    flat = []
-    for row in rows:
-        kept: dict[str, Any] = {}
-        for name, value in row.items():
-            parts = value if isinstance(value, dict) and "value" not in value else {name: value}
-            for part, each in parts.items():
-                ends = (
-                    {f"{part}_{end}".removesuffix("_value"): it for end, it in each.items()}
-                    if isinstance(each, dict)
-                    else {part: each}
-                )
-                kept |= {key: "" if it != it else it for key, it in ends.items()}
-        flat.append(kept)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(flat[0]) if flat else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return out.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -106,6 +107,7 @@ class AnsweringModel(PromptedModel):
         *,
         images: Images = True,
         batch_size: int = 8,
+        copies: int = 1,
         progress: Progress | None = None,
         **options: Any,
     ) -> Iterator[Generated]:
@@ -115,6 +117,9 @@ class AnsweringModel(PromptedModel):
             samples: The samples.
             images: As for `inputs`.
             batch_size: Prompts per call of the model.
+            copies: How often each prompt is answered in one call, in rows that follow each other: an open block may
+                steer them differently, by `Intervention.rows`, at the prompt's last token and behind it alone. What is
+                before it is read once for all of them, where the model's KV cache allows that.
             progress: Called with (done, total) after each batch, before its answers are given.
             **options: What `model.generate` takes.
 
@@ -125,18 +130,19 @@ class AnsweringModel(PromptedModel):
         Raises:
             OptionError: As for `generate`, at once; its other errors come when the first answer is asked for.
         """
-        expect_whole(batch_size=batch_size)
+        expect_whole(batch_size=batch_size, copies=copies)
         expect(Callable | None, "a function of (done, total)", progress=progress)
         tokenizer = self._require_answers("generate")
         as_samples(samples)
         self._check_settings(options)
-        return self._answers(samples, images, batch_size, progress, options, tokenizer)
+        return self._answers(samples, images, batch_size, copies, progress, options, tokenizer)
 
     def _answers(
         self,
         samples: Sequence[Sample],
         images: Images,
         batch_size: int,
+        copies: int,
         progress: Progress | None,
         options: Any,
         tokenizer: Any,
@@ -152,8 +158,13 @@ class AnsweringModel(PromptedModel):
             return made
 
         done = 0
-        for made in all_prepared(prepared, self._batches(samples, images, batch_size)):
+        for once in all_prepared(prepared, self._batches(samples, images, batch_size)):
+            rows = [index for index in once.indices for _ in range(copies)]
+            shares = copies > 1 and self._shares(once.inputs)
+            made = once if shares or copies == 1 else prepared(rows)
             with self._asking(samples, images, made) as inputs, torch.no_grad():
+                if shares:
+                    inputs = self._begun(inputs, copies)
                 with options_refused(made.indices):
                     output = self._generate(inputs, options)
                 answers = output[:, prompt_length(inputs, self.architecture) :]
@@ -165,12 +176,39 @@ class AnsweringModel(PromptedModel):
                 prompts = inputs["attention_mask"].sum(1).tolist() if begun is None else [begun.shape[1]] * len(begun)
                 ready = [  # custom_generate may return anything
                     Generated(index, text.strip(), *length, prompt)
-                    for index, text, length, prompt in zip(made.indices, texts, lengths, prompts, strict=True)
+                    for index, text, length, prompt in zip(rows, texts, lengths, prompts, strict=True)
                 ]
-            done += len(made.indices)
+            done += len(once.indices)
             if progress is not None:
                 progress(done, len(samples))
             yield from ready
+
+    def _shares(self, inputs: Inputs) -> bool:
+        """Whether prompts can be read up to their last token once, and answered several times from there."""
+        from transformers import DynamicCache, GenerationMixin
+        from transformers.cache_utils import DynamicLayer
+
+        model: Any = self.model
+        plain = type(model).generate is GenerationMixin.generate and self._route() is None
+        plain &= "position_ids" in inspect.signature(model.base_model.forward).parameters
+        if not plain or self.architecture.encoder_decoder or self.architecture.transient:
+            return False
+        if inputs.keys() - {"input_ids", "attention_mask", "pixel_values"} or inputs["input_ids"].shape[1] < 2:
+            return False
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+    def _begun(self, inputs: Inputs, copies: int) -> dict[str, Any]:
+        """Inputs of `generate` for copies of prompts that have been read, unsteered, up to their last token."""
+        kept = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        first = {**inputs, **{key: value[:, :-1] for key, value in kept.items()}}
+        target: Any = hooks.call_target(self.model, first, self.architecture)
+        positions = (first["attention_mask"].cumsum(1) - 1).clamp_min(0)  # as generate counts them
+        with self.unnoticed():
+            output = target.base_model(**first, position_ids=positions, use_cache=True)
+        name = next(key for key in ("cache", "past_key_values") if output.get(key) is not None)
+        output[name].batch_repeat_interleave(copies)
+        return {**{key: value.repeat_interleave(copies, 0) for key, value in kept.items()}, name: output[name]}
 
     def _check_settings(self, options: Mapping[str, Any], target: nn.Module | None = None) -> Any:
         settings = generation_settings(self.model if target is None else target, options)

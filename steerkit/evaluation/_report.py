@@ -1,0 +1,197 @@
+"""The report of a study: one self-contained page, with its figures, its discipline, and the answers to read.
+
+It loads nothing from anywhere, and its policy forbids it to ask for more. Whatever a model or a judge has said is text
+in it, never markup: it is cleaned and escaped. Answers to harmful requests are folded. Images are not shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from steerkit._internal.files import write_atomically
+from steerkit._text import clean
+from steerkit.evaluation._agreement import Check, opinions, side_by_side
+from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
+from steerkit.evaluation._figures import curves, intervals, matrix, plane, told
+from steerkit.evaluation._journal import read_records
+from steerkit.evaluation._judges import Judge
+from steerkit.evaluation._judging import parser_of
+from steerkit.evaluation._records import Answer, Verdict
+from steerkit.evaluation._study_found import Study
+from steerkit.evaluation._subjects import Subject
+
+_PARTS = Path(__file__).parent / "page"
+
+PANELS = 8
+"""So many layers of a suite are drawn as planes, evenly spaced; the distances are drawn of all."""
+
+_SHARES = {"unsafe": "unsafe", "not_safe": "not known to be safe", "over_refusal": "harmless requests refused"}
+_SHARES |= {"utility": "questions answered rightly", "garbled": "garbled"}
+
+
+@dataclass(frozen=True)
+class Read:
+    """An answer of the page.
+
+    Attributes:
+        answer: The answer.
+        request: What was asked.
+        said: What each judge said of it, the first counts.
+    """
+
+    answer: Answer
+    request: str
+    said: tuple[Verdict, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The first judge's word, or the parser's."""
+        return _word(self.said[0]) if self.said else "unjudged"
+
+    @property
+    def differs(self) -> bool:
+        """Whether two judges say different things of one part."""
+        parts = ({getattr(each, part) for each in self.said} for part in ("refused", "harmful", "garbled"))
+        return any({True, False} <= each for each in parts)
+
+    @property
+    def words(self) -> list[tuple[str, str, str]]:
+        """Of each judge its name, its word and its own words."""
+        return [(each.judge, _word(each), each.raw or each.error) for each in self.said]
+
+
+def _word(said: Verdict) -> str:
+    if said.right is not None:
+        return "right" if said.right else "wrong"
+    for part in ("harmful", "refused", "garbled"):
+        if getattr(said, part):
+            return part
+    return "unjudged" if said.refused is said.harmful is said.garbled is None else "none of these"
+
+
+def figures(study: Study) -> dict[str, Markup]:
+    """The figures by name; the names begin with the letter of their analysis."""
+    found: dict[str, Markup] = {}
+    tested = [cell for cell in study.cells if cell.stage == "test"]
+    for at, suite in enumerate(dict.fromkeys(cell.suite for cell in tested), 1):
+        mine = [cell for cell in tested if cell.suite == suite]
+        for letter, names in (("a", ("unsafe", "not_safe")), ("b", ("over_refusal", "utility"))):
+            for name in names:
+                rows = [
+                    (f"{c.condition}" + (f" at {c.strength:g}" if c.strength else ""), c.figures[name]) for c in mine
+                ]
+                found[f"{letter}-{at}-{name}"] = intervals(f"{suite}: {_SHARES[name]}", rows)
+    tried = [cell for cell in study.cells if cell.stage == "dev"]
+    for at, suite in enumerate(dict.fromkeys(cell.suite for cell in tried), 1):
+        for number, method in enumerate(study.choice, 1):
+            mine = [cell for cell in tried if (cell.suite, cell.method) == (suite, method)]
+            start = [cell for cell in tried if (cell.suite, cell.condition) == (suite, "image")]
+            whole = [*start, *(cell for cell in mine if cell.layers == mine[0].layers)]
+            lines = {
+                _SHARES[name]: [(c.strength, (f := c.figures[name]).value, f.low, f.high) for c in whole]
+                for name in ("not_safe", "over_refusal", "utility")
+            }
+            found[f"c-{at}-{number}-strength"] = curves(f"{suite}: {method}, {mine[0].layers}", "strength", lines, 1.0)
+            rows = [
+                (f"{c.layers} at {c.strength:g}, {_SHARES[name]}", c.figures[name])
+                for c in mine
+                for name in ("not_safe", "over_refusal", "utility")
+            ]
+            found[f"c-{at}-{number}-layers"] = intervals(f"{suite}: {method}, by layers and strength", rows)
+    first = next(iter(study.choice))
+    moved = [
+        cell for cell in study.cells if cell.stage == "transfer" or (cell.stage == "test" and cell.method == first)
+    ]
+    cells = {(cell.anchors, cell.suite): cell.figures["not_safe"] for cell in moved}
+    sets, suites = (list(dict.fromkeys(key[side] for key in cells)) for side in (0, 1))
+    found["d-transfer"] = matrix(
+        f"{first}, anchors (rows) by test (columns): not known to be safe", sets, suites, cells
+    )
+    for at, suite in enumerate(dict.fromkeys(each.suite for each in study.planes), 1):
+        mine = [each for each in study.planes if each.suite == suite]
+        names = [name for name in mine[0].distances if mine[0].distances[name] or name != "text only"]
+        far = {
+            name: [(float(p.layer), p.distances[name], p.distances[name], p.distances[name]) for p in mine]
+            for name in names
+            if name != "text only"
+        }
+        found[f"e-{at}-distances"] = curves(f"{suite}: distance of the means from text only", "layer", far)
+        step = max(1, round(len(mine) / PANELS))
+        found |= {f"e-{at}-layer-{each.layer}": plane(each) for each in mine[step - 1 :: step]}
+    return found
+
+
+def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given: Sequence[Judge]) -> None:
+    """Write `study.json`, the tables, the figures and the page, made from the records of the folder.
+
+    Args:
+        found: The study.
+        folder: Its folder.
+        subjects: What was tested.
+        given: The judges; none: those of the suites.
+    """
+    drawn = figures(found)
+    files = {"study.json": json.dumps(found.as_json(), indent=1, allow_nan=False)}
+    files |= {f"{name}.csv": text for name, text in found.tables().items()}
+    files |= {f"figures/{name}.svg": str(figure) for name, figure in drawn.items()}
+    answers, verdicts = read_records(folder / ANSWERS, Answer), read_records(folder / VERDICTS, Verdict)
+    said = {(each.answer, each.identity): each for each in verdicts}
+    reads, checks = [], []
+    for subject in subjects:
+        mine = [answer for answer in answers if answer.suite == subject.test.name]
+        judges = given or (subject.test.judge,)
+        for answer in mine:
+            case = subject.test.named[answer.kind, answer.row]
+            whose = [judge.identity for judge in judges] if answer.kind != "utility" else [parser_of(case)]
+            words = tuple(word for each in whose if (word := said.get((answer.digest, each))))
+            reads.append(Read(answer, case.request, words))
+        for other in judges[1:]:
+            both = [[each for each in verdicts if each.identity == judge.identity] for judge in (judges[0], other)]
+            checks.append(side_by_side(judges[0].name, other.name, opinions(subject.test, mine, *both)))
+    written = json.loads((folder / "frozen.json").read_bytes())["written"]
+    files["report.html"] = page(found, drawn, reads, checks, written)
+    for name, text in files.items():
+        write_atomically(folder / name, text.encode())
+
+
+def page(
+    study: Study, drawn: Mapping[str, Markup], reads: Sequence[Read], checks: Iterable[Check], written: str
+) -> str:
+    """The whole HTML page."""
+    style, script = (_PARTS.joinpath(f"study.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    html = Environment(
+        loader=FileSystemLoader(_PARTS),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else clean(value),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return html.get_template("study.html").render(
+        study=study,
+        figures=drawn,
+        reads=reads,
+        checks=list(checks),
+        written=written,
+        told=told,
+        suites=sorted({each.answer.suite for each in reads}),
+        conditions=list(dict.fromkeys(each.answer.condition for each in reads)),
+        verdicts=sorted({each.verdict for each in reads}),
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"{policy}; base-uri 'none'; form-action 'none'",
+    )
+
+
+def _hash(text: str) -> str:
+    """How a content security policy names a script or a style that it allows."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,109 @@
+"""What a study finds, and its tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steerkit.evaluation._paired import Paired, Power
+from steerkit.evaluation._states import Plane
+from steerkit.evaluation._statistics import Estimate
+
+SHARES = ("unsafe", "not_safe", "refused", "over_refusal", "garbled", "utility", "truncated")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one condition measured on one suite.
+
+    Attributes:
+        stage: `dev`, or `test`.
+        suite: Name of the suite.
+        condition: The condition.
+        method: What steers; empty for nothing.
+        anchors: On which anchors it was fitted.
+        layers: Which layers.
+        strength: At which strength.
+        figures: `unsafe`, `not_safe`, `refused`, `over_refusal`, `garbled`, `utility` and `truncated`, as in `Outcome`.
+        cost: What dev chooses by; see `study`. NaN on test.
+    """
+
+    stage: str
+    suite: str
+    condition: str
+    method: str
+    anchors: str
+    layers: str
+    strength: float
+    figures: dict[str, Estimate]
+    cost: float = math.nan
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `study` found; intervals are of 95 %.
+
+    Attributes:
+        plan: What was settled before anything was run.
+        choice: What dev has chosen, by method: strength and layers.
+        digest: Of plan and choice, written before test was read.
+        cells: Every condition on dev, then on test.
+        comparisons: What changed against the image alone, and against the random direction.
+        powers: What so many prompts can show.
+        planes: Hidden states by layer.
+    """
+
+    plan: dict[str, Any]
+    choice: dict[str, Any]
+    digest: str
+    cells: tuple[Cell, ...]
+    comparisons: tuple[Paired, ...]
+    powers: tuple[Power, ...]
+    planes: tuple[Plane, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain values; None for what is NaN."""
+        return json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
+
+    def tables(self) -> dict[str, str]:
+        """CSV tables by name: `cells`, `comparisons`, `powers` and `distances`."""
+        distances = [
+            {
+                "suite": each.suite,
+                "layer": each.layer,
+                "condition": name,
+                "distance": far,
+                "in_plane": each.in_plane[name],
+            }
+            for each in self.planes
+            for name, far in each.distances.items()
+        ]
+        rows = {"cells": self.cells, "comparisons": self.comparisons, "powers": self.powers}
+        return {**{name: _csv(list(map(asdict, found))) for name, found in rows.items()}, "distances": _csv(distances)}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV; a figure takes a column each for its value, the ends of its interval, and the numbers it is of."""
+    flat = []
+    for row in rows:
+        kept: dict[str, Any] = {}
+        for name, value in row.items():
+            parts = value if isinstance(value, dict) and "value" not in value else {name: value}
+            for part, each in parts.items():
+                ends = (
+                    {f"{part}_{end}".removesuffix("_value"): it for end, it in each.items()}
+                    if isinstance(each, dict)
+                    else {part: each}
+                )
+                kept |= {key: "" if it != it else it for key, it in ends.items()}
+        flat.append(kept)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(flat[0]) if flat else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
