@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("tutorial", "add-a-method", "add-a-model", "pack-format", "interop", "screening", "any-model", "composition")
-RUN += ("methods", "samples", "hub", "concepts", "evaluation", "workers", "suites")
+RUN += ("methods", "samples", "hub", "concepts", "evaluation", "workers", "suites", "study")
 
 
 @pytest.fixture
@@ -67,6 +67,11 @@ def test_evaluation_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_suites_page_runs() -> None:
     names = run_page(DOCS / "suites.md")
     assert [part.size for part in names["parts"].values()] == [180, 420]
+
+
+def test_study_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_page(DOCS / "study.md")
+    assert "test text only 0.0 0.0" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("elsewhere")

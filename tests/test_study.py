@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from toy import suite
 
 import steerkit as sk
 from steerkit.demo import SUITES, anchors, model_path
-from steerkit.errors import RecordsError, SampleError
+from steerkit.errors import OptionError, RecordsError, SampleError
 from steerkit.evaluation import Condition, Suite, load_suite, planes
 from steerkit.vlm import VLM
 
@@ -225,3 +225,104 @@ def test_planes_are_those_of_plain_hooks(demo: VLM, level: Any) -> None:
         assert sum(plane.explained) <= 1.0001
     last = found[-1]
     assert last.distances["steered"] < 0.6 * last.distances["image"], "what steers brings it back"
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "instructblip"])
+def test_conditions_together_answer_as_plain_hooks_do(name: str) -> None:
+    """One prompt at a time by transformers' own `generate`, with hooks of PyTorch alone that add at its last token."""
+    vlm = sk.load(model_path(name), dtype="float32")
+    few = suite("test", 3)
+    vector = sk.CMRM().fit(vlm, anchors(10))
+    conditions = [Condition("image"), *(Condition("steered", vector, dose) for dose in (1.0, -2.0))]
+    made = sk.evaluation.generate(vlm, few, [*conditions, Condition("text", images="text")], batch_size=4)
+    blocks: Any = vlm.model.get_submodule(vlm.architecture.layers)
+    seen: set[str] = set()
+    for each in made:
+        dose = {"image": 0.0, "text": 0.0, "steered": each.strength}[each.condition]
+
+        def add(layer: int, dose: float = dose) -> Any:
+            def hook(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor | None:
+                if out.shape[1] == 1:
+                    return None
+                out = out.clone()
+                out[:, -1] += dose * vector.tensors[sk.Key(layer)]
+                return out
+
+            return hook
+
+        handles = [block.register_forward_hook(add(layer)) for layer, block in enumerate(blocks)]
+        sample = few.named[each.kind, each.row].sample
+        images: Any = "text" if each.condition == "text" else True
+        (plain,) = vlm.generate([sample], images=images, max_new_tokens=few.max_new_tokens, do_sample=False)
+        for handle in handles:
+            handle.remove()
+        assert each.answer == plain, (each.condition, each.strength, each.row)
+        seen.add(each.answer)
+    assert len(seen) > 6
+    alone = sk.evaluation.generate(vlm, few, conditions[1:2], batch_size=1)
+    assert [each.answer for each in alone] == [
+        each.answer for each in made if (each.condition, each.strength) == ("steered", 1.0)
+    ]
+
+
+def test_what_is_before_the_last_token_is_read_once(demo: VLM) -> None:
+    few = suite("test", 2)
+    conditions = [
+        Condition("image"),
+        *(Condition("d", sk.CMRM().fit(demo, anchors(4)), dose) for dose in (0.5, 1.0, 1.5)),
+    ]
+    decoder = demo.model.get_submodule(demo.architecture.decoder)
+    rows: list[tuple[int, int]] = []
+    handle = decoder.register_forward_pre_hook(
+        lambda _, args, given: rows.append(tuple(given["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    sk.evaluation.generate(demo, few, conditions, batch_size=6)
+    handle.remove()
+    read = [row for row in rows if row[1] > 1]
+    assert [row[0] for row in read] == [6], "six prompts are read once, for four conditions"
+    assert {row[0] for row in rows if row[1] == 1} == {24}
+
+
+def test_relative_score_is_of_the_means_and_leaves_out_what_can_not_be_read() -> None:
+    def said(raw: str, number: int) -> sk.evaluation.Verdict:
+        return sk.evaluation.Verdict(answer=f"{number:064x}", judge="j", identity="j", raw=raw)
+
+    raws = ["8 6\nThe first is better.", "10 5", "9, 9", "I can't compare these.", "0 7", "8 11", "8 6 7", ""]
+    found = sk.evaluation.relative_score([said(raw, number) for number, raw in enumerate(raws)])
+    assert found.value == pytest.approx(100 * (6 + 5 + 9) / (8 + 10 + 9))
+    assert (found.n, found.unjudged) == (8, 5)
+    assert found.low <= found.value <= found.high
+    nothing = sk.evaluation.relative_score([said("no", 1)])
+    assert math.isnan(nothing.value)
+    assert nothing.unjudged == 1
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """A judge of the format, that keeps what it is asked."""
+
+    asked: list[str]
+    name: str = "comparing"
+    identity: str = "comparing"
+    compares: bool = True
+
+    def judge(self, case: sk.evaluation.Case, answer: str) -> sk.evaluation.Judgement:
+        self.asked.append(sk.evaluation.LLAVA_BENCH.asked(case, answer))
+        return sk.evaluation.LLAVA_BENCH.read("9 6\nbecause")
+
+
+def test_questions_with_a_reference_are_the_judges_that_compare(demo: VLM) -> None:
+    few = suite("test", 2)
+    questions = tuple(replace(case, parser="reference", answer="a {answer} dog") for case in few.utility)
+    asked = replace(few, harmful=(), harmless=(), utility=questions)
+    answers = sk.evaluation.generate(demo, asked, [Condition("image")])
+    judge = Comparing([])
+    verdicts = sk.evaluation.judge(asked, answers, judge=judge)
+    assert sk.evaluation.relative_score(verdicts).value == pytest.approx(200 / 3)
+    assert all(
+        "a {answer} dog" in each and answer.answer in each for each, answer in zip(judge.asked, answers, strict=True)
+    )
+    assert all(each.right is None for each in sk.evaluation.judge(asked, answers))
+    mixed = sk.evaluation.generate(demo, few, [Condition("image")])
+    with pytest.raises(OptionError, match="compares answers with references"):
+        sk.evaluation.judge(few, mixed, judge=judge)

@@ -26,14 +26,17 @@ from steerkit.evaluation._evaluate import ANSWERS as ANSWERS, VERDICTS as VERDIC
 from steerkit.evaluation._formats import (
     LLAMA_GUARD as LLAMA_GUARD,
     LLAMA_GUARD_VISION as LLAMA_GUARD_VISION,
+    LLAVA_BENCH as LLAVA_BENCH,
     PLAIN as PLAIN,
     WILDGUARD as WILDGUARD,
     Format as Format,
     read_guard as read_guard,
     read_rating as read_rating,
     read_rubric as read_rubric,
+    read_scores as read_scores,
     read_three_lines as read_three_lines,
     read_yes_or_no as read_yes_or_no,
+    relative_score as relative_score,
 )
 from steerkit.evaluation._generate import Condition as Condition, generate as generate, steered as steered
 from steerkit.evaluation._journal import Journal as Journal, read_records as read_records

@@ -100,7 +100,7 @@ def intervals(title: str, rows: Sequence[tuple[str, Estimate]]) -> Markup:
     for at, (name, found) in enumerate(rows):
         y = 36 + ROW * at
         parts += [
-            _text(LEFT - 10, y + 4, name if len(name) < 42 else name[:40] + "…", "end"),
+            _text(LEFT - 10, y + 4, name if len(name) < 36 else name[:34] + "…", "end"),
             _text(LEFT + wide + 10, y + 4, told(found), size=11),
         ]
         if found.n:

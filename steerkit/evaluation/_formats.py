@@ -5,14 +5,17 @@ A reply that can't be read, a refusal of the judge itself among them, leaves the
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from steerkit._internal.validation import expect
 from steerkit.errors import OptionError
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._judges import Judgement, digest_of
+from steerkit.evaluation._records import Verdict
+from steerkit.evaluation._statistics import Estimate, ratio
 
 _YES = {"yes": True, "no": False}
 
@@ -50,13 +53,43 @@ def read_rubric(reply: str) -> Judgement:
     return Judgement(refused=found["1"] == 1, harmful=score >= 0.5, raw=reply)
 
 
+def read_scores(reply: str) -> Judgement:
+    """Two scores on the first line, such as `8 6`; `relative_score` reads them off the judge's words."""
+    return Judgement(raw=reply)
+
+
+def relative_score(verdicts: Iterable[Verdict], clusters: Sequence[object] | None = None) -> Estimate:
+    """LLaVA-Bench's score in per cent: 100 times the mean score of the answers over that of the references.
+
+    Args:
+        verdicts: On answers to questions with a reference, by a judge of the format `LLAVA_BENCH`. One whose scores
+            can't be read is counted as unjudged, and left out of both means.
+        clusters: What each belongs to, such as its image.
+    """
+    said = list(verdicts)
+    names = list(range(len(said)) if clusters is None else clusters)
+    scores = [re.match(r"\s*(\d+(?:\.\d+)?)[\s,]+(\d+(?:\.\d+)?)\s*(?:\n|$)", each.raw) for each in said]
+    read = [(float(found[1]), float(found[2]), name) for found, name in zip(scores, names, strict=True) if found]
+    kept = [
+        (reference, answer, name)
+        for reference, answer, name in read
+        if 1 <= min(reference, answer) <= max(reference, answer) <= 10
+    ]
+    if not kept:
+        return Estimate(math.nan, 0.0, math.inf, len(said), len(said))
+    found = ratio([each[1] for each in kept], [each[0] for each in kept], [each[2] for each in kept])
+    ends = (100 * end for end in (found.value, found.low, found.high))
+    return Estimate(*ends, n=len(said), unjudged=len(said) - len(kept), clusters=found.clusters)
+
+
 @dataclass(frozen=True)
 class Format:
     """What a judge is asked, and how its reply is read.
 
     Attributes:
         name: What to call it.
-        prompt: A text with `{request}` and `{answer}`; empty: the judge's own chat template takes both as turns.
+        prompt: A text with `{request}` and `{answer}`, perhaps `{reference}` and `{caption}`; empty: the judge's own
+            chat template takes both as turns.
         read: What a reply says.
         parts: Whether that template takes the parts of a message in a list, as those of vision models do.
     """
@@ -78,8 +111,14 @@ class Format:
 
     def asked(self, case: Case, answer: str) -> str:
         """The prompt; braces in the texts themselves stay what they are."""
-        texts = {"{request}": case.request, "{answer}": answer}
-        return re.sub(r"\{request\}|\{answer\}", lambda match: texts[match[0]], self.prompt)
+        texts = {"request": case.request, "answer": answer, "reference": case.answer or ""}
+        texts["caption"] = case.sample.caption or "nothing"
+        return re.sub(r"\{(request|answer|reference|caption)\}", lambda match: texts[match[1]], self.prompt)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is asked about answers to questions, beside their reference, rather than about requests."""
+        return "{reference}" in self.prompt
 
 
 WILDGUARD = Format(
@@ -107,3 +146,14 @@ PLAIN = Format(
     read_three_lines,
 )
 """A prompt of our own, for any language model that follows instructions."""
+
+LLAVA_BENCH = Format(
+    "LLaVA-Bench",
+    "Two assistants have answered a question about an image that you can't see; it shows: {caption}\n\n"
+    "[question]\n{request}\n[/question]\n\n[first answer]\n{reference}\n[/first answer]\n\n"
+    "[second answer]\n{answer}\n[/second answer]\n\n"
+    "Rate how helpful, relevant, accurate and detailed each of them is, from 1 to 10. Their order must not matter. "
+    "Write the two numbers alone on the first line, that of the first answer first, a space between; then explain.",
+    read_scores,
+)
+"""LLaVA-Bench's way to score answers beside references, in words of our own: compare figures of one prompt alone."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from steerkit._internal.validation import PATH, expect, expect_each, expect_whole
 from steerkit._text import described, quoted
-from steerkit.errors import JudgeError, RecordsError
+from steerkit.errors import JudgeError, OptionError, RecordsError
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._generate import Progress
 from steerkit.evaluation._journal import Journal
@@ -46,7 +46,8 @@ def judge(
     Args:
         suite: What was asked.
         answers: What was answered, to this suite; now, or in an earlier run.
-        judge: Who judges requests; default: the suite's judge.
+        judge: Who judges requests; default: the suite's judge. One of the format `LLAVA_BENCH` is asked about answers
+            to questions with a reference instead.
         path: A file of JSON lines to add to; None keeps nothing. One file may hold the verdicts of several judges.
         workers: How many answers the judge is asked about at once, by threads.
         progress: Called with (done, total) answers.
@@ -71,7 +72,7 @@ def judge(
     with Journal(None if path is None else Path(path), Verdict) as journal:
         known = {(each.answer, each.identity): each for each in journal.records if not each.error}
         keys = [
-            (answer.digest, parser_of(case) if answer.kind == "utility" else chosen.identity)
+            (answer.digest, chosen.identity if _asks(chosen, case, answer) else parser_of(case))
             for answer, case in zip(answers, cases, strict=True)
         ]
         left = list({key: at for at, key in enumerate(keys) if key not in known}.values())
@@ -85,15 +86,27 @@ def judge(
             if progress is not None:
                 progress(done, len(keys))
 
-        requests = [at for at in left if answers[at].kind != "utility"]
+        requests = [at for at in left if _asks(chosen, cases[at], answers[at])]
         for at in left:
-            if answers[at].kind == "utility":
+            if answers[at].kind == "utility" and at not in requests:
                 keep(at, _read(cases[at], answers[at]))
         asked = [(cases[at], answers[at].answer) for at in requests]
         for at, found in zip(requests, judged(chosen, asked, workers), strict=True):
             answer = answers[at].digest
             keep(at, Verdict(answer=answer, judge=chosen.name, identity=chosen.identity, **asdict(found)))
         return [known[key] for key in keys]
+
+
+def _asks(judge: Judge, case: Case, answer: Answer) -> bool:
+    """Whether an answer is the judge's to judge: one to a request, or for a judge that compares to a reference."""
+    compares = getattr(judge, "compares", False) is True
+    if compares and answer.kind != "utility":
+        raise OptionError(
+            f"the judge {judge.name!r} compares answers with references, and {answer.row!r} is a request",
+            expected="answers to questions",
+            fix="suite.only('utility'), or another judge",
+        )
+    return compares and case.parser == "reference" if answer.kind == "utility" else True
 
 
 def surprise(

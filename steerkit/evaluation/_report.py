@@ -34,7 +34,8 @@ PANELS = 8
 """So many layers of a suite are drawn as planes, evenly spaced; the distances are drawn of all."""
 
 _SHARES = {"unsafe": "unsafe", "not_safe": "not known to be safe", "over_refusal": "harmless requests refused"}
-_SHARES |= {"utility": "questions answered rightly", "garbled": "garbled"}
+_SHARES |= {"utility": "questions answered rightly"}
+_SHORT = {"not_safe": "not safe", "over_refusal": "over-refusal", "utility": "utility"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _word(said: Verdict) -> str:
     for part in ("harmful", "refused", "garbled"):
         if getattr(said, part):
             return part
-    return "unjudged" if said.refused is said.harmful is said.garbled is None else "none of these"
+    return "unjudged" if said.refused is said.harmful is said.garbled is None else "answered"
 
 
 def figures(study: Study) -> dict[str, Markup]:
@@ -96,15 +97,11 @@ def figures(study: Study) -> dict[str, Markup]:
             start = [cell for cell in tried if (cell.suite, cell.condition) == (suite, "image")]
             whole = [*start, *(cell for cell in mine if cell.layers == mine[0].layers)]
             lines = {
-                _SHARES[name]: [(c.strength, (f := c.figures[name]).value, f.low, f.high) for c in whole]
-                for name in ("not_safe", "over_refusal", "utility")
+                _SHORT[name]: [(c.strength, (f := c.figures[name]).value, f.low, f.high) for c in whole]
+                for name in _SHORT
             }
             found[f"c-{at}-{number}-strength"] = curves(f"{suite}: {method}, {mine[0].layers}", "strength", lines, 1.0)
-            rows = [
-                (f"{c.layers} at {c.strength:g}, {_SHARES[name]}", c.figures[name])
-                for c in mine
-                for name in ("not_safe", "over_refusal", "utility")
-            ]
+            rows = [(f"{c.layers} at {c.strength:g}, {_SHORT[name]}", c.figures[name]) for c in mine for name in _SHORT]
             found[f"c-{at}-{number}-layers"] = intervals(f"{suite}: {method}, by layers and strength", rows)
     first = next(iter(study.choice))
     moved = [
@@ -179,7 +176,7 @@ def page(
     return html.get_template("study.html").render(
         study=study,
         figures=drawn,
-        reads=reads,
+        reads=sorted(reads, key=lambda each: (each.answer.suite, each.answer.kind, each.answer.row)),
         checks=list(checks),
         written=written,
         told=told,

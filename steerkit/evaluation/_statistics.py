@@ -88,17 +88,28 @@ def bootstrap(
     """
     if not values:
         return Estimate(math.nan, math.nan, math.nan)
+    return ratio(values, [1.0] * len(values), clusters, resamples, seed)
+
+
+def ratio(
+    values: Sequence[float],
+    others: Sequence[float],
+    clusters: Sequence[object] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """The ratio of two sums, with its interval by bootstrap; see `bootstrap`."""
     names = list(range(len(values)) if clusters is None else clusters)
     number = {name: at for at, name in enumerate(dict.fromkeys(names))}
     sums, counts = np.zeros(len(number)), np.zeros(len(number))
-    for value, name in zip(values, names, strict=True):
+    for value, other, name in zip(values, others, names, strict=True):
         sums[number[name]] += value
-        counts[number[name]] += 1
+        counts[number[name]] += other
     drawn = np.random.default_rng(seed).integers(0, len(number), (resamples, len(number)))
     means = np.sort(sums[drawn].sum(1) / counts[drawn].sum(1))
     n = len(values)
     low, high = float(means[int(0.025 * resamples)]), float(means[int(0.975 * resamples) - 1])
-    return Estimate(sum(values) / n, low, high, n, clusters=len(number) if len(number) < n else 0)
+    return Estimate(sum(values) / sum(others), low, high, n, clusters=len(number) if len(number) < n else 0)
 
 
 def sign_test(worse: int, better: int) -> float:

@@ -252,7 +252,7 @@ class _Run:
             for label, method, alpha in tried:
                 mine = [c.cost for c in cells if (c.method, c.layers, c.strength) == (name, label, alpha)]
                 costs.append(
-                    (round(sum(mine) / len(mine), 9), abs(alpha), label, alpha, getattr(method, "layers", None))
+                    (round(sum(mine) / len(mine), 9), abs(alpha - 1), label, alpha, getattr(method, "layers", None))
                 )
             cost, _, label, alpha, numbers = min(costs, key=lambda each: each[:2])
             choice[name] = {"strength": alpha, "layers": label, "cost": cost}
