@@ -70,7 +70,9 @@ def _configured(create: Callable[..., Any]) -> Callable[..., Any]:
         config.additional_config = {**config.additional_config, **registry.started()}
         multimodal = config.model_config.multimodal_config
         if registry.room.measured and multimodal is not None:
-            multimodal.mm_processor_cache_gb = 0  # a white image is made from what is known of the prompt's own
+            # a white image is made from what is known of the prompt's own, as the model's processor would make it
+            multimodal.mm_processor_cache_gb = 0
+            multimodal.mm_device_do_normalize = False
         _registries.append((config, registry))
         return config
 

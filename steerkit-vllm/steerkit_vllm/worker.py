@@ -247,7 +247,10 @@ def check_config(config: Any) -> None:
     """
     parallel, compilation = config.parallel_config, config.compilation_config
     speculative = config.speculative_config
+    from vllm import envs
+
     problems = {
+        "the front end in Rust, which no plug-in reaches": bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False)),
         "dual batch overlap": getattr(parallel, "use_ubatching", False) or getattr(parallel, "enable_dbo", False),
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,

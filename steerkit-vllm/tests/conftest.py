@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 HERE = Path(__file__).parent
 STARTUP = HERE / "startup"
+runpy.run_path(str(STARTUP / "sitecustomize.py"))  # here as in the processes that are started below
 
 
 def environment(**extra: str) -> dict[str, str]:

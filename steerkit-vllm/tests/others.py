@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from breadth import pairs, text_models  # noqa: E402
+from breadth.processor_options import NAMED  # noqa: E402
 from breadth.prompts import picture  # noqa: E402
 
 import steerkit as sk  # noqa: E402
@@ -42,10 +43,15 @@ TEXTS = (
     "Name three tools that a carpenter uses, and say what each of them is for",
 )
 
+QWEN = {f"{name}_token": f"<|{name}|>" for name in ("vision_start", "vision_end")}
+QWEN |= {f"{name}_token": f"<|{name}_pad|>" for name in ("image", "video")}
+NAMED.update(dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), QWEN))  # vLLM knows them by these names
+
 ROTARY: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"mrope_section": [16, 24, 24]},
     "qwen2_5_vl": {"mrope_section": [16, 24, 24]},
     "qwen3_vl": {"mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    "qwen3_5": {"mrope_section": [11, 11, 10], "mrope_interleaved": True},
 }
 """What transformers takes where a configuration does not say it, and vLLM does not; every checkpoint says it."""
 
