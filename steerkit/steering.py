@@ -16,6 +16,7 @@ from steerkit._internal.validation import expect_one_of
 from steerkit.analysis import (
     check_dose,
     check_fingerprint,
+    check_template_options,
     needs_norms,
     orthogonalized,
     responses_or_reason,
@@ -295,6 +296,8 @@ def check_applied(vectors: Sequence[SteeringVector], strengths: Sequence[float],
     for vector in vectors:
         checks.append(check_model(vector, vlm))
         checks.append(check_fingerprint(vector.metadata.fingerprint, ours))
+        if vlm.processor is not None:
+            checks += check_template_options(vector.metadata.anchors, vlm.chat_template_kwargs)
     if isinstance(ours, SteerKitError):
         dose = check_dose(vectors, strengths, stored_norms(vectors), ours.problem, ours.fix or "")
     else:

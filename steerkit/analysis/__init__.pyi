@@ -14,6 +14,7 @@ from steerkit.analysis._fingerprint import (
     SAME_HEAD as SAME_HEAD,
     Response as Response,
     check_fingerprint as check_fingerprint,
+    check_template_options as check_template_options,
     fingerprint as fingerprint,
     logit_difference as logit_difference,
     probes as probes,

@@ -16,9 +16,9 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from steerkit._text import described
 from steerkit.analysis._logits import difference, recorded
 from steerkit.engines import hooks
 from steerkit.errors import ModelError, NonFiniteError, OptionError, ProcessorError, SteerKitError
-from steerkit.models import Inputs, LoadedModel, Sample
+from steerkit.models import Inputs, LoadedModel, PromptFormat, Sample, prepare
 from steerkit.policy import Check
-from steerkit.vectors import Fingerprint, ProbeRecord
+from steerkit.vectors import AnchorRecord, Fingerprint, ProbeRecord, options_record
 
 SAME = 0.99
 """Cosine from which on it is the same model. Measured: docs/trust.md."""
@@ -231,6 +231,34 @@ def check_fingerprint(theirs: Fingerprint | None, ours: Responses | SteerKitErro
     )
 
 
+def check_template_options(anchors: AnchorRecord | None, ours: Mapping[str, Any]) -> list[Check]:
+    """Compare the options that the chat template had for the anchors with those of a model's prompts.
+
+    Args:
+        anchors: What the vector was fitted on.
+        ours: The options of the model's prompts, for samples that do not set them.
+
+    Returns:
+        One check, `pass` or `warn`; none where nobody set any, or they are not known.
+    """
+    if anchors is None or not (anchors.chat_template_kwargs or ours):
+        return []
+    counted = sum(anchors.chat_template_kwargs.values())
+    theirs = {*anchors.chat_template_kwargs, *([""] if counted < anchors.size else [])}
+    own = options_record(ours)
+    if own in theirs:
+        return [Check("chat template", "pass", f"the options {own or 'by default'} as where the vector was made")]
+    told = " or ".join(sorted(each or "those by default" for each in theirs))
+    warned = Check(
+        "chat template",
+        "warn",
+        f"the vector was made on prompts for which the chat template had the options {told}, and this model's prompts "
+        f"have {own or 'those by default'}, unless a sample says otherwise",
+        "sk.load or sk.wrap with chat_template_kwargs={...}, or extract a vector from such prompts",
+    )
+    return [warned]
+
+
 def state_norms(ours: Responses) -> dict[int, float]:
     """`{layer: norm}` of the hidden states at the last prompt token: the mean over the probes."""
     norms = torch.stack([response.states.norm(dim=1) for response in ours.values()]).mean(dim=0)
@@ -301,7 +329,8 @@ def _measure(vlm: LoadedModel) -> Responses:
     found: Responses = {}
     with vlm.unnoticed():
         for name, sample in probes(images=vlm.architecture.takes_images).items():
-            inputs = vlm.inputs([sample])
+            # without the options that the model's own prompts have: they are compared by themselves
+            inputs = vlm.placed(prepare(cast("PromptFormat", vlm.format), [sample], [0]).inputs)
             vlm.reset()
             outputs: list[Any] = []
             try:

@@ -29,14 +29,19 @@ class Weights:
     Attributes:
         dtype: Type of the weights.
         device_map: Where the weights go, as in transformers. Default: the GPU where there is one, else the CPU.
+        template_option (KEY=VALUE): An option of the chat template, such as enable_thinking=false, for every prompt;
+            may be repeated.
     """
 
     dtype: Dtype | None = None
     device_map: str | None = None
+    template_option: list[str] | None = None
 
     def given(self, revision: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `steerkit.load`."""
-        return present(**{"revision": revision, **vars(self)})
+        given = {"revision": revision, **vars(self)}
+        told = settings(given.pop("template_option"), "--template-option")
+        return present(**given, chat_template_kwargs=told or None)
 
 
 @dataclass(frozen=True)
@@ -272,13 +277,13 @@ def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def settings(given: Iterable[str] | None) -> dict[str, Any]:
-    """The options of a method from `--set key=value`: JSON where the value is JSON, else text.
+def settings(given: Iterable[str] | None, option: str = "--set") -> dict[str, Any]:
+    """Options from `key=value` arguments: JSON where the value is JSON, else text.
 
     Raises:
         OptionError: A value begins as a list or an object, and is none.
     """
-    return {key: _json_or_text(value, key) for key, value in pairs(given, "--set").items()}
+    return {key: _json_or_text(value, f"{option} {key}") for key, value in pairs(given, option).items()}
 
 
 def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
@@ -293,11 +298,11 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
         raise typer.BadParameter(f"{text!r} is not a comma-separated list of numbers", param_hint=option) from error
 
 
-def _json_or_text(value: str, key: str) -> Any:
+def _json_or_text(value: str, what: str) -> Any:
     from steerkit._internal.json import json_value
 
     try:
-        return json_value(value, f"--set {key}", error=OptionError)
+        return json_value(value, what, error=OptionError)
     except OptionError:
         if value.lstrip()[:1] in ("[", "{"):
             raise

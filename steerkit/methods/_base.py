@@ -27,13 +27,12 @@ from steerkit.methods._measuring import (
     check_anchors,
     check_measuring,
     model_and_anchors,
-    options_of,
     versions,
 )
 from steerkit.methods._moments import Groups, Observations, groups_of
 from steerkit.methods._state import Extraction, Measured, State, check_place, merged
 from steerkit.models import Images, Sample, SteerableModel, as_samples, numbered_from
-from steerkit.vectors import Fingerprint, Key, MethodRecord, PackMetadata, SteeringVector
+from steerkit.vectors import Fingerprint, Key, MethodRecord, PackMetadata, SteeringVector, options_record
 
 SAVE_EVERY = 2.0
 """Seconds between two writes of a checkpoint."""
@@ -294,6 +293,7 @@ class SteeringMethod(Frozen, ABC):
             layers=tuple(plan.layers),
             anchors=len(anchors),
             block_size=max(batch_size // plan.together, 1) * plan.together,
+            chat_template_kwargs=options_record(getattr(model, "chat_template_kwargs", {})),
         )
 
     def _start(
@@ -352,7 +352,8 @@ class SteeringMethod(Frozen, ABC):
                     observed = self.observe(model, batch, plan.layers)
                     nodes = state.added((0, block), groups_of(observed, second=plan.second_moments, keep=plan.rows))
                 for index, sample in zip(span, batch, strict=True):
-                    state.samples[index] = Measured(sample.digest(), sample.label or "", options_of(sample))
+                    told = {**getattr(model, "chat_template_kwargs", {}), **sample.chat_template_kwargs}
+                    state.samples[index] = Measured(sample.digest(), sample.label or "", options_record(told))
                 # one assignment: an interrupt can't fall between a batch and the note that it is done
                 state.nodes = nodes
                 done += len(batch)

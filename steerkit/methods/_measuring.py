@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
@@ -17,14 +15,6 @@ from steerkit.errors import OptionError
 from steerkit.methods._state import State
 from steerkit.models import Images, Sample, SteerableModel, anchor_digest, hides_images, named, numbered_from
 from steerkit.vectors import AnchorRecord
-
-
-def options_of(sample: Sample) -> str:
-    """What a sample tells the chat template, as JSON; a template of its own by its digest."""
-    options = dict(sample.chat_template_kwargs)
-    if "chat_template" in options:
-        options["chat_template"] = f"sha256 {hashlib.sha256(str(options['chat_template']).encode()).hexdigest()}"
-    return json.dumps(options, sort_keys=True, ensure_ascii=False) if options else ""
 
 
 def check_measuring(batch_size: Any, checkpoint: Any, progress: Any, engine: Any) -> None:

@@ -30,7 +30,7 @@ def require_vision(model: SteerableModel) -> None:
 def require_images(anchors: Sequence[Sample]) -> None:
     """For `plan`: refuse anchors without images."""
     for index in range(len(anchors)):
-        if not anchors[index].images:
+        if not anchors[index].images and not anchors[index].videos:
             raise MissingImageError(
                 f"anchor {index} ({str(anchors[index].text)[:60]!r}) has no image",
                 expected="an image in every anchor",

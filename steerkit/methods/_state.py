@@ -44,6 +44,7 @@ class Extraction(Frozen):
         layers: The layers that are measured.
         anchors: The number of anchors of the whole set.
         block_size: So many anchors make a block, and are measured in one batch.
+        chat_template_kwargs: The options of the chat template for anchors that set none, as JSON.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Extraction(Frozen):
     layers: tuple[int, ...]
     anchors: int
     block_size: int
+    chat_template_kwargs: str = ""
 
     @property
     def blocks(self) -> range:

@@ -16,6 +16,7 @@ from steerkit.vectors._metadata import (
     StrengthPoint as StrengthPoint,
     StrengthRecord as StrengthRecord,
     Text as Text,
+    options_record as options_record,
     parse_metadata as parse_metadata,
 )
 from steerkit.vectors._publication import PACK as PACK, Publication as Publication

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -100,6 +102,14 @@ class ModelRecord(Frozen):
         if site == "head_out":
             return 0 if tower == "vision" else (self.head_count or 0) * (self.head_size or 0)
         return self.hidden_size if tower == "language" else self.vision_hidden_size or 0
+
+
+def options_record(options: Mapping[str, Any]) -> str:
+    """Options of a chat template as JSON; a template of its own by its digest; empty for none."""
+    told = dict(options)
+    if "chat_template" in told:
+        told["chat_template"] = f"sha256 {hashlib.sha256(str(told['chat_template']).encode()).hexdigest()}"
+    return json.dumps(told, sort_keys=True, ensure_ascii=False) if told else ""
 
 
 class AnchorRecord(Frozen):

@@ -72,7 +72,8 @@ class AnsweringModel(PromptedModel):
             images: As for `inputs`.
             batch_size: Prompts per call of the model.
             progress: Called with (done, total) after each batch.
-            **options: What `model.generate` takes, such as `max_new_tokens` or a `generation_config`.
+            **options: What `model.generate` takes, such as `max_new_tokens` or a `generation_config`; and
+                `chat_template_kwargs`, options of the chat template for samples that do not set them.
 
         Returns:
             One text per sample, in order, without the prompt and without special tokens.
@@ -109,6 +110,7 @@ class AnsweringModel(PromptedModel):
         batch_size: int = 8,
         copies: int = 1,
         progress: Progress | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Iterator[Generated]:
         """The same as `generate`, one batch after the other, so that answers can be kept as they come.
@@ -121,6 +123,7 @@ class AnsweringModel(PromptedModel):
                 steer them differently, by `Intervention.rows`, at the prompt's last token and behind it alone. What is
                 before it is read once for all of them, where the model's KV cache allows that.
             progress: Called with (done, total) after each batch, before its answers are given.
+            chat_template_kwargs: Options of the chat template, for samples that do not set them.
             **options: What `model.generate` takes.
 
         Returns:
@@ -134,6 +137,8 @@ class AnsweringModel(PromptedModel):
         expect(Callable | None, "a function of (done, total)", progress=progress)
         tokenizer = self._require_answers("generate")
         as_samples(samples)
+        if chat_template_kwargs:
+            samples = [sample.with_template_options(chat_template_kwargs) for sample in samples]
         self._check_settings(options)
         return self._answers(samples, images, batch_size, copies, progress, options, tokenizer)
 

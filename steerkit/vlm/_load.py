@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,11 +15,13 @@ from steerkit.vlm._self_check import check_itself
 from steerkit.vlm._vlm import VLM
 
 
-def load(source: str, **options: Any) -> VLM:
+def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, **options: Any) -> VLM:
     """Load a model with its processor, from the Hugging Face hub or a folder.
 
     Args:
         source: Repository id or folder.
+        chat_template_kwargs: Options of the chat template, such as `{"enable_thinking": False}`: of every prompt that
+            is made of a sample, unless the sample sets them itself.
         **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir` ...
 
     Returns:
@@ -28,6 +31,7 @@ def load(source: str, **options: Any) -> VLM:
         UnsupportedModelError: There is no model, or its type is not served; raised before any weight is read.
         ProcessorError: The processor can't be built.
         OptionError: The source is no text, or torch has no such dtype.
+        SampleError: The chat template does not read such an option.
 
     Example:
         >>> vlm = sk.load("llava-hf/llava-1.5-7b-hf", device_map="auto", dtype="bfloat16")
@@ -49,23 +53,25 @@ def load(source: str, **options: Any) -> VLM:
             f"{str(source)!r} needs what is not installed: {one_line(error).strip()[:200]}",
             expected="the packages that transformers names",
         ) from error
-    return _tried(VLM(model.eval(), processor, family, revision=commit))
+    return _tried(VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs))
 
 
-def wrap(model: nn.Module, processor: Any = None) -> VLM:
+def wrap(model: nn.Module, processor: Any = None, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> VLM:
     """Use a model that is already loaded.
 
     Args:
         model: The Hugging Face model, or a PEFT model around it; it is neither copied nor changed.
         processor: Its processor (of a language model, its tokenizer). Without one, only raw inputs can be used:
             `steer(model, vector)` and `model.generate(**inputs)`.
+        chat_template_kwargs: As for `load`.
 
     Raises:
         UnsupportedModelError: This model type is not served, or PEFT puts tokens of its own in front of prompts.
+        SampleError: The chat template does not read such an option.
     """
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
-    return _tried(VLM(model, processor))
+    return _tried(VLM(model, processor, chat_template_kwargs=chat_template_kwargs))
 
 
 def _tried(vlm: VLM) -> VLM:

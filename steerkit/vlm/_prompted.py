@@ -101,7 +101,7 @@ def options_refused(indices: Sequence[int]) -> Iterator[None]:
             raise OptionError(
                 f"generate does not take these options ({described(error)})",
                 expected="options of transformers' generate",
-                fix="options of the chat template are the sample's: sk.Sample(text, chat_template_kwargs={...})",
+                fix="options of the chat template: chat_template_kwargs={...}, of sk.load, sk.wrap or a sk.Sample",
             ) from error
         module = nn.Module._call_impl.__code__
         inside = any(frame.f_code is module for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -124,10 +124,17 @@ class PromptedModel:
         architecture: Where the model's blocks are.
         format: Its prompts; None where there is no processor.
         record: What the model is.
+        chat_template_kwargs: Options of the chat template, for samples that do not set them.
     """
 
     def __init__(
-        self, model: nn.Module, processor: Any, family: Family | None = None, *, revision: str | None = None
+        self,
+        model: nn.Module,
+        processor: Any,
+        family: Family | None = None,
+        *,
+        revision: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         expect(Family | None, "the family's record", "sk.wrap(model, processor) finds it", family=family)
         self.model = model = hugging_face(model)
@@ -140,6 +147,12 @@ class PromptedModel:
             self.format = PromptFormat(model, processor, self.family, self.architecture)
             self.format.check_image_token(type(model).__name__)
         self.record: ModelRecord = model_record(model, processor, self.architecture, revision)
+        self.chat_template_kwargs: dict[str, Any] = {}
+        if chat_template_kwargs:
+            self.require_processor("an option of the chat template")
+            options = Sample("?", chat_template_kwargs=chat_template_kwargs)
+            cast("PromptFormat", self.format).check_template_options(options)
+            self.chat_template_kwargs.update(options.chat_template_kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -351,7 +364,9 @@ class PromptedModel:
         self, samples: Sequence[Sample], indices: Sequence[int], images: Images = True, seed: int = 0
     ) -> Prepared:
         self.require_processor("building inputs")
-        return prepare(cast("PromptFormat", self.format), samples, indices, images, seed)
+        return prepare(
+            cast("PromptFormat", self.format), samples, indices, images, seed, options=self.chat_template_kwargs
+        )
 
     def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
         """Indices by batch; prompts that can't share one are each given their own."""

@@ -1,0 +1,120 @@
+"""Options of the chat template: for one prompt, for all of a model's, in the pack, and compared where it is applied."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from reference import picture
+
+import steerkit as sk
+from steerkit.errors import CheckpointError, ProcessorError, SampleError
+
+THINKS = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+LAYER = 1
+
+
+def built(family: str = "qwen3_vl", **options: Any) -> sk.VLM:
+    model, processor = tiny.build(family)
+    processor.chat_template += THINKS
+    return sk.wrap(model, processor, **options)
+
+
+def prompt(vlm: sk.VLM, **options: Any) -> str:
+    sample = sk.Sample("What is this?", (picture(1),), chat_template_kwargs=options)
+    return vlm.processor.tokenizer.decode(vlm.inputs([sample])["input_ids"][0])
+
+
+def anchors(**options: Any) -> list[sk.Sample]:
+    return [sk.Sample(f"What is {at}?", (picture(at),), chat_template_kwargs=options) for at in range(3)]
+
+
+def fitted(vlm: sk.VLM, **options: Any) -> sk.SteeringVector:
+    return sk.CMRM(layers=(LAYER,)).fit(vlm, anchors(**options), engine="hooks")
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava", "llava_onevision"])
+def test_they_reach_every_prompt_of_the_model_and_a_sample_says_otherwise(family: str) -> None:
+    off = built(family, chat_template_kwargs={"enable_thinking": False})
+    own = off.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+    assert own.endswith("<think></think>")  # as transformers itself renders it
+    assert prompt(off).endswith("<think></think>")
+    assert not prompt(off, enable_thinking=True).endswith("<think></think>")
+    assert not prompt(built(family)).endswith("<think></think>")
+
+
+def test_an_option_that_the_template_does_not_read_is_refused_at_once() -> None:
+    with pytest.raises(SampleError, match="no_such"):
+        built(chat_template_kwargs={"no_such": 1})
+    with pytest.raises(SampleError, match="this model has none"):
+        sk.wrap(*tiny.build("instructblip-llama"), chat_template_kwargs={"enable_thinking": False})
+    model, _ = tiny.build("qwen3_vl")
+    with pytest.raises(ProcessorError, match="processor"):
+        sk.wrap(model, chat_template_kwargs={"enable_thinking": False})
+
+
+def test_a_loaded_model_has_them(tmp_path: Path) -> None:
+    vlm = built("llava")
+    vlm.model.save_pretrained(tmp_path)  # type: ignore[operator]
+    vlm.processor.save_pretrained(tmp_path)
+    off = sk.load(str(tmp_path), chat_template_kwargs={"enable_thinking": False})
+    assert prompt(off).endswith("<think></think>")
+
+
+@pytest.mark.parametrize("where", ["model", "sample"])
+def test_a_pack_keeps_them_and_another_setting_is_told(where: str, tmp_path: Path) -> None:
+    off = {"enable_thinking": False}
+    vlm = built(chat_template_kwargs=off if where == "model" else None)
+    made = fitted(vlm, **(off if where == "sample" else {}))
+    pack = sk.SteeringVector.load(made.save(tmp_path / "v.safetensors"))
+    assert pack.metadata.anchors is not None
+    assert pack.metadata.anchors.chat_template_kwargs == {json.dumps(off): 3}
+    other = built()
+    with pytest.warns(UserWarning, match='options {"enable_thinking": false}'), sk.steer(other, pack):
+        other.generate(anchors()[:1], max_new_tokens=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        same = built(chat_template_kwargs=off)
+        with sk.steer(same, pack) as receipt:
+            same.generate(anchors()[:1], max_new_tokens=1)
+    assert receipt.prompt_tokens == 1
+
+
+def test_a_pack_made_without_any_tells_a_model_that_has_some() -> None:
+    made = fitted(built())
+    on = built(chat_template_kwargs={"enable_thinking": False})
+    with pytest.warns(UserWarning, match="those by default, and this model's"), sk.steer(on, made):
+        on.generate(anchors()[:1], max_new_tokens=1)
+
+
+def test_the_fingerprint_is_of_the_model_whatever_its_prompts_are_told() -> None:
+    assert built().fingerprint() == built(chat_template_kwargs={"enable_thinking": False}).fingerprint()
+
+
+def test_an_extraction_is_not_resumed_with_other_ones(tmp_path: Path) -> None:
+    kept = tmp_path / "state"
+    sk.CMRM(layers=(LAYER,)).fit(built(), anchors(), engine="hooks", checkpoint=kept)
+    off = built(chat_template_kwargs={"enable_thinking": False})
+    with pytest.raises(CheckpointError, match="chat_template_kwargs"):
+        sk.CMRM(layers=(LAYER,)).fit(off, anchors(), engine="hooks", checkpoint=kept)
+
+
+def test_those_of_a_call_reach_its_prompts_alone() -> None:
+    vlm, read = built(), []
+    vlm.model.register_forward_pre_hook(  # type: ignore[operator]
+        lambda module, args, given: read.append(given.get("input_ids")), with_kwargs=True
+    )
+    sample = sk.Sample("What is this?", (picture(1),))
+    vlm.generate([sample], max_new_tokens=1, chat_template_kwargs={"enable_thinking": False})
+    vlm.generate([sample], max_new_tokens=1)
+    texts = [vlm.processor.tokenizer.decode(ids[0]) for ids in read if ids is not None]
+    assert [text.endswith("<think></think>") for text in texts] == [True, False]
