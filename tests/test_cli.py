@@ -561,6 +561,19 @@ class TestLists:
         assert served["llava"].distribution.startswith("steerkit-vlm ")
         assert "instructblip" in run("models").out
 
+    def test_one_model_type(self) -> None:
+        found = json.loads(run("models", "llava", "--json").out)
+        assert (found["type"], found["level"]) == ("llava", "images and text")
+        assert found["declared"]["needs"] == ["patch_size"]
+        assert "layers" in found["asked"]
+        assert "attention" in found["probed"]
+        assert "video" in json.loads(run("models", "qwen2_vl", "--json").out)["also"]
+        assert "layers" in run("models", "llava").out
+        refused = json.loads(run("models", "diffusion_gemma", "--json").out)
+        assert (refused["level"], "canvas" in refused["cannot"][0]) == ("refused", True)
+        assert json.loads(run("models", "llama", "--json").out)["level"] == "untested"
+        assert run("models", "no_such_type").code == 1
+
     def test_methods(self) -> None:
         rows = [MethodRow.model_validate(row) for row in json.loads(run("methods", "--json").out)["methods"]]
         cmrm = next(row for row in rows if row.name == "cmrm")

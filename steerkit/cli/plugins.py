@@ -17,35 +17,53 @@ if TYPE_CHECKING:
     from steerkit._internal.plugins import Registered
 
 
-def models() -> Result:
+_SEEING = ("AutoModelForImageTextToText",)
+
+
+def models(kind: str | None = None) -> Result:
     """List the model types that can be steered.
 
-    Each type that takes images with its level in the tests, what is declared of it and what it can't do; all else is
-    asked of the model and its processor. Types of language models are counted, and listed by --json.
+    Each type that takes images with its level in the tests, what it takes beside images, what is declared of it and
+    what it can't do; all else is asked of the model and its processor. Types of language models are counted, and listed
+    by --json.
+
+    Args:
+        kind (TYPE): Show all that is known of one type, the `model_type` of a model's config.json.
     """
     import_libraries()
     from steerkit._internal.plugins import ADAPTERS, registered
+
+    if kind is not None:
+        family = sk.models.family_for(kind)
+        values = {name: getattr(family, name) for name in family.declared}
+        sees = {"asked": family.asked, "probed": family.probed} if family.auto_class in _SEEING else {}
+        return Result({**_kind(kind, family), "declared": values, **sees})
 
     def described(found: Any) -> dict[str, Any]:
         return {"model_types": [kind for record in found for kind in record.types]}
 
     rows = _rows(registered(ADAPTERS, sk.models.Family), described, model_types=[])
     heads = {"model_types": "model types (config.model_type)", "distribution": "distribution"}
-    kinds = [
-        {
-            "type": kind,
-            "class": family.auto_class,
-            "level": "refused" if family.refused else sk.models.tested().get(kind, {}).get("level", "untested"),
-            "declared": family.declared,
-            "cannot": [family.refused] if family.refused else sk.models.tested().get(kind, {}).get("cannot", []),
-        }
-        for kind, family in sk.models.model_types().items()
+    kinds = [_kind(name, family) for name, family in sk.models.model_types().items()]
+    seeing = [row for row in kinds if row["class"] in _SEEING]
+    columns = ("level", "also", "declared", "cannot", "needs")
+    cells = [
+        (row["type"], *(row[name] if name == "level" else ", ".join(row[name]) for name in columns)) for row in seeing
     ]
-    seeing = [row for row in kinds if row["class"] == "AutoModelForImageTextToText"]
-    cells = [(row["type"], row["level"], ", ".join(row["declared"]), ", ".join(row["cannot"])) for row in seeing]
-    shown = table(("model type", "level", "declared", "can't"), cells)
+    shown = table(("model type", "level", "also takes", "declared", "can't", "needs"), cells)
     more = f"and {len(kinds) - len(seeing)} types of language models"
     return Result({"adapters": rows, "types": kinds}, [_table(rows, **heads), shown, more])
+
+
+def _kind(name: str, family: sk.models.Family) -> dict[str, Any]:
+    """What is known of a type: of its record, and of its row in the table of tested types."""
+    row = {key: value for key, value in sk.models.tested().get(name, {}).items() if key != "declared"}
+    about = {"type": name, "class": family.auto_class, "level": "untested", "declared": family.declared}
+    unknown = {key: [] for key in ("also", "cannot", "fails", "needs")}
+    found = {**about, **unknown, **row}
+    if family.refused:
+        found |= {"level": "refused", "cannot": [family.refused]}
+    return found
 
 
 def formats() -> Result:

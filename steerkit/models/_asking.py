@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from steerkit.errors import UnsupportedModelError
-from steerkit.models._architecture import Architecture, Heads, Source, VisionTower
+from steerkit.models._architecture import Architecture, Heads, VisionTower
 from steerkit.models._family import Family
 
 ATTENTIONS = (
@@ -41,6 +41,8 @@ _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "proj", "wo")
 _DEPTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers")
 _IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
 _VIDEOS = ("video_token_id", "video_token_index")
+_VIDEO_ENDS = ("video_start_token_id", "video_end_token_id")
+_AUDIO = ("audio_token_id", "audio_token_index", "sound_context_token_id")
 
 
 def architecture_of(model: Any, family: Family) -> Architecture:
@@ -54,33 +56,27 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         UnsupportedModelError: The model can't be served, or something can't be told and must be declared.
     """
     family.check_served(model.config.model_type)
-    sources: dict[str, Source] = {}
     text = text_config(model.config)
-    layers = _layers(model, family, _depth(text), sources)
+    layers = _layers(model, family, _depth(text))
     blocks = list(cast("Any", model.get_submodule(layers)))
     recorded = _recorded(model, "attentions")
     attention = tuple(family.attention or _attention(block, recorded) for block in blocks)
     mlp = tuple(family.mlp or _first(block, MLPS) for block in blocks)
-    for name, found in (("attention", attention), ("mlp", mlp)):
-        sources[name] = "declared" if getattr(family, name) else "probed"
+    for found in (attention, mlp):
         _check_inside(model, layers, blocks, found)
     marks = _marks(model, family)
     images = _token_ids(model.config, _IMAGES) if marks == "ids" or family.prompt == "bare" else frozenset()
     videos = _token_ids(model.config, _VIDEOS) if marks == "ids" and family.prompt == "chat" else frozenset()
-    if marks == "ids":
-        sources["image_token_ids"] = "asked"
-        if not images:
-            raise UnsupportedModelError(
-                f"the config of this {model.config.model_type} model names no image token",
-                expected="an image_token_id",
-                fix="set config.image_token_id to the id that the processor writes for an image, or declare marks in a "
-                "Family record",
-            )
+    ends = [each for name in _VIDEO_ENDS for each in (_token_ids(model.config, (name,)) if videos else ())]
+    if marks == "ids" and not images:
+        raise UnsupportedModelError(
+            f"the config of this {model.config.model_type} model names no image token",
+            expected="an image_token_id",
+            fix="set config.image_token_id to the id that the processor writes for an image, or declare marks in a "
+            "Family record",
+        )
     cross = frozenset(getattr(text, family.only_with_image)) if family.only_with_image else frozenset()
     encoder_decoder = bool(text.is_encoder_decoder or model.config.is_encoder_decoder)
-    for name in ("state", "only_with_image", "text_module", "positions", "loop", "marks"):
-        if getattr(family, name) != Family.__dataclass_fields__[name].default:
-            sources[name] = "declared"
     return Architecture(
         layers=layers,
         layer_count=len(blocks),
@@ -88,6 +84,9 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         marks=marks,
         image_token_ids=images | videos,
         video_token_ids=videos - images,
+        video_ends=(ends[0], ends[1]) if len(ends) == 2 else None,
+        drops_video=bool(getattr(model.config, "video_pruning_rate", 0)),
+        audio_token_ids=_token_ids(model.config, _AUDIO),
         mlp=mlp,
         attention=attention,
         state=family.state,
@@ -104,7 +103,6 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         counts_padding=family.positions == "counted" or (not marks and takes(model, "position_ids")),
         heads=None if encoder_decoder else _heads(blocks, attention, text),
         vision=_vision(model, recorded, family) if marks else None,
-        sources=sources,
     )
 
 
@@ -158,7 +156,7 @@ def _depth(text: Any) -> int:
     return int(named or text.num_hidden_layers)
 
 
-def _layers(model: Any, family: Family, count: int, sources: dict[str, Source]) -> str:
+def _layers(model: Any, family: Family, count: int) -> str:
     """Path of the list of decoder blocks.
 
     Raises:
@@ -166,7 +164,6 @@ def _layers(model: Any, family: Family, count: int, sources: dict[str, Source]) 
     """
     name = type(model).__name__
     if family.layers is not None:
-        sources["layers"] = "declared"
         try:
             found = len(cast("Any", model.get_submodule(family.layers)))
         except (AttributeError, TypeError):
@@ -178,7 +175,6 @@ def _layers(model: Any, family: Family, count: int, sources: dict[str, Source]) 
                 f"{name} has {found} blocks at {family.layers!r}", expected=f"{count} as its config says"
             )
         return family.layers
-    sources["layers"] = "asked"
     decoder: Any = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
     inside = next((path for path, module in model.named_modules() if module is decoder), None)
     lists = [

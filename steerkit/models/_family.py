@@ -99,3 +99,16 @@ class Family:
         """The fields that say something else than their defaults, apart from what the record is for."""
         bare = Family(types=self.types, auto_class=self.auto_class)
         return [each.name for each in fields(self) if getattr(self, each.name) != getattr(bare, each.name)]
+
+    @property
+    def asked(self) -> list[str]:
+        """What is asked of transformers, of the model's config and of its processor."""
+        chat = ("image", "user_marker") if self.prompt == "chat" else ()
+        return [name for name in ("layers", *chat) if getattr(self, name) is None] + ["image_token_id"] * (
+            self.marks == "ids"
+        )
+
+    @property
+    def probed(self) -> list[str]:
+        """What is looked up in the model."""
+        return [name for name in ("attention", "mlp") if getattr(self, name) is None] + ["heads", "vision"]

@@ -28,7 +28,8 @@ _SHOWN = (
 )
 _TEXT = ("counterpart", "text", "mixed")
 _PLACES = ("mlp_out", "attn_out", "head_out", "vision")
-_MAY_REFUSE = ("several images", "image tokens", *_PLACES, *_TEXT)
+_MEDIA = ("video", "text of a video", "sample with a video", "audio")
+_MAY_REFUSE = ("several images", "image tokens", *_PLACES, *_TEXT, *_MEDIA)
 """What a type may refuse, and say so, and still be steered with images."""
 
 PACKAGES = ("torchvision", "timm", "scipy", "num2words")
@@ -48,6 +49,7 @@ class Row:
         declared: The fields that its record declares.
         needs: Packages without which its processor or its model can't be made.
         reason: Why it is refused or not built.
+        also: What is steered beside images and text: `video`, `audio`.
     """
 
     level: str
@@ -56,6 +58,7 @@ class Row:
     declared: list[str] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
     reason: str = ""
+    also: list[str] = field(default_factory=list)
 
 
 def row_of(found: Mapping[str, str], declared: Sequence[str] = (), needs: Sequence[str] = ()) -> Row:
@@ -67,13 +70,14 @@ def row_of(found: Mapping[str, str], declared: Sequence[str] = (), needs: Sequen
     bad = [
         key
         for key, outcome in found.items()
-        if outcome.startswith("fails") or (outcome != "ok" and key not in _MAY_REFUSE)
+        if outcome.startswith("fails") or (outcome not in ("ok", "none", "untried") and key not in _MAY_REFUSE)
     ]
     cannot = [key for key, outcome in found.items() if outcome.startswith("refused") and key in _MAY_REFUSE]
     shown = not any(key in bad for key in _SHOWN)
     text = all(found[key] == "ok" for key in _TEXT)
     level = "images and text" if shown and text else "images" if shown else "fails"
-    return Row(level, cannot, bad, list(declared), list(needs))
+    also = [key for key in ("video", "audio") if found.get(key) == "ok"]
+    return Row(level, cannot, bad, list(declared), list(needs), also=also)
 
 
 def declared_of(name: str) -> list[str]:
@@ -96,13 +100,20 @@ def missing(needs: Sequence[str]) -> list[str]:
 
 def checked(name: str) -> Row:
     """The row of a type, as it is found now."""
-    needs = recorded()["types"].get(name, {}).get("needs", [])
+    known = recorded()["types"].get(name, {})
     declared = declared_of(name)
     if "marks" in declared and not family_for(name).marks:
         outcome = text_models.outcome(name)
         kind, _, reason = outcome.partition(": ")
         return Row("text" if outcome == "ok" else kind, declared=declared, reason=reason)
-    return row_of(checks.outcomes(name), declared, needs)
+    outcomes = checks.outcomes(name)
+    row = row_of(outcomes, declared, known.get("needs", []))
+    for key, outcome in outcomes.items():
+        if outcome == "untried":  # without torchvision: what is known from where there was one
+            row.also.extend({key} & set(known.get("also", ())))
+            row.cannot.extend({key} & set(known.get("cannot", ())))
+            row.fails.extend({key} & set(known.get("fails", ())))
+    return row
 
 
 def compared(name: str) -> str | None:
@@ -132,7 +143,8 @@ _INTRODUCTION = """# Models
 Every type of `AutoModelForImageTextToText` in transformers {version}, and what was seen of it. Each is built tiny, with
 random weights, its real classes and its real processor, and compared with plain PyTorch hooks: the blocks, what is
 captured, steering behind every block, left padding against each prompt alone, which tokens are the image's, several
-images, the prompt without its image, mixed batches, generation, and nnsight.
+images, the prompt without its image, mixed batches, generation, and nnsight. Where the processor takes videos or audio,
+the same is held for a call of the model with one.
 
 | level | means |
 | --- | --- |
@@ -144,13 +156,15 @@ images, the prompt without its image, mixed batches, generation, and nnsight.
 | not built | nothing is known: a tiny model can't be built |
 | untested | the type came with a newer transformers; steerkit checks the model when it is loaded |
 
-*Declares* lists the fields of the type's `Family` record; all else is asked of transformers. *Can't* lists what is
-refused with an error. The table is written by `python -m breadth.report` in `tests/`, and compared in CI.
+*Also* lists what a type is steered with beside images and text. *Declares* lists the fields of the type's `Family`
+record; all else is asked of transformers, or looked up in the model: `steerkit models TYPE` tells which. *Can't* lists
+what is refused with an error; without the *text of a video*, methods that measure the prompt without its video refuse.
+The table is written by `python -m breadth.report` in `tests/`, and compared in CI.
 
 {summary}
 
-| type | level | declares | can't | needs |
-| --- | --- | --- | --- | --- |
+| type | level | also | declares | can't | needs |
+| --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -168,6 +182,7 @@ def page(document: Mapping[str, Any]) -> str:
         cells = (
             f"`{name}`",
             (level + why).replace("|", "\\|"),
+            ", ".join(row["also"]),
             ", ".join(f"`{each}`" for each in row["declared"]),
             ", ".join(row["cannot"]),
             ", ".join(row["needs"]),
