@@ -309,16 +309,17 @@ class _Part:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the process as functions and tensors: nothing of steerkit need be installed where it arrives."""
-        places, decoder, images = [], "", ()
+        places, decoder, images, audio = [], "", (), ()
         if self.live is not None:
             tracker, application = self.live
             decoder, images = tracker.architecture.decoder, tuple(tracker.architecture.image_token_ids)
+            audio = tuple(tracker.architecture.audio_token_ids)
             places = [(path, application.portable(place)) for place, path in self._places.items()]
             application.receipt.shipped = True
         operations = {each.__module__ for each in OPERATIONS.values()}
         for module in (__name__, "steerkit.interventions._arithmetic", *operations):
             nnsight.register(module)
-        return functools.partial, (_replay, places, decoder, images)
+        return functools.partial, (_replay, places, decoder, images, audio)
 
 
 def _check(model: nn.Module, wrapped: Mapping[str, nn.Module]) -> None:
@@ -343,7 +344,11 @@ def _check(model: nn.Module, wrapped: Mapping[str, nn.Module]) -> None:
 
 
 def _replay(
-    places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], decoder: str, images: Sequence[int], root: Any
+    places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]],
+    decoder: str,
+    images: Sequence[int],
+    audio: Sequence[int],
+    root: Any,
 ) -> None:
     """What `_Part` does, in a process that has neither tracker nor steerkit.
 
@@ -362,6 +367,8 @@ def _replay(
             beside = [name for name, value in root.inputs[1].items() if value is not None and name.startswith(others)]
             if beside and not bool(pictured.any()):
                 raise RuntimeError(f"remote steering knows no token of input_ids that stands for {beside}")
+            if bool((torch.isin(ids, torch.tensor(audio, device=ids.device)).any(1) & ~pictured).any()):
+                raise RuntimeError("remote steering of prompts by whether they hold an image, and one holds audio")
         while places:
             _, given = root.get(decoder).inputs
             cache, mask = given.get("cache"), given.get("attention_mask")

@@ -13,6 +13,7 @@ from steerkit.engines import vision
 from steerkit.engines.steps import Group, Kept, Place, Reading, Step, Sum, Together, grouped
 from steerkit.errors import EngineError, LayerRangeError, OptionError
 from steerkit.interventions import (
+    OF_CONTENT,
     OPERATIONS,
     Intervention,
     Measure,
@@ -204,7 +205,7 @@ def _check(intervention: Intervention, architecture: Architecture) -> None:
     architecture.check_site(intervention.site, intervention.tower)
     if intervention.tower == "vision":
         vision.check(intervention)
-    elif architecture.encoder_decoder and intervention.tokens in ("image", "text", "system", "after_image"):
+    elif architecture.encoder_decoder and intervention.tokens in OF_CONTENT:
         raise EngineError(
             f"tokens={intervention.tokens!r} in an encoder-decoder model", expected="last, all or generated"
         )

@@ -16,10 +16,8 @@ from steerkit.engines.blocks import Block
 from steerkit.engines.caches import kv_cache, recall
 from steerkit.engines.carrying import carried, carry_along
 from steerkit.errors import EngineError, OptionError
-from steerkit.interventions import TokenRole, Tokens
-from steerkit.models import Architecture, visual_positions, visual_rows
-
-_BY_CONTENT = ("image", "text", "system", "after_image")
+from steerkit.interventions import OF_CONTENT, TokenRole, Tokens
+from steerkit.models import Architecture, audio_tokens, check_beside, video_tokens, visual_positions, visual_rows
 
 
 @dataclass(slots=True, eq=False)
@@ -130,7 +128,7 @@ class Prompt:
         Raises:
             EngineError: The selector needs token ids (or a tokenizer, for `system`) and the caller gave none.
         """
-        key = ("roles", length, tokens in ("system", "text"), tokens in ("image", "after_image"), device)
+        key = ("roles", length, tokens if tokens in OF_CONTENT else None, device)
         if key not in self.memo:
             self.memo[key] = self._roles(length, device, tokens)
         return self.memo[key]
@@ -138,7 +136,7 @@ class Prompt:
     def _roles(self, length: int, device: torch.device, tokens: Tokens) -> Tensor:
         architecture = self.facts.architecture
         if architecture.encoder_decoder:
-            if tokens in _BY_CONTENT:
+            if tokens in OF_CONTENT:
                 raise EngineError(
                     f"tokens={tokens!r} in an encoder-decoder model",
                     expected="last, all or generated: its decoder sees neither image nor text tokens",
@@ -146,15 +144,19 @@ class Prompt:
             return torch.full((1, length), int(TokenRole.TEXT), device=device)
         real = self.real(length, device)
         roles = torch.where(real, int(TokenRole.TEXT), int(TokenRole.PAD))
-        if tokens not in _BY_CONTENT:
+        if tokens not in OF_CONTENT:
             return roles
         prefixed = architecture.marks == "prefix" and self.input_ids is not None
         ids = None if prefixed else self._ids(length, tokens).to(device)
         if tokens != "system" and architecture.takes_images:
-            visual_rows(self.inputs, architecture)  # refuses what is neither text nor known to be visual
-            if tokens in ("image", "after_image") or architecture.marks != "none":
+            check_beside(self.inputs, architecture)
+            if tokens in ("image", "video", "after_image") or architecture.marks != "none":
                 image = visual_positions(self.inputs, architecture, length).to(device)
                 roles = torch.where(real & image, int(TokenRole.IMAGE), roles)
+            if tokens == "video" and ids is not None:
+                roles = torch.where(real & video_tokens(self.inputs, ids, architecture), int(TokenRole.VIDEO), roles)
+            if ids is not None and (tokens == "audio" or architecture.audio_token_ids):
+                roles = torch.where(real & audio_tokens(ids, architecture), int(TokenRole.AUDIO), roles)
         if tokens in ("system", "text") and ids is not None:
             if self.facts.system_lengths is None:
                 raise EngineError(

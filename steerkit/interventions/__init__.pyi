@@ -25,6 +25,7 @@ from steerkit.interventions._schema import (
 )
 from steerkit.interventions._selection import (
     KINDS as KINDS,
+    OF_CONTENT as OF_CONTENT,
     Kind as Kind,
     Phase as Phase,
     Prompts as Prompts,

@@ -23,6 +23,8 @@ class TokenRole(IntEnum):
     SYSTEM = 1
     TEXT = 2
     IMAGE = 3
+    VIDEO = 4
+    AUDIO = 5
 
 
 Roles = Int[Tensor, "rows prompt"]
@@ -54,12 +56,13 @@ def prompt_mask(tokens: Tokens, roles: Roles) -> Bool[Tensor, "rows prompt"]:
         return torch.zeros_like(roles, dtype=torch.bool)
     if tokens == "all":
         return roles != TokenRole.PAD
+    visual = (roles == TokenRole.IMAGE) | (roles == TokenRole.VIDEO)
+    if tokens == "image":
+        return visual
     if tokens == "after_image":
-        image = roles == TokenRole.IMAGE
-        seen = image.flip(1).int().cumsum(1).flip(1)
-        return (seen == 0) & image.any(dim=1, keepdim=True) & (roles != TokenRole.PAD)
-    role = {"image": TokenRole.IMAGE, "text": TokenRole.TEXT, "system": TokenRole.SYSTEM}[tokens]
-    return roles == role
+        seen = visual.flip(1).int().cumsum(1).flip(1)
+        return (seen == 0) & visual.any(dim=1, keepdim=True) & (roles != TokenRole.PAD)
+    return roles == TokenRole[tokens.upper()]
 
 
 def select(selector: Selector, roles: Roles, start: int, length: int) -> Mask:

@@ -22,6 +22,8 @@ from pydantic import (
 
 from steerkit.interventions._directions import FiniteFloat, Frozen, MeasuredContrast, StoredDirection, is_finite
 from steerkit.interventions._selection import (
+    OF_CONTENT,
+    VISUAL,
     Phase,
     Prompts,
     Reach,
@@ -238,9 +240,9 @@ class Intervention(Frozen):
             raise ValueError(f"position {back[0]} counts from the end of the prompt, and only its answer is steered")
         if self.tower == "vision" and (self.positions, self.rows, self.steps) != (None, None, None):
             raise ValueError("positions, rows and steps are of the language model: a vision tower sees no prompts")
-        if self.phase == "generation" and self.tokens in ("image", "text", "system", "after_image"):
+        if self.phase == "generation" and self.tokens in OF_CONTENT:
             raise ValueError(f"tokens={self.tokens!r} are prompt tokens and never occur in phase='generation'")
-        if self.prompts == "without_image" and (self.tokens in ("image", "after_image") or self.tower == "vision"):
+        if self.prompts == "without_image" and (self.tokens in VISUAL or self.tower == "vision"):
             place = "the vision tower" if self.tower == "vision" else f"tokens={self.tokens!r}"
             raise ValueError(f"prompts='without_image' never reach {place}")
         if isinstance(self.strength, dict) and any(layer < 0 for layer in self.strength):

@@ -22,20 +22,27 @@ by side, which is the input of the projection at the end of the attention."""
 Tower: TypeAlias = Literal["language", "vision"]
 """The decoder, or the tower that turns an image into features."""
 
-Tokens: TypeAlias = Literal["last", "all", "image", "text", "system", "after_image", "generated"]
+Tokens: TypeAlias = Literal["last", "all", "image", "video", "audio", "text", "system", "after_image", "generated"]
 """Which tokens, by meaning.
 
 `last` is the last real token of the prompt and, in the generation phase, the newest token. `all` is every real token.
-`system`, `image`, `text` (what is neither) and `after_image` (text behind the last image) are tokens of the prompt.
-`generated` are the tokens after the prompt. Padding is never selected.
+`system`, `image` (whatever is visual: images and videos), `video` (of these, the videos), `audio`, `text` (none of
+all these) and `after_image` (what stands behind the last image or video) are tokens of the prompt. `generated` are the
+tokens after the prompt. Padding is never selected.
 
 In the vision tower, `all` is every token, class tokens included, and `image` the patches alone; there are no others.
 """
 
+OF_CONTENT: frozenset[Tokens] = frozenset({"image", "video", "audio", "text", "system", "after_image"})
+"""Those that are told by what a prompt holds."""
+
+VISUAL: frozenset[Tokens] = frozenset({"image", "video", "after_image"})
+"""Those that a prompt without anything visual has none of."""
+
 Phase: TypeAlias = Literal["prompt", "generation", "both"]
 
 Prompts: TypeAlias = Literal["all", "with_image", "without_image"]
-"""Which prompts, with their answers: those that hold an image, those that hold none, or all."""
+"""Which prompts, with their answers: those that hold something visual, those that hold text alone, or all."""
 
 Span: TypeAlias = tuple[int, int | None]
 """`[start, stop)` of numbers; None: without an end."""
@@ -119,24 +126,28 @@ class Kind(NamedTuple):
 
     Attributes:
         role: What it is; `class` and `patch` are tokens of the vision tower.
-        behind: Whether it stands behind the last image of its prompt.
+        behind: Whether it stands behind the last image or video of its prompt.
         last: Whether it is the last of its prompt.
-        pictured: Whether its prompt holds an image.
+        pictured: Whether its prompt holds an image or a video.
     """
 
-    role: Literal["system", "text", "image", "answer", "class", "patch"]
+    role: Literal["system", "text", "audio", "image", "video", "answer", "class", "patch"]
     behind: bool
     last: bool
     pictured: bool
 
 
+_UNSEEN: tuple[Literal["system", "text", "audio"], ...] = ("system", "text", "audio")
+_SEEN: tuple[Literal["image", "video"], ...] = ("image", "video")
+
+
 def _kinds() -> Iterator[Kind]:
-    for pictured, role, behind, last in product((False, True), ("system", "text"), (False, True), (False, True)):
+    for pictured, role, behind, last in product((False, True), _UNSEEN, (False, True), (False, True)):
         # without an image nothing is behind one; with one, the last token is, unless it is of the image itself
         if (pictured or not behind) and (behind or not last or not pictured):
             yield Kind(role, behind, last, pictured)
-    for last in (False, True):
-        yield Kind("image", False, last, True)
+    for role, last in product(_SEEN, (False, True)):
+        yield Kind(role, False, last, True)
     for pictured in (False, True):
         yield Kind("answer", False, False, pictured)
 
@@ -239,6 +250,8 @@ def _means(selector: Selector, kind: Kind) -> bool:
         return False
     if selector.tokens == "after_image":
         return kind.behind
+    if selector.tokens == "image":
+        return kind.role in _SEEN
     return selector.tokens == "all" or (kind.last if selector.tokens == "last" else kind.role == selector.tokens)
 
 

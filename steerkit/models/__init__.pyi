@@ -32,7 +32,10 @@ from steerkit.models._images import (
 )
 from steerkit.models._loading import check_dtype as check_dtype, commit_of as commit_of, family_of as family_of
 from steerkit.models._modalities import (
+    audio_tokens as audio_tokens,
+    check_beside as check_beside,
     is_shown as is_shown,
+    video_tokens as video_tokens,
     visual_positions as visual_positions,
     visual_rows as visual_rows,
 )

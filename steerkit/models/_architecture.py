@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from steerkit.errors import EngineError
 from steerkit.interventions import Site, Tower, View
@@ -20,9 +20,6 @@ Inputs: TypeAlias = "dict[str, Tensor]"
 
 Images: TypeAlias = "bool | View | Callable[[Sample], Sequence[ImageLike]]"
 """Which images a prompt is shown with: True (its own), False (none), a view, or a function of the sample."""
-
-Source = Literal["declared", "asked", "probed"]
-"""How a fact is known: from a `Family` record, from what transformers declares, or from looking at the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,10 @@ class Architecture:
         hidden_size: Width of a residual stream.
         marks: What says where the image is, see `Family`; empty for a model that takes no images.
         image_token_ids: Ids that stand for image or video content in `input_ids`.
-        video_token_ids: Those of them that stand for videos.
+        video_token_ids: Those of them that stand for videos alone.
+        video_ends: The ids that open and close a video of image tokens; None where there are none.
+        drops_video: Whether the decoder reads fewer positions of a video than the prompt has.
+        audio_token_ids: Ids that stand for audio.
         mlp: The MLP inside each block; None where a block has none.
         attention: What mixes the tokens inside each block; None where it is not one module.
         state: What a block returns.
@@ -86,7 +86,6 @@ class Architecture:
         counts_padding: Whether a bare forward pass counts padding among the positions unless it is told the positions.
         heads: The attention heads; None where blocks have none, or not the same ones, and `head_out` is refused.
         vision: The vision tower; None where it can't be steered.
-        sources: How the facts are known, by field.
     """
 
     layers: str
@@ -95,6 +94,9 @@ class Architecture:
     marks: str = ""
     image_token_ids: frozenset[int] = frozenset()
     video_token_ids: frozenset[int] = frozenset()
+    video_ends: tuple[int, int] | None = None
+    drops_video: bool = False
+    audio_token_ids: frozenset[int] = frozenset()
     mlp: tuple[str | None, ...] = ()
     attention: tuple[str | None, ...] = ()
     state: State = "plain"
@@ -107,7 +109,6 @@ class Architecture:
     counts_padding: bool = False
     heads: Heads | None = None
     vision: VisionTower | None = None
-    sources: Mapping[str, Source] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def takes_images(self) -> bool:

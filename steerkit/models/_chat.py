@@ -1,10 +1,11 @@
-"""Chats as other libraries write them, read into turns and the images that stand in them.
+"""Chats as other libraries write them, read into turns and the images and videos that stand in them.
 
 Read are the messages of transformers, of OpenAI's API and of TRL; a part of another kind is refused, never left out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, TypeAlias
@@ -14,9 +15,10 @@ from steerkit.errors import SampleError
 
 
 class Place(Enum):
-    """Where in a turn an image stands."""
+    """Where in a turn an image or a video stands."""
 
     IMAGE = "image"
+    VIDEO = "video"
 
     def __repr__(self) -> str:
         return self.name
@@ -25,11 +27,14 @@ class Place(Enum):
 IMAGE: Final = Place.IMAGE
 """Stands in a turn for the next of the sample's images. With no images the prompt is that without its images."""
 
+VIDEO: Final = Place.VIDEO
+"""The same of its videos."""
+
 Part: TypeAlias = str | Place
 
 Turn: TypeAlias = tuple[str, str | tuple[Part, ...]]
-"""One turn of a chat: `(role, content)`, the role `system`, `user` or `assistant`, the content a text, or texts and
-`IMAGE`s in the order in which they stand."""
+"""One turn of a chat: `(role, content)`, the role `system`, `user` or `assistant`, the content a text, or texts,
+`IMAGE`s and `VIDEO`s in the order in which they stand."""
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """OpenAI's `developer` is what its newer models call the system; chat templates know the older name."""
@@ -37,55 +42,65 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 _TOOL_ROLES = ("tool", "function", "ipython", "observation", "function_call", "tool_call")
 _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = {"image": ("image", "url", "path", "base64"), "image_url": ("image_url",), "input_image": ("image_url",)}
+_SOURCES = {**_IMAGES, "video": ("video", "url", "path")}
 _BESIDE: Final = object()
 """The image of a part that says only that one stands there."""
 
 
-def read_chat(turns: Any, images: Iterable[Any]) -> tuple[tuple[Turn, ...], tuple[Any, ...]]:
-    """The turns of a chat and all its images, in the order in which they stand.
+def read_chat(
+    turns: Any, images: Iterable[Any], videos: Iterable[Any] = ()
+) -> tuple[tuple[Turn, ...], tuple[Any, ...], tuple[Any, ...]]:
+    """The turns of a chat, all its images and all its videos, in the order in which they stand.
 
     Args:
         turns: Pairs `(role, content)`, or mappings with `role` and `content`; a content is a text or a list of parts.
         images: Images that stand outside of the chat: one for each part `{"type": "image"}` without an image of its
             own; where there is no such part, all of them go in front of the first user turn.
+        videos: The same of videos.
 
     Raises:
         SampleError: It is not a chat, holds what a prompt can't hold, or has another number of places than images.
     """
     if isinstance(turns, (str, bytes, Mapping)) or not isinstance(turns, Sequence):
         raise SampleError(f"the text of a sample is {quoted(turns)}", expected="a string or a list of turns")
-    beside = list(images)
-    waiting, found, places = list(beside), [], 0
+    waiting = {IMAGE: list(images), VIDEO: list(videos)}
+    beside = {kind: len(each) for kind, each in waiting.items()}
+    found: dict[Place, list[Any]] = {kind: [] for kind in Place}
+    places: Counter[Place] = Counter()
     kept: list[Turn] = []
     for turn in turns:
         role, content = _role_and_content(turn)
         parts: list[Part] = []
-        for part, image in [(checked_text(content), None)] if isinstance(content, str) else _parts(content):
+        for part, source in [(checked_text(content), None)] if isinstance(content, str) else _parts(content):
             parts.append(part)
-            if part is not IMAGE:
+            if not isinstance(part, Place):
                 continue
-            places += 1
-            if image is not None and image is not _BESIDE:
-                found.append(image)
-            elif waiting:
-                found.append(waiting.pop(0))
-            elif image is _BESIDE:
-                raise _uneven(places, len(beside))
+            places[part] += 1
+            if source is not None and source is not _BESIDE:
+                found[part].append(source)
+            elif waiting[part]:
+                found[part].append(waiting[part].pop(0))
+            elif source is _BESIDE:
+                raise _uneven(part, places[part], beside[part])
         kept.append((role, parts[0] if len(parts) == 1 and isinstance(parts[0], str) else tuple(parts)))
-    if (waiting and found) or (found and len(found) != places):
-        raise _uneven(places, len(beside))
-    if waiting:
-        _show_alone(kept, len(waiting))
+    for kind in Place:
+        if (waiting[kind] and found[kind]) or (found[kind] and len(found[kind]) != places[kind]):
+            raise _uneven(kind, places[kind], beside[kind])
+    if waiting[VIDEO]:
+        _show_first(kept, len(waiting[VIDEO]))
+    if waiting[IMAGE]:
+        _show_alone(kept, len(waiting[IMAGE]))
     _check_order(kept)
-    return _plainest(kept), tuple(found or waiting)
+    return _plainest(kept), *(tuple(found[kind] or waiting[kind]) for kind in (IMAGE, VIDEO))
 
 
-def _uneven(places: int, beside: int) -> SampleError:
+def _uneven(kind: Place, places: int, beside: int) -> SampleError:
+    them = f"{kind.value}s"
     return SampleError(
-        f"a chat has at least {places} places for images, and {beside} images are given beside it",
-        expected="one image for each place that has none of its own; or no places, and all images go in front of the "
-        "first user turn",
-        fix="put the images into their parts, or pass as many as there are places, in their order, as images=[...]",
+        f"a chat has at least {places} places for {them}, and {beside} {them} are given beside it",
+        expected=f"one {kind.value} for each place that has none of its own; or no places, and all {them} go in front "
+        "of the first user turn",
+        fix=f"put the {them} into their parts, or pass as many as there are places, in their order, as {them}=[...]",
     )
 
 
@@ -127,14 +142,14 @@ def _tools(turn: Any) -> SampleError:
 
 
 def _parts(content: Sequence[Any]) -> Iterator[tuple[Part, Any]]:
-    """Each part of a content, with its image; None where it is a text, or the `IMAGE` of a sample."""
+    """Each part of a content, with its image or video; None where it is a text, or a place of a sample."""
     if not content:
         raise SampleError("the content of a turn is an empty list", expected="a text, or a list of parts")
     for part in content:
         if isinstance(part, str):
             yield checked_text(part), None
-        elif part is IMAGE:
-            yield IMAGE, None
+        elif isinstance(part, Place):
+            yield part, None
         else:
             yield _part(part)
 
@@ -146,25 +161,28 @@ def _part(part: Any) -> tuple[Part, Any]:
         text = named.pop("text", None)
         if isinstance(text, str) and not named:
             return checked_text(text), None
-    elif isinstance(kind, str) and kind in _IMAGES:
+    elif isinstance(kind, str) and kind in _SOURCES:
         named.pop("detail", None)  # how large OpenAI's service shows an image; a local processor has its own sizes
-        sources = [named.pop(key) for key in _IMAGES[kind] if key in named]
-        if not named and (len(sources) == 1 or (kind == "image" and not sources)):
-            return IMAGE, _source(kind, part, sources[0]) if sources else _BESIDE
+        sources = [named.pop(key) for key in _SOURCES[kind] if key in named]
+        if not named and (len(sources) == 1 or (kind in ("image", "video") and not sources)):
+            place = VIDEO if kind == "video" else IMAGE
+            return place, _source(kind, part, sources[0]) if sources else _BESIDE
     elif isinstance(kind, str):
         raise SampleError(
             f"a part of a turn has the type {quoted(kind, 40)}",
-            expected="text, image or image_url: other kinds of parts can't be put into a prompt",
+            expected="text, image, image_url or video: other kinds of parts can't be put into a prompt",
         )
     raise SampleError(
         f"a part of a turn is {quoted(part)}",
         expected="{'type': 'text', 'text': ...}, {'type': 'image'} with one of image, url, path and base64 or with "
-        "none, or {'type': 'image_url', 'image_url': {'url': ...}}",
+        "none, {'type': 'image_url', 'image_url': {'url': ...}}, or {'type': 'video'} with one of video, url and path",
     )
 
 
 def _source(kind: str, part: Mapping[str, Any], source: Any) -> Any:
-    """The image of a part, as `open_image` takes it."""
+    """The image of a part, as `open_image` takes it, or its video."""
+    if kind == "video":
+        return source
     if kind != "image":
         source = source.get("url") if isinstance(source, Mapping) else source
         if not isinstance(source, str):
@@ -191,9 +209,20 @@ def checked_text(text: str) -> str:
     return str(text)
 
 
-def places(turns: Sequence[Turn]) -> int:
-    """How many `IMAGE`s stand in a chat."""
-    return sum(0 if isinstance(content, str) else content.count(IMAGE) for _, content in turns)
+def places(turns: Sequence[Turn], kind: Place = IMAGE) -> int:
+    """How many `IMAGE`s, or `VIDEO`s, stand in a chat."""
+    return sum(0 if isinstance(content, str) else content.count(kind) for _, content in turns)
+
+
+def _show_first(turns: list[Turn], videos: int) -> None:
+    """Videos in front of the first user turn are given places there."""
+    first = next((index for index, (role, _) in enumerate(turns) if role == "user"), None)
+    if first is not None:
+        content = turns[first][1]
+        parts = (
+            (content,) if isinstance(content, str) and content.strip() else () if isinstance(content, str) else content
+        )
+        turns[first] = ("user", (*(VIDEO,) * videos, *parts))
 
 
 def _show_alone(turns: list[Turn], images: int) -> None:

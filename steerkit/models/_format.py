@@ -26,30 +26,34 @@ class PromptFormat(PromptQuestions):
 
     # -- rendering ---------------------------------------------------------------------------------------------------
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         """The prompt as text, ready to be answered.
 
         Args:
             sample: The sample; its images are not looked at.
             image_count: Number of images: in the places that the sample gives them, or in front of the text of the
                 first user turn; with 0 the prompt is the same one with its images and their placeholders removed.
+            video_count: Number of videos, in the places of the sample; 0 as for images.
 
         Raises:
             SampleError: A text contains the image token, or the family takes fewer images in a prompt.
             ProcessorError: There is no chat template, or it does not place the images.
         """
-        if image_count and not self._sees:
+        if (image_count or video_count) and not self._sees:
+            held = f"{image_count} images" if image_count else f"{video_count} videos"
             raise SampleError(
-                f"a sample shows {image_count} images to a language model",
+                f"a sample shows {held} to a language model",
                 expected="text only",
                 fix="use a vision-language model, or leave the images out: images=False",
             )
+        if video_count:
+            _ = self.written_video  # says why there is none
         self._check_count(image_count)
         self._check_text(sample)
         if self._family.prompt != "chat":
             sample.template_options(None)
             return "\n".join(text for _, text in sample.plain_turns("a model without a chat template"))
-        return self._chat(sample, image_count) if self._sees else self._plain(sample)
+        return self._chat(sample, image_count, video_count) if self._sees else self._plain(sample)
 
     def _plain(self, sample: Sample) -> str:
         """Through the tokenizer's chat template; of a base model without one, the text of a single turn as it is."""
@@ -65,16 +69,25 @@ class PromptFormat(PromptQuestions):
             )
         return turns[0][1]
 
-    def _chat(self, sample: Sample, image_count: int) -> str:
+    def _chat(self, sample: Sample, image_count: int, video_count: int) -> str:
         """Through the processor's chat template.
 
         A prompt without an image is the one with an image, less the placeholder: whatever else a template does about
         images then stays the same, and the two differ in the image alone.
         """
         self._check_bare(sample)
-        shown = image_count or sample.places or 1
+        videos = sample.video_places
+        shown = image_count or sample.places or (0 if videos else 1)
         prompt = self._rendered(sample, shown)
         written = self.image_token if self._family.image is not None else self.written_image
+        if videos and prompt.count(self.written_video) != videos:
+            raise ProcessorError(
+                f"the chat template of this {self._kind} writes {self.written_video!r} "
+                f"{prompt.count(self.written_video)} times",
+                expected=f"{videos}, once for each video",
+            )
+        if not shown:
+            return prompt if video_count else prompt.replace(self.written_video, "")
         found = len(re.findall(numbered(written), prompt))
         if found != shown:
             raise ProcessorError(
@@ -84,7 +97,10 @@ class PromptFormat(PromptQuestions):
                 "model",
             )
         self._check_asked(sample, shown, prompt)
-        return prompt if image_count else self._without(prompt, written)
+        if image_count or video_count:
+            return prompt
+        prompt = self._without(prompt, written)
+        return prompt.replace(self.written_video, "") if videos else prompt
 
     def _check_asked(self, sample: Sample, shown: int, prompt: str) -> None:
         """Refuse a template that leaves out the question."""
@@ -142,12 +158,15 @@ class PromptFormat(PromptQuestions):
 
     # -- encoding ----------------------------------------------------------------------------------------------------
 
-    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]] = ()
+    ) -> Inputs:
         """Tokenise rendered prompts, padded on the family's side, and process their images.
 
         Args:
             texts: Rendered prompts.
             images: The images of each prompt; either every prompt has some or none has.
+            videos: The same of videos.
 
         Returns:
             What the model (or its `text_module`, where there are no images) takes.
@@ -158,7 +177,10 @@ class PromptFormat(PromptQuestions):
         self._check_images(texts, images)
         if self._family.prompt == "decoder":
             return self._for_decoder(texts, images)
-        batch = dict(self._processed(texts, images) if any(images) else self._text_only(texts))
+        if any(videos):
+            batch = dict(self._played(texts, images, videos))
+        else:
+            batch = dict(self._processed(texts, images) if any(images) else self._text_only(texts))
         if "mm_token_type_ids" in self._dropped and "token_type_ids" not in self._dropped:
             # one name for the same thing: some processors know it by the other
             batch.setdefault("token_type_ids", batch.pop("mm_token_type_ids", None))
@@ -166,7 +188,7 @@ class PromptFormat(PromptQuestions):
         if any(not len(row) for row in rows):
             raise SampleError(f"the prompt {texts[0]!r} has no tokens", expected="a text")
         self._check_lengths(rows)
-        self._check_marked(rows, images)
+        self._check_marked(rows, videos if any(videos) else images)
         filler = self.tokenizer.pad_token_id
         filler = self.tokenizer.eos_token_id if filler is None and not self._sees else filler
         return padded(batch, filler, self._family.padding, self._dropped)

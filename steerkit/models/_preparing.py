@@ -6,11 +6,12 @@ says which sample it is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 from steerkit._text import described
 from steerkit.errors import MissingImageError, SampleError, SteerKitError
@@ -90,6 +91,7 @@ def prepare(
     indices: Sequence[int],
     images: Images = True,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Render, open and encode some samples as one batch.
 
@@ -99,6 +101,7 @@ def prepare(
         indices: Those of the batch.
         images: Which images they are shown with.
         seed: Seed of noise images.
+        options: Options of the chat template, for samples that do not set them.
 
     Raises:
         SampleError: One can't be a prompt of this model.
@@ -109,22 +112,25 @@ def prepare(
     texts: list[str] = []
     for index in indices:
         with named(index, samples[index]):
-            posed.append(shown(samples[index], images, seed))
-            texts.append(format.render(posed[-1], len(posed[-1].images)))
-    if len({bool(sample.images) for sample in posed}) > 1:
-        without = next(index for index, sample in zip(indices, posed, strict=True) if not sample.images)
-        raise MissingImageError(
-            f"sample {without + _first.get()} of the batch has no image and others have",
-            expected="images in every sample of a batch, or in none",
-            fix="pass the samples without images separately, or images=False",
-        )
+            posed.append(shown(samples[index].with_template_options(options or {}), images, seed))
+            posed[-1].check_images()
+            texts.append(format.render(posed[-1], len(posed[-1].images), len(posed[-1].videos)))
+    for what in ("image", "video"):
+        held = [bool(getattr(sample, f"{what}s")) for sample in posed]
+        if any(held) and not all(held):
+            raise MissingImageError(
+                f"sample {indices[held.index(False)] + _first.get()} of the batch has no {what} and others have",
+                expected=f"{what}s in every sample of a batch, or in none",
+                fix=f"pass the samples without {what}s separately, or images=False",
+            )
     opened = [list(map(open_image, sample.images)) for sample in posed]
+    videos = [list(sample.videos) for sample in posed]
     try:
-        inputs = format.encode(texts, opened)
+        inputs = format.encode(texts, opened, videos)
     except Exception as error:
         for at, index in enumerate(indices):
             with named(index, samples[index]):
-                format.encode(texts[at : at + 1], opened[at : at + 1])
+                format.encode(texts[at : at + 1], opened[at : at + 1], videos[at : at + 1])
         if isinstance(error, SteerKitError):
             raise
         raise SampleError(
@@ -136,11 +142,13 @@ def prepare(
 
 
 def batched(samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
-    """Indices by batch: samples that are shown with images apart from those without."""
+    """Indices by batch: samples that are shown with images, with videos, with both and with neither, each apart."""
     hidden = hides_images(images)
-    groups: dict[bool, list[int]] = {True: [], False: []}
+    groups: dict[tuple[bool, bool], list[int]] = {(True, False): [], (True, True): [], (False, True): []}
     for index in range(len(samples)):
-        groups[bool(samples[index].images) and not hidden].append(index)
+        sample = samples[index]
+        kind = (bool(sample.images) and not hidden, bool(sample.videos) and not hidden)
+        groups.setdefault(kind, []).append(index)
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
 

@@ -28,6 +28,11 @@ class NoVideo:
             fix="pip install torchvision, of the release that belongs to the torch that is installed",
         )
 
+    def __getattr__(self, name: str) -> None:
+        """No setting: processors read some of their parts' own."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is saved."""
 

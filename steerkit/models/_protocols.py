@@ -14,6 +14,8 @@ from steerkit.vectors import Fingerprint, ModelRecord
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from steerkit.models._format import PromptFormat
+
 
 def tokenizer_of(processor: Any) -> Any:
     """The tokenizer of a processor; that of a language model is its processor."""
@@ -92,6 +94,15 @@ class LoadedModel(AnsweringModel, Protocol):
     @property
     def processor(self) -> Any:
         """Its processor, or None."""
+        ...
+
+    @property
+    def format(self) -> PromptFormat | None:
+        """Its prompts; None where there is no processor."""
+        ...
+
+    def placed(self, inputs: Inputs) -> Inputs:
+        """Inputs where the model is, in its type."""
         ...
 
     def require_processor(self, purpose: str) -> Any:

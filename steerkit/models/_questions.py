@@ -8,6 +8,8 @@ from functools import cached_property, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from steerkit.errors import ProcessorError, SampleError
@@ -15,6 +17,7 @@ from steerkit.models._architecture import Architecture
 from steerkit.models._asking import takes
 from steerkit.models._encoding import batch_of
 from steerkit.models._family import Family
+from steerkit.models._processors import NoVideo
 from steerkit.models._protocols import tokenizer_of
 from steerkit.models._samples import Sample
 
@@ -46,6 +49,7 @@ class PromptQuestions:
         self._family = family
         self._architecture = architecture
         self._sees = architecture.takes_images
+        self._takes = partial(takes, model)
         self._dropped = {name for name in ("token_type_ids", "mm_token_type_ids") if not takes(model, name)} | {
             "labels"
         }
@@ -70,8 +74,7 @@ class PromptQuestions:
         """
         one, two, none = (self._template([("user", _MARK)], count) for count in (1, 2, 0))
         for shorter, longer in ((one, two), (none, one)):
-            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shorter, longer, strict=False)))
-            written = longer[start : start + len(longer) - len(shorter)]
+            written = _inserted(shorter, longer)
             if written.strip() and self._without(one, written) == self._without(two, written):
                 return written
         found = one.count(self.image_token)
@@ -83,6 +86,38 @@ class PromptQuestions:
             fix="set processor.chat_template to the template of the vision-language model, not of its language model; "
             "or declare image in a Family record",
         )
+
+    @cached_property
+    def written_video(self) -> str:
+        """What the chat template writes for one video.
+
+        Raises:
+            ProcessorError: The processor takes none, or the template writes none.
+        """
+        if getattr(self.processor, "video_processor", None) is None or self._family.prompt == "bare":
+            raise ProcessorError(f"this {self._kind} takes no videos", expected="images")
+        text = {"type": "text", "text": _MARK}
+        none, one, two = (
+            self._rendered(Messages(Sample(_MARK), [{"role": "user", "content": [{"type": "video"}] * n + [text]}]), 0)
+            for n in range(3)
+        )
+        for shorter, longer in ((one, two), (none, one)):
+            written = _inserted(shorter, longer)
+            if written.strip() and one.replace(written, "") == two.replace(written, ""):
+                return written
+        raise ProcessorError(
+            f"the chat template of this {self._kind} writes nothing for a video, or several in another way than one",
+            expected="a template that places videos",
+            fix="set processor.chat_template to the template that the model was trained with",
+        )
+
+    def check_template_options(self, sample: Sample) -> None:
+        """Refuse options of a sample's that the chat template does not read.
+
+        Raises:
+            SampleError: There is such an option, or no template.
+        """
+        sample.template_options(self._chat_template if self._family.prompt == "chat" else None)
 
     def check_image_token(self, name: str) -> None:
         """Refuse a processor that marks images by a token of another model.
@@ -116,13 +151,24 @@ class PromptQuestions:
             return self._family.image.replace("{image}", token)
         if self._family.prompt == "bare":
             return f"(?:{token})+"
-        written = self.written_image
-        sized = self._expanded(written)
-        video = getattr(self.processor, "video_token", None)
-        pattern = _pattern(sized, self._added)
-        if video is None or str(video) == self.image_token or self.image_token not in written:
-            return pattern
-        return f"{pattern}|(?:<\\d+(?:\\.\\d+)? seconds>)?{pattern.replace(token, re.escape(str(video)))}"
+        pattern = _pattern([self._expanded(self.written_image)], self._added)
+        return "|".join(filter(None, (self._video_pattern(pattern), pattern)))
+
+    def _video_pattern(self, of_image: str) -> str | None:
+        """The same of the videos; None where the template and the processor write none.
+
+        Where the processor's video part is waived, that of an image with the token of a video.
+        """
+        part, token = getattr(self.processor, "video_processor", None), getattr(self.processor, "video_token", None)
+        if part is None:
+            return None
+        if isinstance(part, NoVideo):
+            return None if token is None else of_image.replace(re.escape(self.image_token), re.escape(str(token)))
+        try:
+            written = self.written_video
+            return _pattern([self._expanded(written, frames) for frames in (2, 4, 6, 7)], self._added, times=True)
+        except Exception:  # of any type: then no text is known to stand for a video, and one that is met is refused
+            return None
 
     @cached_property
     def user_marker(self) -> str | None:
@@ -195,15 +241,24 @@ class PromptQuestions:
             return re.sub(self.placeholder, "", prompt)
         return re.sub(numbered(written), "", prompt)
 
-    def _blank(self, written: str) -> list[int]:
-        """The tokens that the processor makes of the written image, between two words."""
-        picture = Image.new("RGB", (64, 64), (255, 255, 255))
-        row = self._processed([f"begin{written}end"], [[picture]], special=False)["input_ids"][0]
-        return [int(each) for each in row]
+    def _blank(self, written: str, frames: int = 0) -> list[int]:
+        """The tokens that the processor makes of a written image, or of a video of some frames, between two words."""
+        texts = [f"begin{written}end"]
+        if frames:
+            clip = np.zeros((frames, 64, 64, 3), dtype=np.uint8)
+            told = {"total_num_frames": frames, "fps": 2.0, "frames_indices": list(range(frames))}
+            options = {"do_sample_frames": False, "video_metadata": [told], "return_metadata": True}
+            made = batch_of(
+                self._call, texts, None, False, {"videos": [clip], "videos_kwargs": options}, self._of_texts
+            )
+        else:
+            picture = Image.new("RGB", (64, 64), (255, 255, 255))
+            made = self._processed(texts, [[picture]], special=False)
+        return [int(each) for each in made["input_ids"][0]]
 
-    def _expanded(self, written: str) -> str:
-        """What the processor makes of the written image, as text."""
-        ids = self._blank(written)
+    def _expanded(self, written: str, frames: int = 0) -> str:
+        """What the processor makes of a written image or video, as text."""
+        ids = self._blank(written, frames)
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text.partition("begin")[2].rpartition("end")[0] or written
 
@@ -229,6 +284,23 @@ class PromptQuestions:
         return batch_of(
             self._call, self._worded(texts), given, special, {**self._flags, **self._boxes(texts)}, self._of_texts
         )
+
+    def _played(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]]
+    ) -> Mapping[str, Any]:
+        """The processor's batch of prompts with videos, not padded."""
+        if isinstance(self.processor.video_processor, NoVideo):
+            self.processor.video_processor()  # says what is missing
+        given = [video for own in videos for video in own]
+        options = {"videos": given, "videos_kwargs": {"return_metadata": True, "return_tensors": "pt"}, **self._flags}
+        shown = [list(own) for own in images] if any(images) else None
+        made = dict(batch_of(self._call, texts, shown, self._adds_special(texts), options, self._of_texts))
+        numbers = {
+            key: torch.tensor(value)
+            for key, value in made.items()
+            if self._takes(key) and isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+        }
+        return made | numbers
 
     @property
     def _call(self) -> Any:
@@ -296,13 +368,41 @@ def numbered(written: str) -> str:
     )
 
 
-def _pattern(text: str, added: Sequence[str]) -> str:
-    """A regular expression of what a processor makes of an image: first and last piece, any number in between."""
-    pieces = [piece for piece in re.split("(" + "|".join(map(re.escape, added)) + ")", text) if piece]
-    kinds = [numbered(piece) for piece in pieces]
-    if len(set(kinds)) == 1:
-        return f"(?:{kinds[0]})+"
-    inner = "|".join(dict.fromkeys(kinds[1:-1]))
+def _inserted(shorter: str, longer: str) -> str:
+    """What was put into a text to make it longer."""
+    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shorter, longer, strict=False)))
+    return longer[start : start + len(longer) - len(shorter)]
+
+
+def _pattern(texts: Sequence[str], added: Sequence[str], *, times: bool = False) -> str:
+    """A regular expression of what a processor makes of an image: first and last piece, any number in between.
+
+    Args:
+        texts: What it has made of some.
+        added: The tokens between the pieces.
+        times: Whether whatever is a number, or differs from one text to the next, may be another one.
+    """
+    between = "(" + "|".join(map(re.escape, added)) + ")"
+    rows = [[piece for piece in re.split(between, text) if piece] for text in texts]
+    opening = _common([row[0] for row in rows]) if times else numbered(rows[0][0])
+    kind = _timed if times else numbered
+    if len({kind(piece) for row in rows for piece in row}) == 1:
+        return f"(?:{opening})+"
+    inside = list(dict.fromkeys(kind(piece) for row in rows for piece in row[1:-1]))
+    inner, last = "|".join(inside), "|".join(dict.fromkeys(kind(row[-1]) for row in rows))
     # the blank image may be larger than another, of which the first piece is all; if it is text, it is not enough
-    some = "*" if kinds[0] in kinds[1:-1] else "+"
-    return kinds[0] + (f"(?:{inner}){some}" if inner else "") + kinds[-1]
+    some = "*" if kind(rows[0][0]) in inside else "+"
+    return opening + (f"(?:{inner}){some}" if inner else "") + f"(?:{last})"
+
+
+def _timed(text: str) -> str:
+    return re.sub(r"\d+", lambda _: r"\d+", re.escape(text))
+
+
+def _common(texts: Sequence[str]) -> str:
+    """A regular expression of several texts that differ in numbers, be they written as words."""
+    rows = [re.split(r"(\s+)", text) for text in texts]
+    if len({len(row) for row in rows}) > 1:
+        return f"(?:{'|'.join(dict.fromkeys(map(_timed, texts)))})"
+    words = ((_timed(column[0]), {*map(_timed, column)}) for column in zip(*rows, strict=True))
+    return "".join(first if len(kinds) == 1 else r"\S+" for first, kinds in words)

@@ -9,7 +9,7 @@ from steerkit._text import quoted
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.interventions import View
 from steerkit.models._architecture import Images
-from steerkit.models._chat import IMAGE, Turn
+from steerkit.models._chat import Turn
 from steerkit.models._images import open_image
 from steerkit.models._samples import Sample
 from steerkit.models._views import meaningless_image
@@ -26,6 +26,12 @@ def shown(sample: Sample, images: Images, seed: int) -> Sample:
         return prompt_of(sample, images)
     if images is True or images == "original":
         return sample.loaded()
+    if sample.videos:
+        raise SampleError(
+            "a view of other images is asked of a sample with a video",
+            expected="images alone, for what is blank, noise or made by a function",
+            fix="use the view 'text', or 'caption'",
+        )
     if callable(images):
         made = images(sample)
         if isinstance(made, str) or not isinstance(made, Sequence):
@@ -51,7 +57,7 @@ def prompt_of(sample: Sample, images: Images) -> Sample:
     """
     if not hides_images(images):
         return sample
-    return _captioned(sample) if images == "caption" else replace(sample, images=())
+    return _captioned(sample) if images == "caption" else replace(sample, images=(), videos=())
 
 
 def hides_images(images: Images) -> bool:
@@ -73,8 +79,8 @@ def _captioned(sample: Sample) -> Sample:
     turns: list[Turn] = [("user", sample.text)] if isinstance(sample.text, str) else list(sample.text)
     first = next(index for index, (role, _) in enumerate(turns) if role == "user")
     for index, (role, content) in enumerate(turns):
-        parts = [content] if isinstance(content, str) else [part for part in content if part is not IMAGE]
+        parts = [content] if isinstance(content, str) else [part for part in content if isinstance(part, str)]
         if index == first:
             parts[:1] = ["\n".join([sample.caption, *parts[:1]])]
         turns[index] = (role, tuple(parts) or "")
-    return replace(sample, text=tuple(turns), images=())
+    return replace(sample, text=tuple(turns), images=(), videos=())

@@ -15,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from steerkit._text import quoted
 from steerkit.errors import SampleError
-from steerkit.models._chat import IMAGE, Place, Turn, checked_text, places, read_chat
+from steerkit.models._chat import VIDEO, Place, Turn, checked_text, places, read_chat
 from steerkit.models._images import ImageLike, check_image, image_name, open_image
+from steerkit.models._videos import check_video, video_digest, video_name
 
 _NOT_OPTIONS = frozenset(
     "conversation messages add_generation_prompt continue_final_message return_assistant_tokens_mask tokenize "
@@ -39,6 +40,8 @@ class Sample:
             stands for the next of the images.
         images: Whatever `steerkit.models.open_image` takes: paths, `data:` URIs, PIL images, `[height, width, 3]` uint8
             arrays ... Images without a place of their own go in front of the text of the first user turn.
+        videos: Whatever the model's processor takes for a video: the path of a file, `[frames, height, width, 3]` uint8
+            arrays, or lists of the paths of frames. They have places, as images may have.
         caption: A description of the images, for methods whose reference is text with a caption.
         label: The group that a contrastive method puts this sample in, such as `harmful` or `harmless`.
         chat_template_kwargs: Options of the model's chat template, such as `{"enable_thinking": False}`.
@@ -49,11 +52,13 @@ class Sample:
     caption: str | None = None
     label: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    videos: tuple[Any, ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         chat = (("user", self.text),) if isinstance(self.text, str) else self.text
-        turns, images = read_chat(chat, as_images(self.images))
+        turns, images, videos = read_chat(chat, as_images(self.images), as_images(self.videos))
         object.__setattr__(self, "images", images)
+        object.__setattr__(self, "videos", videos)
         alone = len(turns) == 1 and isinstance(turns[0][1], str)
         object.__setattr__(self, "text", turns[0][1] if alone else turns)
         for name in ("caption", "label"):
@@ -70,7 +75,10 @@ class Sample:
         if isinstance(self.text, str):
             return (("user", self.text),)
         return tuple(
-            (role, content if isinstance(content, str) else "\n".join(part for part in content if part is not IMAGE))
+            (
+                role,
+                content if isinstance(content, str) else "\n".join(part for part in content if isinstance(part, str)),
+            )
             for role, content in self.text
         )
 
@@ -83,6 +91,11 @@ class Sample:
     def places(self) -> int:
         """How many images stand in places of their own; 0 where they go in front of the first user turn's text."""
         return 0 if isinstance(self.text, str) else places(self.text)
+
+    @property
+    def video_places(self) -> int:
+        """How many places for videos there are: as many as videos, unless they were taken out of it."""
+        return 0 if isinstance(self.text, str) else places(self.text, VIDEO)
 
     def messages(self, images: int) -> list[dict[str, Any]]:
         """The chat as chat templates take it: the content of a message is a list of parts.
@@ -102,7 +115,7 @@ class Sample:
         shown: list[dict[str, Any]] = []
         for role, content in self.turns if isinstance(self.text, str) else self.text:
             parts: list[dict[str, str]] = [
-                {"type": "image"} if part is IMAGE else {"type": "text", "text": part}
+                {"type": part.value} if isinstance(part, Place) else {"type": "text", "text": part}
                 for part in ((content,) if isinstance(content, str) else content)
             ]
             if role == "user" and front:
@@ -133,6 +146,10 @@ class Sample:
             )
         return list(self.turns)
 
+    def with_template_options(self, options: Mapping[str, Any]) -> Sample:
+        """The sample with these options of the chat template, unless it says otherwise itself."""
+        return replace(self, chat_template_kwargs={**options, **self.chat_template_kwargs}) if options else self
+
     def template_options(self, template: object) -> dict[str, Any]:
         """`chat_template_kwargs`, once the chat template is known to read them.
 
@@ -160,6 +177,8 @@ class Sample:
         parts = [repr(self.text)]
         if self.images:
             parts.append(f"images=[{', '.join(f'<{image_name(image)}>' for image in self.images)}]")
+        if self.videos:
+            parts.append(f"videos=[{', '.join(f'<{video_name(video)}>' for video in self.videos)}]")
         named = {name: getattr(self, name) for name in ("caption", "label", "chat_template_kwargs")}
         return f"Sample({', '.join([*parts, *(f'{name}={value!r}' for name, value in named.items() if value)])})"
 
@@ -172,13 +191,15 @@ class Sample:
         return replace(self, images=tuple(open_image(image) for image in self.images))
 
     def check_images(self) -> None:
-        """Check that every image can be opened, from the first bytes of its file: no pixel is read.
+        """Check that every image can be opened, from the first bytes of its file, and that videos are there.
 
         Raises:
             MissingImageError: A file is missing or is not an image, or an array has another shape or type.
         """
         for image in self.images:
             check_image(image)
+        for video in self.videos:
+            check_video(video)
 
     def digest(self) -> str:
         """sha256 over text, pixels, caption and label; equal for a path and for the image it points to."""
@@ -191,6 +212,8 @@ class Sample:
         for image in map(open_image, self.images):
             state.update(f"{image.size[0]}x{image.size[1]}:".encode())
             state.update(image.tobytes())
+        for video in self.videos:
+            state.update(video_digest(video))
         return state.hexdigest()
 
 

@@ -20,6 +20,11 @@ from steerkit.models._architecture import Architecture
 from steerkit.models._format import PromptFormat
 from steerkit.models._samples import Sample
 
+_KEPT = (
+    "the prompt {} writes an image or a video in another way than its processor writes a blank one",
+    "a prompt as the model's own chat template and processor write it",
+)
+
 _MOST = 64
 """Texts that are followed at once; more would mean that the ids say nothing of the spaces around many images."""
 
@@ -112,6 +117,12 @@ class TextView:
         Raises:
             EngineError: No text has these ids, or several that differ once their images are gone.
         """
+        if self._architecture.audio_token_ids.intersection(ids):
+            raise EngineError(
+                "a vector measures the text of a prompt, and the prompt holds audio, which would be left out",
+                expected="a prompt of text, images and videos",
+                fix="use a dataset-level vector, which needs no such view",
+            )
         if not self._visual.intersection(ids):
             return list(ids)
         if self._architecture.prepends_images:
@@ -121,6 +132,8 @@ class TextView:
         for special in (False, True):
             texts = self._texts(short, special)
             views = {tuple(self._encode(re.sub(self._placeholder, "", text), special)) for text in texts}
+            if any(self._visual.intersection(view) for view in views):
+                raise self._refused(short, *_KEPT)
             if views:
                 found[special] = views
         if len(found) > 1 and self._written is not None:

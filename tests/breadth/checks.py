@@ -270,11 +270,17 @@ def generation(case: Case) -> None:
     inputs, sample = case.shown(SHORT, 0), case.sample(SHORT, 0)
     directions = case.directions(inputs)
     given = {k: v.float() if v.is_floating_point() else v for k, v in case.vlm.inputs([sample]).items()}
-    model = case.plain.model
 
     def ours(**options: Any) -> None:
         with sk.steer(case.vlm, case.vector(directions), policy="off"):
             case.vlm.generate([sample], **options)
+
+    generated(case, ours, given, directions)
+
+
+def generated(case: Case, ours: Callable[..., None], given: dict[str, Tensor], directions: dict[int, Tensor]) -> None:
+    """Three tokens of an answer: steerkit's way to them beside that of plain hooks."""
+    model = case.plain.model
 
     def theirs(**options: Any) -> None:
         with case.plain.adding(directions):
@@ -404,19 +410,25 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 
 
 def outcomes(name: str, only: Sequence[str] = ()) -> dict[str, str]:
-    """What came of each check of a type: `ok`, `refused: why` or `fails: how`."""
+    """What came of each check of a type: `ok`, `refused: why` or `fails: how`; of one of a medium also `none`, where
+    the type does not take it, or `untried`, without what is needed.
+    """
+    from breadth import media
+
     try:
         case = Case(name)
     except (ImportError, sk.SteerKitError, MemoryError) as error:
         kind = "refused" if isinstance(error, sk.SteerKitError) else "not built"
         return {"built": f"{kind}: {_line(error)}"}
     found = {"built": "ok"}
-    for key, check in CHECKS.items():
+    for key, check in {**CHECKS, **media.CHECKS}.items():
         if only and key not in only:
             continue
         try:
             check(case)
             found[key] = "ok"
+        except media.Untried as why:
+            found[key] = str(why)
         except sk.SteerKitError as error:
             found[key] = f"refused: {_line(error)}"
         except CheckError as error:

@@ -94,6 +94,19 @@ IMAGES: dict[str, dict[str, Any]] = {
     "dots3_note": {"temporal_patch_size": 1},
 }
 
+VIDEOS: dict[str, dict[str, Any]] = {
+    "dots3_note": {"temporal_patch_size": 1, "patch_size": 14},
+    "ernie4_5_vl_moe": {"draw_on_frames": False},  # else it writes on them with a font that the hub has
+    "nemotron_h_omni": {"norm_mean": [0.5] * 3, "norm_std": [0.5] * 3, "video_target_num_patches": 16},
+    "perception_lm": _square(112),
+}
+_WHISPER = ("WhisperFeatureExtractor", {"feature_size": 128})
+SOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
+    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), _WHISPER),
+    "nemotron_h_omni": ("ParakeetFeatureExtractor", {"feature_size": 128}),
+}
+"""The feature extractors of types that transformers maps to none."""
+
 _GEMMA = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
 _GEMMA4 = {
     "image_token": "<|image|>",

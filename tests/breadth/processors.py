@@ -19,7 +19,7 @@ from transformers.models.auto.auto_mappings import (
 )
 from transformers.utils import is_torchvision_available
 
-from breadth.processor_options import IMAGES, KINDS, NAMED, OPTIONS, SIBLINGS, TOKENIZERS
+from breadth.processor_options import IMAGES, KINDS, NAMED, OPTIONS, SIBLINGS, SOUNDS, TOKENIZERS, VIDEOS
 
 _ROWS = (
     "USER: What is this? ASSISTANT: a red square on a black ground. user system assistant picture",
@@ -28,7 +28,8 @@ _ROWS = (
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}@IMAGE@{% elif c['type'] == 'video' %}@VIDEO@{% elif c['type'] == 'text' %}"
+    "{% if c['type'] == 'image' %}@IMAGE@{% elif c['type'] == 'video' %}@VIDEO@{% elif c['type'] == 'audio' %}@AUDIO@"
+    "{% elif c['type'] == 'text' %}"
     "{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -195,14 +196,15 @@ def _videos(name: str) -> Any:
     found = _entry(VIDEO_PROCESSOR_MAPPING_NAMES, name) or _entry(ALL, name)
     if found is None:
         return Waived("pixel_values_videos")
-    return getattr(transformers, found)(**IMAGES.get(name, {}))
+    return getattr(transformers, found)(**VIDEOS.get(name, IMAGES.get(name, {})))
 
 
 def _sounds(name: str) -> Any:
-    found = FEATURE_EXTRACTOR_MAPPING_NAMES.get(name) or FEATURE_EXTRACTOR_MAPPING_NAMES.get(SIBLINGS.get(name, ""))
+    known = FEATURE_EXTRACTOR_MAPPING_NAMES
+    found, options = SOUNDS.get(name, (known.get(name) or known.get(SIBLINGS.get(name, "")), {}))
     if found is None:
         return Waived("input_features")
     try:
-        return getattr(transformers, found)()
+        return getattr(transformers, found)(**options)
     except ImportError:
         return Waived("input_features")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ BARE = (
 )
 """Types without chats: the published models have no template, and their processor places the image."""
 
+GLM = "glm4v glm4v_moe glm46v glm_ocr glmga glm5_next".split()
 _FRAMES = {
     "ernie4_5_vl_moe": ("<image_start>", "<image_end>"),
     "paddleocr_vl": ("<|vision_start|>", "<|vision_end|>"),
@@ -34,9 +36,7 @@ _FRAMES = {
         "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen4_exp cosmos3_omni lfm3_vl".split(),
         ("<|vision_start|>", "<|vision_end|>"),
     ),
-    **dict.fromkeys(
-        "glm4v glm4v_moe glm46v glm_ocr glmga glm5_next".split(), ("<|begin_of_image|>", "<|end_of_image|>")
-    ),
+    **dict.fromkeys(GLM, ("<|begin_of_image|>", "<|end_of_image|>")),
 }
 _WRITTEN = {"pp_chart2table": "<img>" + "<imgpad>" * 256 + "</img>"}
 """What the template writes for an image, where it is not the processor's own token."""
@@ -71,8 +71,11 @@ def prepare(name: str, processor: Any) -> None:
         own = processor.replace_image_token
         processor.replace_image_token = lambda *given, **options: "<unk>" + own(*given, **options)
     if name not in BARE:
-        video = getattr(processor, "video_token", None) or "<video>"
-        processor.chat_template = CHAT.replace("@IMAGE@", placeholder(name, processor)).replace("@VIDEO@", video)
+        from breadth import films
+
+        written = {"@IMAGE@": placeholder(name, processor), "@VIDEO@": films.placeholder(name, processor)}
+        written["@AUDIO@"] = str(getattr(processor, "audio_token", None) or "")
+        processor.chat_template = re.sub("@[A-Z]+@", lambda match: written[match.group()], CHAT)
     if name == "shieldgemma2":  # its processor renders prompts without asking for the answer's turn to be opened
         processor.chat_template = processor.chat_template.replace("add_generation_prompt", "true")
 
@@ -136,7 +139,7 @@ _ENCODERS: dict[str, Callable[[Any, Sequence[str], Any], Any]] = {
     "shieldgemma2": _policies,
     **dict.fromkeys(DECODERS, _decoder),
 }
-_CALLED_WITH: dict[str, dict[str, Any]] = {
+CALLED_WITH: dict[str, dict[str, Any]] = {
     **{key: {"return_mm_token_type_ids": True} for key in ("cosmos3_edge", "exaone4_5")},
     "fuyu": {"return_legacy_image_output": False},
 }
@@ -158,7 +161,7 @@ def encoded_texts(
     if name in _ENCODERS:
         made = _ENCODERS[name](processor, texts, images)
     else:
-        options = {"return_tensors": "pt", "padding": True, **_CALLED_WITH.get(name, {})}
+        options = {"return_tensors": "pt", "padding": True, **CALLED_WITH.get(name, {})}
         given = [[list(own) for own in images], _flat(images)]
         made = _first_that_works(lambda own: processor(images=own, text=list(texts), **options), given)
     return {key: value for key, value in made.items() if isinstance(value, torch.Tensor) and key != "labels"}

@@ -145,6 +145,9 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "gemma3": _GEMMA,
     "gemma3n": {
+        **{f"{part}.vocab_size": 50 for part in ("vision_config", "audio_config")},
+        "vision_config.vocab_offset": VOCABULARY - 100,
+        "audio_config.vocab_offset": VOCABULARY - 50,
         "vision_config.architecture": "mobilenetv4_conv_small",
         "vision_config.hidden_size": 960,
         "vision_soft_tokens_per_image": 49,
@@ -333,7 +336,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 _DECODES = {"is_decoder": True, "add_cross_attention": True}
 BEGUN_WITH: dict[str, dict[str, Any]] = {
-    **{name: {"vision_config": {}} for name in ("gemma4", "gemma4_unified")},
+    **{name: {"vision_config": {}, "audio_config": {}} for name in ("gemma4", "gemma4_unified")},
     "vision-encoder-decoder": {
         "encoder": {"model_type": "vit", "image_size": 112},
         # of Donut: an encoder's number of layers is there, and means nothing

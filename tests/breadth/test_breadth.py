@@ -89,7 +89,7 @@ def _masking_the_last(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 def _encoding(case: checks.Case, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
     original: Any = case.vlm.format.encode  # type: ignore[union-attr]
-    monkeypatch.setattr(case.vlm.format, "encode", lambda texts, images: change(original(texts, images)))
+    monkeypatch.setattr(case.vlm.format, "encode", lambda *given: change(original(*given)))
 
 
 BREAKS: dict[str, tuple[Any, tuple[str, ...]]] = {

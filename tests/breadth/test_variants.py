@@ -24,6 +24,13 @@ DROPS_SYSTEM = CHAT.replace(
 )
 BREAKS_LINES = CHAT.replace("{{ c['text'] }}", "{{ c['text'] }}{{ '\n' }}")
 BREAK_BEHIND_IMAGE = CHAT.replace("@IMAGE@", "@IMAGE@\n")
+_RAISE = "{{ raise_exception('no system turns here') }}"
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}" + _RAISE + "{% endif %}" + CHAT
+TAKES_TURNS = CHAT.replace(
+    "{% for m in messages %}",
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}" + _RAISE + "{% endif %}",
+    1,
+)
 THINKS = CHAT.replace(
     "<|im_start|>assistant\n{% endif %}",
     "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
@@ -35,7 +42,10 @@ TEMPLATES = {
     "ends every text with a line break": BREAKS_LINES,
     "breaks the line behind an image": BREAK_BEHIND_IMAGE,
     "has an option": THINKS,
+    "refuses a system turn": NO_SYSTEM,
+    "wants turns to alternate": TAKES_TURNS,
 }
+REFUSING = ("refuses a system turn", "wants turns to alternate")
 TYPES = ("llava", "qwen2_vl", "gemma3", "idefics3")
 SYSTEM_AND_QUESTION = (("system", "Be brief."), ("user", checks.SHORT))
 
@@ -56,7 +66,17 @@ def test_a_template_with_a_habit(name: str, habit: str, monkeypatch: pytest.Monk
     case = checks.Case(name)
     for key in ("inputs", "capture", "padding", "several images", "counterpart", "text", "mixed"):
         checks.CHECKS[key](case)
-    _only_the_image_is_cut(case, Sample(SYSTEM_AND_QUESTION, (case.images[0],)))
+    told = Sample(SYSTEM_AND_QUESTION, (case.images[0],))
+    if habit not in REFUSING:
+        _only_the_image_is_cut(case, told)
+        return
+    for images in (True, False):
+        with pytest.raises(sk.errors.SampleError, match="no system turns here"):
+            case.vlm.inputs([told], images=images)
+    if habit == "wants turns to alternate":
+        twice = Sample((("user", checks.SHORT), ("user", checks.LONG)), (case.images[0],))
+        with pytest.raises(sk.errors.SampleError, match="sample 1"):
+            case.vlm.generate([case.sample(checks.SHORT, 0), twice], max_new_tokens=1)
 
 
 def _only_the_image_is_cut(case: checks.Case, sample: Sample) -> None:

@@ -222,7 +222,8 @@ REFUSED: dict[str, tuple[Any, tuple[Any, ...], str]] = {
         "a tool",
     ),
     "another field": ([{"role": "user", "content": "Hi", "name": "Ann"}], (), "'name'"),
-    "video": ([message("user", {"type": "video", "video": "a.mp4"}, text("Hi"))], (), "'video'"),
+    "two videos in a part": ([message("user", {"type": "video", "path": "a", "url": "b"}, text("Hi"))], (), "a part"),
+    "no video for a place": ([message("user", {"type": "video"}, text("Hi"))], (), "1 places for videos, and 0"),
     "audio": ([message("user", {"type": "input_audio", "input_audio": {}}, text("Hi"))], (), "'input_audio'"),
     "no type": ([message("user", {"image": "a.png"}, text("Hi"))], (), "a part of a turn"),
     "two images in a part": ([message("user", {"type": "image", "path": "a", "url": "b"}, text("Hi"))], (), "a part"),
@@ -289,11 +290,66 @@ def test_a_prompt_is_not_rendered_twice(vlm_of: Callable[[str], sk.VLM], family:
     assert "mean?" in vlm.format.render(inside, 0)
 
 
-@pytest.mark.parametrize("option", ["enable_thinking", "chat_template_kwargs"])
-def test_options_of_the_template_in_a_call_are_refused_with_their_place(
-    vlm_of: Callable[[str], sk.VLM], option: str
-) -> None:
-    options: dict[str, Any] = {option: {"x": False}}
-    with pytest.raises(OptionError, match=option) as caught:
+def test_an_option_of_the_template_in_a_call_is_refused_with_its_place(vlm_of: Callable[[str], sk.VLM]) -> None:
+    options: dict[str, Any] = {"enable_thinking": False}
+    with pytest.raises(OptionError, match="enable_thinking") as caught:
         vlm_of("qwen3_vl").generate([sk.Sample("Hi")], max_new_tokens=1, **options)
-    assert "sk.Sample(text, chat_template_kwargs=" in str(caught.value.fix)
+    assert "chat_template_kwargs={...}" in str(caught.value.fix)
+
+
+def test_options_of_the_template_of_a_call_reach_its_prompts(vlm_of: Callable[[str], sk.VLM]) -> None:
+    vlm = vlm_of("qwen3_vl")
+    with pytest.raises(SampleError, match="sample 0 .*'x'"):
+        vlm.generate([sk.Sample("Hi")], max_new_tokens=1, chat_template_kwargs={"x": False})
+
+
+def clip(seed: int, frames: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, 32, 32, 3), dtype=np.uint8)
+
+
+def test_videos_stand_where_their_parts_stand(tmp_path: Any) -> None:
+    first, second = clip(0), clip(1)
+    shown = sk.Sample(
+        [
+            message(
+                "user", {"type": "video", "video": first}, text("Before."), {"type": "video", "url": "b"}, text("So?")
+            )
+        ]  # type: ignore[arg-type]
+    )
+    assert shown.videos[0] is first
+    assert shown.videos[1] == "b"
+    assert shown.images == ()
+    assert [part["type"] for part in shown.messages(0)[0]["content"]] == ["video", "text", "video", "text"]
+    assert shown.turns == (("user", "Before.\nSo?"),)
+    beside = sk.Sample("So?", videos=(second,))
+    in_place = sk.Sample([message("user", {"type": "video", "video": second}, text("So?"))])  # type: ignore[arg-type]
+    assert beside.text == in_place.text
+    assert beside.digest() == in_place.digest()
+    assert (
+        len(
+            {sk.Sample("So?", videos=(each,)).digest() for each in (first, second, clip(0, 3))}
+            | {sk.Sample("So?").digest()}
+        )
+        == 4
+    )
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"0")
+    sk.Sample("So?", videos=(file,)).check_images()
+    assert "4 frames" in repr(beside)
+    assert len(repr(beside)) < 100
+
+
+@pytest.mark.parametrize(
+    "video", ["no such file.mp4", "https://host/a.mp4", np.zeros((2, 4, 4), np.uint8), 5, ["x.png"]]
+)
+def test_what_is_no_video_is_refused_before_the_model_runs(vlm_of: Callable[[str], sk.VLM], video: Any) -> None:
+    samples = [sk.Sample("Hi"), sk.Sample("So?", videos=(video,))]
+    with pytest.raises(sk.errors.MissingImageError, match="sample 1"):
+        vlm_of("qwen2_vl").generate(samples, max_new_tokens=1)
+
+
+def test_models_that_take_no_videos_say_so(vlm_of: Callable[[str], sk.VLM]) -> None:
+    sample = sk.Sample("So?", videos=(clip(0),))
+    for family in ("llava", "instructblip-llama"):
+        with pytest.raises(sk.SteerKitError, match="video"):
+            vlm_of(family).inputs([sample])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from reference import picture
 from torch import Tensor
 
 import steerkit as sk
-from steerkit.errors import EngineError
+from steerkit.errors import EngineError, NothingSteeredError
 from steerkit.interventions import Intervention
 from steerkit.vectors import Key, MethodRecord, PackMetadata
 
@@ -169,3 +170,90 @@ def test_embeddings_alone_are_refused() -> None:
     made = adding(vlm, torch.ones(vlm.record.hidden_size), prompts="with_image", tokens="last")
     with pytest.raises(EngineError, match="no input_ids"), sk.steer(vlm, made, policy="off"):
         vlm.model(inputs_embeds=embedded)
+
+
+def reached(vlm: sk.VLM, inputs: dict[str, Tensor], **where: Any) -> Tensor:
+    """`[batch, length]`: at which positions a block's output differs from the unsteered one, by a plain hook."""
+    block: Any = vlm.model.get_submodule("model.language_model.layers")[LAYER + 1]
+    seen: list[Tensor] = []
+    handle = block.register_forward_pre_hook(
+        lambda module, args, options: seen.append(args[0] if args else options["hidden_states"]), with_kwargs=True
+    )
+    try:
+        for steered in (False, True):
+            reset(vlm.model)
+            made = adding(vlm, torch.ones(vlm.record.hidden_size), **where)
+            block_of = sk.steer(vlm, made, policy="off") if steered else contextlib.nullcontext()
+            with torch.no_grad(), block_of:
+                vlm.model(**inputs)
+    finally:
+        handle.remove()
+    return (seen[-1] - seen[0]).abs().amax(-1) > 1e-3  # between the two, the dose may be judged by passes of its own
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_video_is_told_from_an_image(family: str) -> None:
+    vlm = sk.wrap(*tiny.build(family))
+    sample = sk.Sample("What is this?", (picture(1),))
+    shown, played = dict(vlm.inputs([sample])), with_video(vlm, sample)
+    where = {"tokens": "video", "phase": "prompt"}
+    assert torch.equal(reached(vlm, played, **where), played["input_ids"] == video_id(vlm))
+    assert not bool(
+        (reached(vlm, played, tokens="text", phase="prompt") & (played["input_ids"] == video_id(vlm))).any()
+    )
+    with pytest.raises(NothingSteeredError):
+        reached(vlm, shown, **where)
+
+
+def test_a_model_without_videos_says_so() -> None:
+    vlm = sk.wrap(*tiny.build("llava"))
+    with pytest.raises(EngineError, match="tokens='video'"):
+        reached(vlm, dict(vlm.inputs([sk.Sample("What is this?", (picture(1),))])), tokens="video", phase="prompt")
+    with pytest.raises(EngineError, match="tokens='audio'"):
+        reached(vlm, dict(vlm.inputs([sk.Sample("Hello?")])), tokens="audio", phase="prompt")
+
+
+def test_positions_that_the_decoder_does_not_read_are_refused() -> None:
+    model, processor = tiny.build("qwen2_vl")
+    model.config.video_pruning_rate = 0.5
+    vlm = sk.wrap(model, processor)
+    sample = sk.Sample("What is this?", (picture(1),))
+    with pytest.raises(EngineError, match="reads fewer of a video"):
+        reached(vlm, with_video(vlm, sample), tokens="image", phase="prompt")
+    shown = dict(vlm.inputs([sample]))
+    assert torch.equal(
+        reached(vlm, shown, tokens="image", phase="prompt"), shown["input_ids"] == model.config.image_token_id
+    )
+
+
+def hearing() -> tuple[sk.VLM, dict[str, Tensor]]:
+    """A model with a token for audio, and a prompt that holds two of them, as where embeddings are put in by hooks."""
+    model, processor = tiny.build("qwen2_vl")
+    heard = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
+    model.config.audio_token_id = heard
+    vlm = sk.wrap(model, processor)
+    inputs = dict(vlm.inputs([sk.Sample("What do you hear?")]))
+    inputs["input_ids"][0, 3:5] = heard
+    return vlm, inputs
+
+
+def test_audio_is_neither_text_nor_visual() -> None:
+    vlm, inputs = hearing()
+    audio = inputs["input_ids"] == vlm.model.config.audio_token_id  # type: ignore[union-attr]
+    assert torch.equal(reached(vlm, inputs, tokens="audio", phase="prompt"), audio)
+    assert not bool((reached(vlm, inputs, tokens="text", phase="prompt") & audio).any())
+    assert torch.equal(reached(vlm, inputs, tokens="all", phase="prompt") & audio, audio)
+
+
+@pytest.mark.parametrize("prompts", ["with_image", "without_image"])
+def test_a_prompt_of_audio_alone_is_refused_by_what_asks_for_images(prompts: Any) -> None:
+    vlm, inputs = hearing()
+    with pytest.raises(EngineError, match="prompt 0 of the call holds audio"):
+        reached(vlm, inputs, prompts=prompts)
+
+
+def test_the_text_of_a_prompt_with_audio_is_refused() -> None:
+    vlm, inputs = hearing()
+    made = sk.CMRM(level="sample").fit(vlm)
+    with pytest.raises(EngineError, match="audio"), sk.steer(vlm, made, policy="off"):
+        vlm.model.generate(**inputs, max_new_tokens=1)  # type: ignore[operator]
