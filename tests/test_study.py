@@ -326,3 +326,58 @@ def test_questions_with_a_reference_are_the_judges_that_compare(demo: VLM) -> No
     mixed = sk.evaluation.generate(demo, few, [Condition("image")])
     with pytest.raises(OptionError, match="compares answers with references"):
         sk.evaluation.judge(few, mixed, judge=judge)
+
+
+def test_a_baseline_stands_beside_them_and_loads_when_it_is_asked(demo: VLM, tmp_path: Path) -> None:
+    loaded: list[str] = []
+
+    def load() -> VLM:
+        loaded.append("twin")
+        return demo
+
+    few, dev = suite("test", 4), suite("dev", 2)
+    options: dict[str, Any] = {"alphas": (1.0,), "layers": {}, "folder": tmp_path, "baselines": {"twin": load}}
+    found = sk.evaluation.study(demo, [few], [anchors(4)], [dev], **options)
+    assert loaded == ["twin"]
+    shares = {cell.condition: cell.figures["unsafe"].value for cell in found.cells if cell.stage == "test"}
+    assert shares["baseline twin"] == shares["image"] > shares["dataset level, all layers"]
+    twin = [each for each in found.comparisons if each.condition == "baseline twin"]
+    assert [(each.fixed, each.broken) for each in twin] == [(0, 0)] * 3
+
+
+def test_the_first_method_needs_a_direction_to_be_controlled(demo: VLM, tmp_path: Path) -> None:
+    methods = {"sample": sk.CMRM(level="sample")}
+    with pytest.raises(OptionError, match="stores no direction"):
+        sk.evaluation.study(demo, [suite("test", 2)], [anchors(2)], [suite("dev", 2)], folder=tmp_path, methods=methods)
+    assert not (tmp_path / "answers.jsonl").exists(), "nothing was answered for nothing"
+
+
+def test_a_random_control_steers_the_same_prompts(demo: VLM) -> None:
+    samples = [*anchors(4), *(replace(case.sample, label="utility") for case in suite("dev", 4).utility)]
+    vector = sk.CMRM(spared="utility").fit(demo, samples)
+    control = sk.evaluation.random_like(vector)
+    (gate,) = [key for key in vector.tensors if key.name == "spared"]
+    assert torch.equal(control.tensors[gate], vector.tensors[gate])
+    for key, tensor in vector.tensors.items():
+        if key != gate:
+            assert control.tensors[key].norm() == pytest.approx(float(tensor.norm()), rel=1e-5)
+            assert abs(float(torch.cosine_similarity(control.tensors[key], tensor, dim=0))) < 0.5
+
+
+def test_rows_of_one_image_count_once() -> None:
+    """Forty answers about four images hold less than forty about forty: by resampling of one's own."""
+    values = [True] * 10 + [False] * 30
+    alone, grouped = sk.evaluation.rate(values), sk.evaluation.rate(values, [at // 10 for at in range(40)])
+    assert (alone.clusters, grouped.clusters, grouped.value) == (0, 4, 0.25)
+    draws = torch.randint(0, 4, (20000, 4), generator=torch.Generator().manual_seed(1))
+    shares = (draws == 0).float().mean(1).sort().values
+    assert grouped.low == pytest.approx(float(shares[500]), abs=0.01)
+    assert grouped.high == pytest.approx(float(shares[19500]), abs=0.26)
+    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+    none = sk.evaluation.rate([False] * 40, [at // 10 for at in range(40)])
+    assert (none.low, none.high) == (0.0, pytest.approx(sk.evaluation.zero_allows(4)))
+    unsure = sk.evaluation.rate([None] * 20 + [False] * 20, [at // 10 for at in range(40)])
+    assert (unsure.value, unsure.low, unsure.unjudged) == (0.0, 0.0, 20)
+    assert unsure.high > 0.5
+    same = sk.evaluation.rate(values, ["one image"] * 40)
+    assert same == alone, "what is the same for all is a condition, not a sample"

@@ -76,21 +76,26 @@ def study(
     judges += list(own.values()) if len(own) == 1 else [PhraseJudge()] if judges else []
     given = loading.given()
     vlm = load_model(model, given)
-    with progress("Studying", total=1) as report:
-        found = sk.evaluation.study(
-            vlm,
-            tested,
-            samples,
-            tried,
-            folder=output,
-            methods=methods,
-            alphas=strengths,
-            baselines={each: lambda each=each: load_model(each, given) for each in baseline or ()},
-            judges=judges,
-            batch_size=batch_size,
-            workers=workers,
-            progress=lambda what, done, total: report(done, total),
-        )
+    try:
+        with progress("Studying", total=1) as report:
+            found = sk.evaluation.study(
+                vlm,
+                tested,
+                samples,
+                tried,
+                folder=output,
+                methods=methods,
+                alphas=strengths,
+                baselines={each: lambda each=each: load_model(each, given) for each in baseline or ()},
+                judges=judges,
+                batch_size=batch_size,
+                workers=workers,
+                progress=lambda what, done, total: report(done, total),
+            )
+    except BaseException:
+        if output.is_dir():
+            say(f"What was done is kept in {output}: the same command goes on from there.")
+        raise
     say(f"Wrote {output / 'report.html'}, and the tables and figures beside it")
     return Result(found, _tables(found))
 

@@ -55,8 +55,11 @@ class Outcome:
     def share(self, what: Callable[[Judged], bool | None], *kinds: Kind) -> Estimate:
         """The share of the answers to some kinds of prompts of which something holds."""
         group = self.of(*kinds)
-        rows = [(each.answer.kind, each.answer.row) for each in group]
-        return rate(map(what, group), [self.clusters.get(row, f"{row}") for row in rows])
+        names = [
+            self.clusters.get((each.answer.kind, each.answer.row), f"{each.answer.kind} {each.answer.row}")
+            for each in group
+        ]
+        return rate(map(what, group), names)
 
     @property
     def unsafe(self) -> Estimate:

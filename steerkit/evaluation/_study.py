@@ -238,6 +238,11 @@ class _Run:
         cells: list[Cell] = []
         for each in self.subjects:
             asked = [self._steered(name, *option, each) for name, tried in options.items() for option in tried]
+            if asked[0].vector is None or not asked[0].vector.tensors:
+                name = next(iter(options))
+                raise OptionError(
+                    f"{name!r} stores no direction", expected="one that does as the first, for the control"
+                )
             found = self._asked(self.vlm, each.dev, [_TEXT, _IMAGE, *asked], f"dev of {each.name}")
             text, image = found[TEXT, 0.0], found[IMAGE, 0.0]
             cells += [self._cell("dev", each, each.dev, condition, found) for condition in (_TEXT, _IMAGE)]
@@ -337,10 +342,6 @@ class _Run:
     def _control(self, vector: SteeringVector | None, choice: Mapping[str, Any], subject: Subject) -> Condition:
         first = next(iter(self.methods))
         assert vector is not None
-        if not vector.tensors:
-            raise OptionError(
-                f"{first!r} stores no direction", expected="one that does as the first method, for the control"
-            )
         return Condition(RANDOM, random_like(vector, self.seed), choice[first]["strength"])
 
     def _fitted(self, name: str, method: SteeringMethod, subject: Subject) -> SteeringVector:

@@ -194,7 +194,7 @@ class AnsweringModel(PromptedModel):
         from transformers.cache_utils import DynamicLayer
 
         model: Any = self.model
-        plain = type(model).generate is GenerationMixin.generate and self._route() is None
+        plain = type(model).generate is cast("Any", GenerationMixin).generate and self._route() is None
         plain &= "position_ids" in inspect.signature(model.base_model.forward).parameters
         if not plain or self.architecture.encoder_decoder or self.architecture.transient:
             return False
