@@ -16,9 +16,10 @@ import torch
 from toy import suite
 
 import steerkit as sk
-from steerkit.demo import SUITES, anchors, model_path
-from steerkit.errors import OptionError, RecordsError, SampleError
-from steerkit.evaluation import Condition, Suite, load_suite, planes
+from steerkit.demo import METHODS, SUITES, anchors, model_path
+from steerkit.errors import EmptyAnchorSetError, OptionError, RecordsError, SampleError
+from steerkit.evaluation import Condition, Suite, load_suite, planes, read_methods
+from steerkit.interventions import Gate, Measure, StoredDirection
 from steerkit.vlm import VLM
 
 OPTIONS: dict[str, Any] = {"alphas": (1.0, 3.0), "layers": {"first": range(2)}, "batch_size": 16}
@@ -194,6 +195,22 @@ def test_anchors_dev_and_test_share_no_prompt(demo: VLM, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_one_dev_set_for_several_suites_with_anchors_of_their_own(demo: VLM, tmp_path: Path) -> None:
+    tests = [replace(suite("test", 4), name="a"), replace(load_suite(SUITES["test"]), name="b")]
+    tests[1] = replace(tests[1], **{kind: tests[1].cases(kind)[4:8] for kind in sk.evaluation.KINDS})  # type: ignore[arg-type]
+    some = anchors(8)
+    sets, options = [some[:12], some[12:]], {"alphas": (1.0,), "layers": {}, "folder": tmp_path}
+    found = sk.evaluation.study(demo, tests, sets, [suite("dev", 2)], **options)  # type: ignore[arg-type]
+    tried = [
+        (cell.suite, cell.anchors) for cell in found.cells if cell.stage == "dev" and cell.method == "dataset level"
+    ]
+    assert tried == [(suite("dev", 2).name, "a"), (suite("dev", 2).name, "b")]
+    with pytest.raises(OptionError, match="called 'a'"):
+        sk.evaluation.study(demo, tests, sets, [replace(suite("dev", 2), name="a")], folder=tmp_path / "x")
+    with pytest.raises(EmptyAnchorSetError, match="no harmful prompts"):
+        sk.evaluation.study(demo, tests, sets, [replace(suite("dev", 2), harmful=())], folder=tmp_path / "x")
+
+
 @pytest.mark.parametrize("level", ["dataset", "sample"])
 def test_planes_are_those_of_plain_hooks(demo: VLM, level: Any) -> None:
     """The means of what each block returns, by hooks of PyTorch alone; the plane explains as much as numpy says."""
@@ -263,6 +280,30 @@ def test_conditions_together_answer_as_plain_hooks_do(name: str) -> None:
     assert [each.answer for each in alone] == [
         each.answer for each in made if (each.condition, each.strength) == ("steered", 1.0)
     ]
+
+
+def test_methods_answer_together_as_in_a_block_of_their_own(demo: VLM) -> None:
+    few, samples = suite("test", 2), anchors(10)
+    methods = {
+        name: each for name, each in read_methods(METHODS).items() if name not in ("vti", "iti", "astra", "actadd")
+    }
+    fitted = {
+        name: method.fit(demo, chosen) for name, (method, chosen) in ((n, e.entry(samples)) for n, e in methods.items())
+    }
+    measure = Measure(kind="projection", direction=StoredDirection(layer=3), layer=3)
+    (part,) = fitted["cmrm"].interventions
+    states = demo.capture([case.sample for case in few.named.values()], layers=[3], engine="hooks")[3]
+    middle = float((states @ fitted["cmrm"].tensors[sk.Key(3)]).median() / fitted["cmrm"].tensors[sk.Key(3)].norm())
+    gated = part.model_copy(update={"gate": Gate(measure=measure, threshold=middle), "layers": (4, 5, 6, 7)})
+    fitted["gated"] = fitted["cmrm"].with_metadata(interventions=(gated.model_dump(),))
+    conditions = [Condition("image"), *(Condition(name, vector, 1.0) for name, vector in fitted.items())]
+    together = {each.name for each in conditions if each.at_the_end}
+    assert {"image", "cmrm", "caa", "gated"} <= together < {*fitted, "image"}
+    made = sk.evaluation.generate(demo, few, conditions, batch_size=4)
+    for name, vector in fitted.items():
+        with sk.steer(demo, vector, policy="off"):
+            alone = demo.generate([case.sample for case in few.named.values()], max_new_tokens=24, do_sample=False)
+        assert [each.answer for each in made if each.condition == name] == alone, name
 
 
 def test_what_is_before_the_last_token_is_read_once(demo: VLM) -> None:

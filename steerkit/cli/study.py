@@ -77,7 +77,7 @@ def study(
     given = loading.given()
     vlm = load_model(model, given)
     try:
-        with progress("Studying", total=1) as report:
+        with progress("Studying") as report:
             found = sk.evaluation.study(
                 vlm,
                 tested,

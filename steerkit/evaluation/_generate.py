@@ -32,8 +32,8 @@ RECORD, TOKEN = 4096, 64
 """Bytes that a record, and each token of its answer, take on the disk; hardly ever more."""
 
 
-TOGETHER = 8
-"""So many conditions at most are answered in one call: its rows are those of a batch, times this."""
+TOGETHER, LONGEST = 8, 4096
+"""So many conditions at most are answered in one call, and so many rows: as many as an intervention can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _answered(
 
     # prompts of about one length share a batch; those with an image are not mixed with others
     left = sorted(left, key=lambda each: (not shown(each), -sum(len(text) for _, text in asked[each[0].key].turns)))
-    size = 1 if vlm.family.batch == "one" else batch_size
+    size = 1 if vlm.family.batch == "one" else min(batch_size, LONGEST // copies)
     for batch in [left] if copies == 1 else _batches(left, size, shown):
         start = count
         reserve(len(left) - count // copies)

@@ -236,7 +236,7 @@ class _Run:
     def _dev(self, options: Mapping[str, list[tuple[str, SteeringMethod, float]]]) -> tuple[list[Cell], dict[str, Any]]:
         """Every option on every dev set, and of each method the one that costs least."""
         cells: list[Cell] = []
-        for each in self.subjects:
+        for each in {(each.dev.name, each.set): each for each in self.subjects}.values():
             asked = [self._steered(name, *option, each) for name, tried in options.items() for option in tried]
             if asked[0].vector is None or not asked[0].vector.tensors:
                 name = next(iter(options))
@@ -289,7 +289,7 @@ class _Run:
                 label = choice[method if method in choice else first]["layers"] if condition.vector else ""
                 cells.append(self._cell("test", each, each.test, condition, found[each.name], method, label))
             others = {other.set: other for other in self.subjects if other.set != each.set}
-            moved = [self._chosen(first, choice, other, named=True) for other in others.values()]
+            moved = [self._chosen(first, choice, other) for other in others.values()]
             if moved:
                 requests = each.test.only("harmful")
                 result = self._asked(self.vlm, requests, moved, f"transfer to {each.name}")
@@ -326,18 +326,17 @@ class _Run:
 
     # -- conditions --------------------------------------------------------------------------------------------------
 
-    def _steered(
-        self, name: str, label: str, method: SteeringMethod, alpha: float, subject: Subject, *, named: bool = False
-    ) -> Condition:
-        what = f"{name}, {label}" + (f", anchors of {subject.set}" if named else "")
+    def _steered(self, name: str, label: str, method: SteeringMethod, alpha: float, subject: Subject) -> Condition:
+        several = len({each.set for each in self.subjects}) > 1
+        what = f"{name}, {label}" + (f", anchors of {subject.set}" if several else "")
         return Condition(what, self._fitted(name, method, subject), alpha)
 
-    def _chosen(self, name: str, choice: Mapping[str, Any], subject: Subject, *, named: bool = False) -> Condition:
+    def _chosen(self, name: str, choice: Mapping[str, Any], subject: Subject) -> Condition:
         mine, method = choice[name], self.methods[name]
         if mine["numbers"] is not None and getattr(method, "layers", ()) is None:
             given = {each: getattr(method, each) for each in method.model_dump(exclude_defaults=True)}
             method = type(method)(**(given | {"layers": tuple(mine["numbers"])}))
-        return self._steered(name, mine["layers"], method, mine["strength"], subject, named=named)
+        return self._steered(name, mine["layers"], method, mine["strength"], subject)
 
     def _control(self, vector: SteeringVector | None, choice: Mapping[str, Any], subject: Subject) -> Condition:
         first = next(iter(self.methods))

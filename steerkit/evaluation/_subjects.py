@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from steerkit.errors import OptionError
+from steerkit.errors import EmptyAnchorSetError, OptionError
 from steerkit.evaluation._disjoint import check_disjoint, split
 from steerkit.evaluation._suites import Suite
 from steerkit.models import Sample, as_samples
@@ -42,6 +42,7 @@ def subjects_of(
 
     Raises:
         OptionError: There are not as many as suites, or two suites have one name.
+        EmptyAnchorSetError: A suite, or what to choose on, has no harmful prompts.
     """
     if not suites or len({suite.name for suite in suites}) < len(suites):
         raise OptionError(
@@ -66,6 +67,17 @@ def subjects_of(
         name = "common anchors" if len(anchors) == 1 and len(suites) > 1 else suite.name
         trial = dev[number if len(dev) > 1 else 0] if dev else parts["dev"]
         found.append(Subject(suite.name, name, tuple(mine), trial, parts["test"]))
+    parts = {id(part): part for each in found for part in (each.dev, each.test)}.values()
+    names = [part.name for part in parts]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise OptionError(
+            f"two sets of prompts are called {repeated[0]!r}",
+            expected="a name for each",
+            fix='rename a file, or begin it with {"suite": {"name": ...}}',
+        )
+    for part in parts:
+        if not part.harmful:
+            raise EmptyAnchorSetError(f"the suite {part.name!r} has no harmful prompts", expected="at least one")
     return found
 
 
