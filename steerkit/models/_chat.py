@@ -91,7 +91,7 @@ def read_chat(
     if waiting[IMAGE]:
         _show_alone(kept, len(waiting[IMAGE]))
     _check_order(kept)
-    return _plainest(kept), *(tuple(found[kind] or waiting[kind]) for kind in (IMAGE, VIDEO))
+    return _plainest(kept), tuple(found[IMAGE] or waiting[IMAGE]), tuple(found[VIDEO] or waiting[VIDEO])
 
 
 def _uneven(kind: Place, places: int, beside: int) -> SampleError:

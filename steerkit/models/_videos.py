@@ -39,7 +39,7 @@ def check_video(video: Any) -> None:
             )
         return
     shape = getattr(video, "shape", ())
-    if len(shape) != 4 or 3 not in (shape[1], shape[-1]) or str(video.dtype).rpartition(".")[2] != "uint8":
+    if len(shape) != 4 or 3 not in (shape[1], shape[-1]) or str(getattr(video, "dtype", None)).rpartition(".")[2] != "uint8":
         raise MissingImageError(
             f"a video is {quoted(video, 60)} of type {type(video).__name__}",
             expected="the path of a file, a list of the paths of frames, or a [frames, height, width, 3] uint8 array",
