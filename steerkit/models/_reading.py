@@ -15,9 +15,10 @@ from steerkit._internal.json import json_value
 from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.models._download import download_image
-from steerkit.models._images import ImageLike, check_image, resolved, web_address
+from steerkit.models._images import ImageLike, resolved, web_address
 from steerkit.models._sample_files import is_separated, rows, sample_files
 from steerkit.models._samples import Sample, as_images
+from steerkit.models._videos import video_in
 
 OnError: TypeAlias = "Literal['raise', 'skip'] | Callable[[int, SampleError], object]"
 
@@ -96,9 +97,11 @@ def read_samples(
                 continue
             sample = _sample(row, columns or {}, of_texts=of_texts)
             images = tuple(_found(image, root or folder, fetch) for image in sample.images)
-            for image in images if check_images else ():
-                check_image(image)
-            samples.append(replace(sample, images=images))
+            videos = tuple(video_in(video, root or folder) for video in sample.videos)
+            found = replace(sample, images=images, videos=videos)
+            if check_images:
+                found.check_images()
+            samples.append(found)
         except (SampleError, MissingImageError) as error:
             problem = SampleError(
                 f"{name} {number}: {error.problem}",

@@ -12,6 +12,7 @@ import numpy as np
 
 from steerkit._text import quoted
 from steerkit.errors import MissingImageError
+from steerkit.models._images import web_address
 
 
 def video_name(video: Any) -> str:
@@ -19,6 +20,15 @@ def video_name(video: Any) -> str:
     if isinstance(video, (str, PathLike)):
         return fspath(video)
     return f"{type(video).__name__} of {len(video)} frames" if hasattr(video, "__len__") else type(video).__name__
+
+
+def video_in(video: Any, folder: Path | None) -> Any:
+    """A video of a sample file: relative paths are taken from a folder."""
+    if isinstance(video, (list, tuple)):
+        return [video_in(frame, folder) for frame in video]
+    if not isinstance(video, (str, PathLike)) or folder is None or web_address(video):
+        return video
+    return folder / video  # an absolute path stays as it is
 
 
 def check_video(video: Any) -> None:
@@ -39,7 +49,11 @@ def check_video(video: Any) -> None:
             )
         return
     shape = getattr(video, "shape", ())
-    if len(shape) != 4 or 3 not in (shape[1], shape[-1]) or str(getattr(video, "dtype", None)).rpartition(".")[2] != "uint8":
+    if (
+        len(shape) != 4
+        or 3 not in (shape[1], shape[-1])
+        or str(getattr(video, "dtype", None)).rpartition(".")[2] != "uint8"
+    ):
         raise MissingImageError(
             f"a video is {quoted(video, 60)} of type {type(video).__name__}",
             expected="the path of a file, a list of the paths of frames, or a [frames, height, width, 3] uint8 array",
