@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,12 @@ def checked(name: str) -> Row:
         return Row("text" if outcome == "ok" else kind, declared=declared, reason=reason)
     outcomes = checks.outcomes(name)
     row = row_of(outcomes, declared, known.get("needs", []))
-    for key, outcome in outcomes.items():
-        if outcome == "untried":  # without torchvision: what is known from where there was one
-            row.also.extend({key} & set(known.get("also", ())))
-            row.cannot.extend({key} & set(known.get("cannot", ())))
-            row.fails.extend({key} & set(known.get("fails", ())))
-    return row
+    untried = {key for key, outcome in outcomes.items() if outcome == "untried"}  # without torchvision
+    kept = {
+        name: [key for key in outcomes if key in getattr(row, name) or key in untried & set(known.get(name, ()))]
+        for name in ("also", "cannot", "fails")
+    }
+    return replace(row, **kept)
 
 
 def compared(name: str) -> str | None:
