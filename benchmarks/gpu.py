@@ -84,7 +84,7 @@ def commands(folder: Path, preset: str, device: str) -> dict[str, list[str]]:
         "equality": [python, str(PLUGIN / "tests" / "compare.py"), str(lab), json.dumps(job)],
         "hooks": [
             *(python, str(REPOSITORY / "benchmarks" / "overhead.py"), "--preset", preset, "--device", device),
-            *("--rounds", rounds, "--tables", "generation"),
+            *("--rounds", rounds, "--tables", "composition"),
         ],
         "serving": [
             *(python, str(PLUGIN / "benchmark.py"), str(folder / "model"), *packs),

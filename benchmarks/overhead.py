@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +160,9 @@ def generation(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
         "steerkit hooks, every step": inside(lambda: sk.steer(vlm, both)),
         "steerkit hooks, prompt only": inside(lambda: sk.steer(vlm, prompt)),
         "steerkit hooks, sample level": inside(lambda: sk.steer(vlm, sample)),
+        "steerkit nnsight, every step": inside(lambda: sk.steer(vlm, both, engine="nnsight")),
+        "steerkit nnsight, prompt only": inside(lambda: sk.steer(vlm, prompt, engine="nnsight")),
     }
-    if find_spec("nnsight"):  # beside vLLM it need not be there
-        variants |= {
-            "steerkit nnsight, every step": inside(lambda: sk.steer(vlm, both, engine="nnsight")),
-            "steerkit nnsight, prompt only": inside(lambda: sk.steer(vlm, prompt, engine="nnsight")),
-        }
     rows = compare(variants, "unsteered", rounds, device)
     for row in rows:
         row["tokens_per_second"] = BATCH * NEW_TOKENS / row["seconds"]

@@ -86,15 +86,16 @@ def save(vlm: sk.VLM, folder: Path) -> None:
 
 
 def packs_of(vlm: sk.VLM) -> dict[str, SteeringVector]:
-    """A vector of each sort, as long as half a state."""
+    """A vector of each sort: half as long as a state, or as long as it takes to change an answer."""
     states = vlm.capture([sk.Sample(TEXTS[0])], engine="hooks")
     noise = torch.Generator().manual_seed(3)
+    length = 8.0 if vlm.record.model_type.startswith("gemma") else 0.5
     record = {"method": MethodRecord(name="check"), "model": vlm.record}
 
     def directions(count: int | None = None) -> dict[Key, torch.Tensor]:
         shape = (count,) if count else ()
         return {
-            Key(layer): 0.5 * torch.randn(*shape, state.shape[-1], generator=noise) * float(state.std())
+            Key(layer): length * torch.randn(*shape, state.shape[-1], generator=noise) * float(state.std())
             for layer, state in states.items()
         }
 
