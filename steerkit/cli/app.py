@@ -99,7 +99,7 @@ class Root(Group):
     table: ClassVar = {
         "Steer": {
             **{"extract": "extract", "merge": "extract:merge"},
-            **{each: each for each in ("generate", "serve", "compare", "calibrate", "study", "demo")},
+            **{each: each for each in ("generate", "serve", "play", "compare", "calibrate", "study", "demo")},
             "judge-check": "judge_check",
         },
         "Share": {"push": "hub:push", "pull": "hub:pull", "verify": "pack:verify", "hub": Hub, "pack": Pack},
