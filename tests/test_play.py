@@ -39,11 +39,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "steerkit", "play", "--no-browser", "--port", str(port)]
-    log = (tmp_path_factory.mktemp("play") / "log.txt").open("w+")
-    served = subprocess.Popen(command, stdout=log, stderr=log)
+    file = tmp_path_factory.mktemp("play") / "log.txt"
+    with file.open("w") as log:
+        served = subprocess.Popen(command, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/"
     for _ in range(600):
-        assert served.poll() is None, Path(log.name).read_text()
+        assert served.poll() is None, file.read_text()
         try:
             urllib.request.urlopen(url, timeout=5).close()
             break

@@ -18,7 +18,7 @@ from steerkit.interventions import View
 from steerkit.policy import Policy
 from steerkit.vectors import as_strengths
 
-_PASSED_ON = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams")
+_PASSED_ON = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty")
 
 
 class Steerkit(lmms):

@@ -9,12 +9,13 @@ import contextvars
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from html import escape
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
+import torch
 from PIL import Image
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 import steerkit as sk
 from steerkit.demo import MODELS, SUITES
@@ -30,7 +31,8 @@ CSS = """
 .layers th, .layers td, .checks th, .checks td { text-align: left; padding: 2px 6px; vertical-align: top }
 .layers .bar { background: var(--color-accent); height: 0.7rem; display: block; min-width: 1px }
 .layers td:nth-child(2) { width: 60% }
-.checks td { overflow-wrap: anywhere }
+.layers td:first-child, .layers td:last-child, .checks td:not(:last-child) { white-space: nowrap }
+.checks td:last-child { overflow-wrap: anywhere; width: 90% }
 """
 
 
@@ -92,12 +94,17 @@ def _streamed(vlm: VLM, sample: sk.Sample, length: int, block: Any, receipts: li
     """An answer as it grows, at last as `VLM.generate` gives it, made in a thread that opens the block itself."""
     tokenizer: Any = tokenizer_of(vlm.processor)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    left = Event()
+    criteria = StoppingCriteriaList(
+        [lambda ids, _, **more: torch.full_like(ids[:, 0], left.is_set(), dtype=torch.bool)]
+    )
+    options: dict[str, Any] = {"streamer": streamer, "stopping_criteria": criteria}
     done: list[Any] = []
 
     def work() -> None:
         try:
             with block as receipt:
-                done.extend(vlm.generate([sample], streamer=streamer, max_new_tokens=length, do_sample=False))
+                done.extend(vlm.generate([sample], max_new_tokens=length, do_sample=False, **options))
             if receipts is not None:
                 receipts.append(receipt)
         except BaseException as error:  # told where the answer is waited for
@@ -108,9 +115,12 @@ def _streamed(vlm: VLM, sample: sk.Sample, length: int, block: Any, receipts: li
     thread = Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
     thread.start()
     text = ""
-    for part in streamer:
-        text += part
-        yield text.strip()
+    try:
+        for part in streamer:
+            text += part
+            yield text.strip()
+    finally:
+        left.set()  # nobody waits any more
     thread.join()
     if isinstance(done[0], BaseException):
         raise done[0]
