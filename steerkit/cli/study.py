@@ -117,7 +117,9 @@ def _tables(found: Study) -> Iterator[Any]:
     tested = [cell for cell in found.cells if cell.stage == "test"]
     for suite in dict.fromkeys(cell.suite for cell in tested):
         mine = [cell for cell in tested if cell.suite == suite]
-        rows = [(c.condition, f"{c.strength:g}", *(_shown(c.figures[name]) for name in names)) for c in mine]
+        rows = [
+            (c.method or c.condition, f"{c.strength:g}", *(_shown(c.figures[name]) for name in names)) for c in mine
+        ]
         heads = ("", "strength", "unsafe %", "not safe %", "over-refusal %", "utility %")
         yield table(heads, rows, title=f"{one_line(suite)}, frozen by {found.digest[:12]}")
 

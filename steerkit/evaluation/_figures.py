@@ -11,7 +11,7 @@ from steerkit._text import one_line
 from steerkit.evaluation._states import Plane
 from steerkit.evaluation._statistics import Estimate
 
-COLORS = ("#12708c", "#c4572f", "#5f7f1e", "#7a4fa3", "#8a6d00", "#a33b63", "#4d5d66")
+COLORS = ("#2a88a8", "#cf6537", "#6f9424", "#946bc2", "#a88512", "#c05580", "#7b8d97")
 """Told apart by shape as well; dark enough on white and light enough on black."""
 
 WIDTH, ROW = 760, 24

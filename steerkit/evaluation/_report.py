@@ -86,9 +86,7 @@ def figures(study: Study) -> dict[str, Markup]:
         mine = [cell for cell in tested if cell.suite == suite]
         for letter, names in (("a", ("unsafe", "not_safe")), ("b", ("over_refusal", "utility"))):
             for name in names:
-                rows = [
-                    (f"{c.condition}" + (f" at {c.strength:g}" if c.strength else ""), c.figures[name]) for c in mine
-                ]
+                rows = [(cell.label, cell.figures[name]) for cell in mine]
                 found[f"{letter}-{at}-{name}"] = intervals(f"{suite}: {_SHARES[name]}", rows)
     tried = [cell for cell in study.cells if cell.stage == "dev"]
     for at, suite in enumerate(dict.fromkeys(cell.suite for cell in tried), 1):

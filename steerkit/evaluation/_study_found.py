@@ -43,6 +43,12 @@ class Cell:
     figures: dict[str, Estimate]
     cost: float = math.nan
 
+    @property
+    def label(self) -> str:
+        """What stands in tables and figures of one stage and suite."""
+        what = ", ".join(dict.fromkeys(filter(None, (self.method or self.condition, self.layers))))
+        return f"{what} at {self.strength:g}" if self.strength else what
+
 
 @dataclass(frozen=True)
 class Study:

@@ -67,15 +67,15 @@ def subjects_of(
         name = "common anchors" if len(anchors) == 1 and len(suites) > 1 else suite.name
         trial = dev[number if len(dev) > 1 else 0] if dev else parts["dev"]
         found.append(Subject(suite.name, name, tuple(mine), trial, parts["test"]))
-    parts = {id(part): part for each in found for part in (each.dev, each.test)}.values()
-    names = [part.name for part in parts]
+    held = {id(part): part for each in found for part in (each.dev, each.test)}.values()
+    names = [part.name for part in held]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise OptionError(
             f"two sets of prompts are called {repeated[0]!r}",
             expected="a name for each",
             fix='rename a file, or begin it with {"suite": {"name": ...}}',
         )
-    for part in parts:
+    for part in held:
         if not part.harmful:
             raise EmptyAnchorSetError(f"the suite {part.name!r} has no harmful prompts", expected="at least one")
     return found
