@@ -32,7 +32,9 @@ def lazy(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], li
     def load(name: str) -> Any:
         if name not in homes:
             face = sys.modules[package.partition(".")[0]]
-            if "__getattr__" not in vars(face):  # an unrelated distribution of our import name asks us for its own
+            if face.__name__ == "steerkit" and "__getattr__" not in vars(
+                face
+            ):  # an unrelated distribution of our import name asks us for its own
                 raise ImportError(
                     f"{face.__file__} is another distribution's, and was written over a file of steerkit-vlm. "
                     "`steerkit-vlm doctor` says whose it is, and how to mend it."

@@ -10,22 +10,6 @@ others:
 Pickles are never executed, and what a file does not say is asked of the caller, not invented.
 """
 
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter
-from steerkit_vectors_hub.interop.convert import read, write
-from steerkit_vectors_hub.interop.facts import ModelFacts
-from steerkit_vectors_hub.interop.registry import detect, format_names, get_format, is_pack, registered_formats
+from steerkit._internal.lazy import lazy
 
-__all__ = [
-    "Choice",
-    "Foreign",
-    "ForeignReader",
-    "ForeignWriter",
-    "ModelFacts",
-    "detect",
-    "format_names",
-    "get_format",
-    "is_pack",
-    "read",
-    "registered_formats",
-    "write",
-]
+__getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -14,8 +14,6 @@ canary goes; `answers` reads one answer beside those without the pack; `counts` 
 compares directions; `findings` turns all of it into checks; `screener` runs the model.
 """
 
-from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries, read_canaries
-from steerkit_vectors_hub.screening.findings import Screening
-from steerkit_vectors_hub.screening.screener import Screener, screen
+from steerkit._internal.lazy import lazy
 
-__all__ = ["Canary", "CanarySet", "Screener", "Screening", "choose_canaries", "read_canaries", "screen"]
+__getattr__, __dir__, __all__ = lazy(__name__, __file__)

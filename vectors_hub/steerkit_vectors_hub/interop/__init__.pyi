@@ -1,0 +1,17 @@
+# The names that are offered here, and where each lives; `_internal.lazy` reads this list as well as type checkers.
+
+from steerkit_vectors_hub.interop.base import (
+    Choice as Choice,
+    Foreign as Foreign,
+    ForeignReader as ForeignReader,
+    ForeignWriter as ForeignWriter,
+)
+from steerkit_vectors_hub.interop.convert import read as read, write as write
+from steerkit_vectors_hub.interop.facts import ModelFacts as ModelFacts
+from steerkit_vectors_hub.interop.registry import (
+    detect as detect,
+    format_names as format_names,
+    get_format as get_format,
+    is_pack as is_pack,
+    registered_formats as registered_formats,
+)
