@@ -103,9 +103,17 @@ def test_what_an_earlier_run_left_is_not_measured_again(model: str, tmp_path: Pa
     whole = scale.fit(method, model, ANCHORS, folder=tmp_path, workers=1, blocks_per_task=3, **options)
     states = sorted(tmp_path.iterdir())
     states[1].unlink()
+    (tmp_path / "join-0.safetensors").write_bytes(b"left by a run that was killed while it joined states")
+    options |= {"blocks_per_task": 3}
     again = scale.fit(method, model, ANCHORS, folder=tmp_path, progress=lambda *at: told.append(at), **options)
     assert told == [(22, 22)]
     assert_equal(again, whole)
+    assert sorted(tmp_path.iterdir()) == states
+    twice = tmp_path / "blocks-x.safetensors"
+    twice.write_bytes(states[0].read_bytes())
+    with pytest.raises(CheckpointError, match="anchors 0-5 were measured in two"):
+        scale.fit(method, model, ANCHORS, folder=tmp_path, **options)
+    twice.unlink()
     with pytest.raises(CheckpointError, match="another extraction: its config"):
         scale.fit(sk.CMRM(alpha=2.0), model, ANCHORS, folder=tmp_path, **options)
     states[0].write_bytes(states[0].read_bytes()[:-8])

@@ -148,14 +148,16 @@ class State:
             CheckpointError: One is of another extraction, or a block is in two of them.
         """
         merged = State(self.extraction, dict(self.samples), dict(self.nodes))
+        blocks = self.blocks
         for number, other in enumerate(others, start=1):
             self.extraction.require(other.extraction, f"state {number}")
-            if twice := sorted(merged.blocks & other.blocks):
+            if twice := sorted(blocks & (theirs := other.blocks)):
                 raise CheckpointError(
                     f"{_spans(self.extraction, twice)} were measured in two of the states",
                     expected="every block in one state",
                     fix="leave one of the two out",
                 )
+            blocks |= theirs
             merged.samples |= {number: other.samples[number] for number in other._anchors}
             for node in sorted(other.nodes):
                 merged.nodes = merged.added(node, other.nodes[node])

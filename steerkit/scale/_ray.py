@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
 from steerkit._internal.validation import expect_whole
-from steerkit.errors import EngineError, OptionError, SteerKitError
-from steerkit.methods import State, SteeringMethod
+from steerkit.errors import CheckpointError, EngineError, OptionError, SteerKitError
+from steerkit.methods import Extraction, State, SteeringMethod
 from steerkit.models import Sample
 from steerkit.vectors import SteeringVector
+
+JOINED, JOIN = 8, "join-"
+"""How many states a worker merges at once, and how the files that hold them begin until the vector is made."""
 
 RETRIES = 3
 """How often a task is tried again, and an actor started again, after its process or its machine was lost."""
@@ -29,17 +34,18 @@ def fit(
     loading: Mapping[str, Any] | None = None,
     engine: Literal["nnsight", "hooks"] = "nnsight",
     batch_size: int = 8,
-    blocks_per_task: int = 8,
+    blocks_per_task: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     anchor_name: str = "",
     anchor_license: str | None = None,
 ) -> SteeringVector:
     """Extract a steering vector on a Ray cluster; on equal hardware, bit for bit what `method.fit` makes.
 
-    Every worker loads the model once. What a task measured is written to `folder` by this process, before anything
-    else is done with it: a run that was stopped or killed goes on from there when it is called again, and does nothing
-    twice. A worker that is lost is replaced, and its task is done again. Connects to the running cluster, or starts
-    Ray on this machine: `ray.init` beforehand says otherwise.
+    Every worker loads the model once, and writes what a task measured to `folder` before anything else is done with
+    it: a run that was stopped or killed goes on from there when it is called again, and measures nothing twice. A
+    worker that is lost is replaced, and its task is done again. The workers also merge the states, a few neighbours
+    each, so that this process only hands out work. Connects to the running cluster, or starts Ray on this machine:
+    `ray.init` beforehand says otherwise.
 
     On a CPU, Ray gives a worker one thread for each of its CPUs (one, if nothing else is said), and sums of floats
     depend on the number of threads.
@@ -48,12 +54,14 @@ def fit(
         method: The method, configured.
         model: Repository id or folder of the model, which every worker can read.
         anchors: The anchor set; images by paths that every worker can read, or held in memory.
-        folder: Where states are kept; of this extraction alone. Delete it once the vector is saved.
+        folder: Where states are kept, of this extraction alone; every worker and this process see it under one path.
+            Delete it once the vector is saved.
         workers: The number of workers. Default: one for each GPU of the cluster, or each CPU where there is none.
         loading: Options of `steerkit.load`.
         engine: As in `fit`.
         batch_size: As in `fit`.
-        blocks_per_task: So many blocks are measured before a worker reports.
+        blocks_per_task: So many blocks are measured before a worker reports. Default: a quarter of a worker's share,
+            as a power of two, 64 at most.
         progress: Called with (done, total) samples after each task.
         anchor_name: Name of the anchor set, for the metadata.
         anchor_license: Its licence, for the metadata.
@@ -64,10 +72,10 @@ def fit(
     Raises:
         EngineError: Ray is not installed, or a worker was lost more than three times.
         OptionError: An argument is impossible, or the cluster has no place for the workers.
-        CheckpointError: The folder holds states of another extraction, or can't be written.
+        CheckpointError: The folder holds states of another extraction, can't be written, or is another one elsewhere.
         SteerKitError: Whatever `fit` raises.
     """
-    expect_whole(batch_size=batch_size, blocks_per_task=blocks_per_task)
+    expect_whole(batch_size=batch_size, **({} if blocks_per_task is None else {"blocks_per_task": blocks_per_task}))
     try:
         ray: Any = importlib.import_module("ray")  # no checker can follow what it declares of remote calls
         from ray.exceptions import RayError
@@ -86,30 +94,41 @@ def fit(
             f"{count} workers are wanted of a cluster with {available} {'GPUs' if gpus else 'CPUs'}",
             expected=f"at most {available}",
         )
-    place = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    worker = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, **place)(_Worker)
+    needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    worker = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, **needs)(_Worker)
     options = {"engine": engine, "batch_size": batch_size}
+    place = Path(folder).absolute()
     shared = ray.put(list(anchors))
     actors: list[Any] = [
-        worker.remote(method, str(model), dict(loading or {}), [shared], options) for _ in range(count)
+        worker.remote(method, str(model), dict(loading or {}), [shared], options, place) for _ in range(count)
     ]
     try:
-        state = ray.get(actors[0].start.remote())
-        if state is not None:
-            state = _resumed(Path(folder), state)
-            left = state.missing
-            tasks = [left[at : at + blocks_per_task] for at in range(0, len(left), blocks_per_task)]
-            found: State
-            for found in cast("Any", ActorPool(actors)).map_unordered(
-                lambda actor, blocks: actor.measure.remote(blocks), tasks
-            ):
-                blocks = sorted(found.blocks)
-                found.save(Path(folder) / f"blocks-{blocks[0]:08}-{blocks[-1]:08}.safetensors")
-                state = state.merge(found)
+        pool = cast("Any", ActorPool(actors))
+        whole: Path | None = None
+        extraction = ray.get(actors[0].start.remote())
+        if extraction is not None:
+            done = _resumed(place, extraction)
+            left = sorted(set(extraction.blocks).difference(*done.values()))
+            size = blocks_per_task or 2 ** min(6, max(1, len(left) // (4 * count)).bit_length() - 1)
+            # cut at the numbers of all blocks, so that the state of a task is one subtree
+            tasks = [list(task) for _, task in groupby(left, key=lambda block: block // size)]
+            for path, blocks in pool.map_unordered(lambda actor, task: actor.measure.remote(task), tasks):
+                if not path.exists():
+                    raise CheckpointError(
+                        f"a worker wrote {str(path)!r:.300}, which is not there for the process that asked",
+                        expected="a folder that all machines share",
+                        fix="name one on a file system of all of them",
+                    )
+                done[path] = blocks
                 if progress is not None:
-                    progress(len(state), state.extraction.anchors)
+                    progress(sum(len(extraction.span(one)) for each in done.values() for one in each), len(anchors))
+            joined = sorted(done, key=lambda path: done[path][0])
+            while len(joined) > 1:
+                neighbours = [joined[at : at + JOINED] for at in range(0, len(joined), JOINED)]
+                joined = list(pool.map(lambda actor, paths: actor.join.remote(paths), neighbours))
+            whole = joined[0]
         names = {"anchor_name": anchor_name, "anchor_license": anchor_license}
-        return SteeringVector.from_bytes(ray.get(actors[0].finish.remote(state, names)))
+        return SteeringVector.from_bytes(ray.get(actors[0].finish.remote(whole, names)))
     except RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, SteerKitError):
@@ -117,11 +136,12 @@ def fit(
         raise EngineError(
             f"a worker was lost ({str(error).splitlines()[0] if str(error) else type(error).__name__:.300})",
             expected="workers that stay, or come back",
-            fix=f"see the log of Ray; what was measured is in {str(folder)!r}, and the same call goes on from there",
+            fix=f"see the log of Ray; what was measured is in {str(place)!r}, and the same call goes on from there",
         ) from error
     finally:
         for actor in actors:
             ray.kill(actor)
+        _clear(place)
 
 
 class _Worker:
@@ -134,35 +154,56 @@ class _Worker:
         loading: dict[str, Any],
         anchors: list[Any],
         options: dict[str, Any],
+        folder: Path,
     ) -> None:
         from steerkit.vlm import load
 
         ray: Any = importlib.import_module("ray")
-        self._method, self._options = method, options
+        self._method, self._options, self._folder = method, options, folder
         self._anchors: list[Sample] = ray.get(anchors[0])  # in a list, Ray leaves it to us when it is read
         self._model = load(model, **loading)
         if torch.cuda.is_available() and "device_map" not in loading:
             self._model.model.to("cuda")
 
-    def start(self) -> State | None:
-        """A state without any block, or None where the method measures nothing."""
+    def start(self) -> Extraction | None:
+        """What is measured, or None where the method measures nothing."""
         if not self._method.blocks(self._model, self._anchors, batch_size=self._options["batch_size"]):
             return None
-        return self.measure([])
+        return self._method.measure(self._model, self._anchors, [], **self._options).extraction
 
-    def measure(self, blocks: list[int]) -> State:
-        return self._method.measure(self._model, self._anchors, blocks, **self._options)
+    def measure(self, blocks: list[int]) -> tuple[Path, list[int]]:
+        """Measure some blocks, and say where they are."""
+        state = self._method.measure(self._model, self._anchors, blocks, **self._options)
+        return state.save(self._folder / f"blocks-{blocks[0]:08}-{blocks[-1]:08}.safetensors"), blocks
 
-    def finish(self, state: State | None, names: dict[str, Any]) -> bytes:
-        if state is None:
+    def join(self, paths: list[Path]) -> Path:
+        """Merge states of neighbours."""
+        if len(paths) == 1:
+            return paths[0]
+        first, *others = map(State.load, paths)
+        return first.merge(*others).save(self._folder / f"{JOIN}{secrets.token_hex(8)}.safetensors")
+
+    def finish(self, whole: Path | None, names: dict[str, Any]) -> bytes:
+        if whole is None:
             return self._method.fit(self._model, anchors=self._anchors, **names).to_bytes()
-        return self._method.finish(self._model, state, **names).to_bytes()
+        return self._method.finish(self._model, State.load(whole), **names).to_bytes()
 
 
-def _resumed(folder: Path, state: State) -> State:
-    """What an earlier run left in the folder."""
+def _resumed(folder: Path, extraction: Extraction) -> dict[Path, list[int]]:
+    """What an earlier run left in the folder: the blocks of each state.
+
+    Raises:
+        CheckpointError: One is damaged, or of another extraction.
+    """
+    _clear(folder)
+    found: dict[Path, list[int]] = {}
     for path in sorted(folder.glob("blocks-*.safetensors")):
-        found = State.load(path)
-        state.extraction.require(found.extraction, f"the state {str(path)!r:.300}")
-        state = state.merge(found)
-    return state
+        state = State.load(path)
+        extraction.require(state.extraction, f"the state {str(path)!r:.300}")
+        found[path] = sorted(state.blocks)
+    return found
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.glob(f"{JOIN}*.safetensors"):
+        path.unlink(missing_ok=True)
