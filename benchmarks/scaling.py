@@ -30,7 +30,7 @@ from steerkit.demo import METHODS, anchors, model_path
 from steerkit.evaluation import read_methods
 from steerkit.methods import State
 from steerkit.methods._moments import LARGE, Moments
-from steerkit.scale._ray import JOINED
+from steerkit.scale._fit import JOINED
 
 LAYERS, HIDDEN, BATCH = 32, 4096, 8
 

@@ -15,7 +15,7 @@ import torch
 from reference import picture
 
 import steerkit as sk
-from steerkit import scale
+from steerkit import evaluation, scale
 from steerkit.errors import CheckpointError, EngineError, LabelError, OptionError
 from steerkit.testing import tiny
 
@@ -143,7 +143,7 @@ _DRIVER = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 import test_scale, ray
-from steerkit import scale
+from steerkit import evaluation, scale
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
 def report(done, total):
     print(done, flush=True)
@@ -187,6 +187,101 @@ def test_errors_of_a_worker_are_ours(model: str, tmp_path: Path) -> None:
         scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path / "file" / "folder", workers=1)
     with pytest.raises(EngineError, match="lost"):
         scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=1, loading={"nonsense": object})
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def suite_of(count: int) -> evaluation.Suite:
+    """Prompts of several lengths, with pictures and without, so that batches are cut in more than one way."""
+    cases = [
+        evaluation.Case(
+            sk.Sample(f"request {number} " + "of several " * (number % 3), (picture(number),) * bool(number % 4))
+        )
+        for number in range(count)
+    ]
+    return evaluation.Suite("several", tuple(cases[::2]), tuple(cases[1::2]), (), evaluation.PhraseJudge(), 6)
+
+
+def conditions_of(vlm: sk.VLM) -> list[evaluation.Condition]:
+    cmrm = sk.CMRM().fit(vlm, ANCHORS[:6])
+    return [
+        evaluation.Condition("text", images="text"),
+        evaluation.Condition("image"),
+        evaluation.Condition("cmrm", cmrm, strength=2.0),
+        evaluation.Condition("cmrm", cmrm, strength=-1.0),
+        evaluation.Condition("sample level", sk.CMRM(level="sample").fit(vlm, [])),
+    ]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_answer_as_one_process_does(model: str, tmp_path: Path) -> None:
+    vlm, suite = sk.load(model), suite_of(11)
+    conditions = conditions_of(vlm)
+    expected = evaluation.generate(vlm, suite, conditions, batch_size=3)
+    assert len({answer.answer for answer in expected}) > 11  # steering changes some, else a wrong vector would pass
+    told: list[int] = []
+    with scale.answering(model, workers=2) as answering:
+        found = evaluation.generate(
+            vlm,
+            suite,
+            conditions,
+            path=tmp_path / "answers.jsonl",
+            batch_size=3,
+            progress=lambda done, total: told.append(done),
+            answering=answering,
+        )
+    assert found == expected
+    assert told[-1] == 55
+    assert told == sorted(told)
+    assert len(evaluation.read_records(tmp_path / "answers.jsonl", evaluation.Answer)) == 55
+    again = evaluation.generate(vlm, suite, conditions, path=tmp_path / "answers.jsonl", batch_size=3)
+    assert again == expected  # nothing is asked again
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_is_killed_while_it_answers(model: str, tmp_path: Path) -> None:
+    vlm, suite = sk.load(model), suite_of(8)
+    conditions, killed = conditions_of(vlm)[:3], []
+
+    def kill_one(done: int, total: int) -> None:
+        if not killed:
+            workers = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=True)
+            killed.append(int(workers.stdout.split()[-1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with scale.answering(model, workers=2) as answering:
+        found = evaluation.generate(
+            vlm, suite, conditions, batch_size=2, path=tmp_path / "a.jsonl", progress=kill_one, answering=answering
+        )
+    assert killed
+    assert found == evaluation.generate(vlm, suite, conditions, batch_size=2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_another_model_is_not_asked_of_the_workers(model: str) -> None:
+    other, suite = sk.load(model), suite_of(4)
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight.mul_(1.5)
+    conditions = [evaluation.Condition("image")]
+    with scale.answering(model, workers=1) as answering:
+        found = evaluation.generate(other, suite, conditions, answering=answering)
+    assert found == evaluation.generate(other, suite, conditions)
+    assert found != evaluation.generate(sk.load(model), suite, conditions)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_comparison_by_workers_is_that_of_one_process(model: str, tmp_path: Path) -> None:
+    vlm, suite = sk.load(model), suite_of(6)
+    given = ({"cmrm": sk.CMRM(), "sample level": sk.CMRM(level="sample")}, suite, ANCHORS[8:])
+    with scale.answering(model, workers=2) as answering:
+        sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "ray", answering=answering)
+    sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "one")
+    for name in ("answers.jsonl", "verdicts.jsonl"):
+        lines = [sorted((tmp_path / each / name).read_text().splitlines()) for each in ("ray", "one")]
+        assert lines[0] == lines[1]
+        assert len(lines[0]) >= 30
 
 
 # -- shards: workers that know nothing of each other -------------------------------------------------------------------

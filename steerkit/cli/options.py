@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from steerkit.cli.console import say
 from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
+    from steerkit.evaluation import Answering
     from steerkit.vectors.formats import RawPack
     from steerkit_vectors_hub.resolve import Resolved
 
@@ -166,6 +168,19 @@ class SampleFile:
         if not samples:
             raise SampleError(f"{str(path)!r} holds no samples", expected="at least one")
         return samples
+
+
+@contextmanager
+def answering(ray: bool, model: str, loading: dict[str, Any]) -> Iterator[Answering | None]:
+    """Who answers suites: the workers of a Ray cluster, or nobody else."""
+    if not ray:
+        yield None
+        return
+    from steerkit import scale
+    from steerkit.demo import bundled
+
+    with scale.answering(bundled(model), loading=loading) as found:
+        yield found
 
 
 def present(**options: Any) -> dict[str, Any]:

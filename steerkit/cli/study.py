@@ -31,6 +31,7 @@ def study(
     count: int | None = None,
     max_new_tokens: int | None = None,
     workers: int = 1,
+    ray: bool = False,
     loading: opt.Loading,
     batch_size: int = 16,
 ) -> Result:
@@ -54,6 +55,7 @@ def study(
         count: Only the first prompts of each kind, as many.
         max_new_tokens: Length of the answers. Default: that of the file, or 64.
         workers: How many answers the judge is asked about at once.
+        ray: Let the workers of a Ray cluster answer.
         loading: How the model is loaded.
         batch_size: Prompts per batch.
     """
@@ -77,7 +79,7 @@ def study(
     given = loading.given()
     vlm = load_model(model, given)
     try:
-        with progress("Studying") as report:
+        with progress("Studying") as report, opt.answering(ray, model, given) as answering:
             found = sk.evaluation.study(
                 vlm,
                 tested,
@@ -90,6 +92,7 @@ def study(
                 judges=judges,
                 batch_size=batch_size,
                 workers=workers,
+                answering=answering,
                 progress=lambda what, done, total: report(done, total),
             )
     except BaseException:

@@ -38,7 +38,14 @@ from steerkit.evaluation._formats import (
     read_yes_or_no as read_yes_or_no,
     relative_score as relative_score,
 )
-from steerkit.evaluation._generate import Condition as Condition, generate as generate, steered as steered
+from steerkit.evaluation._generate import (
+    Answering as Answering,
+    Condition as Condition,
+    answered as answered,
+    batches as batches,
+    generate as generate,
+    steered as steered,
+)
 from steerkit.evaluation._journal import Journal as Journal, read_records as read_records
 from steerkit.evaluation._judges import (
     Judge as Judge,

@@ -18,7 +18,7 @@ from steerkit._text import one_line
 from steerkit.errors import OptionError, SteerKitError
 from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import cost_per_token, evaluate
-from steerkit.evaluation._generate import check_measurable, check_vectors
+from steerkit.evaluation._generate import Answering, check_measurable, check_vectors
 from steerkit.evaluation._outcome import Outcome
 from steerkit.evaluation._statistics import Estimate
 from steerkit.evaluation._suites import Suite
@@ -230,6 +230,7 @@ def compare(
     progress: Progress | None = None,
     policy: Policy = "strict",
     on_row: Callable[[Comparison], None] | None = None,
+    answering: Answering | None = None,
 ) -> Comparison:
     """Fit several methods on one model, let it answer a suite under each, and judge.
 
@@ -249,6 +250,7 @@ def compare(
         progress: Called before each step.
         policy: As for `steer`, for vectors that are fitted already; their dose is not judged.
         on_row: Called after each row with everything up to it, which would be lost if the run were stopped.
+        answering: As for `generate`.
 
     Raises:
         OptionError: There is nothing to compare, or an argument is of another type.
@@ -308,7 +310,7 @@ def compare(
             on_row(found)
         return found
 
-    options: Any = {"folder": folder, "batch_size": batch_size, "policy": "off"}
+    options: Any = {"folder": folder, "batch_size": batch_size, "policy": "off", "answering": answering}
     step("unsteered")
     outcome = evaluate(vlm, suite, **options)
     rows = [_measured(_unmeasured(UNSTEERED), outcome, cost_per_token(vlm, suite, None))]

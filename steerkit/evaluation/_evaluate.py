@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from steerkit._internal.validation import PATH, expect
-from steerkit.evaluation._generate import Condition, Progress, check_measurable, check_vectors, generate, steered
+from steerkit.evaluation._generate import (
+    Answering,
+    Condition,
+    Progress,
+    check_measurable,
+    check_vectors,
+    generate,
+    steered,
+)
 from steerkit.evaluation._judging import judge, surprise
 from steerkit.evaluation._outcome import Outcome, tabulate
 from steerkit.evaluation._statistics import Estimate, bootstrap
@@ -34,6 +42,7 @@ def evaluate(
     fluency: bool = True,
     progress: Progress | None = None,
     policy: Policy = "strict",
+    answering: Answering | None = None,
 ) -> Outcome:
     """Let a model answer a suite, steered or not, and judge the answers: `generate`, `judge` and `tabulate` in one.
 
@@ -49,6 +58,7 @@ def evaluate(
         fluency: Whether to measure how likely the unsteered model finds the answers, in one more pass for each.
         progress: Called with (done, total) prompts after each batch.
         policy: As for `steer`; the dose is not judged.
+        answering: As for `generate`.
 
     Raises:
         OptionError: An argument is of another type.
@@ -61,7 +71,8 @@ def evaluate(
     check_vectors(vlm, [] if vector is None else [vector], policy)
     condition = Condition(name or ("unsteered" if vector is None else "steered"), vector, strength)
     answers, verdicts = (None if folder is None else Path(folder) / file for file in (ANSWERS, VERDICTS))
-    found = generate(vlm, suite, [condition], path=answers, batch_size=batch_size, progress=progress, policy="off")
+    options: Any = {"batch_size": batch_size, "progress": progress, "policy": "off", "answering": answering}
+    found = generate(vlm, suite, [condition], path=answers, **options)
     said = judge(suite, found, path=verdicts)
     if fluency:
         said += surprise(vlm, suite, found, path=verdicts, batch_size=batch_size)

@@ -20,10 +20,17 @@ from steerkit.evaluation._journal import Journal
 from steerkit.evaluation._records import Answer, as_told
 from steerkit.evaluation._suites import KINDS, Suite, check_suite
 from steerkit.interventions import View, is_finite
+from steerkit.models import Sample
 from steerkit.policy import Policy, enforce
 from steerkit.steering import check_applied, steer
 from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM, check_vlm
+
+Work = tuple[list["Condition"], list[list[Answer]]]
+"""Conditions that are answered in one call, and for each prompt the records that they lack."""
+
+Answering = Callable[["VLM", Suite, Sequence[Work], int], Iterator[list[Answer]]]
+"""Fills in records, a batch at a time, in any order; given model, suite, what is lacking, and the size of a batch."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) answers."""
@@ -86,6 +93,7 @@ def generate(
     batch_size: int = 16,
     progress: Progress | None = None,
     policy: Policy = "strict",
+    answering: Answering | None = None,
 ) -> list[Answer]:
     """Let a model answer a suite greedily under several conditions.
 
@@ -102,6 +110,7 @@ def generate(
             in one call, up to eight: so many rows has each prompt.
         progress: Called with (done, total) answers after each batch.
         policy: As for `steer`; the dose is not judged.
+        answering: Who answers, such as the workers of `steerkit.scale.answering`. Default: the model, in this process.
 
     Returns:
         The answers to this suite under these conditions, in their order.
@@ -133,21 +142,28 @@ def generate(
                     expected="answers of the same model, vector, prompts and max_new_tokens",
                     fix="name another file for this run, or the condition differently",
                 )
-        done = sum(blank.key in known for each in asked for blank in each)
+        work: list[Work] = []
         for group in _groups(conditions):
             rows: dict[tuple[int, ...], list[int]] = {}
             for row in range(suite.size):
                 if lacking := tuple(each for each in group if asked[each][row].key not in known):
                     rows.setdefault(lacking, []).append(row)
-            for lacking, numbers in rows.items():
-                left = [[asked[each][row] for each in lacking] for row in numbers]
-                for answer, ready in _answered(
-                    vlm, suite, [conditions[each] for each in lacking], left, journal, batch_size
-                ):
-                    known[answer.key] = answer
-                    if progress is not None and ready:
-                        progress(done + ready, total)
-                done += len(lacking) * len(numbers)
+            work += [
+                ([conditions[each] for each in lacking], [[asked[each][row] for each in lacking] for row in numbers])
+                for lacking, numbers in rows.items()
+            ]
+        left = sum(len(some) * len(rows) for some, rows in work)
+        # a batch comes whole; its room on the disk is there before it begins
+        made = (answering or answered)(vlm, suite, work, batch_size)
+        while left:
+            journal.reserve(min(left, batch_size * TOGETHER) * (RECORD + suite.max_new_tokens * TOKEN))
+            for answer in (batch := next(made)):
+                journal.append(answer)
+                known[answer.key] = answer
+            journal.sync()
+            left -= len(batch)
+            if progress is not None:
+                progress(total - left, total)
     return [known[blank.key] for each in asked for blank in each]
 
 
@@ -162,62 +178,65 @@ def _groups(conditions: Sequence[Condition]) -> list[list[int]]:
     return [group for found in groups.values() for group in found]
 
 
+def answered(vlm: VLM, suite: Suite, work: Sequence[Work], batch_size: int) -> Iterator[list[Answer]]:
+    """The answers that are lacking, a batch at a time, from this process."""
+    for conditions, rows in work:
+        parts = batches(vlm, suite, (conditions, rows), batch_size)
+        for batch in [[row for part in parts for row in part]] if len(conditions) == 1 else parts:
+            yield from _answered(vlm, suite, conditions, batch, batch_size)
+
+
+def batches(vlm: VLM, suite: Suite, work: Work, batch_size: int) -> list[list[list[Answer]]]:
+    """The rows of some work as they are answered: of about one length together, with an image or without."""
+    conditions, rows = work
+    size = batch_size if len(conditions) == 1 else min(batch_size, LONGEST // len(conditions))
+    size = 1 if vlm.family.batch == "one" else size
+
+    def sample(row: list[Answer]) -> Sample:
+        return suite.named[row[0].kind, row[0].row].sample
+
+    def shown(row: list[Answer]) -> bool:
+        return bool(sample(row).images) and conditions[0].images not in ("text", "caption")
+
+    rows = sorted(rows, key=lambda row: -sum(len(text) for _, text in sample(row).turns))
+    kinds = [[row for row in rows if shown(row) is with_image] for with_image in (True, False)]
+    return [kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)]
+
+
 def _answered(
-    vlm: VLM,
-    suite: Suite,
-    conditions: Sequence[Condition],
-    left: list[list[Answer]],
-    journal: Journal[Answer],
-    batch_size: int,
-) -> Iterator[tuple[Answer, int]]:
-    """Each answer, once it is written; and at the end of a batch, how many there are."""
-    finished, count, copies = 0, 0, len(conditions)
-    asked = {each[0].key: suite.named[each[0].kind, each[0].row].sample for each in left}
+    vlm: VLM, suite: Suite, conditions: Sequence[Condition], rows: list[list[Answer]], batch_size: int
+) -> Iterator[list[Answer]]:
+    copies, finished = len(conditions), 0
+    batch: list[Answer] = []
+    told = [0] * len(rows)
 
     def note(done: int, total: int) -> None:
         nonlocal finished
         finished = copies * done
 
-    def reserve(answers: int) -> None:
-        journal.reserve(min(answers, batch_size) * copies * (RECORD + suite.max_new_tokens * TOKEN))
-
-    def shown(each: list[Answer]) -> bool:
-        return bool(asked[each[0].key].images) and conditions[0].images not in ("text", "caption")
-
-    # prompts of about one length share a batch; those with an image are not mixed with others
-    left = sorted(left, key=lambda each: (not shown(each), -sum(len(text) for _, text in asked[each[0].key].turns)))
-    size = 1 if vlm.family.batch == "one" else min(batch_size, LONGEST // copies)
-    for batch in [left] if copies == 1 else _batches(left, size, shown):
-        start = count
-        reserve(len(left) - count // copies)
-        with _together(vlm, conditions, len(batch)):
-            made = vlm.answers(
-                [asked[each[0].key] for each in batch],
-                images=conditions[0].images,
-                batch_size=batch_size,
-                copies=copies,
-                progress=note,
-                max_new_tokens=suite.max_new_tokens,
-                do_sample=False,
-            )
-            told: dict[int, int] = {}
-            for each in made:
-                copy = told[each.number] = told.get(each.number, -1) + 1
-                answer = batch[each.number][copy].model_copy(
+    with _together(vlm, conditions, len(rows)):
+        made = vlm.answers(
+            [suite.named[row[0].kind, row[0].row].sample for row in rows],
+            images=conditions[0].images,
+            batch_size=batch_size,
+            copies=copies,
+            progress=note,
+            max_new_tokens=suite.max_new_tokens,
+            do_sample=False,
+        )
+        count = 0
+        for each in made:
+            blank = rows[each.number][told[each.number]]
+            told[each.number] += 1
+            batch.append(
+                blank.model_copy(
                     update={"answer": as_told(each.text), "tokens": each.tokens, "truncated": not each.ended}
                 )
-                count += 1
-                journal.append(answer)
-                ends = count - start == finished
-                if ends:
-                    journal.sync()
-                    reserve(len(left) - count // copies)
-                yield answer, count if ends else 0
-
-
-def _batches(left: list[list[Answer]], size: int, shown: Callable[[list[Answer]], bool]) -> list[list[list[Answer]]]:
-    kinds = [[each for each in left if shown(each) is with_image] for with_image in (True, False)]
-    return [kind[start : start + size] for kind in kinds for start in range(0, len(kind), size)]
+            )
+            count += 1
+            if count == finished:
+                yield batch
+                batch = []
 
 
 def _together(vlm: VLM, conditions: Sequence[Condition], prompts: int) -> AbstractContextManager[object]:

@@ -13,7 +13,7 @@ from steerkit.errors import OptionError
 from steerkit.evaluation._controls import random_like
 from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
 from steerkit.evaluation._frozen import digest_of, settle
-from steerkit.evaluation._generate import Condition, check_measurable, generate
+from steerkit.evaluation._generate import Answering, Condition, check_measurable, generate
 from steerkit.evaluation._journal import read_records
 from steerkit.evaluation._judges import Judge
 from steerkit.evaluation._judging import judge
@@ -61,7 +61,7 @@ def study(
     batch_size: int = 16,
     workers: int = 1,
     progress: Progress | None = None,
-    answer: Callable[..., list[Answer]] = generate,
+    answering: Answering | None = None,
 ) -> Study:
     """Run the paper's five analyses: safety, utility and over-refusal, strength and layers, transfer, hidden states.
 
@@ -94,8 +94,7 @@ def study(
         batch_size: Prompts per call of the model.
         workers: How many answers a judge is asked about at once.
         progress: Called with (what is next, answers done, answers in all).
-        answer: What answers a suite under conditions, as `generate`, whose arguments it takes: each answer is
-            determined by its prompt, vector and strength, and may be made anywhere, in any order.
+        answering: As for `generate`.
 
     Raises:
         SampleError: Anchors, dev and test share a prompt.
@@ -126,7 +125,7 @@ def study(
     run = _Run(
         vlm, subjects, chosen, Path(folder), baselines or {}, tuple(judges), tolerance, seed, batch_size, workers
     )
-    run.progress, run.answer = progress, answer
+    run.progress, run.answering = progress, answering
     return run.all(tuple(dict.fromkeys(map(float, alphas))), layers)
 
 
@@ -145,7 +144,7 @@ class _Run:
     batch_size: int
     workers: int
     progress: Progress | None = None
-    answer: Callable[..., list[Answer]] = generate
+    answering: Answering | None = None
     done: int = 0
     total: int = 0
 
@@ -364,7 +363,7 @@ class _Run:
         """The answers of a suite under conditions, judged; what the folder holds of them is not asked again."""
         before = self.done
         self._tell(what, before)
-        answers = self.answer(
+        answers = generate(
             vlm,
             suite,
             conditions,
@@ -372,6 +371,7 @@ class _Run:
             batch_size=self.batch_size,
             progress=lambda done, total: self._tell(what, before + done),
             policy="off",
+            answering=self.answering,
         )
         self.done = before + len(answers)
         judges = self.judges or (suite.judge,)

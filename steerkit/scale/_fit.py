@@ -1,27 +1,23 @@
-"""A fit on the workers of a Ray cluster: an actor for each GPU, a few blocks a task, a file for each task."""
+"""A fit on the workers of a Ray cluster: a few blocks a task, a file for each task."""
 
 from __future__ import annotations
 
-import importlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import torch
+from typing import Any, Literal
 
 from steerkit._internal.validation import expect_whole
-from steerkit.errors import CheckpointError, EngineError, OptionError, SteerKitError
+from steerkit.errors import CheckpointError
 from steerkit.methods import Extraction, State, SteeringMethod
 from steerkit.models import Sample
+from steerkit.scale._cluster import Worker, engaged
 from steerkit.vectors import SteeringVector
 
 JOINED, JOIN = 8, "join-"
 """How many states a worker merges at once, and how the files that hold them begin until the vector is made."""
-
-RETRIES = 3
-"""How often a task is tried again, and an actor started again, after its process or its machine was lost."""
 
 
 def fit(
@@ -76,40 +72,17 @@ def fit(
         SteerKitError: Whatever `fit` raises.
     """
     expect_whole(batch_size=batch_size, **({} if blocks_per_task is None else {"blocks_per_task": blocks_per_task}))
-    try:
-        ray: Any = importlib.import_module("ray")  # no checker can follow what it declares of remote calls
-        from ray.exceptions import RayError
-        from ray.util import ActorPool
-    except ImportError as error:
-        raise EngineError("Ray is not installed", fix="pip install 'steerkit-vlm[ray]'") from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    available = gpus or int(resources.get("CPU", 0))
-    count = available if workers is None else workers
-    expect_whole(workers=count)
-    if count > available:
-        raise OptionError(
-            f"{count} workers are wanted of a cluster with {available} {'GPUs' if gpus else 'CPUs'}",
-            expected=f"at most {available}",
-        )
-    needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    worker = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, **needs)(_Worker)
-    options = {"engine": engine, "batch_size": batch_size}
     place = Path(folder).absolute()
-    shared = ray.put(list(anchors))
-    actors: list[Any] = [
-        worker.remote(method, str(model), dict(loading or {}), [shared], options, place) for _ in range(count)
-    ]
-    try:
-        pool = cast("Any", ActorPool(actors))
+    options = {"engine": engine, "batch_size": batch_size}
+    shared = (method, list(anchors), options, place)
+    kept = f"what was measured is in {str(place)!r}, and the same call goes on from there"
+    with engaged(_Worker, model, loading, shared, workers, kept) as (actors, pool), _cleared(place):
         whole: Path | None = None
-        extraction = ray.get(actors[0].start.remote())
+        extraction = next(pool.map(lambda actor, _: actor.start.remote(), [0]))
         if extraction is not None:
             done = _resumed(place, extraction)
             left = sorted(set(extraction.blocks).difference(*done.values()))
-            size = blocks_per_task or 2 ** min(6, max(1, len(left) // (4 * count)).bit_length() - 1)
+            size = blocks_per_task or 2 ** min(6, max(1, len(left) // (4 * len(actors))).bit_length() - 1)
             # cut at the numbers of all blocks, so that the state of a task is one subtree
             tasks = [list(task) for _, task in groupby(left, key=lambda block: block // size)]
             for path, blocks in pool.map_unordered(lambda actor, task: actor.measure.remote(task), tasks):
@@ -128,65 +101,39 @@ def fit(
                 joined = list(pool.map(lambda actor, paths: actor.join.remote(paths), neighbours))
             whole = joined[0]
         names = {"anchor_name": anchor_name, "anchor_license": anchor_license}
-        return SteeringVector.from_bytes(ray.get(actors[0].finish.remote(whole, names)))
-    except RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, SteerKitError):
-            raise cause from error
-        raise EngineError(
-            f"a worker was lost ({str(error).splitlines()[0] if str(error) else type(error).__name__:.300})",
-            expected="workers that stay, or come back",
-            fix=f"see the log of Ray; what was measured is in {str(place)!r}, and the same call goes on from there",
-        ) from error
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-        _clear(place)
+        return SteeringVector.from_bytes(*pool.map(lambda actor, path: actor.finish.remote(path, names), [whole]))
 
 
-class _Worker:
-    """One process of the cluster, with the model in it."""
+class _Worker(Worker):
+    """Measures blocks."""
 
-    def __init__(
-        self,
-        method: SteeringMethod,
-        model: str,
-        loading: dict[str, Any],
-        anchors: list[Any],
-        options: dict[str, Any],
-        folder: Path,
-    ) -> None:
-        from steerkit.vlm import load
-
-        ray: Any = importlib.import_module("ray")
-        self._method, self._options, self._folder = method, options, folder
-        self._anchors: list[Sample] = ray.get(anchors[0])  # in a list, Ray leaves it to us when it is read
-        self._model = load(model, **loading)
-        if torch.cuda.is_available() and "device_map" not in loading:
-            self._model.model.to("cuda")
+    shared: tuple[SteeringMethod, list[Sample], dict[str, Any], Path]
 
     def start(self) -> Extraction | None:
         """What is measured, or None where the method measures nothing."""
-        if not self._method.blocks(self._model, self._anchors, batch_size=self._options["batch_size"]):
+        method, anchors, options, _ = self.shared
+        if not method.blocks(self.model, anchors, batch_size=options["batch_size"]):
             return None
-        return self._method.measure(self._model, self._anchors, [], **self._options).extraction
+        return method.measure(self.model, anchors, [], **options).extraction
 
     def measure(self, blocks: list[int]) -> tuple[Path, list[int]]:
         """Measure some blocks, and say where they are."""
-        state = self._method.measure(self._model, self._anchors, blocks, **self._options)
-        return state.save(self._folder / f"blocks-{blocks[0]:08}-{blocks[-1]:08}.safetensors"), blocks
+        method, anchors, options, folder = self.shared
+        state = method.measure(self.model, anchors, blocks, **options)
+        return state.save(folder / f"blocks-{blocks[0]:08}-{blocks[-1]:08}.safetensors"), blocks
 
     def join(self, paths: list[Path]) -> Path:
         """Merge states of neighbours."""
         if len(paths) == 1:
             return paths[0]
         first, *others = map(State.load, paths)
-        return first.merge(*others).save(self._folder / f"{JOIN}{secrets.token_hex(8)}.safetensors")
+        return first.merge(*others).save(self.shared[-1] / f"{JOIN}{secrets.token_hex(8)}.safetensors")
 
     def finish(self, whole: Path | None, names: dict[str, Any]) -> bytes:
+        method, anchors, *_ = self.shared
         if whole is None:
-            return self._method.fit(self._model, anchors=self._anchors, **names).to_bytes()
-        return self._method.finish(self._model, State.load(whole), **names).to_bytes()
+            return method.fit(self.model, anchors=anchors, **names).to_bytes()
+        return method.finish(self.model, State.load(whole), **names).to_bytes()
 
 
 def _resumed(folder: Path, extraction: Extraction) -> dict[Path, list[int]]:
@@ -195,7 +142,6 @@ def _resumed(folder: Path, extraction: Extraction) -> dict[Path, list[int]]:
     Raises:
         CheckpointError: One is damaged, or of another extraction.
     """
-    _clear(folder)
     found: dict[Path, list[int]] = {}
     for path in sorted(folder.glob("blocks-*.safetensors")):
         state = State.load(path)
@@ -204,6 +150,16 @@ def _resumed(folder: Path, extraction: Extraction) -> dict[Path, list[int]]:
     return found
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.glob(f"{JOIN}*.safetensors"):
-        path.unlink(missing_ok=True)
+@contextmanager
+def _cleared(folder: Path) -> Iterator[None]:
+    """Without joined states, of a run that was killed or of this one."""
+
+    def clear() -> None:
+        for path in folder.glob(f"{JOIN}*.safetensors"):
+            path.unlink(missing_ok=True)
+
+    clear()
+    try:
+        yield
+    finally:
+        clear()
