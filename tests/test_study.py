@@ -117,7 +117,7 @@ def test_comparisons_count_the_prompts_that_changed(whole: tuple[Path, sk.evalua
 def test_a_study_is_continued_or_refused(demo: VLM, two: list[Suite], whole: tuple[Path, Any], tmp_path: Path) -> None:
     folder, found = whole
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    again = sk.evaluation.study(demo, two, folder=folder, answer=_refusing(demo), **OPTIONS)
+    again = sk.evaluation.study(demo, two, folder=folder, answering=_refusing, **OPTIONS)
     assert again.as_json() == found.as_json()
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     for changed in ({"alphas": (1.0,)}, {"seed": 1}, {"tolerance": 0.5}, {"judges": [sk.evaluation.PhraseJudge()]}):
@@ -138,16 +138,10 @@ def test_a_study_is_continued_or_refused(demo: VLM, two: list[Suite], whole: tup
     frozen.write_bytes(before["frozen.json"])
 
 
-def _refusing(demo: VLM) -> Any:
-    """`generate`, on a model that must not be asked again."""
-
-    def answer(vlm: VLM, *args: Any, **options: Any) -> Any:
-        before = len(options["path"].read_text().splitlines())
-        found = sk.evaluation.generate(vlm, *args, **options)
-        assert len(options["path"].read_text().splitlines()) == before
-        return found
-
-    return answer
+def _refusing(vlm: VLM, suite: Any, work: Any, batch_size: int) -> Any:
+    """What must not be asked: everything is answered already."""
+    assert not work
+    yield from ()
 
 
 def _killed(folder: Path, after: int) -> None:
@@ -181,7 +175,7 @@ def test_anchors_dev_and_test_share_no_prompt(demo: VLM, tmp_path: Path) -> None
     with pytest.raises(SampleError, match="share 1 prompts"):
         sk.evaluation.study(demo, [few], [shared], [suite("dev", 4)], folder=tmp_path)
     with pytest.raises(SampleError, match="dev of"):
-        sk.evaluation.study(demo, [few], [anchors(2)], [few.first(1)], folder=tmp_path)
+        sk.evaluation.study(demo, [few], [anchors(2)], [replace(few.first(1), name="dev")], folder=tmp_path)
     with pytest.raises(SampleError, match="share 1 prompts"):
         sk.compare(demo, {"cmrm": sk.CMRM()}, few, shared)
     vector = sk.CMRM().fit(demo, shared)

@@ -153,10 +153,11 @@ def generate(
                 for lacking, numbers in rows.items()
             ]
         left = sum(len(some) * len(rows) for some, rows in work)
+        most = batch_size * max((len(some) for some, _ in work), default=0)
         # a batch comes whole; its room on the disk is there before it begins
         made = (answering or answered)(vlm, suite, work, batch_size)
         while left:
-            journal.reserve(min(left, batch_size * TOGETHER) * (RECORD + suite.max_new_tokens * TOKEN))
+            journal.reserve(min(left, most) * (RECORD + suite.max_new_tokens * TOKEN))
             for answer in (batch := next(made)):
                 journal.append(answer)
                 known[answer.key] = answer
