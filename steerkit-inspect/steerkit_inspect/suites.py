@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -67,10 +68,29 @@ def _row(found: Suite, kind: Kind, name: str, pixels: bool = True, **metadata: A
     return Row(input=messages, target=case.answer or "", id=name, metadata={"kind": kind, "row": name, **metadata})
 
 
-def _task(rows: list[Row], solvers: list[Solver], path: str, options: Any, length: int, name: str) -> Task:
-    dataset = MemoryDataset(rows, name=name)
-    config = GenerateConfig(max_tokens=length)
-    return Task(dataset=dataset, solver=solvers, scorer=verdict(path, **options), config=config, name=name)
+def _task(
+    rows: list[Row],
+    solvers: list[Solver],
+    path: str,
+    options: Any,
+    length: int,
+    name: str,
+    metadata: dict[str, Any] | None = None,
+) -> Task:
+    return Task(
+        dataset=MemoryDataset(rows, name=name),
+        solver=solvers,
+        scorer=verdict(path, **options),
+        config=GenerateConfig(max_tokens=length),
+        name=name,
+        metadata=metadata,
+    )
+
+
+def _named(key: tuple[Any, ...]) -> tuple[str, dict[str, Any]]:
+    """What to call a log, which becomes a part of its file's name, and what it is of, to the letter."""
+    name = re.sub(r"[^\w.+-]+", "-", " ".join(map(str, key)))
+    return name, dict(zip(("condition", "strength", "images", "kind"), key, strict=True))
 
 
 @scorer(metrics={"*": [mean(), ci_wilson()]})
@@ -169,8 +189,9 @@ def export(
         key = (answer.condition, answer.strength, answer.images, answer.kind)
         row = _row(found, answer.kind, answer.row, images, **metadata)
         groups.setdefault(key, []).append(row)
+    if not groups:
+        raise RecordsError("there are no answers", expected="at least one")
     tasks = [
-        _task(rows, [recall()], str(path), options, found.max_new_tokens, " ".join(map(str, key)))
-        for key, rows in groups.items()
+        _task(rows, [recall()], str(path), options, found.max_new_tokens, *_named(key)) for key, rows in groups.items()
     ]
     return inspect_ai.eval(tasks, model=model, log_dir=str(folder), log_images=images, display="none", max_tasks=1)

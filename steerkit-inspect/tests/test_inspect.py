@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -275,7 +276,7 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(vlm: sk.VLM) -> None:
 
 def test_recorded_answers_become_logs_without_pixels_that_inspect_scores_again(vlm: sk.VLM, tmp_path: Path) -> None:
     small = TEST.first(5)
-    conditions = [Condition("plain"), Condition("steered", sk.load_vector(PACK))]
+    conditions = [Condition("plain/../\n\x1b[31m<b>"), Condition("steered", sk.load_vector(PACK))]
     file = tmp_path / "answers.jsonl"
     answers = answered(vlm, small, conditions, path=file)
     verdicts = judged(small, answers)
@@ -285,7 +286,8 @@ def test_recorded_answers_become_logs_without_pixels_that_inspect_scores_again(v
     for log in logs:
         read = read_eval_log(log.location)
         assert read.status == "success"
-        condition, _, _, kind = read.eval.task.split(" ")
+        condition, kind = read.eval.metadata["condition"], read.eval.metadata["kind"]
+        assert re.fullmatch(r"[\w.+-]+", Path(read.location).name)
         metrics = {each.name: each.metrics["mean"].value for each in read.results.scores}
         outcome = outcomes[condition]
         if kind == "harmful":
@@ -319,8 +321,10 @@ def test_recorded_answers_become_logs_without_pixels_that_inspect_scores_again(v
     assert {each.name: each.metrics["mean"].value for each in again.results.scores} == {
         each.name: each.metrics["mean"].value for each in logs[0].results.scores
     }
-    with pytest.raises(RecordsError):
+    with pytest.raises(RecordsError, match="another prompt"):
         export("demo/dev", answers, tmp_path / "wrong")
+    with pytest.raises(RecordsError, match="no answers"):
+        export("demo/test", [], tmp_path / "empty")
 
 
 def test_the_installed_command_finds_the_provider_and_downloads_nothing(tmp_path: Path) -> None:
