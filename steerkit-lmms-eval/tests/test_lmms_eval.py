@@ -56,7 +56,7 @@ def test_the_demo_task_has_the_figures_and_answers_of_generate(tasks: Path, tmp_
     assert unsafe == sum(case.answer in text for case, text in zip(CASES, answers, strict=True)) / COUNT
     assert unsafe == 0 if strength else unsafe >= 0.7
     logged = [json.loads(line) for line in samples.read_text().splitlines()]
-    found = {row["doc_id"]: row["filtered_resps"][0] for row in logged}
+    found = {row["doc_id"]: row["filtered_resps"] for row in logged}
     assert [found[number] for number in range(COUNT)] == answers
 
 
