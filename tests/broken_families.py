@@ -104,7 +104,7 @@ class Overmarked(Sound):
 class Peeking(Sound):
     """Opens images to render."""
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         for image in sample.images:
             open_image(image)
         return super().render(sample, image_count)
@@ -113,7 +113,7 @@ class Peeking(Sound):
 class Trusting(Sound):
     """Renders image tokens that stand in a text."""
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         turns = tuple((role, text.replace("<image>", "<picture>")) for role, text in sample.turns)
         return super().render(replace(sample, text=turns), image_count).replace("<picture>", "<image>")
 
@@ -121,28 +121,28 @@ class Trusting(Sound):
 class Fronting(Sound):
     """Puts every image in front of the first user turn."""
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         return super().render(replace(sample, text=sample.turns, images=()), image_count)
 
 
 class Closing(Sound):
     """Opens another turn behind the assistant's."""
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         return super().render(sample, image_count) + (" ASSISTANT:" if sample.continues else "")
 
 
 class Unheeding(Sound):
     """Tells the template nothing."""
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         return super().render(replace(sample, chat_template_kwargs={}), image_count)
 
 
 class Talkative(Sound):
     """Says more where there is an image."""
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         prompt = super().render(sample, image_count)
         return prompt.replace("ASSISTANT:", "Look! ASSISTANT:") if image_count else prompt
 
@@ -174,14 +174,18 @@ class Exchanged(Sound):
 class Sorting(Sound):
     """Shows images by their size, whatever their order."""
 
-    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]] = ()
+    ) -> Inputs:
         return super().encode(texts, [sorted(own, key=lambda image: image.size) for own in images])
 
 
 class Right(Sound):
     """Pads on the right."""
 
-    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]] = ()
+    ) -> Inputs:
         inputs = super().encode(texts, images)
         for row, kept in enumerate(inputs["attention_mask"].sum(1).tolist()):
             for key in ("input_ids", "attention_mask"):
@@ -192,7 +196,9 @@ class Right(Sound):
 class Setting(Sound):
     """Sets the tokenizer's side for good."""
 
-    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]] = ()
+    ) -> Inputs:
         self.processor.tokenizer.padding_side = "left"
         return super().encode(texts, images)
 
@@ -200,7 +206,9 @@ class Setting(Sound):
 class Unmasked(Sound):
     """Lets the model attend to padding."""
 
-    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]] = ()
+    ) -> Inputs:
         inputs = super().encode(texts, images)
         return inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
 
@@ -208,7 +216,9 @@ class Unmasked(Sound):
 class Reusing(Sound):
     """Answers every batch with the first of its size."""
 
-    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]] = ()
+    ) -> Inputs:
         made: dict[int, Inputs] = self.__dict__.setdefault("made", {})
         return made.setdefault(len(texts), super().encode(texts, images))
 
@@ -226,7 +236,9 @@ class Parted(Sound):
 class Typed(Sound):
     """Passes on what the model does not take."""
 
-    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Inputs:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], videos: Sequence[Sequence[Any]] = ()
+    ) -> Inputs:
         inputs = super().encode(texts, images)
         return inputs | {"qformer_input_ids": inputs["input_ids"]}
 
@@ -274,7 +286,7 @@ class Hooking(Sound):
 class Templating(Sound):
     """Changes the processor."""
 
-    def render(self, sample: Sample, image_count: int) -> str:
+    def render(self, sample: Sample, image_count: int, video_count: int = 0) -> str:
         self.processor.last_text = str(sample.text)
         return super().render(sample, image_count)
 

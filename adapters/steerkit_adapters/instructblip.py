@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steerkit.models import Family
 
+BLIP_2 = Family(
+    types=("blip-2",),
+    needs=("num_query_tokens",),
+    prompt="bare",
+    text_module="language_model",
+    max_images=1,
+    flat_images=True,
+)
+
 FAMILIES = (
-    Family(
-        types=("instructblip",),
-        # Revisions of Salesforce's repositories name InstructBlipVideoProcessor, which has no image processor.
-        processor_class="InstructBlipProcessor",
-        needs=("num_query_tokens",),
-        prompt="bare",
-        text_module="language_model",
-        max_images=1,
-        flat_images=True,
-    ),
-    Family(
-        types=("blip-2",),
-        needs=("num_query_tokens",),
-        prompt="bare",
-        text_module="language_model",
-        max_images=1,
-        flat_images=True,
-    ),
+    BLIP_2,
+    # Revisions of Salesforce's repositories name InstructBlipVideoProcessor, which has no image processor.
+    replace(BLIP_2, types=("instructblip",), processor_class="InstructBlipProcessor"),
 )

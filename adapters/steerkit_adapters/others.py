@@ -72,7 +72,8 @@ FAMILIES = (
     Family(types=("glm5_next", "hy_v4_vl"), state="streams_third"),
     Family(types=("qwen4_exp",), state="streams_flat"),
     Family(types=("gemma3n_text",), auto_class="AutoModelForCausalLM", state="streams_first"),
-    Family(types=("glm5_next_text", "hy_v4", "deepseek_v4"), auto_class="AutoModelForCausalLM", state="streams_third"),
+    Family(types=("glm5_next_text", "hy_v4"), auto_class="AutoModelForCausalLM", state="streams_third"),
+    Family(types=("deepseek_v4",), auto_class="AutoModelForCausalLM", state="streams_third", batch="one"),
     Family(types=("qwen4_exp_text",), auto_class="AutoModelForCausalLM", state="streams_flat"),
     # what runs when
     Family(
@@ -90,15 +91,45 @@ FAMILIES = (
     Family(types=("mistral_large4",), positions="counted"),
     # the processor counts in padded rows alone
     Family(types=("ernie4_5_vl_moe",), call=_PADDED),
-    # the image index is counted across the batch
-    Family(types=("hunyuan_vl",), batch="one"),
+    # the image index is counted across the batch; images of other sizes are padded before they become codes
+    Family(types=("hunyuan_vl", "emu3"), batch="one"),
     # the processor is told policies, not prompts: its base class takes both
     Family(types=("shieldgemma2",), called_as="ProcessorMixin", max_images=1),
     Family(types=("got_ocr2",), max_images=1, flat_images=True),
+    # padding counts: as learned positions, in recurrent states, or where neighbours are compressed into one
+    Family(
+        types=(
+            *"bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr whisper".split(),
+            *"recurrent_gemma roformer rwkv".split(),
+        ),
+        auto_class="AutoModelForCausalLM",
+        batch="one",
+    ),
+    # positions that the model itself counts without padding, from another number than 0
+    Family(
+        types=(*"camembert data2vec-text roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod".split(),),
+        auto_class="AutoModelForCausalLM",
+        positions="own",
+    ),
     # not steered
     Family(types=("diffusion_gemma",), refused="it denoises a canvas of tokens, and writes no token after the other"),
     Family(types=("evolla",), refused="it reads a protein, and no image"),
     Family(types=("pi0",), refused="it answers with the movements of a robot, and not with text"),
+    Family(
+        types=("cpmant",),
+        auto_class="AutoModelForCausalLM",
+        refused="it puts positions of its own in front of every prompt",
+    ),
+    Family(
+        types=("prophetnet",),
+        auto_class="AutoModelForCausalLM",
+        refused="its blocks hold the states of several predictions one behind the other",
+    ),
+    Family(
+        types=("xlnet",),
+        auto_class="AutoModelForCausalLM",
+        refused="its blocks hold the tokens, and not the prompts, in the first dimension",
+    ),
     # a language model, which transformers lists among those that read images
     Family(types=("mistral4",), marks=""),
 )

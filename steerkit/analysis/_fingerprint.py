@@ -329,6 +329,8 @@ def _measure(vlm: LoadedModel) -> Responses:
     found: Responses = {}
     with vlm.unnoticed():
         for name, sample in probes(images=vlm.architecture.takes_images).items():
+            if vlm.architecture.only_images and not sample.images:
+                continue
             # without the options that the model's own prompts have: they are compared by themselves
             inputs = vlm.placed(prepare(cast("PromptFormat", vlm.format), [sample], [0]).inputs)
             vlm.reset()
@@ -358,12 +360,12 @@ def _measure(vlm: LoadedModel) -> Responses:
 
 
 def _tokens_digest(inputs: Inputs) -> str:
-    rows = {key: value[0].tolist() for key, value in inputs.items() if key in ("input_ids", "qformer_input_ids")}
+    rows = {key: value[0].tolist() for key, value in inputs.items() if key.endswith("input_ids")}
     return hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _pixels(inputs: Inputs) -> tuple[tuple[int, ...], np.ndarray]:
-    values = inputs.get("pixel_values")
+    values = inputs.get("pixel_values", inputs.get("flattened_patches"))
     if values is None:
         return (), np.empty(0)
     flat = values.detach().float().cpu().flatten()

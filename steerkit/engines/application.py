@@ -127,7 +127,7 @@ class Application:
         if h.dim() == 2 and place.tower == "vision":
             return self._steered(place, h[None], now)[0]
         if place.tower == "language":
-            _check_shape(place, h, now)
+            _check_shape(place, h, now, None if place.site == "head_out" else self._architecture.hidden_size)
         self.check_fits(h.dtype)  # the model may have been converted inside the block
         for reading in self._program.readings.get(place, ()):
             self._measurements.read(reading, place, h, now)
@@ -283,17 +283,17 @@ class Application:
         return [_portable(step) for group in self._program.groups.get(place, ()) for step in group.steps]
 
 
-def _check_shape(place: Place, h: Tensor, now: Observed) -> None:
+def _check_shape(place: Place, h: Tensor, now: Observed, width: int | None) -> None:
     """Refuse to steer what is not one state for each position of the pass.
 
     Raises:
         EngineError: It is something else: of flattened tokens, say, the wrong ones would be steered.
     """
-    if h.dim() == 3 and (h.shape[0], h.shape[1]) == (now.rows, now.length):
+    if h.dim() == 3 and tuple(h.shape) == (now.rows, now.length, width or h.shape[2]):
         return
     raise EngineError(
         f"{site_label(place.site, place.tower)} of layer {place.layer} is of shape {tuple(h.shape)}",
-        expected=f"({now.rows}, {now.length}, hidden), rows and positions of the pass",
+        expected=f"({now.rows}, {now.length}, {width or 'heads'}), rows and positions of the pass",
         fix="use site='resid_post'; or declare `state` in a Family record, where blocks return several streams",
     )
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerkit.errors import EngineError
+
 
 def kv_cache(given: Mapping[str, Any]) -> Any:
     """The KV cache among a module's arguments: `cache` since transformers 5.24, `past_key_values` before."""
@@ -20,7 +22,31 @@ def kv_cache(given: Mapping[str, Any]) -> Any:
 def past_length(given: Mapping[str, Any]) -> int:
     """How many positions the KV cache among a module's arguments holds."""
     cache = kv_cache(given)
-    return 0 if cache is None else int(cache.get_seq_length())
+    return 0 if cache is None else held_by(cache)
+
+
+def held_by(cache: Any) -> int:
+    """How many positions a cache holds; of one that holds recurrent states alone, and knows no positions, as noted.
+
+    Raises:
+        EngineError: It holds some, and nobody has noted how many.
+    """
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        if cache.has_previous_state() and cache not in _lengths:
+            raise EngineError(
+                "a call goes on from recurrent states, which don't say how many positions they are of",
+                expected="states that a call inside the block has made",
+                fix="generate(**inputs) from the whole prompt",
+            ) from None
+        return _lengths.get(cache, 0)
+
+
+def note_length(cache: Any, length: int) -> None:
+    """Note how many positions a cache is going to hold."""
+    if hasattr(cache, "has_previous_state"):
+        _lengths[cache] = length
 
 
 def remember(cache: Any, held: Tensor | bool) -> None:
@@ -36,13 +62,13 @@ def remember(cache: Any, held: Tensor | bool) -> None:
         if marks is None:
             return
         held = held.repeat_interleave(len(marks) // len(held))  # beams and several answers repeat each row
-    _known[cache] = _Pictured(held, int(cache.get_seq_length()), marks)
+    _known[cache] = _Pictured(held, held_by(cache), marks)
 
 
 def recall(cache: Any) -> Tensor | bool | None:
     """Which prompts of a cache hold an image; None where that is not known, or it was changed or copied since."""
     known = _known.get(cache)
-    if known is None or known.length != int(cache.get_seq_length()):
+    if known is None or known.length != held_by(cache):
         return None
     if known.marks is not None:
         now = _marks(cache)
@@ -60,6 +86,7 @@ class _Pictured:
     marks: Tensor | None
 
 
+_lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _known: weakref.WeakKeyDictionary[Any, _Pictured] = weakref.WeakKeyDictionary()
 
 
@@ -69,4 +96,4 @@ def _marks(cache: Any) -> Tensor | None:
     keys = next((keys for layer in layers if isinstance(keys := getattr(layer, "keys", None), Tensor)), None)
     if keys is None or keys.dim() != 4 or not keys.shape[2]:
         return None
-    return keys[:, :, min(int(cache.get_seq_length()), keys.shape[2]) - 1].detach().cpu()
+    return keys[:, :, min(held_by(cache), keys.shape[2]) - 1].detach().cpu()

@@ -29,12 +29,14 @@ from steerkit.models import Architecture, Inputs, is_shown, merged, start_token
 
 
 def hidden(output: Any) -> Tensor:
-    """The hidden state in a module's output, which some families wrap in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden state in a module's output, which some families wrap in a tuple or a list."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def with_hidden(output: Any, h: Tensor) -> Any:
     """The same output around another hidden state."""
+    if isinstance(output, list):
+        return [h, *output[1:]]
     return (h, *output[1:]) if isinstance(output, tuple) else h
 
 
@@ -161,7 +163,7 @@ class _Steering(Attached):
 
     def run(self, module: nn.Module, value: Any) -> Any:
         """See `Attached`."""
-        h = value[0] if isinstance(value, tuple) else value
+        h = hidden(value)
         if torch.compiler.is_compiling():
             return with_hidden(value, compiled.steered(h, self._slot))
         turn = self._turn
@@ -172,7 +174,7 @@ class _Steering(Attached):
                 return None
             self.check_turn(module)
             changed = self._apply(h, now)
-            return None if changed is h else (changed, *value[1:]) if isinstance(value, tuple) else changed
+            return None if changed is h else with_hidden(value, changed)
         place = self._place
         now = again(self)
         if now is not None:
@@ -361,7 +363,8 @@ def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture) -> Tensor:
         EngineError: It is something else, of which the wrong part would be read.
     """
     rows = next(iter(inputs.values())).shape[0]
-    width = inputs["input_ids"].shape[1] if architecture.marks == "ids" and not architecture.encoder_decoder else None
+    told = architecture.marks in ("", "ids") and not architecture.encoder_decoder
+    width = inputs["input_ids"].shape[1] if told else None
     if h.dim() != 3 or h.shape[0] != rows or h.shape[1] != (width or h.shape[1]):
         raise EngineError(
             f"a module gives a state of shape {tuple(h.shape)} for {rows} prompts",

@@ -380,7 +380,7 @@ def _replay(
             for path, steps in places:
                 envoy = root.get(path)
                 output = envoy.output
-                h = before = output[0] if isinstance(output, tuple) else output
+                h = before = hooks.hidden(output)
                 for operate, keep_norm, tokens, phase, prompts, arguments in steps:
                     if phase == ("generation" if prompt else "prompt") or (prompt and tokens == "generated"):
                         continue
@@ -399,7 +399,7 @@ def _replay(
                     h = h.clone()
                     h[chosen] = steered
                 if h is not before:
-                    envoy.output = (h, *output[1:]) if isinstance(output, tuple) else h
+                    envoy.output = hooks.with_hidden(output, h)
             prompt = False
     except OutOfOrderError:
         return

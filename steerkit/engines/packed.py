@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerkit.engines.caches import kv_cache
+from steerkit.engines.caches import held_by, kv_cache
 from steerkit.engines.model_inputs import extent
 from steerkit.engines.passes import Pass
 from steerkit.engines.prompts import Prompt
@@ -110,7 +110,7 @@ class Managers:
 
     def _alone(self, call: Prompt, ids: Tensor | None, place: slice, given: Mapping[str, Any]) -> tuple[slice, Pass]:
         """One of several prompts that a forward pass of the caller's reads in a row."""
-        if kv_cache(given) is not None and int(kv_cache(given).get_seq_length()):
+        if kv_cache(given) is not None and held_by(kv_cache(given)):
             raise EngineError(
                 "a packed forward pass that continues from a KV cache", expected="whole sequences, or generate_batch"
             )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from steerkit.engines import model_inputs
-from steerkit.engines.caches import kv_cache, past_length
+from steerkit.engines.caches import kv_cache, note_length, past_length
 from steerkit.engines.call_stack import Entered
 from steerkit.engines.packed import Managers, is_packed
 from steerkit.engines.passes import Pass
@@ -51,6 +51,7 @@ def read_pass(
         prompt_length = start
     redone = max(0, call.reached - start) if call.generating and start >= prompt_length else 0
     call.reached = start + length
+    note_length(kv_cache(given), call.reached)
     if not call.generating:
         call.mask = model_inputs.mask(given, start + length)
     return Pass(call, rows, start, length, prompt_length, redone)

@@ -81,6 +81,7 @@ class Architecture:
         text_module: The submodule that answers a prompt without an image; empty for the model itself.
         transient: Attributes that the model caches between calls and that must not survive into the next one.
         encoder_decoder: Whether the prompt goes to an encoder. The decoder's prompt is then its start token.
+        only_images: Whether the encoder reads images alone, so that every prompt has one.
         prepends_images: Whether the processor puts image tokens in front of the text as ids. In other models they are
             written into the text, and tokenised with it.
         counts_padding: Whether a bare forward pass counts padding among the positions unless it is told the positions.
@@ -105,6 +106,7 @@ class Architecture:
     text_module: str = ""
     transient: tuple[str, ...] = ()
     encoder_decoder: bool = False
+    only_images: bool = False
     prepends_images: bool = False
     counts_padding: bool = False
     heads: Heads | None = None

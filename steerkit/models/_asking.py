@@ -99,8 +99,10 @@ def architecture_of(model: Any, family: Family) -> Architecture:
             if hasattr(module, "rope_deltas")
         ),
         encoder_decoder=encoder_decoder,
+        only_images=family.prompt == "decoder",
         prepends_images=family.prompt == "bare" and marks == "ids",
-        counts_padding=family.positions == "counted" or (not marks and takes(model, "position_ids")),
+        counts_padding=family.positions == "counted"
+        or (not marks and family.positions == "relative" and takes(model, "position_ids")),
         heads=None if encoder_decoder else _heads(blocks, attention, text),
         vision=_vision(model, recorded, family) if marks else None,
     )
@@ -176,6 +178,8 @@ def _layers(model: Any, family: Family, count: int) -> str:
             )
         return family.layers
     decoder: Any = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
+    if decoder is not None and next(decoder.children(), None) is None:  # the head, which a class calls its decoder
+        decoder = model.base_model
     inside = next((path for path, module in model.named_modules() if module is decoder), None)
     lists = [
         ".".join(filter(None, (inside, path)))

@@ -44,7 +44,8 @@ class Family:
         marks: What says where the image is: `ids`, `mask:NAME` for an input that marks the positions, `prefix` where
             features are put in front of the ids, or `none` where blocks attend to an image that has no position; empty
             for a model that takes none.
-        positions: `relative`, or `counted` where padding shifts positions that a forward pass is not told.
+        positions: `relative`, or `counted` where padding shifts positions that a forward pass is not told; `own` where
+            a language model counts them itself, and is not to be told.
         padding: The side that is padded.
         batch: `one` where prompts of different lengths can't share a batch.
         max_images: How many images a prompt may hold.
@@ -73,7 +74,7 @@ class Family:
     image: str | None = None
     user_marker: str | None = None
     marks: str = "ids"
-    positions: Literal["relative", "counted"] = "relative"
+    positions: Literal["relative", "counted", "own"] = "relative"
     padding: Literal["left", "right"] = "left"
     batch: Literal["any", "one"] = "any"
     max_images: int | None = None
@@ -91,7 +92,7 @@ class Family:
         if self.refused is not None:
             raise UnsupportedModelError(
                 f"models of type {model_type!r} can't be steered: {self.refused}",
-                expected="a model that answers images and a prompt with text",
+                expected="a model that answers prompts with text, one token after the other",
             )
 
     @property

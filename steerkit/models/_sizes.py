@@ -19,8 +19,9 @@ def image_sizes(processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple
         ProcessorError: The inputs do not tell.
     """
     images = processor.image_processor
-    if "image_grid_thw" in inputs:
-        return [_rows(inputs["image_grid_thw"][:, 1:], _side(images.patch_size))]
+    patch = getattr(images, "encoder_patch_size", None) or getattr(images, "patch_size", None)
+    if "image_grid_thw" in inputs and patch is not None:
+        return [_rows(inputs["image_grid_thw"][:, 1:], _side(patch))]
     if "image_sizes" in inputs:
         sizes = _rows(inputs["image_sizes"])
         if "batch_num_images" not in inputs:
@@ -29,8 +30,8 @@ def image_sizes(processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple
         ordered = iter(sizes)
         return [list(itertools.islice(ordered, int(count))) for count in inputs["batch_num_images"]]
     for key in ("spatial_shapes", "target_sizes", "image_grid_hw"):
-        if key in inputs:
-            return [_rows(inputs[key], _side(getattr(images, "encoder_patch_size", None) or images.patch_size))]
+        if key in inputs and patch is not None:
+            return [_rows(inputs[key], _side(patch))]
     pixels = inputs.get("pixel_values")
     if pixels is not None and pixels.dim() == 4:
         return [[(int(pixels.shape[2]), int(pixels.shape[3]))] * int(pixels.shape[0])]

@@ -12,4 +12,7 @@ from typing import Any
 def tested() -> dict[str, dict[str, Any]]:
     """`{model type: row}`: its level, what it can't do, what it needs; empty where there is no table."""
     table = files("steerkit.models") / "tested.json"
-    return json.loads(table.read_text(encoding="utf-8"))["types"] if table.is_file() else {}
+    if not table.is_file():
+        return {}
+    document = json.loads(table.read_text(encoding="utf-8"))
+    return document["types"] | document.get("text", {})

@@ -71,6 +71,12 @@ def without_image(inputs: Inputs, format: PromptFormat, architecture: Architectu
     Raises:
         EngineError: The ids do not say which text that would be.
     """
+    if architecture.marks not in ("", "ids", "prefix") and is_shown(inputs):
+        raise EngineError(
+            "a vector measures the prompt without its image, and no token of this model's prompts stands for one",
+            expected="vlm.generate(samples), which builds that prompt from the samples",
+            fix="call it; or fit the method with another counterpart",
+        )
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     text = TextView(format, architecture)
     rows = [row if mask is None else row[mask[index] != 0] for index, row in enumerate(ids)]

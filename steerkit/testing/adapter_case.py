@@ -33,8 +33,9 @@ SITES = ("resid_post", "mlp_out", "attn_out")
 class AdapterCase:
     """One family and one model; both are made when a check first needs them."""
 
-    def __init__(self, family: Family, make: Make, save: Save | None = None) -> None:
+    def __init__(self, family: Family, make: Make, save: Save | None = None, size: tuple[int, int] = (48, 32)) -> None:
         self.family = family
+        self.size = size
         self.make = make
         self._save = save
 
@@ -87,6 +88,15 @@ class AdapterCase:
         if not self.takes_images:
             raise SkipTest("the family takes no images")
 
+    def needs_text(self) -> None:
+        """Leave a check that is about prompts without an image.
+
+        Raises:
+            SkipTest: The family has none.
+        """
+        if self.family.prompt == "decoder":
+            raise SkipTest("the family has no prompt without an image")
+
     def encode(self, *prompts: Sample) -> Inputs:
         """Samples as they are rendered and encoded."""
         texts = [self.format.render(sample, len(sample.images)) for sample in prompts]
@@ -96,9 +106,15 @@ class AdapterCase:
     @property
     def kinds(self) -> list[list[Sample]]:
         """Two prompts of different lengths with images, where the family takes them, and the same two without."""
-        shown = [Sample(SHORT, (picture(1, 48, 32),)), Sample(chat(LONG), (picture(2, 32, 56),))]
+        width, height = self.size
+        shown = [Sample(SHORT, (picture(1, width, height),)), Sample(chat(LONG), (picture(2, height, width + 8),))]
         bare = [Sample(SHORT), Sample(chat(LONG))]
-        return [shown, bare] if self.takes_images else [bare]
+        return [*([shown] if self.takes_images else []), *([bare] if self.family.prompt != "decoder" else [])]
+
+    @property
+    def batches(self) -> list[list[Sample]]:
+        """The same, as batches that the family takes."""
+        return self.kinds if self.family.batch == "any" else [[sample] for batch in self.kinds for sample in batch]
 
     @property
     def places(self) -> list[Place]:
@@ -112,9 +128,9 @@ class AdapterCase:
             if site == "resid_post" or inner[site][layer] is not None
         ]
 
-    def length(self, inputs: Inputs) -> int:
-        """Positions that the decoder sees of a prompt."""
-        return 1 if self.architecture.encoder_decoder else inputs["input_ids"].shape[1]
+    def runs(self, layer: int, batch: Sequence[Sample]) -> bool:
+        """Whether a block runs for prompts such as these."""
+        return layer not in self.architecture.only_with_image or bool(batch[0].images)
 
     def image_places(self, ids: Tensor) -> Tensor:
         """Where image tokens are."""

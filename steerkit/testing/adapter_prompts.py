@@ -8,12 +8,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from steerkit.errors import ContractError, SampleError, SteerKitError
+from steerkit.errors import ContractError, ProcessorError, SampleError, SteerKitError
 from steerkit.models import Sample, decode, encode, load_processor
 from steerkit.testing.adapter_case import LONG, SHORT, SYSTEM, AdapterCase, chat
 from steerkit.testing.plain import Place, outputs
@@ -23,9 +24,14 @@ from steerkit.testing.samples import picture
 def only_the_image_differs(case: AdapterCase) -> None:
     """A prompt with an image, decoded and with the placeholder removed, is tokenised as the prompt without."""
     case.needs_images()
+    case.needs_text()
     for text in (SHORT, chat(LONG)):
         bare = case.encode(Sample(text))["input_ids"][0].tolist()
-        row = case.encode(Sample(text, (picture(3, 48, 32),)))["input_ids"][0]
+        row = case.encode(Sample(text, (picture(3, *case.size),)))["input_ids"][0]
+        more = len(row) - len(bare)
+        bared = case.family.prompt == "bare"  # the processor puts the image there as ids
+        if bared and any([*row[:at].tolist(), *row[at + more :].tolist()] == bare for at in range(len(bare) + 1)):
+            continue
         shown = decode(case.tokenizer, row)
         if encode(case.tokenizer, shown) != row.tolist():
             raise ContractError(f"the tokenizer does not read its own text {shown!r} back")
@@ -39,20 +45,23 @@ def only_the_image_differs(case: AdapterCase) -> None:
 
 
 def padding_is_in_front(case: AdapterCase) -> None:
-    """A batch is padded on the left and masked, whatever side the tokenizer pads on, which stays as it was."""
-    side = case.tokenizer.padding_side
+    """A batch is padded on the family's side and masked, whatever side the tokenizer's is, which stays as it was."""
+    side, padded = case.tokenizer.padding_side, case.family.padding
     try:
         for other in ("left", "right"):
             case.tokenizer.padding_side = other
-            for batch in case.kinds:
+            for batch in case.batches:
                 inputs = case.encode(*batch)
+                if "input_ids" not in inputs:
+                    continue
                 mask = inputs.get("attention_mask")
                 if mask is None or mask.shape != inputs["input_ids"].shape:
                     raise ContractError("a batch has no attention_mask of the shape of its input_ids")
-                if not (mask[:, -1] == 1).all() or (mask.diff(dim=1) < 0).any() or mask[0, 0] != 0:
+                real = mask if padded == "left" else mask.flip(1)
+                if not (real[:, -1] == 1).all() or (real.diff(dim=1) < 0).any() or (len(real) > 1 and real.all()):
                     raise ContractError(
                         f"the mask of a short and a long prompt is {mask.tolist()}",
-                        fix="pad on the left: padding_side='left'",
+                        fix=f"pad on the {padded}: padding_side={padded!r}",
                     )
             if case.tokenizer.padding_side != other:
                 raise ContractError(f"encode changes the tokenizer's padding_side from {other!r}")
@@ -63,9 +72,13 @@ def padding_is_in_front(case: AdapterCase) -> None:
 def image_sizes_keep_the_shapes(case: AdapterCase) -> None:
     """Images of the sizes that `image_sizes` tells are processed to the shapes of the originals."""
     case.needs_images()
-    sizes = [(32, 32), (64, 24), (20, 60)]
+    width, height = case.size
+    sizes = [case.size, (2 * width, height), (height, width)][: 1 if case.family.batch == "one" else 3]
     inputs = case.encode(*[Sample(SHORT, (picture(7, *size),)) for size in sizes])
-    groups = case.format.image_sizes(inputs)
+    try:
+        groups = case.format.image_sizes(inputs)
+    except ProcessorError as error:  # so are the views that need them, where they are used
+        raise SkipTest(f"meaningless images are refused: {error.problem}") from error
     try:
         white = [[Image.new("RGB", (width, height)) for height, width in group] for group in groups]
     except TypeError as error:
@@ -81,6 +94,8 @@ def image_tokens_in_texts_are_refused(case: AdapterCase) -> None:
     """A text that contains an image token is a SampleError."""
     case.needs_images()
     for token in sorted(case.architecture.image_token_ids):
+        if case.family.prompt != "chat":
+            break  # the tokens of an image are put in front of the ids, whatever stands in the text
         text = f"What is {case.tokenizer.convert_ids_to_tokens(token)}?"
         try:
             case.format.render(Sample(text), 1)
@@ -100,7 +115,7 @@ def rendering_opens_no_image(case: AdapterCase) -> None:
 def several_images_work_or_are_refused(case: AdapterCase) -> None:
     """A prompt with two images runs, or is a SampleError of `render`."""
     case.needs_images()
-    two = Sample(SHORT, (picture(8), picture(9, 48, 32)))
+    two = Sample(SHORT, (picture(8, *case.size), picture(9, *case.size[::-1])))
     try:
         case.format.render(two, 2)
     except SampleError:
@@ -151,7 +166,7 @@ def processor_loads(case: AdapterCase) -> None:
         case.save(Path(folder))
         processor = load_processor(folder, case.family, local_files_only=True)
     loaded = AdapterCase(case.family, lambda: (case.vlm.model, processor))
-    for batch in case.kinds:
+    for batch in case.batches:
         found, expected = loaded.encode(*batch), case.encode(*batch)
         if found.keys() != expected.keys() or not all(torch.equal(found[key], expected[key]) for key in found):
             raise ContractError("the loaded processor encodes prompts differently")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +50,18 @@ def traces_left(model: nn.Module) -> list[Any]:
 
 
 class _Recorder(LogitsProcessor):
+    """The scores of each step; of a `generate` that asks no processor, what the head gives."""
+
     def __init__(self) -> None:
-        self.steps: list[Tensor] = []
+        self.asked: list[Tensor] = []
+        self.given: list[Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
-        self.steps.append(scores.detach().clone())
+        self.asked.append(scores.detach().clone())
         return scores
+
+    def head(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.given.append(output[:, -1].detach().clone())
 
 
 def answer_logits(vlm: VLM, samples: Sequence[Sample], steps: int = 3) -> list[Tensor]:
@@ -67,15 +73,21 @@ def answer_logits(vlm: VLM, samples: Sequence[Sample], steps: int = 3) -> list[T
     more: dict[str, Any] = {}
     if vlm.architecture.image_token_ids:
         more["suppress_tokens"] = sorted(vlm.architecture.image_token_ids)
-    vlm.generate(
-        samples,
-        max_new_tokens=steps,
-        min_new_tokens=steps,
-        do_sample=False,
-        logits_processor=LogitsProcessorList([recorder]),
-        **more,
-    )
-    return recorder.steps
+    head = cast("Any", vlm.model).get_output_embeddings()
+    handle = None if head is None else head.register_forward_hook(recorder.head)
+    try:
+        vlm.generate(
+            samples,
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([recorder]),
+            **more,
+        )
+    finally:
+        if handle is not None:
+            handle.remove()
+    return recorder.asked or recorder.given
 
 
 def difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
@@ -87,11 +99,19 @@ def difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 def outputs(
     model: nn.Module, inputs: Mapping[str, Any], architecture: Architecture, places: Sequence[Place], **options: Any
 ) -> tuple[dict[Place, Tensor], Any]:
-    """`{place: [batch, tokens, hidden]}` from one whole forward pass, and what the model returned."""
+    """`{place: [batch, tokens, hidden]}` from one whole forward pass, and what the model returned.
+
+    Of a block that runs several times it is the last run; of several residual streams their mean. Places that do not
+    run in the pass are missing.
+    """
     found: dict[Place, Tensor] = {}
 
     def keep(place: Place) -> Callable[..., None]:
-        return lambda module, args, output: found.__setitem__(place, hidden(output).detach().clone())
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            h = hidden(output).detach().clone()
+            found[place] = torch.stack(streams(h, architecture)).mean(0) if place[1] == "resid_post" else h
+
+        return hook
 
     handles = [model.get_submodule(architecture.site(*place)).register_forward_hook(keep(place)) for place in places]
     try:
@@ -106,18 +126,27 @@ def outputs(
 
 @contextmanager
 def added(model: nn.Module, architecture: Architecture, directions: Mapping[Place, Tensor]) -> Iterator[None]:
-    """Add a direction to the last token of every output of some places, for unpadded prompts."""
+    """Add a direction to the last token of every output of some places, for unpadded prompts.
 
-    def add(direction: Tensor) -> Callable[..., Any]:
+    To a block that runs several times it is added in its last run, and to several residual streams to each.
+    """
+
+    def add(place: Place, direction: Tensor) -> Callable[..., Any]:
+        runs = [0]
+
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            runs[0] += 1
+            if architecture.runs and runs[0] % architecture.runs[place[0]]:
+                return output
             h = hidden(output).clone()
-            h[:, -1] += direction.to(h.dtype)
+            for stream in streams(h, architecture) if place[1] == "resid_post" else [h]:
+                stream[:, -1] += direction.to(h.dtype)
             return with_hidden(output, h)
 
         return hook
 
     handles = [
-        model.get_submodule(architecture.site(*place)).register_forward_hook(add(direction))
+        model.get_submodule(architecture.site(*place)).register_forward_hook(add(place, direction))
         for place, direction in directions.items()
     ]
     try:
@@ -125,6 +154,15 @@ def added(model: nn.Module, architecture: Architecture, directions: Mapping[Plac
     finally:
         for handle in handles:
             handle.remove()
+
+
+def streams(h: Tensor, architecture: Architecture) -> Sequence[Tensor]:
+    """`[batch, tokens, hidden]` of each residual stream of a block's output: views of it."""
+    if architecture.state == "streams_first":
+        return h.unbind(0)
+    if architecture.state == "streams_third":
+        return h.unbind(2)
+    return h.split(architecture.hidden_size, dim=-1) if architecture.state == "streams_flat" else [h]
 
 
 def hidden_states(returned: Any) -> Sequence[Tensor] | None:

@@ -76,7 +76,7 @@ def wrap(model: nn.Module, processor: Any = None, *, chat_template_kwargs: Mappi
 
 def _tried(vlm: VLM) -> VLM:
     """A model, once it has been tried, where its type is in no table of tested ones."""
-    known = tested().get(vlm.record.model_type, {}).get("level") in ("images and text", "images")
-    if not known and vlm.processor is not None and vlm.architecture.takes_images and vlm.device.type != "meta":
+    known = tested().get(vlm.record.model_type, {}).get("level") in ("images and text", "images", "text")
+    if not known and vlm.processor is not None and vlm.device.type != "meta":
         check_itself(vlm)
     return vlm

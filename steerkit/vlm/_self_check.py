@@ -36,20 +36,22 @@ class _Seen(NamedTuple):
 
 
 def check_itself(vlm: PromptedModel) -> None:
-    """Hold what was asked of an untested model against what it does with two blank images.
+    """Hold what was asked of an untested model against what it does with two blank images, or with texts alone.
 
     Raises:
         UnsupportedModelError: It does something else; the message names the field to declare.
     """
-    white, noise = (meaningless_image((_SIDE, _SIDE), seed) for seed in (None, 0))
-    one = [Sample(_SHORT, (white,))]
-    others = [] if vlm.family.batch == "one" else [Sample(_LONG, (white,))]
+    shown = [(meaningless_image((_SIDE, _SIDE), seed),) if vlm.architecture.takes_images else () for seed in (None, 0)]
+    one = [Sample(_SHORT, shown[0])]
+    others = [] if vlm.family.batch == "one" else [Sample(_LONG, shown[0])]
     try:
-        together, inputs = _pass(vlm, [*one, Sample(_SHORT, (noise,)), *others])
+        together, inputs = _pass(vlm, [*one, Sample(_SHORT, shown[1]), *others])
         alone, _ = _pass(vlm, one)
     except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise _failed(
-            vlm, f"a prompt with a blank image does not run ({error})", "prompt, marks or text_module"
+            vlm,
+            f"a prompt{' with a blank image' if shown[0] else ''} does not run ({error})",
+            "prompt, marks or text_module",
         ) from error
     _check_blocks(vlm, together)
     _check_positions(vlm, together, inputs)
@@ -77,7 +79,7 @@ def _check_blocks(vlm: PromptedModel, seen: _Seen) -> None:
 
 def _check_positions(vlm: PromptedModel, seen: _Seen, inputs: Any) -> None:
     found, given = vlm.architecture, seen.given[0]
-    if found.encoder_decoder or found.marks == "none":
+    if found.encoder_decoder or found.marks in ("none", ""):
         return
     changed = (given[0] != given[1]).any(-1)
     marked = visual_positions(inputs, found, given.shape[1])[0].to(changed.device)

@@ -246,7 +246,7 @@ def mixed_batch(case: Case) -> None:
     require(apart(found[1], case.before(bare)), PADDED, "the prompt without one")
 
 
-class _Recorder(LogitsProcessor):
+class Recorder(LogitsProcessor):
     """The logits of every step of an answer, and what the head gives, for a `generate` that asks no processor."""
 
     def __init__(self) -> None:
@@ -291,7 +291,7 @@ def generated(case: Case, ours: Callable[..., None], given: dict[str, Tensor], d
 
     found: list[list[Tensor]] = []
     for answer in (ours, theirs, unsteered):
-        recorder, head = _Recorder(), model.get_output_embeddings()
+        recorder, head = Recorder(), model.get_output_embeddings()
         handle = None if head is None else head.register_forward_hook(recorder.head)
         case.plain.forget()
         try:

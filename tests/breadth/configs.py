@@ -27,7 +27,7 @@ _INNER = (
     "alignment_intermediate_size projection_intermediate_size decoder_intermediate_size ffn_hidden_size n_inner"
 ).split()
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
-_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _GROUPS = ("n_group", "topk_group", "num_expert_group")
 _FIRST_REMAPPED = 600
 """Ids from here on are those of special tokens, in a vocabulary of 1024: each gets one of its own at its end."""

@@ -82,7 +82,8 @@ def row_of(found: Mapping[str, str], declared: Sequence[str] = (), needs: Sequen
 
 def declared_of(name: str) -> list[str]:
     """The fields that the record of a type declares."""
-    family, plain = family_for(name), Family(types=(name,))
+    family = family_for(name)
+    plain = Family(types=(name,), auto_class=family.auto_class)
     return [
         key for key in Family.__dataclass_fields__ if key != "types" and getattr(family, key) != getattr(plain, key)
     ]
@@ -93,6 +94,11 @@ def recorded() -> dict[str, Any]:
     return json.loads(RECORDED.read_text())
 
 
+def rows_of(name: str) -> dict[str, Any]:
+    """The committed rows of language models, or of the others: those that a type belongs to."""
+    return recorded().get("text" if name in text_models.NAMES else "types", {})
+
+
 def missing(needs: Sequence[str]) -> list[str]:
     """The packages of these that are not installed here."""
     return [name for name in needs if importlib.util.find_spec(name) is None]
@@ -100,12 +106,11 @@ def missing(needs: Sequence[str]) -> list[str]:
 
 def checked(name: str) -> Row:
     """The row of a type, as it is found now."""
-    known = recorded()["types"].get(name, {})
+    known = rows_of(name).get(name, {})
     declared = declared_of(name)
-    if "marks" in declared and not family_for(name).marks:
-        outcome = text_models.outcome(name)
-        kind, _, reason = outcome.partition(": ")
-        return Row("text" if outcome == "ok" else kind, declared=declared, reason=reason)
+    if name in text_models.NAMES or ("marks" in declared and not family_for(name).marks):
+        kind, _, reason = text_models.outcome(name).partition(": ")
+        return Row("text" if kind == "ok" else kind, declared=declared, reason=reason)
     outcomes = checks.outcomes(name)
     row = row_of(outcomes, declared, known.get("needs", []))
     untried = {key for key, outcome in outcomes.items() if outcome == "untried"}  # without torchvision
@@ -118,10 +123,10 @@ def checked(name: str) -> Row:
 
 def compared(name: str) -> str | None:
     """What differs from the committed row; None if nothing does, or if the type needs what is not installed."""
-    expected = recorded()["types"].get(name)
+    expected = rows_of(name).get(name)
     if expected is None:
         return f"{name}: untested: no row in {RECORDED.name}; add it with `python -m breadth.report {name}`"
-    if missing(expected["needs"]):
+    if missing(expected.get("needs", [])):
         return None
     found = asdict(checked(name))
     wrong = [f"{key} is {found[key]}, not {expected[key]}" for key in expected if found[key] != expected[key]]
@@ -130,9 +135,14 @@ def compared(name: str) -> str | None:
 
 def write(rows: Mapping[str, Row]) -> None:
     """Keep rows, beside those that are there, and write the page."""
-    known: dict[str, Any] = recorded()["types"] if RECORDED.exists() else {}
-    known |= {name: asdict(row) for name, row in rows.items()}
-    document = {"transformers": transformers.__version__, "types": {name: known[name] for name in sorted(known)}}
+    document = recorded()
+    for name, row in rows.items():
+        if name in text_models.NAMES:
+            document.setdefault("text", {})[name] = {key: asdict(row)[key] for key in ("level", "declared", "reason")}
+        else:
+            document["types"][name] = asdict(row)
+    kinds = {kind: dict(sorted(document.get(kind, {}).items())) for kind in ("types", "text")}
+    document = {"transformers": transformers.__version__, **kinds}
     # whole at any time: other processes read it, and so does steerkit when it wraps a model
     write_atomically(RECORDED, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     DOCUMENT.write_text(page(document))
@@ -163,6 +173,8 @@ The table is written by `python -m breadth.report` in `tests/`, and compared in 
 
 {summary}
 
+Language models of `AutoModelForCausalLM` are in a [table of their own](#language-models).
+
 | type | level | also | declares | can't | needs |
 | --- | --- | --- | --- | --- | --- |
 """
@@ -192,4 +204,37 @@ def page(document: Mapping[str, Any]) -> str:
     head = _INTRODUCTION.format(
         version=document["transformers"], summary=f"Of {sum(counts.values())} types: {summary}."
     )
-    return head + "\n".join(lines) + "\n"
+    return head + "\n".join(lines) + "\n" + _text_page(document.get("text", {}))
+
+
+_TEXT_INTRODUCTION = """
+## Language models
+
+Every type of `AutoModelForCausalLM` that takes no images, tiny and with random weights, against plain hooks: the order
+of its blocks, what is captured, steering behind the first block and behind all, prompts of different lengths in one
+batch, generation, and nnsight. A type is *not built* where no tiny model can be made from its default configuration, or
+it is no language model by itself; steerkit checks such a model when it is loaded, as one of a type that is not listed.
+
+{summary}
+
+| type | level | declares |
+| --- | --- | --- |
+"""
+
+
+def _text_page(rows: Mapping[str, Any]) -> str:
+    good = [name for name, row in rows.items() if row["level"] == "text" and not row["declared"]]
+    others = {name: row for name, row in rows.items() if name not in good}
+    built = sum(row["level"] != "not built" for row in rows.values())
+    right = sum(row["level"] == "text" for row in rows.values())
+    cells = [
+        (f"`{name}`", row["level"] + (f": {row['reason']}" if row["reason"] else ""), row["declared"])
+        for name, row in others.items()
+    ]
+    lines = [
+        f"| {name} | {level.replace('|', '/')} | {', '.join(map('`{}`'.format, said))} |" for name, level, said in cells
+    ]
+    listed = ", ".join(f"`{name}`" for name in good)
+    summary = f"Of {len(rows)} types, {built} are built, and {right} of these are steered right."
+    summary += f" Without any record: {listed}."
+    return _TEXT_INTRODUCTION.format(summary=summary) + "\n".join(lines) + "\n"

@@ -75,6 +75,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     **{name: _square(112) for name in ("internvl", "qianfan_ocr", "mllama", "vision-encoder-decoder")},
     **{name: _square(224) for name in ("blip-2", "instructblip", "ovis2")},
     "emu3": {"min_pixels": 64 * 64, "max_pixels": 128 * 128},
+    "florence2": {"image_seq_length": 50},
     "fast_vlm": {"size": {"shortest_edge": 320}, "crop_size": {"height": 320, "width": 320}},
     "got_ocr2": _square(1024),
     "aria": {"max_image_size": 490},

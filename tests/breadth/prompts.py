@@ -64,8 +64,6 @@ def placeholder(name: str, processor: Any) -> str:
 
 def prepare(name: str, processor: Any) -> None:
     """Give a processor the chat template of a community model, and mend what its defaults lack."""
-    if name == "florence2":
-        processor.num_image_tokens = 50
     if name == "fuyu":
         # It drops the first token of the image, which in its own tokenizer is the mark in front of every text.
         own = processor.replace_image_token

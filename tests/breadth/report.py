@@ -52,16 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the committed table instead of writing it")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--text", action="store_true", help="the language models")
     parser.add_argument("types", nargs="*")
     options = parser.parse_args(arguments)
-    from breadth import levels, pairs
+    from breadth import levels, pairs, text_models
 
-    names = options.types or list(pairs.NAMES)
+    every = list(text_models.NAMES if options.text else pairs.NAMES)
+    names = options.types or every
     if options.check:
         wrong: list[str] = []
         _each(_comparison, names, options.workers, lambda _, text: wrong.extend([text] if text else []))
         if not options.types:
-            gone = sorted(levels.recorded()["types"].keys() - set(pairs.NAMES))
+            gone = sorted(levels.rows_of(every[0]).keys() - set(every))
             wrong += [f"{name}: has a row, and transformers has no such type" for name in gone]
             if levels.DOCUMENT.read_text() != levels.page(levels.recorded()):
                 wrong.append("docs/models.md is not what tested.json says")

@@ -344,3 +344,59 @@ BEGUN_WITH: dict[str, dict[str, Any]] = {
     },
 }
 """What a configuration is made with, where its default has no vision tower, or no parts."""
+
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 64}
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+_GEMMA4_TEXT = {
+    "per_layer_config": DROP,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": "@vocab_size",
+}
+
+
+def _of_text(name: str) -> dict[str, Any]:
+    """The row of a vision-language model's decoder."""
+    return {
+        path.replace("text_config.", ""): value.replace("text_config.", "") if isinstance(value, str) else value
+        for path, value in SIZES[name].items()
+        if path.removeprefix("?").startswith("text_config.")
+    }
+
+
+TEXT_SIZES: dict[str, dict[str, Any]] = {
+    **{key: {"linear_num_heads": 2, "linear_head_dim": 16} for key in ("bailing_hybrid", "kimi_linear")},
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "cohere_compass_text": _of_text("cohere_compass"),
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 2,
+        "attn_config.rope_theta": 10000.0,
+        "attn_config.kv_n_heads": 1,
+        "attn_config.clip_qkv": 8.0,
+        "ffn_config.hidden_size": 64,
+        "ffn_config.ffn_hidden_size": 64,
+        "ffn_config.moe_num_experts": 4,
+        "ffn_config.moe_top_k": 2,
+    },
+    "deepseek_v2": _EXPERTS,
+    "dots1": _EXPERTS,
+    "dots3_note_text": {"per_layer_config": DROP},
+    "gemma3n_text": _of_text("gemma3n"),
+    "gemma4_text": _GEMMA4_TEXT,
+    "gemma4_unified_text": _GEMMA4_TEXT,
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    **{key: {"head_dim": 128} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
+    **{key: {"unpadded_vocab_size": VOCABULARY} for key in ("inkling2_text", "inkling2_loop_text")},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "longcat_flash": {"expert_ffn_hidden_size": 64, "q_lora_rank": 64, "zero_expert_num": 4},
+    "mamba2": {"num_heads": 4, "n_groups": 1},
+    "mpt": {"d_model": 64, "n_heads": 2},
+    "nemotron": {"num_key_value_heads": 1},
+    "qwen4_exp_text": _of_text("qwen4_exp"),
+    "rwkv": {"hidden_size": 64, "attention_hidden_size": 64},
+    "xlm": {"emb_dim": 64, "n_heads": 2},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "num_blocks": 3},
+    "zamba2": {"mamba_headdim": 40, "attention_hidden_size": 320},
+}
+"""The same for language models."""

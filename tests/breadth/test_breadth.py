@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import steerkit as sk
-from breadth import checks, levels, pairs, prompts
+from breadth import checks, levels, pairs, prompts, text_models
 from steerkit.errors import SteerKitError, UnsupportedModelError
-from steerkit.models import Architecture, Sample
+from steerkit.models import Architecture, Family, Sample
 
 BROKEN_ON = ("qwen2_vl", "llava", "gemma3")
 KINDS = (
@@ -34,6 +34,16 @@ KINDS = (
     "shieldgemma2",  # a processor that writes the chat itself
     "udop",  # a box for every word
     "vision-encoder-decoder",  # an encoder of images alone
+)
+
+LANGUAGE = (
+    "gpt2",
+    "bart",  # padding counts
+    "roberta",  # positions of its own
+    "mamba",  # no attention
+    "deepseek_v4",  # several residual streams
+    "openai-gpt",  # blocks that return lists
+    "modernbert-decoder",  # a head that is called the decoder
 )
 
 
@@ -119,6 +129,22 @@ def test_what_is_broken_fails(
 def test_a_kind_is_as_the_table_says(name: str) -> None:
     assert levels.recorded()["types"][name]["level"] == ("images" if name in prompts.DECODERS else "images and text")
     assert levels.compared(name) is None
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_language_model_is_as_the_table_says(name: str) -> None:
+    assert levels.recorded()["text"][name]["level"] == "text"
+    assert levels.compared(name) is None
+
+
+def test_a_language_model_that_counts_padding_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of language models, and that at loading, on one whose record does not say so."""
+    model, plain = text_models.model("bart"), Family(types=("bart",), auto_class="AutoModelForCausalLM")
+    monkeypatch.setattr("steerkit.vlm._prompted.family_for", lambda _: plain)
+    assert text_models.outcome("bart").startswith("fails: prompt 0 of a batch")
+    monkeypatch.setattr("steerkit.vlm._load.tested", dict)
+    with pytest.raises(UnsupportedModelError, match="padding changes the state behind block 0"):
+        sk.wrap(model, text_models.tokenizer())
 
 
 @pytest.mark.parametrize("name", ["vision-encoder-decoder", "pix2struct"])
