@@ -99,15 +99,8 @@ def build(base: Path, parts: Path, share: float = SHARE) -> tuple[LlavaForCondit
 def _line(row: rows.Asked, label: str, answered: bool) -> dict[str, Any]:
     png = io.BytesIO()
     row.picture.save(png, "PNG")
-    shown: dict[str, Any] = {
-        "image": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
-        "label": label,
-    }
-    return {
-        "text": row.question,
-        **shown,
-        **({"answer": row.expected, "parser": "exact"} if row.expected and answered else {}),
-    }
+    shown = {"image": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}", "label": label}
+    return {"text": row.question, **shown, **({"answer": row.expected} if row.expected and answered else {})}
 
 
 def write_prompts(folder: Path) -> None:
@@ -117,7 +110,11 @@ def write_prompts(folder: Path) -> None:
         visual = "visual" if part == "anchors" else "utility"
         labels = {"unsafe": "harmful", "safe": "harmless", "visual": visual}
         found = [_line(row, label, part != "anchors") for suite, label in labels.items() for row in asked[suite]]
-        suite = {"name": f"XSTest (Roettger et al. 2023, CC-BY-4.0) beside pictures, {part}", "max_new_tokens": 32}
+        suite: dict[str, Any] = {
+            "name": f"XSTest (Roettger et al. 2023, CC-BY-4.0) beside pictures, {part}",
+            "max_new_tokens": 32,
+        }
+        suite["parser"] = "exact"  # right only if every word is
         head = [] if part == "anchors" else [{"suite": suite}]
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*head, *found])
         (folder / f"{part}.jsonl").write_text(lines, encoding="utf-8")

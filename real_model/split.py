@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import random
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ class Row:
 def pairs() -> list[tuple[Row, Row]]:
     """Each unsafe prompt with the safe one written beside it (where there are two kinds of those, in turn)."""
     by_type: dict[str, list[Row]] = {}
-    for row in csv.DictReader(PROMPTS.open(encoding="utf-8")):
+    for row in csv.DictReader(io.StringIO(PROMPTS.read_text(encoding="utf-8"))):
         kept = Row(int(row["id"]), row["prompt"].strip(), row["type"], row["label"] == "unsafe")
         by_type.setdefault(kept.kind, []).append(kept)
     return [

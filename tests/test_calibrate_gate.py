@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from toy import suite
+from typer.testing import CliRunner
 
 import steerkit as sk
 from demo_training.world import anchors
+from steerkit.cli.app import app
 from steerkit.demo import model_path
-from steerkit.errors import EmptyAnchorSetError, OptionError
+from steerkit.errors import EmptyAnchorSetError, OptionError, SampleError
 from steerkit.evaluation import Budget, Calibration, Outcome, Suite, calibrate_gate
 from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
@@ -103,6 +107,27 @@ def test_where_all_thresholds_do_the_same_the_fitted_one_is_kept(demo: VLM, few:
     assert idle.unsafe == idle.curve[0].unsafe
 
 
+def test_a_search_goes_on_where_it_was(
+    demo: VLM, few: Suite, vectors: list[SteeringVector], found: Calibration, tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    def stop(what: str) -> None:
+        said.append(what)
+        if "sample" in what or len(said) == 5:
+            raise KeyboardInterrupt
+
+    options: Any = {"strengths": STRENGTHS, "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_gate(demo, vectors, few, BUDGETS, progress=stop, **options)
+    kept = (tmp_path / "answers.jsonl").read_bytes()
+    again = calibrate_gate(demo, vectors, few, BUDGETS, **options)
+    assert kept.count(b"\n") == few.size * 3
+    assert (tmp_path / "answers.jsonl").read_bytes().startswith(kept)
+    assert (again.strength, again.unsafe, again.curve) == (found.strength, found.unsafe, found.curve)
+    assert again.vector.digest() == found.vector.digest()
+
+
 def test_what_can_not_be_searched_is_refused(demo: VLM, few: Suite, vectors: list[SteeringVector]) -> None:
     plain = sk.CMRM().fit(demo, anchors(2))
     (change,) = vectors[0].interventions
@@ -118,11 +143,35 @@ def test_what_can_not_be_searched_is_refused(demo: VLM, few: Suite, vectors: lis
         "over_refusal', 'over_refusal'": {"budgets": [BUDGETS[0], BUDGETS[0]]},
         "strengths": {"strengths": (1.0, float("nan"))},
         r"strengths \(\)": {"strengths": ()},
+        "strengths .None": {"strengths": None},
+        "budgets": {"budgets": 3},
     }
     for match, given in faults.items():
         with pytest.raises(OptionError, match=match):
             calibrate_gate(demo, vectors, few, **{"budgets": BUDGETS, **given})
     with pytest.raises(EmptyAnchorSetError, match="no utility prompts"):
         calibrate_gate(demo, vectors, replace(few, utility=()), BUDGETS)
+    with pytest.raises(SampleError, match="the anchors and .* share 1 prompts"):
+        calibrate_gate(demo, vectors, few, BUDGETS, anchors=[few.harmful[0].sample])
     complying = Budget("utility_loss", 0.0)
     assert calibrate_gate(demo, vectors[0], few, complying, strengths=(2.0,)).cost <= 0.0
+
+
+def test_the_command_writes_the_pack_with_its_gate(vectors: list[SteeringVector], tmp_path: Path) -> None:
+    packs = [str(each.save(tmp_path / f"{i}.safetensors")) for i, each in enumerate(vectors)]
+    out = tmp_path / "out.safetensors"
+    arguments = ["calibrate", "llava", "--prompts", "demo/dev", "--count", "3", "-o", str(out), "--gate", "2"]
+    budgets = ["--budget", "over_refusal=0.4", "--budget", "utility_loss=0.4"]
+    result = CliRunner().invoke(app, [*arguments[:2], *packs, *arguments[2:], *budgets, "--json"])
+    assert result.exit_code == 0, result.output
+    (written,) = [json.loads(result.stdout)]
+    loaded = SteeringVector.load(out)
+    assert written["recommended"] == loaded.metadata.strength.recommended == 2.0
+    assert threshold_of(loaded) in [pytest.approx(float(written["chosen_by"].split("(")[1].split(")")[0]), rel=1e-4)]
+    for extra, words in ((["--maximum", "2"], "--maximum"), (["--budget", "kl=0.1"], "budgets of")):
+        refused = CliRunner().invoke(app, [*arguments[:2], packs[0], *arguments[2:], *extra, "--force"])
+        assert refused.exit_code != 0
+        assert words in refused.output
+    several = [word for word in arguments if word not in ("--gate", "2")]
+    refused = CliRunner().invoke(app, [*several[:2], packs[0], *several[2:], *budgets, "--force"])
+    assert "2 budgets" in refused.output

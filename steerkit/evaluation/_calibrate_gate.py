@@ -6,19 +6,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 from torch import Tensor
 
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit.errors import OptionError
 from steerkit.evaluation._calibrate import Calibration, cost_of, require_prompts, watched
+from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import evaluate
 from steerkit.evaluation._generate import check_measurable, check_vectors
 from steerkit.evaluation._outcome import Judged, Outcome
 from steerkit.evaluation._search import Budget, Progress, Unit, say
 from steerkit.evaluation._suites import Suite
 from steerkit.interventions import Gate, MeasuredContrast, StoredDirection, _arithmetic as ops, is_finite
-from steerkit.models import Sample
+from steerkit.models import Sample, as_samples
 from steerkit.policy import Policy
 from steerkit.vectors import Key, SteeringVector, StrengthPoint, StrengthRecord, as_vectors
 from steerkit.vlm import VLM
@@ -50,15 +52,18 @@ class _Run:
     vlm: VLM
     suite: Suite
     batch_size: int
+    folder: str | Path | None
     prompts: int = field(default=0)
 
-    def __call__(self, vector: SteeringVector | None, strength: float = 1.0) -> tuple[Judged, ...]:
+    def __call__(self, name: str, vector: SteeringVector | None, strength: float = 1.0) -> tuple[Judged, ...]:
         self.prompts += self.suite.size
         return evaluate(
             self.vlm,
             self.suite,
             vector,
             strength=strength,
+            name=name,
+            folder=self.folder,
             batch_size=self.batch_size,
             fluency=False,
             policy="off",
@@ -71,7 +76,9 @@ def calibrate_gate(
     suite: Suite,
     budgets: Budget | Sequence[Budget],
     *,
+    anchors: Sequence[Sample] = (),
     strengths: Sequence[float] = STRENGTHS,
+    folder: str | Path | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
     policy: Policy = "strict",
@@ -90,7 +97,9 @@ def calibrate_gate(
             `CMRM(spared=...)` makes; of several, the best is chosen.
         suite: Prompts of all kinds that the budgets need, not those on which the vector will be reported.
         budgets: What it may cost; `over_refusal` and `utility_loss`, one or both.
+        anchors: As for `calibrate`.
         strengths: Which strengths to try.
+        folder: Where answers and verdicts are kept, as by `evaluate`: a search that was interrupted goes on there.
         batch_size: Prompts per call of the model.
         progress: Called before each measurement.
         policy: As for `calibrate`.
@@ -102,11 +111,12 @@ def calibrate_gate(
     Raises:
         OptionError: A vector has no such gate, a budget is exceeded without steering, or an argument is impossible.
         EmptyAnchorSetError: The suite lacks a kind of prompts.
+        SampleError: As for `calibrate`.
         SteerKitError: As `steer` does.
     """
     check_measurable(vlm, suite)
     vectors = as_vectors(vectors)
-    allowed = (budgets,) if isinstance(budgets, Budget) else tuple(budgets)
+    allowed = (budgets,) if isinstance(budgets, Budget) else budgets
     expect_each(Budget, "one or several Budgets", "sk.evaluation.Budget('over_refusal', 0.2)", budgets=allowed)
     expect(Callable | None, "a function of what is next", progress=progress)
     expect_whole(batch_size=batch_size)
@@ -117,16 +127,16 @@ def calibrate_gate(
             expected="over_refusal, utility_loss, or one of each",
             fix="a KL is of all prompts together: use calibrate for it",
         )
-    doses = tuple(strengths)
+    doses = tuple(strengths) if isinstance(strengths, Sequence) else (strengths,)
     if not doses or not all(is_finite(dose) and dose > 0 for dose in doses):
         raise OptionError(f"strengths {doses!r:.80}", expected="finite numbers above 0")
     gates = [_gate(vector) for vector in vectors]
     require_prompts(suite, "harmful", *map(watched, kinds))
+    check_unseen(suite, *vectors, as_samples(anchors))
     check_vectors(vlm, vectors, policy)
-
-    run = _Run(vlm, suite, batch_size)
+    run = _Run(vlm, suite, batch_size, folder)
     say(progress, "unsteered")
-    plain = run(None)
+    plain = run("unsteered", None)
     before = Outcome(plain)
     for budget in allowed:
         if (cost := cost_of(budget.kind, before, before)) > budget.limit:
@@ -136,13 +146,13 @@ def calibrate_gate(
             )
     samples = [suite.named[each.answer.kind, each.answer.row].sample for each in plain]
     found: list[_Choice] = []
-    for vector, gate in zip(vectors, gates, strict=True):
+    for number, (vector, gate) in enumerate(zip(vectors, gates, strict=True), 1):
         say(progress, f"{vector.metadata.method.name}: what its gate reads")
         read = _readings(vlm, vector, gate, samples, batch_size)
         run.prompts += len(samples)
         for dose in doses:
             say(progress, f"{vector.metadata.method.name} at strength {dose:g}")
-            steered = run(_with(vector, None), dose)
+            steered = run(f"vector {number}, gate open", _with(vector, None), dose)
             for threshold in _thresholds(read, gate.threshold):
                 mixed = Outcome(tuple(map(_pick(gate, threshold), read, steered, plain)))
                 costs = tuple(cost_of(kind, mixed, before) for kind in kinds)
