@@ -33,7 +33,7 @@ def image_sizes(processor: Any, inputs: Mapping[str, Tensor]) -> list[list[tuple
         if key in inputs and patch is not None:
             return [_rows(inputs[key], _side(patch))]
     pixels = inputs.get("pixel_values")
-    if pixels is not None and pixels.dim() == 4:
+    if pixels is not None and pixels.dim() == 4 and "image_grid_thw" not in inputs:  # else of patches
         return [[(int(pixels.shape[2]), int(pixels.shape[3]))] * int(pixels.shape[0])]
     raise ProcessorError(
         f"the size of an image can't be read off {', '.join(f'{k} {tuple(v.shape)}' for k, v in inputs.items())}",

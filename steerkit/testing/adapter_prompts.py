@@ -198,6 +198,7 @@ def _settings(processor: Any) -> dict[str, str]:
 def _last_states(case: AdapterCase, batch: list[Sample]) -> Tensor:
     """`[batch, hidden]`: the output of the last block at the last token."""
     case.vlm.reset()
-    place: Place = (case.architecture.layer_count - 1, "resid_post")
+    last = max(layer for layer in range(case.architecture.layer_count) if case.runs(layer, batch))
+    place: Place = (last, "resid_post")
     found, _ = outputs(case.vlm.model, case.encode(*batch), case.architecture, [place])
     return found[place][:, -1]

@@ -236,10 +236,12 @@ def steering_is_that_of_plain_hooks(case: AdapterCase) -> None:
         site: [place for place in case.places if place[1] == site] for site in ("resid_post", "mlp_out", "attn_out")
     }
     for site, places in site_of.items():
+        if not places:
+            continue
         tensors = {place: torch.randn(case.architecture.hidden_size, generator=generator) for place in places}
         vector = _vector(case, {Key(*place): tensor for place, tensor in tensors.items()}, site)
         for batch in case.kinds:
-            if not places or not _steerable(case, site, places, batch[0]):
+            if not _steerable(case, site, places, batch[0]):
                 continue
             before = _logits(case, batch[0])
             with steer(vlm, vector, policy="off"):  # the dose may be any
