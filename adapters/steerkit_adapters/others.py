@@ -100,7 +100,7 @@ FAMILIES = (
     Family(
         types=(
             *"bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr whisper".split(),
-            *"recurrent_gemma roformer rwkv".split(),
+            *"recurrent_gemma roformer".split(),
         ),
         auto_class="AutoModelForCausalLM",
         batch="one",
@@ -124,6 +124,11 @@ FAMILIES = (
         types=("prophetnet",),
         auto_class="AutoModelForCausalLM",
         refused="its blocks hold the states of several predictions one behind the other",
+    ),
+    Family(
+        types=("rwkv", "xlstm"),
+        auto_class="AutoModelForCausalLM",
+        refused="it keeps its state outside of a cache, so that the position of a token is not known",
     ),
     Family(
         types=("xlnet",),
