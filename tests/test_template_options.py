@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import tiny
 from reference import picture
+from typer.testing import CliRunner
 
 import steerkit as sk
+from steerkit.cli.app import app
 from steerkit.errors import CheckpointError, ProcessorError, SampleError
 
 THINKS = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
@@ -118,3 +120,24 @@ def test_those_of_a_call_reach_its_prompts_alone() -> None:
     vlm.generate([sample], max_new_tokens=1)
     texts = [vlm.processor.tokenizer.decode(ids[0]) for ids in read if ids is not None]
     assert [text.endswith("<think></think>") for text in texts] == [True, False]
+
+
+def test_the_command_line_takes_them(tmp_path: Path) -> None:
+    vlm = built("llava")
+    vlm.model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    vlm.processor.save_pretrained(tmp_path / "model")
+    rows, pack = tmp_path / "rows.jsonl", tmp_path / "v.safetensors"
+    for at in range(3):
+        picture(at).save(tmp_path / f"{at}.png")
+    rows.write_text("\n".join(json.dumps({"text": f"What is {at}?", "image": f"{at}.png"}) for at in range(3)))
+    off = ("--template-option", "enable_thinking=false")
+    command = ["extract", str(tmp_path / "model"), str(rows), "--method", "cmrm", "-o", str(pack)]
+    result = CliRunner().invoke(app, [*command, *off])
+    assert result.exit_code == 0, result.output
+    record = sk.SteeringVector.load(pack).metadata.anchors
+    assert record is not None
+    assert record.chat_template_kwargs == {'{"enable_thinking": false}': 3}
+    for wrong, said in (("enable_thinking", "KEY=VALUE"), ("no_such=1", "no_such"), ("a=1", "'a'")):
+        result = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "w.safetensors"), "--template-option", wrong])
+        assert result.exit_code in (1, 2)
+        assert said in result.output

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from steerkit._text import described
 from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Architecture
 from steerkit.models._asking import takes
@@ -20,6 +21,7 @@ from steerkit.models._family import Family
 from steerkit.models._processors import NoVideo
 from steerkit.models._protocols import tokenizer_of
 from steerkit.models._samples import Sample
+from steerkit.models._videos import opened_video
 
 if TYPE_CHECKING:
     from torch import nn
@@ -166,9 +168,18 @@ class PromptQuestions:
             return None if token is None else of_image.replace(re.escape(self.image_token), re.escape(str(token)))
         try:
             written = self.written_video
-            return _pattern([self._expanded(written, frames) for frames in (2, 4, 6, 7)], self._added, times=True)
-        except Exception:  # of any type: then no text is known to stand for a video, and one that is met is refused
+        except Exception:  # of any type, the template's own: then it writes no prompt with a video
             return None
+        try:
+            return _pattern([self._expanded(written, frames) for frames in (2, 4, 6, 7)], self._added, times=True)
+        except Exception as error:
+            if self._architecture.video_token_ids:
+                return None  # one that is met is refused, by its tokens
+            raise ProcessorError(
+                f"this {self._kind} writes videos as images, and fails on a blank one: {described(error)}",
+                expected="a processor that shows what it writes for a video",
+                fix="answer samples: vlm.generate(samples); or use a dataset-level vector, which needs no such view",
+            ) from error
 
     @cached_property
     def user_marker(self) -> str | None:
@@ -246,8 +257,18 @@ class PromptQuestions:
         texts = [f"begin{written}end"]
         if frames:
             clip = np.zeros((frames, 64, 64, 3), dtype=np.uint8)
-            told = {"total_num_frames": frames, "fps": 2.0, "frames_indices": list(range(frames))}
-            options = {"do_sample_frames": False, "video_metadata": [told], "return_metadata": True}
+            told = {
+                "total_num_frames": frames,
+                "fps": 2.0,
+                "duration": frames / 2,
+                "frames_indices": list(range(frames)),
+            }
+            options = {
+                "do_sample_frames": False,
+                "video_metadata": [told],
+                "return_metadata": True,
+                "return_tensors": "pt",
+            }
             made = batch_of(
                 self._call, texts, None, False, {"videos": [clip], "videos_kwargs": options}, self._of_texts
             )
@@ -291,7 +312,7 @@ class PromptQuestions:
         """The processor's batch of prompts with videos, not padded."""
         if isinstance(self.processor.video_processor, NoVideo):
             self.processor.video_processor()  # says what is missing
-        given = [video for own in videos for video in own]
+        given = [opened_video(video) for own in videos for video in own]
         options = {"videos": given, "videos_kwargs": {"return_metadata": True, "return_tensors": "pt"}, **self._flags}
         shown = [list(own) for own in images] if any(images) else None
         made = dict(batch_of(self._call, texts, shown, self._adds_special(texts), options, self._of_texts))

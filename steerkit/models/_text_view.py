@@ -105,6 +105,7 @@ class TextView:
         self._placeholder = format.placeholder
         self._tokenizer = format.tokenizer
         self._visual = architecture.image_token_ids
+        self._gone = self._visual | set(architecture.video_ends or ())
         self._strips: dict[int, Any] = self._tokenizer.added_tokens_decoder
         self._added = {token: str(text) for token, text in self._strips.items()}
         self._unknown = self._tokenizer.unk_token_id
@@ -132,7 +133,7 @@ class TextView:
         for special in (False, True):
             texts = self._texts(short, special)
             views = {tuple(self._encode(re.sub(self._placeholder, "", text), special)) for text in texts}
-            if any(self._visual.intersection(view) for view in views):
+            if any(self._gone.intersection(view) for view in views):
                 raise self._refused(short, *_KEPT)
             if views:
                 found[special] = views

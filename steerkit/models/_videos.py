@@ -12,7 +12,7 @@ import numpy as np
 
 from steerkit._text import quoted
 from steerkit.errors import MissingImageError
-from steerkit.models._images import web_address
+from steerkit.models._images import open_image, web_address
 
 
 def video_name(video: Any) -> str:
@@ -29,6 +29,20 @@ def video_in(video: Any, folder: Path | None) -> Any:
     if not isinstance(video, (str, PathLike)) or folder is None or web_address(video):
         return video
     return folder / video  # an absolute path stays as it is
+
+
+def opened_video(video: Any) -> Any:
+    """A video as processors take it: the path of a file, or frames, `[frames, height, width, 3]` uint8.
+
+    Raises:
+        MissingImageError: A frame can't be read, or is of another size than the first.
+    """
+    if not isinstance(video, (list, tuple)):
+        return fspath(video) if isinstance(video, PathLike) else video
+    frames = [np.asarray(open_image(frame)) for frame in video]
+    if len({frame.shape for frame in frames}) != 1:
+        raise MissingImageError(f"the frames of a {video_name(video)} differ in size", expected="one size")
+    return np.stack(frames)
 
 
 def check_video(video: Any) -> None:

@@ -25,6 +25,9 @@ _OF_TOKENIZER = {
     "video_end_token_id": "<|end_of_video|>",
 }
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_NAMELESS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
+"""Ids that a default configuration may leave out, and published ones say."""
+
 _LARGEST = 80e6
 
 
@@ -96,7 +99,7 @@ def _agree(name: str, document: dict[str, Any], made: Any) -> None:
                 part[key] = _ENDS[key]
             elif isinstance(key, str) and not isinstance(value, bool):
                 wanted = found.get(key.replace("_index", "_id"))
-                nameless = value is None and key in ("image_token_id", "video_token_id", "image_token_index")
+                nameless = value is None and key in _NAMELESS
                 if wanted is not None and (isinstance(value, int) or nameless):
                     part[key] = wanted
 

@@ -104,7 +104,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
 _WHISPER = ("WhisperFeatureExtractor", {"feature_size": 128})
 SOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), _WHISPER),
-    "nemotron_h_omni": ("ParakeetFeatureExtractor", {"feature_size": 128}),
+    "nemotron_h_omni": ("ParakeetFeatureExtractor", {}),
 }
 """The feature extractors of types that transformers maps to none."""
 

@@ -14,6 +14,7 @@ from PIL import Image
 import steerkit as sk
 from steerkit.errors import OptionError, SampleError
 from steerkit.models import IMAGE
+from steerkit.models._videos import opened_video
 
 CHATS = tuple(name for name in tiny.FAMILIES if not name.startswith("instructblip"))
 Picture = Callable[..., Image.Image]
@@ -353,3 +354,14 @@ def test_models_that_take_no_videos_say_so(vlm_of: Callable[[str], sk.VLM]) -> N
     for family in ("llava", "instructblip-llama"):
         with pytest.raises(sk.SteerKitError, match="video"):
             vlm_of(family).inputs([sample])
+
+
+def test_frames_in_files_are_the_video_that_they_make(tmp_path: Any) -> None:
+    frames = clip(0)
+    files = [tmp_path / f"{at}.png" for at in range(len(frames))]
+    for file, frame in zip(files, frames, strict=True):
+        Image.fromarray(frame).save(file)
+    assert np.array_equal(opened_video(files), frames)
+    Image.fromarray(frames[0, :16]).save(files[1])
+    with pytest.raises(sk.SteerKitError, match="differ in size"):
+        opened_video(files)
