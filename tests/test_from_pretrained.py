@@ -14,7 +14,13 @@ from loopback_hub import LoopbackHub
 
 import steerkit as sk
 from steerkit.errors import FileWriteError, OptionError, SteerKitError
-from steerkit_vectors_hub.errors import AccessError, OfflineError, PackNotFoundError, UntrustedPackError
+from steerkit_vectors_hub.errors import (
+    AccessError,
+    OfflineError,
+    PackNotFoundError,
+    ReferenceFormatError,
+    UntrustedPackError,
+)
 
 __all__ = ["cache", "hub"]  # fixtures
 
@@ -34,6 +40,27 @@ def test_a_repository_is_loaded_by_its_name(hub: LoopbackHub, tmp_path: Path) ->
         sk.SteeringVector.from_pretrained("someone/other", local_files_only=True)
     with pytest.raises(AccessError, match="no such repository"):
         sk.SteeringVector.from_pretrained("someone/other")
+
+
+def test_what_peft_and_transformers_take_beside_the_name(hub: LoopbackHub, tmp_path: Path) -> None:
+    """A token of the call, a cache of the call, and a folder in the repository."""
+    pack, inner = vector().to_bytes(), vector(1).to_bytes()
+    hub.publish("someone/pack", {"steering_vector.safetensors": pack, "layers/late/steering_vector.safetensors": inner})
+    whole = sk.SteeringVector.from_pretrained("someone/pack", token="hf_of_this_call", cache_dir=tmp_path / "cache")
+    assert whole.digest() == vector().digest()
+    sent = {each.headers.get("Authorization") for each in hub.requests}
+    assert sent == {"Bearer hf_of_this_call"}
+    assert (tmp_path / "cache" / "blobs" / hashlib.sha256(pack).hexdigest()).is_file()
+    with pytest.raises(OfflineError):
+        sk.SteeringVector.from_pretrained("someone/pack", local_files_only=True)  # another cache
+    part = sk.SteeringVector.from_pretrained("someone/pack", subfolder="layers/late")
+    assert part.digest() == vector(1).digest()
+    with pytest.raises(PackNotFoundError):
+        sk.SteeringVector.from_pretrained("someone/pack", subfolder="layers/early")
+    vector(2).save_pretrained(tmp_path / "saved" / "late")
+    assert sk.SteeringVector.from_pretrained(tmp_path / "saved", subfolder="late").digest() == vector(2).digest()
+    with pytest.raises(ReferenceFormatError, match="a token is given"):
+        sk.SteeringVector.from_pretrained("https://example.org/pack.safetensors", token="hf_secret")
 
 
 def test_what_is_saved_is_plain_safetensors_and_loads_again(cache: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ cache.
 
 from __future__ import annotations
 
+import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -37,7 +39,26 @@ class Entered:
         """How much its KV cache held then, where a graph will run: inside, the cache may have grown already."""
 
 
-class CallStack(threading.local):
+class CallStacks(threading.local):
+    """The stack of each thread; of greenlets (gevent's too), which switch in the middle of a call, each has its own."""
+
+    def __init__(self) -> None:
+        self._own = CallStack()
+        self._of_greenlets: weakref.WeakKeyDictionary[Any, CallStack] = weakref.WeakKeyDictionary()
+
+    @property
+    def here(self) -> CallStack:
+        """That of the running code."""
+        switching = sys.modules.get("greenlet")
+        if switching is None or (now := switching.getcurrent()).parent is None:
+            return self._own
+        found = self._of_greenlets.get(now)
+        if found is None:
+            found = self._of_greenlets[now] = CallStack()
+        return found
+
+
+class CallStack:
     """The running calls of a thread.
 
     Attributes:

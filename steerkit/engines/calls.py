@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from steerkit.engines import compiled, model_inputs
 from steerkit.engines.blocks import Block, carried_and_ended, owners, warn_unsteered
 from steerkit.engines.caches import kv_cache, past_length, remember
-from steerkit.engines.call_stack import CallStack, Entered
+from steerkit.engines.call_stack import CallStack, CallStacks, Entered
 from steerkit.engines.packed import Managers, is_packed, is_paged
 from steerkit.engines.passes import Pass
 from steerkit.engines.prompts import Facts, Prompt
@@ -50,7 +50,7 @@ class CallTracker:
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:
         self._model = weakref.ref(model)
         self.facts = Facts(architecture)
-        self.thread = CallStack()
+        self._stacks = CallStacks()
         self._blocks: tuple[Block, ...] = ()
         self._users = 0
         self._undo: list[Callable[[], None]] = []
@@ -75,6 +75,11 @@ class CallTracker:
                 if tracker._users == 0:
                     tracker._uninstall()
                     cls._trackers.pop(model, None)
+
+    @property
+    def thread(self) -> CallStack:
+        """The calls that run in this thread."""
+        return self._stacks.here
 
     @property
     def architecture(self) -> Architecture:

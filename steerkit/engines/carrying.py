@@ -7,8 +7,9 @@ be known who started it: so these two methods are wrapped for as long as any blo
 Outside of blocks the wrappers change nothing; inside, the new thread gets the blocks and what else of ours is said in a
 context (`carry_along`), and no other context variable.
 
-The workers of an executor outlive what is submitted to them, so that each piece of work brings its own blocks along.
-Workers of other pools do as well, and take their work from a queue: they are given none. anyio's bring contexts along.
+The workers of an executor outlive what is submitted to them, so that each piece of work brings its own blocks along; so
+it is with `multiprocessing.pool.ThreadPool`, which joblib uses for threads. Workers of other pools take their work from
+a queue as well, and are given no blocks; anyio's bring contexts along.
 
 A thread or a piece of work keeps its blocks from being closed until it is done: what was started inside is steered to
 its end, whether its call of the model came before the end of the block or after.
@@ -18,15 +19,18 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from steerkit.engines.blocks import Block, blocks_here, inside
 
 _POOLS = ("anyio", "multiprocessing", "tqdm")
+_POOL_METHODS = ("apply_async", "map", "map_async", "starmap", "starmap_async", "imap", "imap_unordered")
 
 _lock = threading.Lock()
 _users = 0
@@ -48,6 +52,8 @@ def carried() -> Iterator[None]:
         if _users == 1:
             _undo.append(_wrap(threading.Thread, "start", _start))
             _undo.append(_wrap(ThreadPoolExecutor, "submit", _submit))
+            for name in _POOL_METHODS:
+                _undo.append(_wrap(ThreadPool, name, functools.partial(_give, holds=name not in ("map", "starmap"))))
     try:
         yield
     finally:
@@ -59,7 +65,7 @@ def carried() -> Iterator[None]:
 
 
 def _wrap(owner: type, name: str, around: Callable[..., Any]) -> Callable[[], None]:
-    inner = getattr(owner, name)
+    inner, own = getattr(owner, name), name in vars(owner)
 
     @functools.wraps(inner)
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -71,8 +77,12 @@ def _wrap(owner: type, name: str, around: Callable[..., Any]) -> Callable[[], No
     setattr(owner, name, method)
 
     def undo() -> None:
-        if getattr(owner, name) is method:  # else somebody has wrapped it again, and calls it
+        if getattr(owner, name) is not method:  # somebody has wrapped it again, and calls it
+            return
+        if own:
             setattr(owner, name, inner)
+        else:
+            delattr(owner, name)
 
     return undo
 
@@ -128,6 +138,27 @@ def _submit(
         raise
     future.add_done_callback(lambda _: _release(held))  # it may be cancelled
     return future
+
+
+def _give(
+    inner: Callable[..., Any],
+    blocks: tuple[Block, ...],
+    pool: ThreadPool,
+    /,
+    func: Callable[..., Any],
+    *args: Any,
+    holds: bool,
+    **kwargs: Any,
+) -> Any:
+    """Give work to a pool; with `holds`, the caller does not wait for it, and may leave the block before it is done."""
+    held, said = [block for block in blocks if holds and block.hold()], _said()
+
+    def work_inside(*given: Any, **named: Any) -> Any:
+        with inside(blocks), _saying(said):
+            return func(*given, **named)
+
+    weakref.finalize(work_inside, _release, held)  # the pool lets go of it with the last piece of the work
+    return inner(pool, work_inside, *args, **kwargs)
 
 
 def _said() -> list[tuple[ContextVar[Any], Any]]:

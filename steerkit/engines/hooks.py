@@ -155,7 +155,7 @@ class _Steering(Attached):
         super().__init__(turn.tracker.architecture.site(*place), on_input=place.site == "head_out")
         self._turn = turn
         self._place = place
-        self._calls = turn.tracker.thread if place.tower == "language" else None
+        self._tracker = turn.tracker if place.tower == "language" else None
         self._slot = slot
         self._follows = turn.application.follows(place)
         self._apply = functools.partial(turn.application.apply, place)
@@ -167,7 +167,7 @@ class _Steering(Attached):
         if torch.compiler.is_compiling():
             return with_hidden(value, compiled.steered(h, self._slot))
         turn = self._turn
-        now = None if self._calls is None else self._calls.current
+        now = None if self._tracker is None else self._tracker.current
         if now is not None and now.decodes and not now.graded and turn.block in now.prompt.owners and not waiting:
             # the same as below, with less of what is spent in every block for every token
             if turn.application.closed:

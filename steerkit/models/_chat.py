@@ -47,6 +47,10 @@ _BESIDE: Final = object()
 """The image of a part that says only that one stands there."""
 
 
+class _Nth(int):
+    """The image or video of a part that says which of those beside the chat it is."""
+
+
 def read_chat(
     turns: Any, images: Iterable[Any], videos: Iterable[Any] = ()
 ) -> tuple[tuple[Turn, ...], tuple[Any, ...], tuple[Any, ...]]:
@@ -76,6 +80,14 @@ def read_chat(
             if not isinstance(part, Place):
                 continue
             places[part] += 1
+            if isinstance(source, _Nth):
+                if source != (number := beside[part] - len(waiting[part])):
+                    raise SampleError(
+                        f"the {part.value} with the index {source} is number {number} of its chat",
+                        expected=f"indices that count the {part.value}s beside the chat, from 0, in the order of their "
+                        "parts",
+                    )
+                source = _BESIDE
             if source is not None and source is not _BESIDE:
                 found[part].append(source)
             elif waiting[part]:
@@ -106,7 +118,8 @@ def _uneven(kind: Place, places: int, beside: int) -> SampleError:
 
 def _role_and_content(turn: Any) -> tuple[str, Any]:
     if isinstance(turn, Mapping):
-        named = {key: value for key, value in turn.items() if value is not None}
+        # clients of OpenAI's API write out what a message does not have, as None and as []
+        named = {key: value for key, value in turn.items() if value is not None and (key == "content" or value != [])}
         role, content = named.pop("role", None), named.pop("content", None)
         calls = named.pop("tool_calls", ())
         if (isinstance(role, str) and role in _TOOL_ROLES) or not isinstance(calls, (list, tuple)) or calls:
@@ -164,8 +177,10 @@ def _part(part: Any) -> tuple[Part, Any]:
     elif isinstance(kind, str) and kind in _SOURCES:
         named.pop("detail", None)  # how large OpenAI's service shows an image; a local processor has its own sizes
         sources = [named.pop(key) for key in _SOURCES[kind] if key in named]
+        place = VIDEO if kind == "video" else IMAGE
+        if kind in ("image", "video") and not sources and [*named] == ["index"] and type(named["index"]) is int:
+            return place, _Nth(named["index"])  # as in data sets of TRL: which of those beside the chat
         if not named and (len(sources) == 1 or (kind in ("image", "video") and not sources)):
-            place = VIDEO if kind == "video" else IMAGE
             return place, _source(kind, part, sources[0]) if sources else _BESIDE
     elif isinstance(kind, str):
         raise SampleError(

@@ -135,6 +135,9 @@ class SteeringVector(Algebra):
         name: str | Path,
         *,
         revision: str | None = None,
+        subfolder: str | None = None,
+        token: bool | str | None = None,
+        cache_dir: str | Path | None = None,
         local_files_only: bool | None = None,
         sha256: str | None = None,
         policy: Policy = "strict",
@@ -142,12 +145,15 @@ class SteeringVector(Algebra):
         """Load a vector from the Hugging Face hub, or from a folder that `save_pretrained` has written.
 
         The same as `steerkit.load_vector`, with the same checks, under the name that users of transformers and PEFT
-        know. The token is that of `hf auth login` or HF_TOKEN.
+        know.
 
         Args:
             name: `owner/name` on the hub; a folder, which goes first, and in it the file that `save_pretrained` writes;
                 or any reference that `load_vector` takes.
             revision: Branch, tag or commit of a repository.
+            subfolder: Where in the repository or folder the file is that `save_pretrained` writes.
+            token: Default: that of `hf auth login` or HF_TOKEN.
+            cache_dir: The folder of steerkit's cache; default: STEERKIT_CACHE, or the user's own.
             local_files_only: Use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
             sha256: The only digest of the file to accept.
             policy: What becomes of a failed check: `strict` (an error), `warn` or `off`.
@@ -160,14 +166,17 @@ class SteeringVector(Algebra):
             >>> vector = sk.SteeringVector.from_pretrained("owner/name", revision="v1.0")
         """
         expect(PATH, "owner/name, a folder, or another reference", name=name)
-        ref: str | Path = name
+        expect(str | None, "a path in the repository or folder", subfolder=subfolder)
+        place = str(name) if subfolder is None else f"{name}/{subfolder.strip('/')}/{PACK}"
+        ref: str | Path = place
         if os.path.exists(name):  # noqa: PTH110 - `Path.exists` raises for a name that is too long
-            ref = Path(name).absolute()  # a name without a slash would be that of a bundled pack
+            ref = Path(place).absolute()  # a name without a slash would be that of a bundled pack
             if (ref / PACK).is_file():  # beside it can be the model's own weights
                 ref /= PACK
         elif isinstance(name, str) and _REPOSITORY.fullmatch(name) and not name.startswith("."):  # `./name` is a path
-            ref = f"hf://{name}"
-        return steerkit.load_vector(ref, revision=revision, sha256=sha256, offline=local_files_only, policy=policy)
+            ref = f"hf://{place}"
+        where: dict[str, Any] = {"token": token, "cache": cache_dir, "offline": local_files_only}
+        return steerkit.load_vector(ref, revision=revision, sha256=sha256, policy=policy, **where)
 
     def save_pretrained(self, folder: str | Path, *, dtype: Dtype | None = None) -> Path:
         """Write the pack into a folder, under the name that it has on the hub; `from_pretrained` loads it.

@@ -208,9 +208,28 @@ def test_parts_of_other_libraries_mean_the_same(pictures: list[Image.Image], tmp
         assert sk.Sample([message("user", part, question)]) == expected  # type: ignore[arg-type]
     assert sk.Sample([message("user", {"type": "image"}, question)], path) == expected  # type: ignore[arg-type]
     assert sk.Sample([{"role": "user", "content": "What is it?", "name": None}], path).images == (path,)  # type: ignore[arg-type]
+    filled = {"refusal": None, "annotations": [], "tool_calls": []}
+    assert sk.Sample([{"role": "user", "content": "What is it?", **filled}], path).images == (path,)  # type: ignore[arg-type]
     assert sk.Sample([message("user", question, {"type": "input_text", "text": "Say."})]).turns == (  # type: ignore[arg-type]
         ("user", "What is it?\nSay."),
     )
+
+
+def test_parts_that_number_the_images_beside_the_chat() -> None:
+    """Data sets of TRL do, with every key of a part in every other one."""
+
+    def numbered(*indices: int) -> list[dict[str, Any]]:
+        images = [{"type": "image", "text": None, "index": index} for index in indices]
+        return [message("user", *images, {"type": "text", "text": "Which?", "index": None})]
+
+    (read,) = sk.read_samples([{"messages": numbered(0, 1), "images": ["a.png", "b.png"]}], check_images=False)
+    assert (read.turns, [str(image) for image in read.images]) == ((("user", "Which?"),), ["a.png", "b.png"])
+    for indices, images in (((1, 0), 2), ((0,), 2), ((0, 1), 1), ((1,), 1), ((-1,), 1), ((0, 0), 2)):
+        with pytest.raises(SampleError, match="places for images|the index"):
+            sk.Sample(numbered(*indices), ["a.png", "b.png"][:images])  # type: ignore[arg-type]
+    for index in (True, "0", 0.0):
+        with pytest.raises(SampleError, match="a part of a turn is"):
+            sk.Sample(numbered(index), ["a.png"])  # type: ignore[arg-type]
 
 
 IMAGE_PART = {"type": "image"}

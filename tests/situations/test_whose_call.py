@@ -10,11 +10,13 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import Context
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import anyio.to_thread
+import greenlet
 import pytest
 import torch
 import transformers
@@ -158,6 +160,86 @@ def test_work_given_to_an_executor_is_steered_as_where_it_was_given(requests: Re
             other.start()
             other.join()
             assert found == ["A"]
+
+
+POOLS: dict[str, Callable[[ThreadPool, Callable[[], str]], list[str]]] = {
+    "apply": lambda pool, ask: [pool.apply(ask) for _ in range(3)],
+    "apply_async": lambda pool, ask: [pool.apply_async(func=ask).get() for _ in range(3)],
+    "map": lambda pool, ask: pool.map(lambda _: ask(), range(3)),
+    "starmap": lambda pool, ask: pool.starmap(lambda *_: ask(), [(1, 2)] * 3),
+    "map_async": lambda pool, ask: pool.map_async(lambda _: ask(), range(3)).get(),
+    "imap": lambda pool, ask: list(pool.imap(lambda _: ask(), range(3))),
+    "imap_unordered": lambda pool, ask: list(pool.imap_unordered(lambda _: ask(), range(3))),
+}
+
+
+@bystanders
+@pytest.mark.parametrize("way", POOLS)
+def test_work_given_to_a_pool_of_threads_is_steered_as_where_it_was_given(requests: Requests, way: str) -> None:
+    """As by joblib. The threads are there before any block is opened."""
+    with ThreadPool(2) as pool:
+        for name in ("A", "B"):
+            with requests.steer(name):
+                assert POOLS[way](pool, requests.named) == [name] * 3
+        assert POOLS[way](pool, requests.named) == ["nothing"] * 3
+
+
+@bystanders
+@pytest.mark.parametrize("way", ["apply_async", "map_async", "imap"])
+def test_what_a_pool_of_threads_was_given_is_steered_to_its_end(requests: Requests, way: str) -> None:
+    before, go = state(requests.model), threading.Event()
+
+    def later(_: object) -> str:
+        assert go.wait(60)
+        return requests.named()
+
+    with ThreadPool(2) as pool:
+        with requests.steer("A"):
+            requests.named()
+            given: Any = pool.apply_async(later, (0,)) if way == "apply_async" else getattr(pool, way)(later, range(3))
+        go.set()
+        found = [given.get()] if way == "apply_async" else list(given.get() if way == "map_async" else given)
+        assert set(found) == {"A"}
+        pool.close()
+        pool.join()
+    assert state(requests.model) == before
+
+
+@bystanders
+def test_greenlets_that_switch_in_the_middle_of_a_call(requests: Requests) -> None:
+    """As under gevent: several requests take turns in one thread, each between its own passes and layers."""
+    right = {}
+    for name in ("A", "B", "nothing"):
+        with requests.steer(name) if name in requests.vectors else nullcontext():
+            right[name] = answered(requests, [])
+    found: dict[str, Tensor] = {}
+
+    def serve(name: str) -> None:
+        with requests.steer(name) if name in requests.vectors else nullcontext():
+            found[name] = answered(requests, [lambda ids, scores: (hub.switch(), scores)[1]])
+
+    hub = greenlet.getcurrent()
+    waiting = [(greenlet.greenlet(serve), name) for name in right]
+    for one, name in waiting:
+        one.switch(name)
+    while any(not one.dead for one, _ in waiting):
+        for one, _ in waiting:
+            one.switch()
+    for name, logits in right.items():
+        torch.testing.assert_close(found[name], logits, atol=1e-4, rtol=1e-4)
+
+
+def answered(requests: Requests, processors: list[Any]) -> Tensor:
+    output = requests.model.generate(
+        **requests.inputs,
+        max_new_tokens=4,
+        min_new_tokens=4,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        logits_processor=transformers.LogitsProcessorList(processors),
+    )
+    return torch.cat(output.logits)
 
 
 def test_a_block_that_is_opened_at_start_up_says_that_requests_pass_it_by(requests: Requests) -> None:
@@ -461,12 +543,13 @@ def test_a_block_that_a_dead_thread_left_open_is_nobody_elses(requests: Requests
 
 
 def test_threads_are_started_as_before_once_no_block_is_open(requests: Requests) -> None:
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    start, submit, pools = threading.Thread.start, ThreadPoolExecutor.submit, dict(vars(ThreadPool))
     with requests.steer("A"), requests.steer("B"):
         assert threading.Thread.start is not start
         assert requests.named() == "A and B"
     assert threading.Thread.start is start
     assert ThreadPoolExecutor.submit is submit
+    assert dict(vars(ThreadPool)) == pools
     with pytest.raises(NothingSteeredError), requests.steer("A"):
         pass
     assert threading.Thread.start is start

@@ -21,6 +21,8 @@ def load_vector(
     revision: str | None = None,
     sha256: str | None = None,
     offline: bool | None = None,
+    token: bool | str | None = None,
+    cache: str | Path | None = None,
     policy: Policy = "strict",
     trust: TrustFile | None = None,
 ) -> SteeringVector:
@@ -32,6 +34,8 @@ def load_vector(
         revision: Branch, tag or commit of a repository, if the reference does not name it.
         sha256: The only digest to accept, if the reference does not name it.
         offline: Whether to use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
+        token: For the Hugging Face hub; default: that of `hf auth login` or HF_TOKEN.
+        cache: The folder of the cache; default: STEERKIT_CACHE, or the user's own.
         policy: What becomes of the checks that need no model (`steerkit verify` lists them). `strict`: a failed one is
             an error; `warn`: a `TrustWarning`; `off`: nothing is said. A file that is not a pack is always an error.
         trust: Whose signatures count; default: the user's trust file. That a pack is unsigned, or signed by somebody
@@ -46,8 +50,10 @@ def load_vector(
         SteerKitError: The kinds that `steerkit_vectors_hub.errors` and `SteeringVector.load` name.
     """
     expect(PATH, "a reference: a text, or a path", ref=ref)
+    expect(bool | str | None, "a token of the Hugging Face hub", token=token)
+    expect(PATH | None, "a folder", cache=cache)
     trust = default_trust() if trust is None else trust
-    resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline)
+    resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline, token=token, cache=cache)
     data = resolved.read()
     vector = SteeringVector.from_bytes(data, source=resolved.pinned)
     checks = [

@@ -73,7 +73,13 @@ class Resolved:
 
 
 def resolve(
-    ref: str, *, revision: str | None = None, sha256: str | None = None, offline: bool | None = None
+    ref: str,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    offline: bool | None = None,
+    token: bool | str | None = None,
+    cache: str | Path | None = None,
 ) -> Resolved:
     """Find the pack that a reference means, transferring it if it is not here yet.
 
@@ -82,9 +88,12 @@ def resolve(
         revision: Branch, tag or commit of a repository.
         sha256: The only digest to accept.
         offline: Whether to use no network; default: as the environment says.
+        token: For the Hugging Face hub; default: that of `hf auth login` or HF_TOKEN.
+        cache: The folder of the cache; default: `cache_folder()`.
 
     Raises:
-        ReferenceFormatError: The reference is malformed or ambiguous.
+        ReferenceFormatError: The reference is malformed or ambiguous, or a token is given for another place than the
+            Hugging Face hub.
         PackNotFoundError: There is no such pack.
         AccessError: A login or an agreement is missing, or a path may not be read.
         DigestMismatchError: The file is another than the one pinned or announced.
@@ -96,8 +105,14 @@ def resolve(
     parsed = parse_ref(ref, revision=revision, sha256=sha256)
     if parsed.kind in ("path", "bundled"):
         return _on_this_machine(parsed)
+    if token is not None and parsed.kind != "hf":
+        raise ReferenceFormatError(
+            f"a token is given for {parsed.unpinned}, to which none is sent",
+            expected="hf://owner/name, or no token",
+        )
     quiet = offline if offline is not None else is_offline()
-    return _Elsewhere(parsed, Store.default(), source_of(parsed.kind)).resolved(quiet)
+    store = Store.default() if cache is None else Store(Path(cache).expanduser().absolute())
+    return _Elsewhere(parsed, store, source_of(parsed.kind, token)).resolved(quiet)
 
 
 def _on_this_machine(parsed: Ref) -> Resolved:

@@ -6,12 +6,17 @@ from steerkit_vectors_hub.refs import Kind
 from steerkit_vectors_hub.sources.base import Source, Target
 
 
-def source_of(kind: Kind) -> Source:
-    """The source that serves a kind of reference; its libraries are imported only now."""
+def source_of(kind: Kind, token: bool | str | None = None) -> Source:
+    """The source that serves a kind of reference; its libraries are imported only now.
+
+    Args:
+        kind: The kind.
+        token: For the Hugging Face hub; default: that of `hf auth login` or HF_TOKEN.
+    """
     if kind == "hf":
         from steerkit_vectors_hub.sources.huggingface import HuggingFaceSource
 
-        return HuggingFaceSource()
+        return HuggingFaceSource(token)
     if kind == "web":
         from steerkit_vectors_hub.sources.web import WebSource
 

@@ -65,10 +65,13 @@ class _Listed(BaseModel):
 class HuggingFaceSource(Source):
     """`hf://owner/name[@revision][/file]`."""
 
+    def __init__(self, token: bool | str | None = None) -> None:
+        self._token = token
+
     def locate(self, ref: Ref) -> Target:
         """Ask the hub for the commit and the files of a repository."""
         with translated(ref.unpinned, cached=True):
-            info = api().model_info(ref.place, revision=ref.revision, files_metadata=True, timeout=_TIMEOUT)
+            info = api(self._token).model_info(ref.place, revision=ref.revision, files_metadata=True, timeout=_TIMEOUT)
             files = {each.rfilename: each for each in info.siblings or ()}
             name = ref.file or the_only_pack(files, ref.unpinned)
             if name not in files:
@@ -118,7 +121,7 @@ class HuggingFaceSource(Source):
             mine = Path(tempfile.mkdtemp(dir=folder))
         try:
             with translated(what, cached=True):
-                path = api().hf_hub_download(
+                path = api(self._token).hf_hub_download(
                     target.place,
                     target.file,
                     revision=target.revision,
