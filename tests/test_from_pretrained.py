@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import tiny
 import torch
 from hub_support import cache, hub, vector
 from loopback_hub import LoopbackHub
@@ -76,6 +77,35 @@ def test_what_is_saved_is_plain_safetensors_and_loads_again(cache: Path, tmp_pat
         assert loaded.metadata.license == made.metadata.license
     half = made.save_pretrained(tmp_path / "half", dtype="float16")
     assert {tensor.dtype for tensor in safetensors.torch.load_file(half).values()} == {torch.float16}
+
+
+class Elsewhere:
+    """A path of another library than pathlib."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_any_path_like_object_is_a_path(cache: Path, tmp_path: Path) -> None:
+    made = vector()
+    path = made.save_pretrained(Elsewhere(tmp_path))  # type: ignore[arg-type]
+    for load in (sk.load_vector, sk.SteeringVector.load, sk.SteeringVector.from_pretrained):
+        found = load(Elsewhere(path))  # type: ignore[arg-type]
+        assert found.digest() == made.digest()
+        assert "Elsewhere" not in str(found.source)
+    assert sk.SteeringVector.from_pretrained(Elsewhere(tmp_path)).digest() == made.digest()  # type: ignore[arg-type]
+    tiny.save("qwen2", tmp_path / "model")
+    assert sk.load(Elsewhere(tmp_path / "model")).record.model_type == "qwen2"  # type: ignore[arg-type]
+
+
+def test_a_pointer_of_git_lfs_is_called_that(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pack.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n")
+    with pytest.raises(SteerKitError, match="git lfs pull"):
+        sk.load_vector(path)
 
 
 def test_a_folder_may_hold_the_model_as_well(tmp_path: Path, cache: Path) -> None:

@@ -102,7 +102,7 @@ class SteeringVector(Algebra):
             NonFiniteError: A direction holds NaN or infinity.
         """
         expect(PATH, "a path", "sk.load_vector takes references, too", path=path)
-        return cls.from_bytes(read_file(path), source=str(path))
+        return cls.from_bytes(read_file(path), source=os.fsdecode(path))
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview, *, source: str = "the data") -> Self:
@@ -167,7 +167,9 @@ class SteeringVector(Algebra):
         """
         expect(PATH, "owner/name, a folder, or another reference", name=name)
         expect(str | None, "a path in the repository or folder", subfolder=subfolder)
-        place = str(name) if subfolder is None else f"{name}/{subfolder.strip('/')}/{PACK}"
+        place = os.fsdecode(name)
+        if subfolder is not None:
+            place = f"{place}/{subfolder.strip('/')}/{PACK}"
         ref: str | Path = place
         if os.path.exists(name):  # noqa: PTH110 - `Path.exists` raises for a name that is too long
             ref = Path(place).absolute()  # a name without a slash would be that of a bundled pack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,18 +40,19 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
     import transformers
 
     expect(PATH, "a repository id or a folder", source=source)
+    source = os.fsdecode(source)
     for name in {"dtype", "torch_dtype"} & options.keys():
         check_dtype(name, options[name])
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     family = family_of(source, **shared)
     if (commit := commit_of(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
         shared["revision"] = options["revision"] = commit
-    processor = load_processor(str(source), family, **shared)
+    processor = load_processor(source, family, **shared)
     try:
         model = getattr(transformers, family.auto_class).from_pretrained(source, **options)
     except ImportError as error:  # before any weight is read
         raise UnsupportedModelError(
-            f"{str(source)!r} needs what is not installed: {one_line(error).strip()[:200]}",
+            f"{source!r} needs what is not installed: {one_line(error).strip()[:200]}",
             expected="the packages that transformers names",
         ) from error
     return _tried(VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs))

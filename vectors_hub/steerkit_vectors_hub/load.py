@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from steerkit._internal.validation import PATH, expect
@@ -53,7 +54,7 @@ def load_vector(
     expect(bool | str | None, "a token of the Hugging Face hub", token=token)
     expect(PATH | None, "a folder", cache=cache)
     trust = default_trust() if trust is None else trust
-    resolved = resolve(str(ref), revision=revision, sha256=sha256, offline=offline, token=token, cache=cache)
+    resolved = resolve(os.fsdecode(ref), revision=revision, sha256=sha256, offline=offline, token=token, cache=cache)
     data = resolved.read()
     vector = SteeringVector.from_bytes(data, source=resolved.pinned)
     checks = [

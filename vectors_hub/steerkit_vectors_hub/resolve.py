@@ -21,6 +21,7 @@ from steerkit_vectors_hub.errors import (
     DownloadError,
     OfflineError,
     PackNotFoundError,
+    ReferenceFormatError,
     SignatureFormatError,
 )
 from steerkit_vectors_hub.refs import Kind, Ref, parse_ref

@@ -119,7 +119,9 @@ def read_header(data: bytes, name: str) -> tuple[dict[str, Any], int]:
         raise refused(
             f"{name}: the first 8 bytes announce a header of {length} bytes",
             expected=f"at most {MAX_HEADER}",
-            fix="this is not a safetensors file (a pickle or a text, perhaps); pickles are never read",
+            fix="run `git lfs pull`: this is what git keeps in the place of the file"
+            if data.startswith(b"version https://git-lfs.github.com/")
+            else "this is not a safetensors file (a pickle or a text, perhaps); pickles are never read",
         )
     if len(data) < 8 + length:
         raise refused(
