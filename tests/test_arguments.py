@@ -29,7 +29,9 @@ def test_an_array_is_a_strength_for_each_vector() -> None:
     assert as_strengths(np.array([1.0, 2.0]), 2) == as_strengths(torch.tensor([1.0, 2.0]), 2) == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("given", [None, "1", b"1", True, [None], ["1"], [[1.0]], 1j, torch.tensor(1j), object()])
+@pytest.mark.parametrize(
+    "given", [None, "1", b"1", True, [None], ["1"], [[1.0]], 1j, torch.tensor(1j), object(), 10**400, 10**9999]
+)
 def test_what_is_no_number_is_no_strength(given: Any) -> None:
     with pytest.raises(OptionError, match="the strength is") as caught:
         as_strengths(given, 1)

@@ -164,7 +164,7 @@ def test_a_multiple_at_its_recommended_strength_steers_as_before(llava: sk.VLM, 
     assert not torch.allclose(logits(after, before.metadata.strength.recommended), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("factor", [0, float("nan"), float("inf"), "2", True])
+@pytest.mark.parametrize("factor", [0, float("nan"), float("inf"), "2", True, 10**400, 10**9999])
 def test_a_factor_that_is_no_dose_is_refused(factor: Any) -> None:
     with pytest.raises(OptionError, match="scaled by") as caught:
         vector(A) * factor
@@ -500,3 +500,19 @@ def test_a_measure_at_a_fixed_layer_needs_its_direction_there_only() -> None:
     gate = Gate(measure=Measure(kind="cosine", direction=StoredDirection(name="gate"), layer=0), threshold=0.0)
     made = vector({Key(2): A[Key(2)], key: direction(5)}, Intervention(layers=(2,), gate=gate))
     assert set(made.tensors) == {Key(2), key}
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        direction(1).to_sparse(),
+        direction(1).to("meta"),
+        torch.nested.nested_tensor([direction(1), direction(2)]),
+        direction(1, 2).to_sparse_csr(),
+    ],
+    ids=["sparse", "meta", "nested", "csr"],
+)
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state)")
+def test_a_direction_that_is_not_dense_is_refused(tensor: Tensor) -> None:
+    with pytest.raises(OptionError, match="the direction at"):
+        vector({Key(0): tensor})

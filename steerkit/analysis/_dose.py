@@ -251,7 +251,7 @@ def _worst(sums: Mapping[Hashable, Tensor]) -> float:
     """The largest length of what is added, whichever of these groups act on a token, and at which of their bounds."""
     if len(sums) == 1 or len(sums) > _COMBINED:
         return sum(float(group.norm(dim=-1).max()) for group in sums.values())
-    worst = torch.zeros(1, 1, dtype=torch.float64)
+    worst = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
     for group in sums.values():
         choices = torch.cat([torch.zeros_like(group[:1]), group])
         worst = (worst[:, None] + choices).flatten(0, 1)

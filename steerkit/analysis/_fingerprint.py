@@ -369,7 +369,7 @@ def _pixels(inputs: Inputs) -> tuple[tuple[int, ...], np.ndarray]:
     if values is None:
         return (), np.empty(0)
     flat = values.detach().float().cpu().flatten()
-    index = torch.linspace(0, flat.numel() - 1, min(_PIXELS, flat.numel())).long()
+    index = torch.linspace(0, flat.numel() - 1, min(_PIXELS, flat.numel()), device=flat.device).long()
     return tuple(values.shape), flat[index].double().numpy()
 
 

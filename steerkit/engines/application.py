@@ -207,7 +207,7 @@ class Application:
             return False
         held = prompt.pictured()
         count = 1 if ids is None else ids.shape[0]
-        pictured = torch.full((count,), held) if isinstance(held, bool) else held
+        pictured = torch.full((count,), held, device="cpu") if isinstance(held, bool) else held
         alone = [_left_alone(each, pictured) for each in wanted]
         nobody = torch.stack(alone).all(0)
         of_vectors = [0 if prompt.continues else int(each.sum()) for each in alone]

@@ -21,7 +21,7 @@ def answer_log_likelihood(
     lengths = [len(answer) for answer in answers]
     width = max(lengths)
     if width == 0:
-        return [torch.empty(0) for _ in answers]
+        return [torch.empty(0, device="cpu") for _ in answers]
     tokens, real = ids.new_zeros((len(answers), width)), ids.new_zeros((len(answers), width))
     for row, answer in enumerate(answers):
         tokens[row, : len(answer)] = ids.new_tensor(answer)

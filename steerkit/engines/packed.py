@@ -124,7 +124,7 @@ class Managers:
         if start == 0:
             # a request that was put off reads its prompt again, with what it has answered so far behind it
             end = state._true_initial_tokens or len(state.initial_tokens)
-            ids = torch.tensor([state.initial_tokens[:end]])
+            ids = torch.tensor([state.initial_tokens[:end]], device="cpu")
             requests[name] = _Request(_prompt(call, {"input_ids": ids}, end), end, 0)
         elif name not in requests and "__child#" in name:  # one of several answers to a prompt
             parent = requests[name.partition("__child#")[0]]

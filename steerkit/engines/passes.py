@@ -103,7 +103,10 @@ class Pass:
         if selector not in self.selections:
             chosen = self.chosen(selector.prompts)
             selection = self._select(selector, device) if chosen is not False else None
-            for rows in (chosen, True if selector.rows is None else self.each_row(torch.tensor(selector.rows))):
+            for rows in (
+                chosen,
+                True if selector.rows is None else self.each_row(torch.tensor(selector.rows, device="cpu")),
+            ):
                 if selection is not None and isinstance(rows, Tensor):
                     selection = selection.among(selection.per_row(rows.to(device)))
             self.selections[selector] = selection if selection is None or selection.count(self.rows) else None

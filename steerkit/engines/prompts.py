@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steerkit._text import quoted
 from steerkit.engines.blocks import Block
 from steerkit.engines.caches import kv_cache, recall
 from steerkit.engines.carrying import carried, carry_along
@@ -253,12 +254,17 @@ def prompt_lengths(lengths: int | Sequence[int] | Tensor) -> Iterator[None]:
         >>> with sk.steer(model, vector), sk.prompt_lengths(prompt["input_ids"].shape[1]):
         ...     logits = model(**prompt_and_answer).logits
     """
-    given = torch.as_tensor(lengths)
+    try:
+        given = torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        given = torch.empty(0, device="cpu")
     if given.is_floating_point() or given.dtype == torch.bool or given.dim() > 1 or not given.numel():
-        raise OptionError(f"prompt_lengths({lengths!r})", expected="a whole number, or one for each row of the batch")
+        raise OptionError(
+            f"prompt_lengths({quoted(lengths)})", expected="a whole number, or one for each row of the batch"
+        )
     if bool((given < 1).any()):
-        raise OptionError(f"prompt_lengths({lengths!r})", expected="positive numbers of positions")
-    token = _told.set(given.detach().cpu().long())
+        raise OptionError(f"prompt_lengths({quoted(lengths)})", expected="positive numbers of positions")
+    token = _told.set(given.detach().long())
     try:
         with carried():
             yield

@@ -173,7 +173,7 @@ def check_added(largest: float, dtype: torch.dtype, layer: int, what: str) -> No
     Raises:
         NonFiniteError: It is NaN or infinite there, or a value that the model can't take, or vanishes.
     """
-    there = float(torch.tensor(largest, dtype=torch.float64).to(dtype))
+    there = float(torch.tensor(largest, dtype=torch.float64, device="cpu").to(dtype))
     if not math.isfinite(there):
         problem = f"holds NaN or infinity in {dtype}"
     elif largest > LARGEST:

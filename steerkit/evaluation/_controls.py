@@ -21,7 +21,7 @@ def random_like(vector: SteeringVector, seed: int = 0) -> SteeringVector:
         if key.name in measured:
             tensors[key] = tensor
             continue
-        noise = torch.randn(tensor.shape, generator=generator)
+        noise = torch.randn(tensor.shape, generator=generator, device="cpu")
         tensors[key] = noise / noise.norm(dim=-1, keepdim=True) * tensor.float().norm(dim=-1, keepdim=True)
     metadata = vector.metadata.model_copy(
         update={"history": (*vector.metadata.history, "replace by random directions")}

@@ -63,7 +63,7 @@ def _plane(suite: str, layer: int, states: dict[str, Tensor]) -> Plane:
     whole = torch.cat(list(states.values()))
     centre = whole.mean(0)
     _, sizes, axes = torch.linalg.svd(whole - centre, full_matrices=False)
-    axes = axes[:2] * torch.ones(2, 1, dtype=torch.double)
+    axes = axes[:2] * axes.new_ones(2, 1)
     means = {name: found.mean(0) for name, found in states.items()}
     text, image = list(means.values())[:2]
     axes[0] *= -1.0 if float((image - text) @ axes[0]) < 0 else 1.0

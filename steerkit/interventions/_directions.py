@@ -20,7 +20,10 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 def is_finite(value: object) -> bool:
     """Whether a value is a number that can serve as a strength: any real one, numpy's scalars among them."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 class Frozen(BaseModel):

@@ -26,7 +26,7 @@ def require_neighbours(anchors: Sequence[Sample]) -> None:
 
 def neighbour_differences(batch: Sequence[Sample], captured: Mapping[int, Tensor], positive: str) -> dict[int, Tensor]:
     """`{layer: [pairs, hidden]}`: the positive's row less that of its neighbour, float32."""
-    signs = torch.tensor([1.0 if sample.label == positive else -1.0 for sample in batch[::2]])
+    signs = torch.tensor([1.0 if sample.label == positive else -1.0 for sample in batch[::2]], device="cpu")
     return {
         layer: signs.to(rows.device)[:, None] * (rows[::2].float() - rows[1::2].float())
         for layer, rows in captured.items()

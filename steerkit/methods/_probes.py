@@ -43,12 +43,12 @@ def fit_probes(
     groups, width = parts[0].shape[0], parts[0].shape[2] + 1
     count = sum(part.shape[1] for part in parts)
     targets = torch.where(positive.bool(), 1.0, -1.0).double().split([part.shape[1] for part in parts])
-    ridge = torch.full((width,), penalty, dtype=torch.float64)
+    ridge = torch.full((width,), penalty, dtype=torch.float64, device="cpu")
     ridge[-1] = 0.0
 
     def features() -> Iterator[tuple[Tensor, Tensor]]:
         for part, y in zip(parts, targets, strict=True):
-            yield torch.cat([part.double(), torch.ones(*part.shape[:2], 1, dtype=torch.float64)], dim=2), y
+            yield torch.cat([part.double(), part.new_ones(*part.shape[:2], 1, dtype=torch.float64)], dim=2), y
 
     def loss(weights: Tensor) -> Tensor:
         found = 0.5 * (ridge * weights.square()).sum(1)
@@ -56,7 +56,7 @@ def fit_probes(
             found = found + softplus(-y * torch.einsum("gns,gs->gn", x, weights)).sum(1)
         return found
 
-    weights = torch.zeros(groups, width, dtype=torch.float64)
+    weights = torch.zeros(groups, width, dtype=torch.float64, device="cpu")
     for _ in range(ITERATIONS):
         gradient, curvature = ridge * weights, torch.diag(ridge + 1e-12).repeat(groups, 1, 1)
         for x, y in features():
@@ -66,7 +66,7 @@ def fit_probes(
         if float(gradient.abs().max()) < TOLERANCE * count:
             break
         step = torch.linalg.solve(curvature, gradient)
-        before, size = loss(weights), torch.ones(groups, 1, dtype=torch.float64)
+        before, size = loss(weights), torch.ones(groups, 1, dtype=torch.float64, device="cpu")
         while bool((worse := loss(weights - size * step) > before).any()) and float(size.min()) > 1e-9:
             size = torch.where(worse[:, None], size / 2, size)
         weights = weights - size * step

@@ -191,7 +191,7 @@ def _points(layers: tuple[int, ...], similar: dict[int, tuple[Tensor, Tensor]]) 
         meets, fails = (pooled(torch.stack([similar[layer][side] for layer in layers]), 0) for side in (0, 1))
         values = torch.cat([meets, fails]).double().unique()
         edges = (values[:-1] + values[1:]) / 2 if len(values) > 1 else values
-        gaps = values.diff() if len(values) > 1 else torch.zeros(1)
+        gaps = values.diff() if len(values) > 1 else torch.zeros(1, device="cpu")
         for threshold, gap in zip(edges.tolist(), gaps.tolist(), strict=True):
             hits, wrong = ((part > threshold) == above for part in (meets, fails))
             true, false = int(hits.sum()), int(wrong.sum())

@@ -110,7 +110,9 @@ class ITI(SteeringMethod):
         directions: dict[Key, Tensor] = {}
         for _, _, layer, head in sorted(ranking)[: self.heads]:
             key = Key(layer, "head_out")
-            directions.setdefault(key, torch.zeros(count, size, dtype=torch.float64))[head] = shifts[layer][head]
+            if key not in directions:
+                directions[key] = torch.zeros(count, size, dtype=torch.float64, device="cpu")
+            directions[key][head] = shifts[layer][head]
         chosen = tuple(sorted(key.layer for key in directions))
         add = Intervention(layers=chosen, site="head_out", tokens="last", phase="both", strength=self.alpha)
         return Fit({key: shift.flatten() for key, shift in directions.items()}, (add,))
@@ -123,13 +125,13 @@ class ITI(SteeringMethod):
         labels: list[Tensor] = []
         for label, parts in zip((1.0, 0.0), sides, strict=True):
             count = sum(part.shape[1] for part in parts)
-            order = torch.randperm(count, generator=generator)
+            order = torch.randperm(count, generator=generator, device="cpu")
             first = min(max(round(self.held_out * count), 1), count - 1)
-            held = torch.zeros(count, dtype=torch.bool).index_fill_(0, order[:first], True)
+            held = torch.zeros(count, dtype=torch.bool, device="cpu").index_fill_(0, order[:first], True)
             masks = held.split([part.shape[1] for part in parts])
             judged.append([part[:, mask] for part, mask in zip(parts, masks, strict=True)])
             learnt += [part[:, ~mask] for part, mask in zip(parts, masks, strict=True)]
-            labels.append(torch.full((count - first,), label))
+            labels.append(torch.full((count - first,), label, device="cpu"))
         probes = fit_probes(learnt, torch.cat(labels), self.penalty)
         right, wrong = ([probes.margins(part.double()) for part in side] for side in judged)
         signed = torch.cat([*right, *(-margins for margins in wrong)], dim=1)

@@ -35,7 +35,7 @@ def padded(batch: Mapping[str, Any], filler: int | None, side: str, dropped: set
     width = max(lengths)
 
     def one(row: Any, fill: int) -> Any:
-        tensor = torch.as_tensor(row)
+        tensor = torch.as_tensor(row, device="cpu")
         padding = tensor.new_full((width - len(tensor), *tensor.shape[1:]), fill)
         return torch.cat([padding, tensor] if side == "left" else [tensor, padding])
 
@@ -49,11 +49,13 @@ def padded(batch: Mapping[str, Any], filler: int | None, side: str, dropped: set
         counts = _lengths(value) if isinstance(value, (list, tuple)) else None
         other = key.partition("_")[0] + "_input_ids" in batch  # of another reader, whose positions are learned
         if counts is not None and other:
-            made[key] = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in value], batch_first=True)
+            made[key] = torch.nn.utils.rnn.pad_sequence(
+                [torch.as_tensor(row, device="cpu") for row in value], batch_first=True
+            )
         elif counts == lengths:
             made[key] = torch.stack([one(row, 0) for row in value])
         elif isinstance(value, (torch.Tensor, np.ndarray)):
-            made[key] = torch.as_tensor(value)
+            made[key] = torch.as_tensor(value, device="cpu")
         elif isinstance(value, list) and value and all(isinstance(each, torch.Tensor) for each in value):
             if len({each.shape for each in value}) == 1:
                 made[key] = torch.stack(value)
@@ -65,7 +67,9 @@ def tensors(batch: Mapping[str, Any]) -> Inputs:
     import numpy as np
     import torch
 
-    return {key: torch.as_tensor(np.stack([np.asarray(row) for row in value])) for key, value in batch.items()}
+    return {
+        key: torch.as_tensor(np.stack([np.asarray(row) for row in value]), device="cpu") for key, value in batch.items()
+    }
 
 
 def _lengths(rows: Sequence[Any]) -> list[int] | None:

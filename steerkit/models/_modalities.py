@@ -173,7 +173,7 @@ def _shown_rows(given: Mapping[str, Any], architecture: Architecture) -> Tensor:
     ids = given.get("input_ids")
     count = len(ids) if ids is not None else (1 if shown is None else len(shown))
     if shown is None:
-        return torch.zeros(count, dtype=torch.bool)
+        return torch.zeros(count, dtype=torch.bool, device="cpu")
     return (shown.reshape(count, -1) != 0).any(1).cpu()
 
 

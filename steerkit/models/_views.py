@@ -143,7 +143,7 @@ def pad_left(rows: list[list[int]], tokenizer: Any, device: torch.device) -> Inp
 def system_lengths(ids: Tensor, real: Tensor, format: PromptFormat) -> Tensor:
     """`[rows]`: the position at which the user's turn opens; what is before it is padding or the system's."""
     marker, tokenizer = format.user_marker, format.tokenizer
-    lengths = torch.zeros(ids.shape[0], dtype=torch.long)
+    lengths = torch.zeros(ids.shape[0], dtype=torch.long, device="cpu")
     if marker is None:
         return lengths
     for index, row in enumerate(ids):

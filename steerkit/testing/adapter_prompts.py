@@ -39,7 +39,7 @@ def only_the_image_differs(case: AdapterCase) -> None:
         if encode(case.tokenizer, removed) != bare:
             raise ContractError(
                 f"without its placeholder the prompt is {removed!r}, and without an image "
-                f"{decode(case.tokenizer, torch.tensor(bare))!r}",
+                f"{decode(case.tokenizer, torch.tensor(bare, device='cpu'))!r}",
                 fix="render the same text for image_count=0, and let `placeholder` match all that stands for the image",
             )
 

@@ -238,7 +238,9 @@ def steering_is_that_of_plain_hooks(case: AdapterCase) -> None:
     for site, places in site_of.items():
         if not places:
             continue
-        tensors = {place: torch.randn(case.architecture.hidden_size, generator=generator) for place in places}
+        tensors = {
+            place: torch.randn(case.architecture.hidden_size, generator=generator, device="cpu") for place in places
+        }
         vector = _vector(case, {Key(*place): tensor for place, tensor in tensors.items()}, site)
         for batch in case.kinds:
             if not _steerable(case, site, places, batch[0]):
@@ -262,7 +264,9 @@ def model_is_restored(case: AdapterCase) -> None:
     vlm = VLM(model, processor, case.family)
     inputs = vlm.inputs([sample])
     hidden = case.architecture.hidden_size
-    vector = _vector(case, {Key(layer): torch.ones(hidden) for layer in range(case.architecture.layer_count)})
+    vector = _vector(
+        case, {Key(layer): torch.ones(hidden, device="cpu") for layer in range(case.architecture.layer_count)}
+    )
     before = _logits(case, sample, vlm)
     last = model.get_submodule(case.architecture.site(case.architecture.layer_count - 1, "resid_post"))
     for where in ("the block", "the model"):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from steerkit._internal.validation import as_layers
+from steerkit._text import quoted
 from steerkit.errors import LayerRangeError, ModelMismatchError, OptionError
 from steerkit.interventions import Intervention, _arithmetic as ops, is_finite
 from steerkit.vectors._directions import TORCH_TYPES, Directions
@@ -76,7 +77,7 @@ class Algebra(Directions):
             OptionError: The factor is 0, or no finite number.
         """
         if not is_finite(factor):
-            raise OptionError(f"a vector is scaled by {factor!r}", expected="a finite number")
+            raise OptionError(f"a vector is scaled by {quoted(factor)}", expected="a finite number")
         if factor == 0:
             raise OptionError("a vector is scaled by 0", expected="a factor that leaves something to apply")
         factor = float(factor)

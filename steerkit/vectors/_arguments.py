@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from torch import Tensor
 
+from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.vectors._vector import SteeringVector
 
@@ -26,7 +27,7 @@ def as_vectors(given: Any) -> list[SteeringVector]:
     for vector in given if several else [given]:
         if not isinstance(vector, SteeringVector):
             raise OptionError(
-                f"the vector is {vector!r:.80} of type {type(vector).__name__}",
+                f"the vector is {quoted(vector)} of type {type(vector).__name__}",
                 expected="a SteeringVector, or several",
                 fix="sk.load_vector(path) for a pack, or what a method's fit returns",
             )
@@ -72,13 +73,13 @@ def _number(given: Any) -> float:
         _refuse(given)
     try:
         return float(given)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         _refuse(given)
 
 
 def _refuse(given: Any) -> NoReturn:
     raise OptionError(
-        f"the strength is {given!r:.80} of type {type(given).__name__}",
+        f"the strength is {quoted(given)} of type {type(given).__name__}",
         expected="a finite number, or one for each vector",
         fix=f"strength=1.0 is the dose that the method intends; {_WITHIN}",
     )

@@ -64,6 +64,11 @@ class Directions:
             expect(tuple, "sk.Key(layer)", key=key)
             expect(Integral, "a whole number", **{f"the layer of {key!r}": key[0] if key else None})
             expect(Tensor, "a tensor of shape [hidden] or [k, hidden]", **{f"tensors[{key!r}]": tensor})
+            if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+                kind = "nested" if tensor.is_nested else "on the device meta" if tensor.is_meta else str(tensor.layout)
+                raise OptionError(
+                    f"the direction at {tuple(key)} is {kind}", expected="a dense tensor that holds values"
+                )
         # a copy: whoever holds the tensors that were given can't change the vector; gradients reach them through it
         tensors = {
             Key(*key): tensor.cpu().clone(memory_format=torch.contiguous_format)

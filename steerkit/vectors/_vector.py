@@ -173,8 +173,6 @@ class SteeringVector(Algebra):
         ref: str | Path = place
         if os.path.exists(name):  # noqa: PTH110 - `Path.exists` raises for a name that is too long
             ref = Path(place).absolute()  # a name without a slash would be that of a bundled pack
-            if (ref / PACK).is_file():  # beside it can be the model's own weights
-                ref /= PACK
         elif isinstance(name, str) and _REPOSITORY.fullmatch(name) and not name.startswith("."):  # `./name` is a path
             ref = f"hf://{place}"
         where: dict[str, Any] = {"token": token, "cache": cache_dir, "offline": local_files_only}

@@ -256,7 +256,7 @@ class AnsweringModel(PromptedModel):
             [tokenizer(start + answer if answer else "", add_special_tokens=False)["input_ids"] for answer in answers]
             for start in ("", " ")
         ]
-        found: list[Tensor] = [torch.empty(0)] * len(answers)
+        found: list[Tensor] = [torch.empty(0, device="cpu")] * len(answers)
         for made in self._all(samples, images, batch_size):
             both = []
             for ids in begun:

@@ -91,7 +91,7 @@ class VLM(AnsweringModel):
         for made in self._all(samples, images, batch_size, seed):
             with self._asking(samples, images, made) as inputs:
                 parts.append((made.indices, read(self.model, inputs, self.architecture, wanted, site, tower, pool)))
-        order = torch.tensor([index for batch, _ in parts for index in batch]).argsort()
+        order = torch.tensor([index for batch, _ in parts for index in batch], device="cpu").argsort()
         return {
             layer: torch.cat([found[layer] for _, found in parts])[order.to(parts[0][1][layer].device)]
             for layer in wanted

@@ -230,7 +230,9 @@ def test_generate_knows_its_own_prompt(qwen3: sk.VLM) -> None:
             assert torch.equal(qwen3.model.generate(ids, **STEPS), right)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("lengths", [0, [3, 4], [], 2.5, [[1, 2, 3]], [3, 3, 99]])
+@pytest.mark.parametrize(
+    "lengths", [0, [3, 4], [], 2.5, [[1, 2, 3]], [3, 3, 99], "3", None, [[1], [2, 3]], 10**99, {"a": 1}]
+)
 def test_impossible_ends_are_refused(qwen3: sk.VLM, lengths: Any) -> None:
     inputs, _ = teacher_forced("right")
     with (

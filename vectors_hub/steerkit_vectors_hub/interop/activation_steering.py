@@ -65,6 +65,6 @@ def _vector(numbers: object, what: str) -> Tensor:
     if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
         raise malformed(f"{what} is something else than a list of numbers", "one vector")
     try:
-        return torch.tensor(numbers, dtype=torch.float64)
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     except (OverflowError, RuntimeError) as error:
         raise malformed(f"{what} has a number that is too large", "finite numbers") from error

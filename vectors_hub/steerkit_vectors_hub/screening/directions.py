@@ -183,7 +183,7 @@ def _summed(
 ) -> dict[int, float]:
     """The cosine of the sum up to each layer."""
     found: dict[int, float] = {}
-    total, norms = torch.zeros(()).double(), 0.0
+    total, norms = torch.zeros((), dtype=torch.float64, device="cpu"), 0.0
     for layer, several in groupby(sorted(parts, key=lambda part: part.layer), key=lambda part: part.layer):
         for part in several:
             stored = part.operation.stored

@@ -140,7 +140,7 @@ def read_stream(stream: IO[bytes], where: str, limit: int | None = None) -> byte
 
 
 def the_only_pack(names: Iterable[str], where: str) -> str:
-    """The one `.safetensors` file of a folder or repository.
+    """The pack of a folder or repository: `steering_vector.safetensors`, or the one `.safetensors` file that it has.
 
     Raises:
         PackNotFoundError: There is none.
@@ -149,11 +149,13 @@ def the_only_pack(names: Iterable[str], where: str) -> str:
     found = sorted(name for name in names if name.endswith(".safetensors"))
     if not found:
         raise PackNotFoundError(f"{where} holds no .safetensors file", expected="a pack", fix="check the reference")
+    if PACK in found:  # beside it can be a model's own weights
+        return PACK
     if len(found) > 1:
         shown = ", ".join(found[:10]) + (" ..." if len(found) > 10 else "")
         raise ReferenceFormatError(
             f"{where} holds {len(found)} .safetensors files: {shown}",
             expected="one, or a reference that names it",
-            fix=f"append the name of the pack, such as /{PACK if PACK in found else found[0]}",
+            fix=f"append the name of the pack, such as /{found[0]}",
         )
     return found[0]
