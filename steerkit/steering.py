@@ -178,7 +178,12 @@ class steer:
             if vlm.format is not None:
                 tracker.facts.system_lengths = _system_lengths(vlm.format)
             stack.enter_context(carried())
-            block = Block(application.begin, everywhere=self._everywhere, overlooked=receipt.overlook)
+            block = Block(
+                application.begin,
+                everywhere=self._everywhere,
+                overlooked=receipt.overlook,
+                at_the_end=all(part.at_the_end for vector in self._vectors for part in vector.interventions),
+            )
             if self._engine == "hooks":
                 stack.enter_context(hooks.applied(vlm.model, tracker, application, block))
             else:

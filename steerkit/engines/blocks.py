@@ -36,6 +36,7 @@ class Block:
         begin: Called with each prompt that belongs to the block, before the model reads it.
         everywhere: Whether calls from every context belong to it.
         overlooked: Called when the model is called from a context that no block is for.
+        at_the_end: Whether it does nothing, and reads nothing, before a prompt's last token.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Block:
         *,
         everywhere: bool = False,
         overlooked: Callable[[], None] | None = None,
+        at_the_end: bool = False,
     ) -> None:
         self.begin = begin
         self.everywhere = everywhere
+        self.at_the_end = at_the_end
         self.close: Callable[..., None] = _nothing
         """Called once the block has ended, and so has all work that began in it."""
         self.left = False

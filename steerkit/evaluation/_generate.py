@@ -69,14 +69,7 @@ class Condition:
     @property
     def at_the_end(self) -> bool:
         """Whether it changes nothing before the prompt's last token, by directions that are stored."""
-        return self.vector is None or all(
-            part.tower == "language"
-            and part.contrast is None
-            and (part.tokens == "last" or part.phase == "generation" or part.tokens == "generated")
-            and part.positions is part.rows is None
-            and all(measure.pool == "last" and measure.state is None for measure in part.measures)
-            for part in self.vector.interventions
-        )
+        return self.vector is None or all(part.at_the_end and part.rows is None for part in self.vector.interventions)
 
     @property
     def dose(self) -> float:

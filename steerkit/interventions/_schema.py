@@ -363,6 +363,17 @@ class Intervention(Frozen):
         """The contrast that must be measured on each prompt, if any."""
         return self.operation.measured
 
+    @property
+    def at_the_end(self) -> bool:
+        """Whether it changes and reads nothing before the prompt's last token, by directions that are stored."""
+        return (
+            self.tower == "language"
+            and self.contrast is None
+            and (self.tokens in ("last", "generated") or self.phase == "generation")
+            and self.positions is None
+            and all(measure.pool == "last" and measure.state is None for measure in self.measures)
+        )
+
 
 def site_label(site: str, tower: str = "language") -> str:
     """How a place is called in receipts and tables: `mlp_out`, and in the vision tower `vision.mlp_out`."""

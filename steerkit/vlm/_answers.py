@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit.engines import hooks
+from steerkit.engines.calls import CallTracker
 from steerkit.engines.likelihood import answer_log_likelihood
 from steerkit.engines.model_inputs import prompt_length
 from steerkit.errors import OptionError, SampleError, UnsupportedModelError
@@ -120,8 +121,8 @@ class AnsweringModel(PromptedModel):
             images: As for `inputs`.
             batch_size: Prompts per call of the model.
             copies: How often each prompt is answered in one call, in rows that follow each other: an open block may
-                steer them differently, by `Intervention.rows`, at the prompt's last token and behind it alone. What is
-                before it is read once for all of them, where the model's KV cache allows that.
+                steer them differently, by `Intervention.rows`. What is before the prompt's last token is read once for
+                all of them, where the model's KV cache allows that, and nothing that is open acts there.
             progress: Called with (done, total) after each batch, before its answers are given.
             chat_template_kwargs: Options of the chat template, for samples that do not set them.
             **options: What `model.generate` takes.
@@ -200,6 +201,10 @@ class AnsweringModel(PromptedModel):
             return False
         if inputs.keys() - {"input_ids", "attention_mask", "pixel_values"} or inputs["input_ids"].shape[1] < 2:
             return False
+        with CallTracker.of(model, self.architecture) as tracker:
+            call = tracker.prompt()
+            if call is not None and not all(block.at_the_end for block in call.owners):
+                return False
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         return all(type(layer) is DynamicLayer for layer in cache.layers)
 

@@ -260,3 +260,21 @@ def test_blocks_that_are_entered_and_left_by_hand(qwen3: sk.VLM) -> None:
     closing.start()
     closing.join()
     same(answer(model, ids), plain)
+
+
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_copies_of_a_prompt_are_steered_before_its_last_token_too(tokens: Any) -> None:
+    """What is before the last token of a prompt is read once for all copies, but where something acts there."""
+    vlm = sk.wrap(*tiny.build("qwen3"))
+    samples = [sk.Sample("How do I bake a cake?")]
+    tensors = directions(vlm)
+    end = vlm.inputs(samples)["input_ids"].shape[1]
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    right = {}
+    for name, where in (("last", since(end - 1)), ("all", since(0))):
+        with edited(vlm.model, "decoder", adds(tensors, where)):
+            right[name] = vlm.generate(samples, **options)[0]
+    assert right["last"] != right["all"]
+    with sk.steer(vlm, vector(vlm, tensors, sk.Intervention(tokens=tokens, phase="both")), policy="off"):
+        found = [each.text for each in vlm.answers(samples, copies=2, **options)]
+    assert found == [right[tokens]] * 2
