@@ -119,7 +119,8 @@ def _uneven(kind: Place, places: int, beside: int) -> SampleError:
 def _role_and_content(turn: Any) -> tuple[str, Any]:
     if isinstance(turn, Mapping):
         # clients of OpenAI's API write out what a message does not have, as None and as []
-        named = {key: value for key, value in turn.items() if value is not None and (key == "content" or value != [])}
+        nothing = [key for key, value in turn.items() if value is None or (isinstance(value, list) and not value)]
+        named = {key: value for key, value in turn.items() if key == "content" or key not in nothing}
         role, content = named.pop("role", None), named.pop("content", None)
         calls = named.pop("tool_calls", ())
         if (isinstance(role, str) and role in _TOOL_ROLES) or not isinstance(calls, (list, tuple)) or calls:

@@ -244,6 +244,7 @@ REFUSED: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "another field": ([{"role": "user", "content": "Hi", "name": "Ann"}], (), "'name'"),
     "two videos in a part": ([message("user", {"type": "video", "path": "a", "url": "b"}, text("Hi"))], (), "a part"),
     "no video for a place": ([message("user", {"type": "video"}, text("Hi"))], (), "1 places for videos, and 0"),
+    "another field, an array": ([{"role": "user", "content": "Hi", "vector": np.zeros(2)}], (), "'vector'"),
     "audio": ([message("user", {"type": "input_audio", "input_audio": {}}, text("Hi"))], (), "'input_audio'"),
     "no type": ([message("user", {"image": "a.png"}, text("Hi"))], (), "a part of a turn"),
     "two images in a part": ([message("user", {"type": "image", "path": "a", "url": "b"}, text("Hi"))], (), "a part"),
