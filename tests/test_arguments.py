@@ -30,7 +30,21 @@ def test_an_array_is_a_strength_for_each_vector() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [None, "1", b"1", True, [None], ["1"], [[1.0]], 1j, torch.tensor(1j), object(), 10**400, 10**9999]
+    "given",
+    [
+        None,
+        "1",
+        b"1",
+        True,
+        [None],
+        ["1"],
+        [[1.0]],
+        1j,
+        torch.tensor(1j),
+        object(),
+        10**400,
+        pytest.param(10**9999, id="huge"),
+    ],
 )
 def test_what_is_no_number_is_no_strength(given: Any) -> None:
     with pytest.raises(OptionError, match="the strength is") as caught:
