@@ -317,7 +317,7 @@ class PromptQuestions:
         shown = [list(own) for own in images] if any(images) else None
         made = dict(batch_of(self._call, texts, shown, self._adds_special(texts), options, self._of_texts))
         numbers = {
-            key: torch.tensor(value)
+            key: torch.tensor(value, device="cpu")
             for key, value in made.items()
             if self._takes(key) and isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
         }
