@@ -47,11 +47,11 @@ def test_what_peft_and_transformers_take_beside_the_name(hub: LoopbackHub, tmp_p
     """A token of the call, a cache of the call, and a folder in the repository."""
     pack, inner = vector().to_bytes(), vector(1).to_bytes()
     hub.publish("someone/pack", {"steering_vector.safetensors": pack, "layers/late/steering_vector.safetensors": inner})
-    whole = sk.SteeringVector.from_pretrained("someone/pack", token="hf_of_this_call", cache_dir=tmp_path / "cache")
+    whole = sk.SteeringVector.from_pretrained("someone/pack", token="hf_of_this_call", cache_dir=tmp_path / "own")
     assert whole.digest() == vector().digest()
     sent = {each.headers.get("Authorization") for each in hub.requests}
     assert sent == {"Bearer hf_of_this_call", None}  # none follows a redirect to where the file is stored
-    assert (tmp_path / "cache" / "blobs" / hashlib.sha256(pack).hexdigest()).is_file()
+    assert (tmp_path / "own" / "blobs" / hashlib.sha256(pack).hexdigest()).is_file()
     with pytest.raises(OfflineError):
         sk.SteeringVector.from_pretrained("someone/pack", local_files_only=True)  # another cache
     part = sk.SteeringVector.from_pretrained("someone/pack", subfolder="layers/late")

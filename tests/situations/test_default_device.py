@@ -39,7 +39,7 @@ def test_a_block_is_opened_and_used_whatever_the_default_is(which: str) -> None:
     model, tokenizer = tiny.build("qwen3")
     vlm = sk.wrap(model, tokenizer)
     tensors = directions(vlm)
-    inputs = tokenizer(["What is this?", "What is that?"], return_tensors="pt")
+    inputs = tokenizer(["What is this?"] * 2, return_tensors="pt")
     end = inputs["input_ids"].shape[1]
     always = sk.interventions.Gate(measure=sk.interventions.Measure(kind="projection"), threshold=-1e9)
     where, more = {
