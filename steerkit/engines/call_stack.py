@@ -50,11 +50,20 @@ class CallStacks(threading.local):
     def here(self) -> CallStack:
         """That of the running code."""
         switching = sys.modules.get("greenlet")
-        if switching is None or (now := switching.getcurrent()).parent is None:
+        return self._own if switching is None else self._of(switching.getcurrent())
+
+    def adopt(self) -> None:
+        """Let the running greenlet work inside the calls of the one that has started it, as nnsight's do."""
+        now = sys.modules["greenlet"].getcurrent()
+        if now.parent is not None:
+            self._of_greenlets[now] = self._of(now.parent)
+
+    def _of(self, greenlet: Any) -> CallStack:
+        if greenlet.parent is None:
             return self._own
-        found = self._of_greenlets.get(now)
+        found = self._of_greenlets.get(greenlet)
         if found is None:
-            found = self._of_greenlets[now] = CallStack()
+            found = self._of_greenlets[greenlet] = CallStack()
         return found
 
 

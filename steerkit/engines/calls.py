@@ -50,7 +50,7 @@ class CallTracker:
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:
         self._model = weakref.ref(model)
         self.facts = Facts(architecture)
-        self._stacks = CallStacks()
+        self.stacks = CallStacks()
         self._blocks: tuple[Block, ...] = ()
         self._users = 0
         self._undo: list[Callable[[], None]] = []
@@ -79,7 +79,7 @@ class CallTracker:
     @property
     def thread(self) -> CallStack:
         """The calls that run in this thread."""
-        return self._stacks.here
+        return self.stacks.here
 
     @property
     def architecture(self) -> Architecture:

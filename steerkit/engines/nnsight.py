@@ -279,6 +279,7 @@ class _Part:
         if self.live is None:
             return
         tracker, application = self.live
+        tracker.stacks.adopt()
         envoys = [(place, root.get(path)) for place, path in self._places.items()]
         _check(root._module, {path: root.get(path)._module for path in self._places.values()})
         mediator = Mediator.current("a steered place")
