@@ -1,0 +1,145 @@
+"""Training, building and the lab of the real model, on a tiny Qwen2 that is made here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from real_model import build, rows, split, teach, tower, train
+from real_model.lab import Lab
+from steerkit.demo import model_path
+
+WORDS = ["How", " do", " I", " kill", " a", " process", "?", " cake", " make", " red", " square"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a language model, as its makers would save it."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_path("qwen2_5_vl"))
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    model: Any = Qwen2ForCausalLM(config)
+    model = model.to(torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pairs of each part, and two pictures."""
+    parts = {part: pairs[:3] for part, pairs in split.split().items()}
+    monkeypatch.setattr(split, "split", lambda: parts)
+    monkeypatch.setattr(rows, "PICTURES", dict.fromkeys(parts, 2))
+
+
+@pytest.fixture(scope="module")
+def parts(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the scripts of training write, after a step of each stage."""
+    folder = tmp_path_factory.mktemp("parts")
+    with pytest.MonkeyPatch.context() as patch:
+        for script, arguments in (
+            (tower, ["--out", folder / "tower.safetensors", "--steps", "1"]),
+            (teach, ["--base", base, "--out", folder / "answers.json"]),
+        ):
+            patch.setattr(sys, "argv", ["", *map(str, arguments)])
+            script.main()
+        written = json.loads((folder / "answers.json").read_text())
+        if len(written) < 2:  # a model of random weights may answer nothing at all
+            rows_ = [{"request": word, "answer": word, "ended": True} for word in WORDS]
+            (folder / "answers.json").write_text(json.dumps(rows_))
+        patch.setattr(train, "exact", lambda student: 0.0)
+        arguments = ["--base", base, "--tower", folder / "tower.safetensors", "--answers", folder / "answers.json"]
+        patch.setattr(sys, "argv", ["", *map(str, arguments), "--out", str(folder), "--steps", "1", "1", "1"])
+        train.main()
+    return folder
+
+
+def test_what_is_built_is_the_language_model_with_the_trained_parts(base: Path, parts: Path) -> None:
+    own: Any = Qwen2ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    known, ids = own.config.vocab_size, torch.tensor([[5, 6, 7, 8]])
+
+    def logits(file: str, share: float) -> torch.Tensor:
+        model: Any = build.build(base, parts / file, share)[0].float()
+        with torch.inference_mode():
+            return model(input_ids=ids).logits[..., :known]
+
+    with torch.inference_mode():
+        expected = own(input_ids=ids).logits
+    assert (logits("stage1.safetensors", 0.7) - expected).abs().max() < 0.01
+    assert (logits("stage2.safetensors", 0.0) - expected).abs().max() < 0.01
+    state = load_file(parts / "stage2.safetensors")
+    for name, down in state.items():
+        if ".lora_A." in name:
+            up = state[name.replace("lora_A", "lora_B")].float()
+            weight = own.get_parameter(name.replace(".lora_A.", "."))
+            weight.data = (weight.data + 100.0 * train.ALPHA / train.RANK * up @ down.float()).bfloat16().float()
+    with torch.inference_mode():
+        changed = own(input_ids=ids).logits
+    assert (changed - expected).abs().max() > 0.05
+    assert (logits("stage2.safetensors", 100.0) - changed).abs().max() < 0.01
+
+
+@pytest.mark.usefixtures("few")
+def test_answers_of_the_lab_are_those_of_generate(base: Path, parts: Path) -> None:
+    built, made = build.build(base, parts / "stage1.safetensors")
+    model: Any = built.float()
+    processor: Any = made
+    lab = Lab(model, processor)
+    asked = rows.asked("dev")["unsafe"]
+    for shown in (True, False):
+        batch = lab.read([row.question for row in asked], [row.picture if shown else None for row in asked])
+        answers = lab.answer(batch, None, 5)
+        pushed = torch.randn(len(batch.states), len(asked), model.config.text_config.hidden_size) * 3
+        steered = lab.answer(batch, pushed, 5, (1.0, 0.0))
+        assert steered != answers
+        for row, question in enumerate(asked):
+            content: list[dict[str, str]] = [{"type": "image"}] if shown else []
+            turns = [{"role": "user", "content": [*content, {"type": "text", "text": question.question}]}]
+            prompt = processor.apply_chat_template(turns, add_generation_prompt=True)
+            inputs = processor(text=prompt, images=[question.picture] if shown else None, return_tensors="pt")
+            options: Any = {"max_new_tokens": 5, "do_sample": False}
+            length = inputs["input_ids"].shape[1]
+            made = model.generate(**inputs, **options)[0, length:]
+            assert processor.tokenizer.decode(made, skip_special_tokens=True).strip() == answers[row]
+            passes = [0]
+            handles = [
+                layer.register_forward_hook(_adding(pushed[index, row], passes, last=index == 0))
+                for index, layer in enumerate(model.model.language_model.layers)
+            ]
+            made = model.generate(**inputs, **options)[0, length:]
+            for handle in handles:
+                handle.remove()
+            assert processor.tokenizer.decode(made, skip_special_tokens=True).strip() == steered[row]
+
+
+def _adding(extra: torch.Tensor, passes: list[int], *, last: bool) -> Any:
+    """At the last token of the prompt and the first of the answer."""
+
+    def hook(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        passes[0] += last
+        if passes[0] <= 2:
+            output = output.clone()
+            output[:, -1] += extra
+        return output
+
+    return hook
