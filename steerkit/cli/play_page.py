@@ -40,7 +40,8 @@ class Session:
     """The model that is loaded, and the last pack; one at a time, for whoever uses the page."""
 
     def __init__(self, load: Callable[[str], VLM], policy: Policy) -> None:
-        self.loader, self.policy = load, policy
+        self.loader = load
+        self.policy: Policy = policy
         self.source = ""
         self.vlm: VLM | None = None
         self.packs: dict[str, SteeringVector] = {}
@@ -79,7 +80,7 @@ class Session:
             raise OptionError("there is no prompt", expected="a question or a request")
         sample = sk.Sample(prompt, images=() if image is None else (image,))
         vlm.check_prompt(sample)
-        plain = ""
+        plain = text = ""
         for plain in _streamed(vlm, sample, int(length), nullcontext()):
             yield plain, "", None
         if vector is not None:

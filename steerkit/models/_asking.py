@@ -183,7 +183,7 @@ def _layers(model: Any, family: Family, count: int) -> str:
     inside = next((path for path, module in model.named_modules() if module is decoder), None)
     lists = [
         ".".join(filter(None, (inside, path)))
-        for path, module in ([] if inside is None else decoder.named_modules())
+        for path, module in ([] if inside is None or decoder is None else decoder.named_modules())
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if len(lists) > 1:

@@ -180,7 +180,7 @@ def image_tokens_hold_the_image(case: AdapterCase) -> None:
         if first.shape != second.shape:
             raise ContractError("another image of the same size gives another number of image tokens")
         if found.encoder_decoder or found.marks == "none":  # the image has no position
-            if torch.allclose(*(_answer(case, inputs) for inputs in (one, other)), atol=1e-3):
+            if torch.allclose(_answer(case, one), _answer(case, other), atol=1e-3):
                 raise ContractError("another image changes nothing")
             continue
         marked, ids = visual_positions(one, found, len(first))[0], one["input_ids"][0]
@@ -232,9 +232,8 @@ def steering_is_that_of_plain_hooks(case: AdapterCase) -> None:
     """Adding a direction at any site by `steer` gives the logits that plain hooks give."""
     vlm = case.vlm
     generator = torch.Generator().manual_seed(0)
-    site_of = {
-        site: [place for place in case.places if place[1] == site] for site in ("resid_post", "mlp_out", "attn_out")
-    }
+    sites: tuple[Site, ...] = ("resid_post", "mlp_out", "attn_out")
+    site_of = {site: [place for place in case.places if place[1] == site] for site in sites}
     for site, places in site_of.items():
         if not places:
             continue

@@ -109,7 +109,7 @@ def outputs(
     def keep(place: Place) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             h = hidden(output).detach().clone()
-            found[place] = torch.stack(streams(h, architecture)).mean(0) if place[1] == "resid_post" else h
+            found[place] = torch.stack(tuple(streams(h, architecture))).mean(0) if place[1] == "resid_post" else h
 
         return hook
 

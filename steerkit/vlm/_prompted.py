@@ -157,7 +157,7 @@ class PromptedModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the token embeddings."""
-        embeddings = embedding(self.model)
+        embeddings: Any = embedding(self.model)
         if embeddings is None:  # what is given is images alone
             return cast("torch.device", self.model.device)
         device = next(embeddings.parameters()).device
