@@ -381,7 +381,9 @@ def _replay(
             for path, steps in places:
                 envoy = root.get(path)
                 output = envoy.output
-                h = before = hooks.hidden(output)
+                # spelt out, since this function leaves the process without the modules around it
+                several = isinstance(output, (tuple, list))
+                h = before = output[0] if several else output
                 for operate, keep_norm, tokens, phase, prompts, arguments in steps:
                     if phase == ("generation" if prompt else "prompt") or (prompt and tokens == "generated"):
                         continue
@@ -400,7 +402,7 @@ def _replay(
                     h = h.clone()
                     h[chosen] = steered
                 if h is not before:
-                    envoy.output = hooks.with_hidden(output, h)
+                    envoy.output = type(output)((h, *output[1:])) if several else h
             prompt = False
     except OutOfOrderError:
         return

@@ -233,7 +233,7 @@ def steering_is_that_of_plain_hooks(case: AdapterCase) -> None:
     vlm = case.vlm
     generator = torch.Generator().manual_seed(0)
     sites: tuple[Site, ...] = ("resid_post", "mlp_out", "attn_out")
-    site_of = {site: [place for place in case.places if place[1] == site] for site in sites}
+    site_of: dict[Site, list[Place]] = {site: [place for place in case.places if place[1] == site] for site in sites}
     for site, places in site_of.items():
         if not places:
             continue
