@@ -43,8 +43,8 @@ def read_pass(
         prompt_length = int(call.ends.max())
     elif call.length is not None:
         prompt_length = call.length
-    elif call.facts.architecture.encoder_decoder:
-        prompt_length = 1  # its start token
+    elif call.facts.architecture.encoder_decoder and not call.facts.architecture.only_images:
+        prompt_length = 1  # its start token; where the encoder reads images alone, the decoder is given the prompt
     elif start == 0 or length > 1:
         prompt_length = start + length
     else:
