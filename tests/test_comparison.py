@@ -673,7 +673,11 @@ def test_compare_command_on_files_of_ones_own(tmp_path: Path) -> None:
             answer = {"answer": row.expected} if label == "visual" else {}
             rows.append({"text": row.question, "image": f"{label}{index}.png", "label": name, **answer})
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    anchored = [{k: v for k, v in row.items() if k != "answer"} for row in rows if row["label"] != "utility"]
+    anchored = [
+        {"text": row.question, "image": f"{label}0.png", "label": label}
+        for label in ("harmful", "harmless")
+        for row in world.prompts(label, "train", 3)
+    ]
     (tmp_path / "anchors.jsonl").write_text("\n".join(map(json.dumps, anchored)))
     arguments = ["compare", model_path("llava"), str(tmp_path / "anchors.jsonl")]
     missing = CliRunner().invoke(app, arguments)
