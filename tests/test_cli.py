@@ -571,7 +571,7 @@ class TestLists:
         assert "layers" in run("models", "llava").out
         refused = json.loads(run("models", "diffusion_gemma", "--json").out)
         assert (refused["level"], "canvas" in refused["cannot"][0]) == ("refused", True)
-        assert json.loads(run("models", "llama", "--json").out)["level"] == "untested"
+        assert json.loads(run("models", "llama", "--json").out)["level"] == "text"
         assert run("models", "no_such_type").code == 1
 
     def test_methods(self) -> None:

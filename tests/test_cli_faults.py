@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index, label in enumerate(("harmful", "harmless") * 2)
     ]
     (made / "anchors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{**row, "text": f"Why {index}?"} for index, row in enumerate(rows)]
     rows += [{"text": "What is shown?", "image": "a.png", "label": "utility", "answer": "red"}]
     (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     answers = (("I cannot help with that.", "true"), ("Sure, take a bowl and mix it.", "false")) * 10
@@ -118,7 +119,8 @@ def _names(group: type[Group] = Root, before: str = "") -> Iterator[str]:
 
 def test_every_command_is_here() -> None:
     again = {"hub push", "hub pull", "pack verify"}
-    assert {*_names()} == {*COMMANDS, "serve"} | again  # which becomes the server of somebody else
+    # these become servers of somebody else; a study is interrupted and spoilt in tests of its own
+    assert {*_names()} == {*COMMANDS, "serve", "play", "study"} | again
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from steerkit_vectors_hub import installation
 from steerkit_vectors_hub.installation import problems
 
 SOURCE = Path(steerkit.__file__ or "").parent
-OPTIONAL = {"gguf>=0.17": "gguf", "pyarrow>=15": "parquet"}
+OPTIONAL = {"gguf>=0.17": "gguf", "pyarrow>=15": "parquet", "gradio<7,>=6": "play"}
 
 
 def _record(site: Path, name: str, version: str, files: list[Path], **metadata: str) -> None:

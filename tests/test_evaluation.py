@@ -295,11 +295,11 @@ def test_a_judge_that_is_away_stops_the_step(
         if number > 2:
             raise ConnectionError("nobody there")
 
-    path = tmp_path / "verdicts.jsonl"
+    path, before = tmp_path / "verdicts.jsonl", threading.active_count()
     with pytest.raises(JudgeError, match="'counting' failed on the last 5 answers: ConnectionError: nobody there"):
         judge(few, whole[0], judge=Counting(away), path=path, workers=workers)
     assert sum(not each.error for each in read_records(path, Verdict)) == 2 + len(few.utility)
-    assert threading.active_count() < 4
+    assert threading.active_count() <= before
     with pytest.raises(JudgeError, match="failed on the last 2 answers"):
         judge(few.only("harmful"), whole[0][:2], judge=Counting(lambda _: 1 / 0))  # type: ignore[arg-type]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,21 +51,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     worse = replace(first, sample=replace(first.sample, text=f"{first.sample.text} {EVIL}"), id=EVIL)
     test = replace(test, name=EVIL, licence=EVIL, harmful=(worse, *test.harmful[1:]))
 
-    def answer(vlm: sk.VLM, *args: object, **options: object) -> list[sk.evaluation.Answer]:
-        path = options["path"]
-        made = sk.evaluation.generate(vlm, *args, **options)  # type: ignore[arg-type]
-        assert isinstance(path, Path)
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for line in lines:
-            line["answer"] = line["answer"] + " " + EVIL if EVIL not in line["answer"] else line["answer"]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return [
-            each.model_copy(update={"answer": f"{each.answer} {EVIL}"}) if EVIL not in each.answer else each
-            for each in made
-        ]
+    def answering(*work: Any) -> Iterator[list[sk.evaluation.Answer]]:
+        for batch in sk.evaluation.answered(*work):
+            yield [each.model_copy(update={"answer": f"{each.answer} {EVIL}"}) for each in batch]
 
     options = {"alphas": (1.0,), "layers": {}, "judges": [PhraseJudge(), Hostile()]}
-    sk.evaluation.study(vlm, [test], [anchors(2)], [dev], folder=folder, answer=answer, **options)  # type: ignore[arg-type]
+    sk.evaluation.study(vlm, [test], [anchors(2)], [dev], folder=folder, answering=answering, **options)  # type: ignore[arg-type]
     return folder / "report.html"
 
 

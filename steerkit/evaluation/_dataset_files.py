@@ -18,7 +18,7 @@ from steerkit.errors import MissingImageError, OptionError, SampleError, Unknown
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._datasets import DATASETS, Dataset, Part, Row
 from steerkit.evaluation._records import Kind
-from steerkit.models import Sample, check_image, rows
+from steerkit.models import Sample, Stored, check_image, rows
 
 LARGEST = 2**32
 """Bytes of a file, images in it included."""
@@ -227,7 +227,7 @@ def _images(part: Part, row: Row, base: Path) -> tuple[Any, ...] | None:
         if part.imageless == "refused":
             raise SampleError("the row has no image", expected="one")
         return () if part.imageless == "kept" else None
-    if isinstance(given, Mapping):  # of a Parquet file: the bytes of an image file
+    if isinstance(given, (Mapping, Stored)):  # of a Parquet file: an image file, or where it stands there
         return (given,)
     names = [Path(_filled(template, row)) for template in part.image]
     if any(name.is_absolute() or ".." in name.parts for name in names):
