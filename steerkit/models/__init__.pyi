@@ -51,13 +51,13 @@ from steerkit.models._preparing import (
 from steerkit.models._processors import (
     NoVideo as NoVideo,
     load_processor as load_processor,
+    tokenizer_of as tokenizer_of,
     waiving_video as waiving_video,
 )
 from steerkit.models._protocols import (
     AnsweringModel as AnsweringModel,
     LoadedModel as LoadedModel,
     SteerableModel as SteerableModel,
-    tokenizer_of as tokenizer_of,
 )
 from steerkit.models._reading import read_samples as read_samples
 from steerkit.models._registry import (

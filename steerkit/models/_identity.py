@@ -12,7 +12,7 @@ from torch import nn
 
 from steerkit.errors import OptionError, ProcessorError, UnsupportedModelError
 from steerkit.models._architecture import Architecture
-from steerkit.models._protocols import tokenizer_of
+from steerkit.models._processors import tokenizer_of
 from steerkit.vectors import ModelRecord
 
 

@@ -10,6 +10,11 @@ from steerkit.errors import ProcessorError
 from steerkit.models._family import Family
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor; that of a language model is its processor."""
+    return getattr(processor, "tokenizer", processor)
+
+
 class NoVideo:
     """Stands where a processor keeps its video part, which needs torchvision."""
 

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from steerkit.models._format import PromptFormat
 
 
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer of a processor; that of a language model is its processor."""
-    return getattr(processor, "tokenizer", processor)
-
-
 @runtime_checkable
 class SteerableModel(Protocol):
     """What a method may ask of a model; `steerkit.VLM` is one."""

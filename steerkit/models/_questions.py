@@ -18,8 +18,7 @@ from steerkit.models._architecture import Architecture
 from steerkit.models._asking import takes
 from steerkit.models._encoding import batch_of
 from steerkit.models._family import Family
-from steerkit.models._processors import NoVideo
-from steerkit.models._protocols import tokenizer_of
+from steerkit.models._processors import NoVideo, tokenizer_of
 from steerkit.models._samples import Sample
 from steerkit.models._videos import opened_video
 
