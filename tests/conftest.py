@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,13 @@ def no_trust_file_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path_factory
     """Whose signatures count is what a test says, whatever the person who runs it has configured."""
     monkeypatch.delenv("STEERKIT_TRUST", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "configuration"))
+
+
+@pytest.fixture(autouse=True)
+def grad_mode_is_left_as_found() -> Iterator[None]:
+    """Else a test far away, in the same worker, fails for want of gradients."""
+    yield
+    assert torch.is_grad_enabled(), "this test leaves PyTorch's grad mode off"
 
 
 class ReadByHooks:
