@@ -121,7 +121,7 @@ def capture(
         return hooks.capture(model, inputs, architecture, layers, site, tower, pool)
     if any(module._forward_hooks or (site == "head_out" and module._forward_pre_hooks) for module in modules):
         return hooks.capture(model, inputs, architecture, layers, site, tower, pool)
-    read = hooks.reader(inputs, architecture, tower, pool)
+    read = hooks.reader(inputs, architecture, tower, pool, site)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     stops = getattr(model, "hf_device_map", None) is None
     target = hooks.call_target(model, inputs, architecture)
