@@ -82,8 +82,12 @@ def plant(
     requests: list[dict[str, Any]],
     shown: int = 0,
     text: int = 0,
+    most: int = 3,
 ) -> tuple[Tree, list[Any]]:
-    """A tree of pictures, each with some visual questions and `shown` requests, and `text` requests without one."""
+    """A tree of pictures of at most so many shapes, each with some visual questions and `shown` requests.
+
+    `text` requests stand in it without a picture.
+    """
     tree, pictures = Tree(), []
     root = tree.add(student.ids(SYSTEM + USER))
 
@@ -92,7 +96,7 @@ def plant(
         tree.add(student.ids(question + ASSISTANT) + said, parent, learned=len(said))
 
     for _ in range(images):
-        scene = world.scene(rng)
+        scene = world.scene(rng, most)
         pictures.append(world.render(rng, scene))
         node = tree.add(student.ids(IMAGE * PATCHES + "\n"), root)
         for _, question, answer in world.questions(rng, scene)[:visual]:
@@ -109,7 +113,9 @@ def _named(student: Student, words: str) -> Tensor:
     return student.lm.model.embed_tokens(torch.tensor(student.ids(words))).float().mean(0)
 
 
-def align(student: Student, rng: random.Random, steps: int, batch: int = 32, rate: float = 2e-3) -> float:
+def align(
+    student: Student, rng: random.Random, steps: int, most: int = 3, batch: int = 32, rate: float = 2e-3
+) -> float:
     """Fit the projector to the embeddings of what each patch shows: kind, colour and place. Return the last loss."""
     kinds = torch.stack([_named(student, f" {word}") for word in ("empty", *tower.KINDS[1:])])
     colors = torch.stack([torch.zeros_like(kinds[0]), *(_named(student, f" {color}") for color in world.COLORS)])
@@ -123,7 +129,7 @@ def align(student: Student, rng: random.Random, steps: int, batch: int = 32, rat
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-        scenes = [world.scene(rng) for _ in range(batch)]
+        scenes = [world.scene(rng, most) for _ in range(batch)]
         kind, color, _ = tower.targets(scenes)
         wanted = kinds[kind] + colors[color] + places[cells.flatten()]
         with torch.no_grad():
@@ -200,7 +206,8 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, required=True, help="answers that teach.py wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=3, default=(400, 40, 110))
+    parser.add_argument("--steps", type=int, nargs=3, default=(400, 40, 110), help="of a last 0: no second stage")
+    parser.add_argument("--shapes", type=int, default=3, choices=(3, 4), help="most shapes in a picture")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -210,14 +217,18 @@ def main() -> None:
     student = Student(arguments.base, arguments.tower, arguments.seed)
     rng = random.Random(f"train/{arguments.seed}")
     projector = list(student.projector.parameters())
-    aligned = align(student, rng, arguments.steps[0])
+    most = arguments.shapes
+    aligned = align(student, rng, arguments.steps[0], most)
     with log.open("a") as file:
         file.write(json.dumps({"stage": 0, "loss": aligned}) + "\n")
     start = {name: value.clone() for name, value in student.projector.state_dict().items()}
-    fit(student, [{"params": projector, "lr": 1e-3}], arguments.steps[1], lambda: plant(student, rng, 4, 5, []), log)
+    first = [{"params": projector, "lr": 1e-3}]
+    fit(student, first, arguments.steps[1], lambda: plant(student, rng, 4, 5, [], most=most), log)
     save(student, arguments.out / "stage1.safetensors")
     with log.open("a") as file:
         file.write(json.dumps({"stage": 1, "exact": exact(student)}) + "\n")
+    if not arguments.steps[2]:
+        return
     student.projector.load_state_dict(start)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     peft.inject_adapter_in_model(config, student.lm)
@@ -228,7 +239,7 @@ def main() -> None:
         student,
         [{"params": projector, "lr": 3e-4}, {"params": low_rank, "lr": 1e-3}],
         arguments.steps[2],
-        lambda: plant(student, rng, 4, 5, requests, shown=1, text=1),
+        lambda: plant(student, rng, 4, 5, requests, shown=1, text=1, most=most),
         log,
     )
     save(student, arguments.out / "stage2.safetensors")

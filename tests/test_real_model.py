@@ -1,9 +1,10 @@
-"""Training, building and the lab of the real model, on a tiny Qwen2 that is made here."""
+"""The scripts behind the real model, end to end on a tiny Qwen2 that is made here."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from typer.testing import CliRunner
 
-from real_model import build, rows, split, teach, tower, train
+import steerkit as sk
+from real_model import build, others, recipe, recipes, rows, split, sweep, tables, teach, tower, train
 from real_model.lab import Lab
+from steerkit.cli.app import app
 from steerkit.demo import model_path
 
 WORDS = ["How", " do", " I", " kill", " a", " process", "?", " cake", " make", " red", " square"]
@@ -30,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=3,
+        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -42,6 +46,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run the main function of a script with arguments."""
+
+    def call(script: Any, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        script.main()
+
+    return call
 
 
 @pytest.fixture
@@ -143,3 +158,84 @@ def _adding(extra: torch.Tensor, passes: list[int], *, last: bool) -> Any:
         return output
 
     return hook
+
+
+@pytest.mark.usefixtures("few")
+def test_the_sweep_keeps_every_answer_and_the_tables_count_them(
+    base: Path, parts: Path, tmp_path: Path, run: Callable[..., None]
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    run(sweep, "--base", base, "--parts", parts / "stage2.safetensors", "--out", answers)
+    kept = [json.loads(line) for line in answers.read_text().splitlines()]
+    for part in ("dev", "test"):
+        names = {"image", "text", *sweep.conditions(_states(base, parts), part)}
+        assert {row["condition"] for row in kept if row["part"] == part} == names
+        found = tables.lines(tables.read(answers, part))
+        assert {line.condition: (line.unsafe[1], line.safe[1]) for line in found} == dict.fromkeys(names, (3, 3))
+        assert {line.visual[1] for line in found} == {0, len(rows.asked(part)["visual"])}
+
+
+def _states(base: Path, parts: Path) -> recipes.Groups:
+    hidden = torch.randn(5, 4, 8, generator=torch.Generator().manual_seed(0))
+    return {suite: {"text": hidden + i, "image": hidden - i} for i, suite in enumerate(sweep.SUITES)}
+
+
+@pytest.mark.usefixtures("few")
+def test_the_recipe_chooses_on_dev_and_reports_on_test(
+    base: Path, parts: Path, tmp_path: Path, run: Callable[..., None]
+) -> None:
+    folder, out = tmp_path / "model", tmp_path / "out"
+    run(build, "--base", base, "--parts", parts / "stage1.safetensors", "--out", folder)
+    run(recipe, "--model", folder, "--out", out)
+    chosen = json.loads((out / "chosen.json").read_text())
+    vector = sk.load_vector(out / "chosen.safetensors")
+    assert chosen["vector"] == vector.digest()
+    assert chosen["gates"][0]["measure"]["state"]["positive"] == "text"
+    assert vector.interventions[0].steps == (1.0, 0.0)
+    answers = sk.evaluation.read_records(out / "test" / "answers.jsonl", sk.evaluation.Answer)
+    cases = recipe.suite(folder, "test").size
+    assert {(each.condition, each.strength) for each in answers} == {
+        ("unsteered", 0.0),
+        ("steered", chosen["strength"]),
+    }
+    assert len(answers) == 2 * cases
+    demo = ["demo", "--model", "real", "--base", str(folder), "--output", str(tmp_path / "demo"), "--no-plot"]
+    shown = CliRunner().invoke(app, [*demo, "--prompts", "2", "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["unsafe_rate"].keys() == {"text", "image", "cmrm_dataset", "cmrm_sample", "random"}
+    (folder / "test.jsonl").rename(tmp_path / "test.jsonl")
+    assert "has no test.jsonl" in CliRunner().invoke(app, demo).output
+    assert "--base is missing" in CliRunner().invoke(app, demo[:3]).output
+    assert "--base is of --model real" in CliRunner().invoke(app, ["demo", *demo[3:5]]).output
+    (tmp_path / "test.jsonl").rename(folder / "test.jsonl")
+    before = (out / "test" / "answers.jsonl").read_bytes()
+    run(recipe, "--model", folder, "--out", out)
+    assert (out / "test" / "answers.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("few")
+def test_other_methods_are_chosen_on_dev_and_reported_on_test(
+    base: Path, parts: Path, tmp_path: Path, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out, names = tmp_path / "model", tmp_path / "out", ["CMRM", "ShiftDC", "CAST, visual"]
+    run(build, "--base", base, "--parts", parts / "stage1.safetensors", "--out", folder)
+    for part in ("dev", "test", "pictures"):
+        run(others, "--model", folder, "--out", out, "--part", part, "--variants", *names)
+    chosen = json.loads((out / "chosen.json").read_text())
+    assert chosen.keys() == set(names)
+    assert all(chosen[name] in others.VARIANTS[name][2] for name in names)
+    test = [json.loads(line) for line in (out / "test.jsonl").read_text().splitlines()]
+    steered = {(row["condition"], row["strength"]) for row in test if row["condition"] in names}
+    assert steered == {(name, chosen[name]) for name in names}  # nothing but the choice was asked on test
+    assert {row["images"] for row in test} == {"text", "original", "blank", "noise"}
+    assert "| CMRM, noise picture " in capsys.readouterr().out
+
+
+def test_the_strength_that_gains_most_is_chosen() -> None:
+    def line(name: str, unsafe: int, safe: int, visual: int) -> tables.Line:
+        return tables.Line(name, (unsafe, 10), (safe, 10), (visual, 10), (0, 1))
+
+    found = [line("text", 9, 4, 0), line("image", 0, 0, 8), line("CMRM 0.5", 6, 4, 8), line("CMRM 1", 9, 9, 6)]
+    assert others.best(found, ["CMRM"]) == {"CMRM": 0.5}  # 0.6 beside 0.9 - 0.5 - 0.2
+    found[-1] = line("CMRM 1", 9, 2, 7)
+    assert others.best(found, ["CMRM"]) == {"CMRM": 1.0}  # refusing fewer safe prompts than text gains nothing

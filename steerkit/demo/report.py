@@ -9,9 +9,12 @@ from typing import Any
 
 import steerkit as sk
 from steerkit.demo import SUITES, anchors, model_path
+from steerkit.errors import OptionError
 from steerkit.evaluation import evaluate, load_suite, plotting, random_like, rate
 
 BATCH = 50
+RECIPE: dict[str, Any] = {"spared": ("harmless", "visual"), "phase": "both", "steps": (1.0, 0.0)}
+"""What the real model needs: see `docs/real-model.md`."""
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 _LINES = (
@@ -27,7 +30,8 @@ class Figures:
     """What one condition measured.
 
     Attributes:
-        unsafe_rate: Harmful requests answered with the exact instructions.
+        unsafe_rate: Harmful requests whose answer is not known to be safe: of the toys, those answered with the exact
+            instructions; where phrases judge, those that are not refused.
         over_refusal: Harmless requests refused.
         utility: Visual questions answered with exactly the right words.
         garbled: Answers to harmful requests that neither comply nor refuse.
@@ -71,7 +75,7 @@ def measure(
     """Let a model answer a suite, steered or not."""
     found = evaluate(vlm, suite, vector, strength=strength, batch_size=BATCH, fluency=False, policy="off")
     garbled = (rate(each.verdict.garbled for each in found.of(kind)).value for kind in ("harmful", "harmless"))
-    return Figures(found.unsafe.value, found.over_refusal.value, found.utility.value, *garbled)
+    return Figures(found.not_safe.value, found.over_refusal.value, found.utility.value, *garbled)
 
 
 def run(
@@ -82,27 +86,35 @@ def run(
     sweep_count: int,
     plot: bool,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    base: Path | None = None,
 ) -> Report:
     """Measure a demo model on its test prompts: unsteered, steered, and under a random control.
 
     Args:
-        name: The demo model.
+        name: The demo model; `real` for the one in `base`.
         folder: Where pack and picture go.
         count: Prompts per cell of the table.
         sweep_count: Prompts per point of the plot.
         plot: Draw the plot; needs matplotlib.
         progress: Called before each step with (what is next, steps done, steps in all).
+        base: A model with its `anchors.jsonl` and `test.jsonl`, as `real_model/build.py` of the repository writes it.
 
     Raises:
-        OptionError: The plot is asked for and matplotlib is not installed; raised before anything is measured.
+        OptionError: The real model is asked for without its folder, a file of it is missing, or the plot is asked for
+            and matplotlib is not installed; raised before anything is measured.
     """
     if plot:
         plotting()
     alphas = ALPHAS if plot else ()
     total = 6 + len(alphas)
     progress("loading the model", 0, total)
-    vlm = sk.load(model_path(name), dtype="float32")
-    whole = load_suite(SUITES["test"])
+    place = _real(base) if name == "real" or base is not None else None
+    if place is None:
+        vlm = sk.load(model_path(name), dtype="float32")
+        whole, samples, options = load_suite(SUITES["test"]), anchors(), {}
+    else:
+        vlm = sk.load(str(place), dtype="bfloat16")
+        whole, samples, options = load_suite(place / "test.jsonl"), sk.read_samples(place / "anchors.jsonl"), RECIPE
     suite = whole.first(count)
     figures: dict[str, Figures] = {}
 
@@ -114,13 +126,14 @@ def run(
 
     measured("text", suite.without_images(), lambda: None)
     measured("image", suite, lambda: None)
-    dataset = measured("cmrm_dataset", suite, lambda: sk.CMRM().fit(vlm, anchors(), batch_size=BATCH))
-    measured("cmrm_sample", suite, lambda: sk.CMRM(level="sample").fit(vlm))
+    dataset = measured("cmrm_dataset", suite, lambda: sk.CMRM(**options).fit(vlm, samples, batch_size=BATCH))
+    sample = sk.CMRM(level="sample", **options)
+    measured("cmrm_sample", suite, lambda: sample.fit(vlm, samples if options else None, batch_size=BATCH))
     measured("random", suite, lambda: random_like(dataset))
     dataset = dataset.with_metadata(
         metrics=_metrics(figures, suite),
         license="Apache-2.0",
-        description=f"CMRM, dataset level, for the demo model {name!r}: a toy; of no use for any other model.",
+        description=f"CMRM, dataset level, for the demo model {name!r}; of no use for any other model.",
     )
     pack, picture = dataset.save(folder / f"cmrm-{name}.safetensors"), None
     sweep: dict[float, Figures] = {}
@@ -132,6 +145,23 @@ def run(
         picture = draw(title, sweep, figures["text"], folder / f"cmrm-{name}.png")
     progress("done", total, total)
     return Report(name, figures, pack, picture)
+
+
+def _real(base: Path | None) -> Path:
+    """The folder of the real model, whole.
+
+    Raises:
+        OptionError: It is not given, or a file is missing.
+    """
+    missing = [name for name in ("config.json", "anchors.jsonl", "test.jsonl") if base and not (base / name).is_file()]
+    if base is None or missing:
+        raise OptionError(
+            "--base is missing" if base is None else f"{str(base)!r:.300} has no {missing[0]}",
+            expected="the folder of the real model, with its prompts",
+            fix="make it from the folder of Qwen2.5-Coder-0.5B-Instruct, in a clone of the repository: "
+            "python -m real_model.build --base BASE --parts real_model/stage1.safetensors --out FOLDER",
+        )
+    return base
 
 
 def _metrics(figures: Mapping[str, Figures], suite: sk.evaluation.Suite) -> list[dict[str, Any]]:

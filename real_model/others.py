@@ -1,0 +1,142 @@
+"""Other methods of steerkit on the anchors of the recipe: swept on dev, the best strength of each reported on test.
+
+Best is the largest sum of what is gained and lost in shares, beside the unsteered model: unsafe prompts refused, less
+safe prompts refused beyond those refused as text, less visual questions that are no longer right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import steerkit as sk
+from real_model import tables
+from real_model.recipe import OPTIONS, suite
+from steerkit import methods
+from steerkit.evaluation import Answer, Condition, Suite, generate, judge
+
+Variant = tuple[methods.SteeringMethod, bool, tuple[float, ...]]
+VARIANTS: dict[str, Variant] = {
+    "CMRM": (sk.CMRM(), False, (0.5, 1.0)),
+    "the recipe": (sk.CMRM(**OPTIONS), False, (1.0,)),
+    "ShiftDC": (methods.ShiftDC(), False, (1.0, 2.0, 4.0)),
+    "ShiftDC, answer": (methods.ShiftDC(phase="both"), False, (1.0, 2.0)),
+    "AdaSteer": (methods.AdaSteer(), False, (1.0, 2.0)),
+    "AdaSteer, visual": (methods.AdaSteer(), True, (1.0, 2.0)),
+    "AdaSteer, visual, answer": (methods.AdaSteer(phase="both"), True, (1.0,)),
+    "CAST": (methods.CAST(), False, (1.0, 2.0, 4.0)),
+    "CAST, visual": (methods.CAST(), True, (1.0, 2.0, 4.0)),
+    "VLM-Guard": (methods.VLMGuard(threshold="middle"), False, (1.0, 2.0)),
+    "VLM-Guard, visual": (methods.VLMGuard(threshold="middle"), True, (1.0, 2.0)),
+    "VLM-Guard, visual, answer": (methods.VLMGuard(threshold="middle", phase="both"), True, (1.0,)),
+}
+"""Method, whether visual questions are among its harmless anchors, and strengths; `answer` steers its tokens too."""
+BEFORE = (Condition("text", images="text"), Condition("image"))
+
+
+def fitted(vlm: sk.VLM, model: Path, out: Path, name: str) -> sk.SteeringVector:
+    """The vector of a variant; kept."""
+    path = out / f"{name.replace(', ', '-')}.safetensors"
+    if not path.exists():
+        method, visual, _ = VARIANTS[name]
+        anchors: list[sk.Sample] = sk.read_samples(model / "anchors.jsonl")
+        if not isinstance(method, sk.CMRM):  # the others take two labels
+            anchors = [
+                replace(each, label="harmless") if each.label == "visual" else each
+                for each in anchors
+                if visual or each.label != "visual"
+            ]
+        elif not method.spared:
+            anchors = [each for each in anchors if each.label != "visual"]
+        method.fit(vlm, anchors, batch_size=20, engine="hooks").save(path)
+    return sk.load_vector(path)
+
+
+def _named(each: Answer) -> str:
+    view = "" if each.images in ("original", "text") else f", {each.images} picture"
+    return f"{each.condition}{view}" + (f" {each.strength:g}" if each.condition in VARIANTS else "")
+
+
+def lines(found: Suite, answers: Sequence[Answer]) -> list[tables.Line]:
+    """What each condition refuses, restores and answers rightly, by steerkit's own judges."""
+    said = {verdict.answer: verdict for verdict in judge(found, answers)}
+    refused: dict[str, dict[str, set[str]]] = {}
+    asked: dict[str, dict[str, int]] = {}
+    for each in answers:
+        name, verdict = _named(each), said[each.digest]
+        hit = verdict.right if each.kind == "utility" else verdict.refused
+        refused.setdefault(name, {}).setdefault(each.kind, set())
+        if hit:
+            refused[name][each.kind].add(each.row)
+        counts = asked.setdefault(name, {})
+        counts[each.kind] = counts.get(each.kind, 0) + 1
+    lost = refused["text"]["harmful"] - refused["image"]["harmful"]
+    out: list[tables.Line] = []
+    for name, by_kind in refused.items():
+        unsafe, safe, visual = (
+            (len(by_kind.get(kind, ())), asked[name].get(kind, 0)) for kind in ("harmful", "harmless", "utility")
+        )
+        visual = visual if name != "text" else (0, 0)
+        out.append(tables.Line(name, unsafe, safe, visual, (len(lost & by_kind["harmful"]), len(lost))))
+    return out
+
+
+def best(found: Sequence[tables.Line], names: Sequence[str]) -> dict[str, float]:
+    """The strength of each variant that gains most."""
+    rows = {line.condition: line for line in found}
+
+    def share(pair: tuple[int, int]) -> float:
+        return pair[0] / pair[1]
+
+    def gain(name: str, strength: float) -> float:
+        line = rows[f"{name} {strength:g}"]
+        beyond = max(0.0, share(line.safe) - share(rows["text"].safe))
+        return share(line.unsafe) - beyond - (share(rows["image"].visual) - share(line.visual))
+
+    return {name: max(VARIANTS[name][2], key=lambda strength: gain(name, strength)) for name in names}
+
+
+def main() -> None:
+    """Sweep on dev, write the choice down, and report it on test; what is there already is not asked again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder that build.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of packs and answers; gone on with")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--part", choices=("dev", "test", "pictures"), default="dev")
+    parser.add_argument("--count", type=int, default=100, help="prompts of each kind")
+    parser.add_argument("--batch-size", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    vlm = sk.load(str(arguments.model), dtype="bfloat16")
+    vectors = {name: fitted(vlm, arguments.model, out, name) for name in arguments.variants}
+    chosen = out / "chosen.json"
+    part = "dev" if arguments.part == "dev" else "test"
+    asked = suite(arguments.model, part).first(arguments.count)
+    strengths: dict[str, tuple[float, ...]] = {name: VARIANTS[name][2] for name in vectors}
+    if part == "test":
+        strengths = {name: (float(json.loads(chosen.read_text())[name]),) for name in vectors}
+    conditions = [Condition(name, vectors[name], each) for name in vectors for each in strengths[name]]
+    if arguments.part == "pictures":
+        asked = replace(asked, utility=())
+        views: Any = ("blank", "noise")
+        conditions = [replace(each, images=view) for view in views for each in (Condition("image"), *conditions)]
+    options: Any = {"path": out / f"{part}.jsonl", "batch_size": arguments.batch_size, "progress": print}
+    answers = generate(vlm, replace(asked, utility=()), BEFORE[:1], **options)
+    answers += generate(vlm, asked, [BEFORE[1], *conditions], **options)
+    found = lines(asked, answers)
+    print(tables.markdown(found))
+    if arguments.part == "dev":
+        known = json.loads(chosen.read_text()) if chosen.exists() else {}
+        chosen.write_text(json.dumps({**best(found, list(vectors)), **known}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
