@@ -19,7 +19,7 @@ import steerkit as sk
 from real_model import tables
 from real_model.recipe import OPTIONS, suite
 from steerkit import methods
-from steerkit.evaluation import Answer, Condition, Suite, generate, judge
+from steerkit.evaluation import Condition, generate
 
 Variant = tuple[methods.SteeringMethod, bool, tuple[float, ...]]
 VARIANTS: dict[str, Variant] = {
@@ -56,35 +56,6 @@ def fitted(vlm: sk.VLM, model: Path, out: Path, name: str) -> sk.SteeringVector:
             anchors = [each for each in anchors if each.label != "visual"]
         method.fit(vlm, anchors, batch_size=20, engine="hooks").save(path)
     return sk.load_vector(path)
-
-
-def _named(each: Answer) -> str:
-    view = "" if each.images in ("original", "text") else f", {each.images} picture"
-    return f"{each.condition}{view}" + (f" {each.strength:g}" if each.condition in VARIANTS else "")
-
-
-def lines(found: Suite, answers: Sequence[Answer]) -> list[tables.Line]:
-    """What each condition refuses, restores and answers rightly, by steerkit's own judges."""
-    said = {verdict.answer: verdict for verdict in judge(found, answers)}
-    refused: dict[str, dict[str, set[str]]] = {}
-    asked: dict[str, dict[str, int]] = {}
-    for each in answers:
-        name, verdict = _named(each), said[each.digest]
-        hit = verdict.right if each.kind == "utility" else verdict.refused
-        refused.setdefault(name, {}).setdefault(each.kind, set())
-        if hit:
-            refused[name][each.kind].add(each.row)
-        counts = asked.setdefault(name, {})
-        counts[each.kind] = counts.get(each.kind, 0) + 1
-    lost = refused["text"]["harmful"] - refused["image"]["harmful"]
-    out: list[tables.Line] = []
-    for name, by_kind in refused.items():
-        unsafe, safe, visual = (
-            (len(by_kind.get(kind, ())), asked[name].get(kind, 0)) for kind in ("harmful", "harmless", "utility")
-        )
-        visual = visual if name != "text" else (0, 0)
-        out.append(tables.Line(name, unsafe, safe, visual, (len(lost & by_kind["harmful"]), len(lost))))
-    return out
 
 
 def best(found: Sequence[tables.Line], names: Sequence[str]) -> dict[str, float]:
@@ -129,9 +100,9 @@ def main() -> None:
         views: Any = ("blank", "noise")
         conditions = [replace(each, images=view) for view in views for each in (Condition("image"), *conditions)]
     options: Any = {"path": out / f"{part}.jsonl", "batch_size": arguments.batch_size, "progress": print}
-    answers = generate(vlm, replace(asked, utility=()), BEFORE[:1], **options)
-    answers += generate(vlm, asked, [BEFORE[1], *conditions], **options)
-    found = lines(asked, answers)
+    generate(vlm, replace(asked, utility=()), BEFORE[:1], **options)
+    generate(vlm, asked, [BEFORE[1], *conditions], **options)
+    found = tables.lines(tables.read(options["path"], part))
     print(tables.markdown(found))
     if arguments.part == "dev":
         known = json.loads(chosen.read_text()) if chosen.exists() else {}

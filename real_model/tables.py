@@ -6,11 +6,12 @@ import argparse
 import gzip
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from real_model import rows
 from real_model.bench import refuses
 
 Answers = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
@@ -27,16 +28,36 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def read(path: Path, part: str) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
-    """The answers of a part; of rows that were answered twice the later answer."""
+    """The answers of a part, of the lab or of steerkit; of rows that were answered twice the later answer."""
     out: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     packed = path.read_bytes()
     text = gzip.decompress(packed) if path.suffix == ".gz" else packed
+    asked = rows.asked(part)
     for line in text.decode("utf-8").splitlines():
         record = json.loads(line)
+        if "kind" in record:
+            record = _of_steerkit(record, asked)
         if record["part"] == part:
             suite = record["suite"].removeprefix("xstest-")
             out.setdefault((record["condition"], suite), {})[record["row"]] = record
     return out
+
+
+def _of_steerkit(record: Mapping[str, Any], asked: Mapping[str, Sequence[rows.Asked]]) -> dict[str, Any]:
+    """A record of `steerkit.evaluation` as one of the lab."""
+    suite = {"harmful": "unsafe", "harmless": "safe", "utility": "visual"}[record["kind"]]
+    part, _, bare = record["suite"].rpartition("beside pictures, ")[2].partition(", ")
+    number, view = int(record["row"].split()[1]) - 1, "text" if bare else record["images"]
+    before = record["condition"] in ("unsteered", "image", "text")
+    condition = "image" if before else f"{record['condition']} {record['strength']:g}"
+    if view == "text" and before:
+        condition = "text"
+    elif view != "original":
+        condition += f", {view} picture"
+    kept = {"part": part, "condition": condition, "suite": suite, "answer": record["answer"], "row": number}
+    if number < len(asked[suite]):  # of another part there may be more
+        kept["expected"] = asked[suite][number].expected
+    return kept
 
 
 @dataclass(frozen=True)
@@ -50,8 +71,8 @@ class Line:
     restored: tuple[int, int]
 
 
-def _refused(rows: Mapping[int, Mapping[str, Any]]) -> set[int]:
-    return {row for row, record in rows.items() if refuses(record["answer"])}
+def _refused(found: Mapping[int, Mapping[str, Any]]) -> set[int]:
+    return {row for row, record in found.items() if refuses(record["answer"])}
 
 
 def lines(answers: Answers) -> list[Line]:
@@ -86,11 +107,11 @@ def _cell(found: tuple[int, int]) -> str:
 def markdown(found: Iterable[Line]) -> str:
     """A table of per cent with intervals."""
     head = "| condition | unsafe refused | lost refusals restored | safe refused | visual right |"
-    rows = [
+    body = [
         f"| {line.condition} | " + " | ".join(map(_cell, (line.unsafe, line.restored, line.safe, line.visual))) + " |"
         for line in found
     ]
-    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *rows])
+    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: |", *body])
 
 
 def main() -> None:

@@ -228,7 +228,7 @@ def test_other_methods_are_chosen_on_dev_and_reported_on_test(
     steered = {(row["condition"], row["strength"]) for row in test if row["condition"] in names}
     assert steered == {(name, chosen[name]) for name in names}  # nothing but the choice was asked on test
     assert {row["images"] for row in test} == {"text", "original", "blank", "noise"}
-    assert "| CMRM, noise picture " in capsys.readouterr().out
+    assert f"| CMRM {chosen['CMRM']:g}, noise picture | " in capsys.readouterr().out
 
 
 def test_the_strength_that_gains_most_is_chosen() -> None:
