@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from steerkit._text import one_line
-from steerkit.engines.suspension import bodies, current_task, other_tasks
+from steerkit.engines.suspension import bodies
 
 _LIBRARIES = ("torch", "transformers", "steerkit", "accelerate", "peft", "contextlib")
 
@@ -59,7 +58,6 @@ class Block:
         self._overlooked = overlooked or _nothing
         self._said = False
         self._bodies = tuple(bodies(sys._getframe(1)))
-        self._opener: weakref.ref[Any] | None = None
         self._lock = threading.Lock()
         self._uses = 1
         self._ended = False
@@ -73,8 +71,6 @@ class Block:
         """Let calls from this context belong to it."""
         # one that was closed from another context is still named in this one
         _open.set((*(entry for entry in _open.get() if entry[1] or not entry[0].ended), (self, False)))
-        task = current_task()
-        self._opener = None if task is None else weakref.ref(task)
         if self._bodies:
             _in_generators.add(self)
 
@@ -87,14 +83,6 @@ class Block:
         _open.set(tuple(entry for entry in _open.get() if entry[0] is not self))
         _in_generators.discard(self)
         self._ended, self._bodies = True, ()
-        opener = None if self._opener is None else self._opener()
-        for task, context in other_tasks():
-            opened = context.get(_open, ())
-            # the task that opened it is not inside any more, though another one closes its generator
-            if task is not opener and any(block is self for block, _ in opened) and self.hold():
-                task.add_done_callback(lambda _: self.release())
-                # and so the tasks and threads that this one starts from now on
-                context.run(_open.set, tuple((block, carried or block is self) for block, carried in opened))
         self.left = self._uses > 1
         self.release(*passing)
 

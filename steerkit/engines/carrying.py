@@ -1,9 +1,11 @@
-"""Takes the open blocks into threads that are started inside them, which Python itself does not do.
+"""Takes the open blocks into threads, tasks and callbacks that are started inside them, and keeps them open for these.
 
 `asyncio.to_thread`, anyio (so Starlette and FastAPI) and tasks of an event loop run in a copy of the context of whoever
 starts them. `threading.Thread` and `concurrent.futures.ThreadPoolExecutor` (so `loop.run_in_executor`) run in the
 context of nobody, before free-threaded Python 3.14. There is no other moment than the start of a thread at which it can
 be known who started it: so these two methods are wrapped for as long as any block is open, and put back afterwards.
+So are the methods of event loops by which tasks and callbacks begin: Python brings their context along, and would let a
+block end before them.
 Outside of blocks the wrappers change nothing; inside, the new thread gets the blocks and what else of ours is said in a
 context (`carry_along`), and no other context variable.
 
@@ -11,12 +13,13 @@ The workers of an executor outlive what is submitted to them, so that each piece
 it is with `multiprocessing.pool.ThreadPool`, which joblib uses for threads. Workers of other pools take their work from
 a queue as well, and are given no blocks; anyio's bring contexts along.
 
-A thread or a piece of work keeps its blocks from being closed until it is done: what was started inside is steered to
-its end, whether its call of the model came before the end of the block or after.
+A thread, a task or a piece of work keeps its blocks from being closed until it is done: what was started inside is
+steered to its end, whether its call of the model came before the end of the block or after.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 import weakref
@@ -32,6 +35,10 @@ from steerkit.engines.blocks import Block, blocks_here, inside
 _POOLS = ("anyio", "multiprocessing", "tqdm")
 _POOL_METHODS = ("apply_async", "map", "map_async", "starmap", "starmap_async", "imap", "imap_unordered")
 
+_CALLBACK_AT = {"call_soon": 0, "call_soon_threadsafe": 0, "call_later": 1, "call_at": 1}
+"""Which of the arguments is the callback."""
+_ASYNCIO = {"asyncio", "_asyncio"}
+
 _lock = threading.Lock()
 _users = 0
 _undo: list[Callable[[], None]] = []
@@ -45,7 +52,7 @@ def carry_along(variable: ContextVar[Any]) -> None:
 
 @contextmanager
 def carried() -> Iterator[None]:
-    """Threads that are started in the time of this context are inside the blocks of whoever starts them."""
+    """Threads and tasks that are started in the time of this context are inside the blocks of whoever starts them."""
     global _users
     with _lock:
         _users += 1
@@ -54,6 +61,10 @@ def carried() -> Iterator[None]:
             _undo.append(_wrap(ThreadPoolExecutor, "submit", _submit))
             for name in _POOL_METHODS:
                 _undo.append(_wrap(ThreadPool, name, functools.partial(_give, holds=name not in ("map", "starmap"))))
+            for loop in asyncio.AbstractEventLoop.__subclasses__():  # asyncio's own, and uvloop's
+                _undo.append(_wrap(loop, "create_task", _create))
+                for name, at in _CALLBACK_AT.items():
+                    _undo.append(_wrap(loop, name, functools.partial(_schedule, at=at)))
     try:
         yield
     finally:
@@ -159,6 +170,47 @@ def _give(
 
     weakref.finalize(work_inside, _release, held)  # the pool lets go of it with the last piece of the work
     return inner(pool, work_inside, *args, **kwargs)
+
+
+def _create(inner: Callable[..., Any], blocks: tuple[Block, ...], *given: Any, **named: Any) -> Any:
+    if named.get("context") is not None:
+        return inner(*given, **named)
+    held = [block for block in blocks if block.hold()]
+    try:
+        with inside(blocks):
+            task = inner(*given, **named)
+    except BaseException:
+        _release(held)
+        raise
+    task.add_done_callback(lambda _: _release(held))
+    weakref.finalize(task, _release, held)  # of a loop that is closed before it is done
+    return task
+
+
+def _schedule(
+    inner: Callable[..., Any],
+    blocks: tuple[Block, ...],
+    loop: asyncio.AbstractEventLoop,
+    *given: Any,
+    at: int,
+    **named: Any,
+) -> Any:
+    callback = given[at] if len(given) > at else None
+    # what asyncio itself puts off does not call the model; of another thread, it starts a task
+    own = inner.__name__ != "call_soon_threadsafe" and {_package(callback), _package(type(callback))} & _ASYNCIO
+    if own or callback is None or named.get("context") is not None:
+        return inner(loop, *given, **named)
+    held = [block for block in blocks if block.hold()]
+
+    def work(*args: Any) -> Any:
+        try:
+            return callback(*args)
+        finally:
+            _release(held)
+
+    weakref.finalize(work, _release, held)  # it may be cancelled
+    with inside(blocks):
+        return inner(loop, *given[:at], work, *given[at + 1 :], **named)
 
 
 def _said() -> list[tuple[ContextVar[Any], Any]]:

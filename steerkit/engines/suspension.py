@@ -1,4 +1,4 @@
-"""Generators and tasks that steering blocks are opened in: whether they run, wait, or are suspended.
+"""Generators that steering blocks are opened in: whether they run, wait, or are suspended.
 
 A generator is no context of its own: between two of its values its consumer runs in the same one. So a block that is
 opened in the body of a generator is open only while that body runs, wherever it is resumed. A generator behind
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
-from contextvars import Context
 from types import AsyncGeneratorType, FrameType
 from typing import Any
 
@@ -65,27 +64,3 @@ class Body:
                 each for each in known if type(each) is AsyncGeneratorType and each.ag_frame is self._frame
             )
         return self._generator.ag_await is not None
-
-
-def other_tasks() -> list[tuple[Any, Context]]:
-    """The tasks of the running event loop that are not done, but for this one, and the context of each."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return []
-    try:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    except RuntimeError:  # no event loop runs here
-        return []
-    # tasks name their context from Python 3.12 on; until then only the collector knows it
-    held = [
-        (task, next((each for each in gc.get_referents(task) if isinstance(each, Context)), None)) for task in tasks
-    ]
-    return [(task, context) for task, context in held if context is not None]
-
-
-def current_task() -> Any:
-    """The task that runs, if any does."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return None
-    return asyncio.current_task()
