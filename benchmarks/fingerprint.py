@@ -34,7 +34,7 @@ import tiny  # noqa: E402
 import steerkit as sk  # noqa: E402
 from steerkit.analysis import Response, check_fingerprint, fingerprint, probes, responses, state_cosines  # noqa: E402
 from steerkit.demo import MODELS, anchors, model_path  # noqa: E402
-from steerkit.engines.hooks import call_target, capture  # noqa: E402
+from steerkit.engines.capturing import call_target, capture  # noqa: E402
 from steerkit.errors import SteerKitError  # noqa: E402
 from steerkit.steering import check_applied  # noqa: E402
 from steerkit.vectors import Fingerprint, MethodRecord, PackMetadata  # noqa: E402

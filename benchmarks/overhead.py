@@ -248,7 +248,7 @@ def extraction(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
 
 def references(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     """The two reference passes of a sample-level prompt: one after the other, or in one padded batch."""
-    from steerkit.engines import hooks
+    from steerkit.engines import capturing
 
     samples = anchors(BATCH, ("harmful",))
     text, blank = vlm.inputs(samples, False), vlm.inputs(samples, "blank")
@@ -263,7 +263,7 @@ def references(vlm: sk.VLM, rounds: int, device: str) -> list[dict[str, Any]]:
     }
 
     def capture(inputs: Any) -> None:
-        hooks.capture(vlm.model, inputs, vlm.architecture, layers, "resid_post")
+        capturing.capture(vlm.model, inputs, vlm.architecture, layers, "resid_post")
 
     def separate() -> None:
         capture(text)

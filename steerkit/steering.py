@@ -24,7 +24,7 @@ from steerkit.analysis import (
     state_of,
     stored_norms,
 )
-from steerkit.engines import compiled, hooks
+from steerkit.engines import capturing, compiled, hooks
 from steerkit.engines.application import Application, Contrasts
 from steerkit.engines.blocks import Block, UnsteeredCallWarning as UnsteeredCallWarning, warn_unsteered
 from steerkit.engines.calls import CallTracker
@@ -385,7 +385,7 @@ def measure_contrast(
         for name in filter(None, (contrast.positive, contrast.negative)):
             inputs = vlm.view(name, prompt.inputs, contrast.seed)
             vlm.reset()
-            captured.append(hooks.capture(model, inputs, architecture, layers, site))
+            captured.append(capturing.capture(model, inputs, architecture, layers, site))
     if contrast.negative is None:
         return {layer: captured[0][layer].float() for layer in layers}
     positive, negative = captured

@@ -38,7 +38,7 @@ from reference import (
 from tiny import decoder
 
 import steerkit as sk
-from steerkit.analysis import _fingerprint as fingerprint
+from steerkit.analysis import _responses as fingerprint
 from steerkit.errors import EngineError, UnsupportedModelError
 from steerkit.interventions import Ablate, Clamp, Gate, Measure
 

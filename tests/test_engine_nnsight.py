@@ -19,7 +19,7 @@ from PIL import Image
 from reference import mixed
 
 import steerkit as sk
-from steerkit.engines import hooks, nnsight
+from steerkit.engines import capturing, nnsight
 from steerkit.engines.receipt import Receipt
 from steerkit.errors import EngineError, ModelError
 from steerkit.interventions import (
@@ -120,11 +120,11 @@ def reading(vlm: VLM, inputs: dict[str, torch.Tensor], layer: int) -> tuple[torc
     """Output of a block and logits of one pass of the raw model, by a plain hook."""
     found: list[torch.Tensor] = []
     vlm.reset()
-    handle = layers_of(vlm)[layer].register_forward_hook(lambda module, args, out: found.append(hooks.hidden(out)))
+    handle = layers_of(vlm)[layer].register_forward_hook(lambda module, args, out: found.append(capturing.hidden(out)))
     try:
         with torch.no_grad():
-            target = hooks.call_target(vlm.model, inputs, vlm.architecture)
-            logits = target(**hooks.forward_inputs(vlm.model, inputs, vlm.architecture)).logits
+            target = capturing.call_target(vlm.model, inputs, vlm.architecture)
+            logits = target(**capturing.forward_inputs(vlm.model, inputs, vlm.architecture)).logits
     finally:
         handle.remove()
     return found[-1], logits  # the passes that measure a contrast come before
@@ -226,7 +226,7 @@ def test_capture_after_a_module_was_replaced(samples: list[Sample]) -> None:
 
 def test_captures_of_several_threads_take_turns(llava: VLM, samples: list[Sample]) -> None:
     inputs = llava.inputs(samples)
-    expected = hooks.capture(llava.model, inputs, llava.architecture, [3], "resid_post")[3]
+    expected = capturing.capture(llava.model, inputs, llava.architecture, [3], "resid_post")[3]
     found: list[torch.Tensor] = []
 
     def work() -> None:
@@ -496,7 +496,7 @@ def test_edits_of_others_stay(llava: VLM, samples: list[Sample]) -> None:
 @pytest.mark.parametrize("vector", VECTORS)
 def test_a_trace_sees_what_is_steered(vlm: VLM, samples: list[Sample], vector: str) -> None:
     inputs, made = vlm.inputs(samples), VECTORS[vector](vlm)
-    given = hooks.forward_inputs(vlm.model, inputs, vlm.architecture)
+    given = capturing.forward_inputs(vlm.model, inputs, vlm.architecture)
     layer = vlm.record.layer_count - 1
     with sk.steer(vlm, made) as by_hooks:
         expected, logits = reading(vlm, inputs, layer)
@@ -506,7 +506,7 @@ def test_a_trace_sees_what_is_steered(vlm: VLM, samples: list[Sample], vector: s
         with torch.no_grad(), receipt.nnsight.trace(**given) as tracer:
             h = block.output.save()
             result = tracer.result.save()
-    assert torch.equal(hooks.hidden(h), expected)
+    assert torch.equal(capturing.hidden(h), expected)
     assert torch.equal(result.logits, logits)
     assert counts(receipt) == counts(by_hooks)
 

@@ -12,15 +12,17 @@ from steerkit.analysis._fingerprint import (
     RELATED as RELATED,
     SAME as SAME,
     SAME_HEAD as SAME_HEAD,
-    Response as Response,
     check_fingerprint as check_fingerprint,
     check_template_options as check_template_options,
     fingerprint as fingerprint,
     logit_difference as logit_difference,
+    state_cosines as state_cosines,
+    state_norms as state_norms,
+)
+from steerkit.analysis._responses import (
+    Response as Response,
     probes as probes,
     responses as responses,
     responses_or_reason as responses_or_reason,
-    state_cosines as state_cosines,
-    state_norms as state_norms,
     state_of as state_of,
 )

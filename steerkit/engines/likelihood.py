@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from steerkit.engines.hooks import call_target, forward_inputs
+from steerkit.engines.capturing import call_target, forward_inputs
 from steerkit.engines.prompts import prompt_lengths
 from steerkit.models import Architecture, Inputs
 

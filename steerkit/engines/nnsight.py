@@ -1,8 +1,8 @@
 """The engine on nnsight tracing: for research, where traces of one's own run around the steered model.
 
-This is the only module that imports nnsight, and every traced `with` block of the library is in it: nnsight runs such a
-block from its source. Wrapping a model with nnsight replaces the `forward` of its modules, for good, by one that
-computes the same; torch hooks are not used and run after nnsight has seen a module's output.
+Every traced `with` block of the library is in this module: nnsight runs such a block from its source. Wrapping a model
+with nnsight replaces the `forward` of its modules, for good, by one that computes the same; torch hooks are not used,
+and run after nnsight has seen a module's output.
 
 nnsight is not thread safe. One lock for each model guards every trace that this module runs (`capture`, and a steered
 `VLM.generate`). It does not guard the traces that are opened on `receipt.nnsight` or on wrappers of one's own, nor
@@ -20,10 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import nnsight
 import torch
+from nnsight.intervention.interleaver import Mediator, OutOfOrderError
+from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
-from steerkit.engines import hooks
+from steerkit.engines import capturing, hooks, replaying
 from steerkit.engines.application import Application
 from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
@@ -33,15 +36,6 @@ from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
 from steerkit.interventions import OPERATIONS, Pool, Site, Tower
 from steerkit.models import Architecture, Inputs, LoadedModel, tokenizer_of
-
-try:
-    import nnsight
-    from nnsight.intervention.interleaver import Mediator, OutOfOrderError
-    from nnsight.intervention.source import STATE
-except ImportError as error:
-    raise EngineError(
-        f"nnsight can't be imported ({error})", expected="nnsight 0.8", fix="install it, or pass engine='hooks'"
-    ) from error
 
 
 class _Wrapped:
@@ -102,9 +96,9 @@ def capture(
 ) -> dict[int, Tensor]:
     """`{layer: [batch, hidden]}`: the hidden state that stands for each prompt, from one forward pass.
 
-    The same numbers as `hooks.capture`. The pass ends at the highest layer that is wanted. Where torch hooks are on the
-    wanted modules (as within a block steered by hooks), they change the output after nnsight has seen it: it is then
-    read by hooks as well.
+    The same numbers as `capturing.capture`. The pass ends at the highest layer that is wanted. Where torch hooks are on
+    the wanted modules (as within a block steered by hooks), they change the output after nnsight has seen it: it is
+    then read by hooks as well.
 
     Args:
         model: The Hugging Face model.
@@ -112,21 +106,21 @@ def capture(
         architecture: The model's.
         layers: 0-based blocks.
         site: Where in the block.
-        tower: As for `hooks.capture`.
-        pool: As for `hooks.capture`.
+        tower: As for `capturing.capture`.
+        pool: As for `capturing.capture`.
     """
     paths = {layer: architecture.site(layer, site, tower) for layer in sorted(set(layers))}
     modules = [model.get_submodule(path) for path in paths.values()]
     if architecture.runs or architecture.only_with_image:  # a trace waits for every block once
-        return hooks.capture(model, inputs, architecture, layers, site, tower, pool)
+        return capturing.capture(model, inputs, architecture, layers, site, tower, pool)
     if any(module._forward_hooks or (site == "head_out" and module._forward_pre_hooks) for module in modules):
-        return hooks.capture(model, inputs, architecture, layers, site, tower, pool)
-    read = hooks.reader(inputs, architecture, tower, pool, site)
+        return capturing.capture(model, inputs, architecture, layers, site, tower, pool)
+    read = capturing.reader(inputs, architecture, tower, pool)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     stops = getattr(model, "hf_device_map", None) is None
-    target = hooks.call_target(model, inputs, architecture)
+    target = capturing.call_target(model, inputs, architecture)
     # bound here, not given to the trace: nnsight would send them to the device of the first weight
-    run = functools.partial(target, **hooks.forward_inputs(model, inputs, architecture))
+    run = functools.partial(target, **capturing.forward_inputs(model, inputs, architecture))
     found: dict[int, Tensor] = {}
     wrapped = _Wrapped.of(model)
     with wrapped.lock, torch.no_grad():
@@ -134,7 +128,7 @@ def capture(
         envoys = {layer: root.get(path) for layer, path in paths.items()}
         with root.trace(run, fn=_call) as tracer:
             for layer, envoy in envoys.items():
-                h = hooks.hidden(envoy.input if site == "head_out" else envoy.output)
+                h = capturing.hidden(envoy.input if site == "head_out" else envoy.output)
                 found[layer] = read(h).detach()
             if stops:
                 tracer.stop()
@@ -300,7 +294,7 @@ class _Part:
                     mediator.iteration = max(mediator.occurrence(location), served[place] + 1)
                     output = envoy.input if heads else envoy.output
                     served[place] = mediator.occurrence(location)
-                    h = hooks.hidden(output)
+                    h = capturing.hidden(output)
                     now = pass_at(tracker, place, h)
                     if now is None or self._block not in now.prompt.owners:
                         continue
@@ -310,7 +304,7 @@ class _Part:
                     if heads:
                         envoy.input = changed
                     else:
-                        envoy.output = hooks.with_hidden(output, changed)
+                        envoy.output = capturing.with_hidden(output, changed)
         except OutOfOrderError:
             return  # thrown in by nnsight: the run is over
 
@@ -324,9 +318,9 @@ class _Part:
             places = [(path, application.portable(place)) for place, path in self._places.items()]
             application.receipt.shipped = True
         operations = {each.__module__ for each in OPERATIONS.values()}
-        for module in (__name__, "steerkit.interventions._arithmetic", *operations):
+        for module in (replaying.__name__, "steerkit.interventions._arithmetic", *operations):
             nnsight.register(module)
-        return functools.partial, (_replay, places, decoder, images, audio)
+        return functools.partial, (replaying.replay, places, decoder, images, audio)
 
 
 def _check(model: nn.Module, wrapped: Mapping[str, nn.Module]) -> None:
@@ -348,67 +342,3 @@ def _check(model: nn.Module, wrapped: Mapping[str, nn.Module]) -> None:
             expected="engine='hooks': a backward pass runs blocks again, and no trace is there to steer them",
             fix="use engine='hooks', or model.gradient_checkpointing_disable()",
         )
-
-
-def _replay(
-    places: Sequence[tuple[str, Sequence[tuple[Any, ...]]]],
-    decoder: str,
-    images: Sequence[int],
-    audio: Sequence[int],
-    root: Any,
-) -> None:
-    """What `_Part` does, in a process that has neither tracker nor steerkit.
-
-    It travels by its source, so it names nothing but torch and nnsight. The first pass of the decoder reads the prompt,
-    every later one a new token.
-    """
-    Mediator.current("a steered place").iteration = None
-    prompt, pictured = True, None
-    try:
-        if any(step[4] != "all" for _, steps in places for step in steps):
-            ids = root.inputs[1].get("input_ids")
-            if ids is None:
-                raise RuntimeError("remote steering of prompts by whether they hold an image needs their input_ids")
-            pictured = torch.isin(ids, torch.tensor(images, device=ids.device)).any(1)
-            others = ("pixel_values", "input_features", "input_values", "image_embeds", "video_embeds")
-            beside = [name for name, value in root.inputs[1].items() if value is not None and name.startswith(others)]
-            if beside and not bool(pictured.any()):
-                raise RuntimeError(f"remote steering knows no token of input_ids that stands for {beside}")
-            if bool((torch.isin(ids, torch.tensor(audio, device=ids.device)).any(1) & ~pictured).any()):
-                raise RuntimeError("remote steering of prompts by whether they hold an image, and one holds audio")
-        while places:
-            _, given = root.get(decoder).inputs
-            cache, mask = given.get("cache"), given.get("attention_mask")
-            cache = given.get("past_key_values") if cache is None else cache  # its name before transformers 5.24
-            if not prompt and (cache is None or cache.get_seq_length() == 0):
-                raise RuntimeError("remote steering of generation without a KV cache: it can't tell prompt from answer")
-            if mask is not None and mask.dim() != 2:
-                raise RuntimeError("remote steering needs a decoder that is given a two-dimensional attention mask")
-            for path, steps in places:
-                envoy = root.get(path)
-                output = envoy.output
-                # spelt out, since this function leaves the process without the modules around it
-                several = isinstance(output, (tuple, list))
-                h = before = output[0] if several else output
-                for operate, keep_norm, tokens, phase, prompts, arguments in steps:
-                    if phase == ("generation" if prompt else "prompt") or (prompt and tokens == "generated"):
-                        continue
-                    chosen = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-                    if prompt and mask is not None:
-                        chosen = mask[:, -h.shape[1] :].to(h.device) != 0
-                    if prompt and tokens == "last":
-                        chosen = chosen & (chosen.flip(1).int().cumsum(1).flip(1) == 1)
-                    if pictured is not None and prompts != "all":
-                        rows = pictured if prompts == "with_image" else ~pictured
-                        rows = rows.repeat_interleave(h.shape[0] // rows.shape[0])
-                        chosen = chosen & rows.to(h.device)[:, None]
-                    there = [each.to(h.device) if isinstance(each, torch.Tensor) else each for each in arguments]
-                    steered = operate(h[chosen], *there)
-                    steered = steered if keep_norm is None else keep_norm(steered, h[chosen])
-                    h = h.clone()
-                    h[chosen] = steered
-                if h is not before:
-                    envoy.output = type(output)((h, *output[1:])) if several else h
-            prompt = False
-    except OutOfOrderError:
-        return

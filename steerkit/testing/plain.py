@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from steerkit.engines.hooks import call_target, forward_inputs, hidden, with_hidden
+from steerkit.engines.capturing import call_target, forward_inputs, hidden, with_hidden
 from steerkit.interventions import Site
 from steerkit.models import Architecture, Sample
 from steerkit.vlm import VLM

@@ -182,7 +182,7 @@ class ProbeRecord(Frozen):
     """What a model, its template and its processor make of one fixed prompt.
 
     Attributes:
-        name: Which prompt; `steerkit/analysis/_fingerprint.py` holds them.
+        name: Which prompt; `steerkit/analysis/_responses.py` holds them.
         tokens_sha256: Digest of the token ids that the template and the tokenizer make of it.
         pixel_shape: Shape of what the image processor makes of its image; empty without one.
         pixels: A few of those values, evenly spaced over the flattened tensor.

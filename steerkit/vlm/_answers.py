@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steerkit._internal.validation import expect, expect_each, expect_whole
-from steerkit.engines import hooks
+from steerkit.engines import capturing
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.likelihood import answer_log_likelihood
 from steerkit.engines.model_inputs import prompt_length
@@ -155,7 +155,7 @@ class AnsweringModel(PromptedModel):
     ) -> Iterator[Generated]:
         def prepared(batch: Sequence[int]) -> Prepared:
             made = self._prepared(samples, batch, images)
-            target: Any = hooks.call_target(self.model, made.inputs, self.architecture)
+            target: Any = capturing.call_target(self.model, made.inputs, self.architecture)
             settings = self._check_settings(options, target)
             if settings.stop_strings:  # generate finds them in texts, and knows no tokenizer by itself
                 options.setdefault("tokenizer", tokenizer)
@@ -175,7 +175,7 @@ class AnsweringModel(PromptedModel):
                     output = self._generate(inputs, options)
                 answers = output[:, prompt_length(inputs, self.architecture) :]
                 texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-                target = hooks.call_target(self.model, inputs, self.architecture)
+                target = capturing.call_target(self.model, inputs, self.architecture)
                 ends = self._check_settings(options, target).eos_token_id
                 lengths = [_length(row, ends) for row in answers]
                 begun = inputs.get("decoder_input_ids")
@@ -212,7 +212,7 @@ class AnsweringModel(PromptedModel):
         """Inputs of `generate` for copies of prompts that have been read, unsteered, up to their last token."""
         kept = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         first = {**inputs, **{key: value[:, :-1] for key, value in kept.items()}}
-        target: Any = hooks.call_target(self.model, first, self.architecture)
+        target: Any = capturing.call_target(self.model, first, self.architecture)
         positions = (first["attention_mask"].cumsum(1) - 1).clamp_min(0)  # as generate counts them
         with self.unnoticed():
             output = target.base_model(**first, position_ids=positions, use_cache=True)
@@ -294,8 +294,8 @@ class AnsweringModel(PromptedModel):
         rows: dict[int, Tensor] = {}
         for made in self._all(as_samples(samples), images, batch_size):
             with torch.no_grad(), self._asking(samples, images, made) as inputs:
-                target = hooks.call_target(self.model, inputs, self.architecture)
-                logits = target(**hooks.forward_inputs(self.model, inputs, self.architecture)).logits
+                target = capturing.call_target(self.model, inputs, self.architecture)
+                logits = target(**capturing.forward_inputs(self.model, inputs, self.architecture)).logits
             # prompts are padded on the left; a decoder of an encoder's has one position
             for index, row in zip(made.indices, logits[:, -1].float().log_softmax(-1).cpu(), strict=True):
                 rows[index] = row
@@ -305,7 +305,7 @@ class AnsweringModel(PromptedModel):
         return torch.stack([rows[index] for index in range(len(samples))])
 
     def _generate(self, inputs: Inputs, options: dict[str, Any]) -> Tensor:
-        target = hooks.call_target(self.model, inputs, self.architecture)
+        target = capturing.call_target(self.model, inputs, self.architecture)
         run = self._route()
         if run is not None:
             return run(target, inputs, options)

@@ -11,7 +11,7 @@ from torch import Tensor
 from steerkit._internal.validation import expect, expect_one_of
 from steerkit._text import one_line
 from steerkit.analysis import fingerprint
-from steerkit.engines import hooks
+from steerkit.engines import capturing
 from steerkit.errors import SampleError
 from steerkit.interventions import Pool, Site, Tower
 from steerkit.models import Images, Sample, as_samples, weights_digest
@@ -86,7 +86,7 @@ class VLM(AnsweringModel):
 
             read = nnsight.capture
         else:
-            read = hooks.capture
+            read = capturing.capture
         parts: list[tuple[Sequence[int], dict[int, Tensor]]] = []
         for made in self._all(samples, images, batch_size, seed):
             with self._asking(samples, images, made) as inputs:
