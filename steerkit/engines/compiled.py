@@ -59,6 +59,12 @@ def _steer(h: Tensor, slot: int) -> Tensor:
 
 @_steer.register_fake
 def _(h: Tensor, slot: int) -> Tensor:
+    if getattr(torch.compiler, "is_exporting", bool)():  # a graph that outlives the block, and finds nothing open
+        raise EngineError(
+            "the model is exported with torch.export while it is steered",
+            expected="a model that nothing is attached to: what is exported would hold no steering",
+            fix="export it outside of the steering block",
+        )
     if _TAG is None and h.device.type == "cuda":
         raise EngineError(
             f"torch {torch.__version__} can't keep an operator out of CUDA graphs",

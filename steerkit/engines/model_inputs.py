@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any, cast
@@ -85,7 +86,7 @@ def check_loop(given: Mapping[str, Any], past: int, frame: FrameType | None, mod
 
 
 def check_whole(module: nn.Module) -> None:
-    """Refuse a call whose tensors are not what they seem: vmap hides a dimension, and what is in it.
+    """Refuse a call whose tensors are not what they seem: vmap hides a dimension, and make_fx all values.
 
     Raises:
         EngineError: It is so.
@@ -97,6 +98,13 @@ def check_whole(module: nn.Module) -> None:
             f"{type(module).__name__} runs inside torch.vmap while it is steered",
             expected="a batch in the first dimension, as the model takes it",
             fix="call the model with the whole batch, or leave torch.vmap outside of the steering block",
+        )
+    tracing = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    if tracing is not None and tracing.get_proxy_mode() is not None:
+        raise EngineError(
+            f"{type(module).__name__} runs inside make_fx while it is steered",
+            expected="a call that is run, and not recorded: whose tokens are steered depends on the values",
+            fix="trace outside of the steering block",
         )
 
 

@@ -23,6 +23,8 @@ def hugging_face(model: nn.Module) -> nn.Module:
         OptionError: It is something else.
         UnsupportedModelError: See `unwrapped`.
     """
+    while _of_torch(type(model)) and isinstance(getattr(model, "module", None), nn.Module):
+        model = cast("nn.Module", model.module)  # what spreads a model over devices calls the one that it holds
     model = unwrapped(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if not isinstance(model, nn.Module) or not isinstance(model_type, str):
@@ -32,6 +34,15 @@ def hugging_face(model: nn.Module) -> nn.Module:
             fix="pass what from_pretrained returned; of what holds it, the model inside: pipe.model of a pipeline",
         )
     return model
+
+
+def class_name(model: nn.Module) -> str:
+    """The model's class as transformers knows it: FSDP makes one of its own from it, for each model."""
+    return next(kind.__name__ for kind in type(model).__mro__ if not _of_torch(kind))
+
+
+def _of_torch(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "torch"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -51,7 +62,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         raise UnsupportedModelError(
             f"the PEFT adapters {prompting} put tokens of their own in front of the prompt",
             expected="adapters that change layers, such as LoRA",
-            fix="steer the model without them: model.get_base_model()",
+            fix="steer the model inside, model.get_base_model(), and call the PEFT model; prompts that are made of "
+            "samples are read without the adapters",
         )
     return wrapper.get_base_model()
 
@@ -103,7 +115,7 @@ def model_record(model: nn.Module, processor: Any, architecture: Architecture, r
     return ModelRecord(
         id=str(config.name_or_path or ""),
         revision=revision or getattr(config, "_commit_hash", None),
-        architecture=type(model).__name__,
+        architecture=class_name(model),
         model_type=config.model_type,
         hidden_size=architecture.hidden_size,
         layer_count=architecture.layer_count,

@@ -5,7 +5,7 @@ What each must give is what plain hooks give on the same call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import accelerate
@@ -13,6 +13,7 @@ import peft
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from reference import (
     CACHE,
@@ -29,6 +30,8 @@ from reference import (
     tensor_of,
     vector,
 )
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import steerkit as sk
 from steerkit.errors import EngineError, UnsupportedModelError
@@ -202,6 +205,35 @@ def test_a_model_inside_peft(entry: str) -> None:
         found = call()
     torch.testing.assert_close(found.float(), right.float(), atol=1e-4, rtol=1e-4)
     assert receipt.prompt_tokens == int(pictured.sum())
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of this process alone, as a script has it that was started without torchrun."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", ["distributed", "sharded", "data parallel"])
+def test_a_model_that_several_processes_share(one_process: None, how: str) -> None:
+    """FSDP puts a class of its own, and of a name of its own, in front of the model's."""
+    model, tokenizer = tiny.build("qwen3")
+    vlm = sk.wrap(model, tokenizer)
+    tensors, inputs = directions(vlm), tokenizer("What is in this picture?", return_tensors="pt")
+    made = vector(vlm, tensors)
+    with torch.no_grad(), edited(model, "decoder", adds(tensors, only(inputs["input_ids"].shape[1] - 1))):
+        right = model(**inputs).logits
+    wrapped: Any = model
+    if how == "sharded":
+        for part in (*model.model.layers, model):
+            fully_shard(part)
+    else:
+        wrapped = nn.parallel.DistributedDataParallel(model) if how == "distributed" else nn.DataParallel(model)
+    for steered in (wrapped, sk.wrap(wrapped, tokenizer)):
+        with torch.no_grad(), sk.steer(steered, made):
+            torch.testing.assert_close(wrapped(**inputs).logits, right, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("when", ["before", "inside"])

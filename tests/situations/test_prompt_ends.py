@@ -288,27 +288,34 @@ def tuned(qwen3: sk.VLM, config: Any) -> Any:
 CONFIGS = {
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
     "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "encoder": lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=16),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("phase", ["prompt", "generation", "both"])
-def test_soft_prompts_of_peft_count(kind: str, phase: Any) -> None:
-    """Without a KV cache: this release of PEFT looks for it under its former name, and repeats the soft prompt."""
+@pytest.mark.parametrize("cached", [True, False])
+def test_soft_prompts_of_peft_count(kind: str, phase: Any, cached: bool) -> None:
+    """With a KV cache, too: this release of PEFT looks for it under its former name, and repeats the soft prompt."""
     vlm = sk.wrap(*tiny.build("qwen3"))
     tensors = directions(vlm)
     model = tuned(vlm, CONFIGS[kind]())
     inputs, _ = teacher_forced("left", answers=False)
     # a prefix has no positions of its own: it is in the KV cache, which PEFT fills before each pass
-    end = torch.tensor([inputs["input_ids"].shape[1] + (5 if kind == "prompt" else 0)])
-    with edited(vlm.model, "decoder", adds(tensors, phased(end, phase)), cached=False), torch.no_grad():
-        right = model.generate(**inputs, **STEPS, use_cache=False), model(**inputs).logits[:, -1]
+    end = torch.tensor([inputs["input_ids"].shape[1] + (0 if kind == "prefix" else 5)])
+    said: dict[str, Any] = {"use_cache": cached, "return_dict_in_generate": True, "output_logits": True}
+    with torch.no_grad():
+        with edited(vlm.model, "decoder", adds(tensors, phased(end, phase)), cached=cached):
+            right = model.generate(**inputs, **STEPS, **said)
+        with edited(vlm.model, "decoder", adds(tensors, phased(end, phase)), cached=cached):
+            logits = model(**inputs).logits[:, -1]
     steering = vector(vlm, tensors, sk.Intervention(phase=phase))
     with sk.steer(vlm, steering, policy="off") as receipt, torch.no_grad():
-        found = model.generate(**inputs, **STEPS, use_cache=False), model(**inputs).logits[:, -1]
-    assert torch.equal(found[0], right[0])
-    torch.testing.assert_close(found[1], right[1], atol=1e-4, rtol=1e-4)
+        found = model.generate(**inputs, **STEPS, **said), model(**inputs).logits[:, -1]
+    assert torch.equal(found[0].sequences, right.sequences)
+    torch.testing.assert_close(torch.stack(found[0].logits), torch.stack(right.logits), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1], logits, atol=1e-4, rtol=1e-4)
     assert (receipt.prompt_tokens > 0, receipt.generated_tokens > 0) == (phase != "generation", phase != "prompt")
 
 

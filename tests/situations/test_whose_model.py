@@ -14,6 +14,7 @@ import tiny
 import torch
 from reference import TEXT_ONLY, WITH_IMAGE, module_at, tensor_of, vector
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import steerkit as sk
 from steerkit.errors import EngineError
@@ -390,6 +391,30 @@ def test_a_trace_would_keep_the_steering(qwen3: sk.VLM) -> None:
         with pytest.raises(EngineError, match=r"runs inside torch\.jit\.trace"):
             torch.jit.trace(run, (inputs,), check_trace=False)
         logits(qwen3)
+
+
+@pytest.mark.parametrize("how", ["make_fx", "export", "export by dynamo"])
+def test_a_graph_would_keep_the_steering_or_lose_it(qwen3: sk.VLM, how: str) -> None:
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = qwen3.model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    ids, module = inputs_of(qwen3)["input_ids"], Logits()
+    with sk.steer(qwen3, steering(qwen3), policy="off"), torch.no_grad():
+        logits(qwen3)
+        if how == "make_fx":
+            with pytest.raises(EngineError, match="runs inside make_fx"):
+                make_fx(module)(ids)
+        else:
+            error = EngineError if how == "export" else Exception  # dynamo wraps what its code raises
+            with pytest.raises(error, match=r"torch\.export"):
+                torch.export.export(module, (ids,), strict=how == "export by dynamo")
+        logits(qwen3)
+    torch._dynamo.reset()
 
 
 # -- identities --------------------------------------------------------------------------------------------------------
