@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,33 @@ def test_what_peft_and_transformers_take_beside_the_name(hub: LoopbackHub, tmp_p
     assert sk.SteeringVector.from_pretrained(tmp_path / "saved", subfolder="late").digest() == vector(2).digest()
     with pytest.raises(ReferenceFormatError, match="a token is given"):
         sk.SteeringVector.from_pretrained("https://example.org/pack.safetensors", token="hf_secret")
+
+
+def transfers(hub: LoopbackHub, pack: bytes) -> list[str]:
+    """What was asked for of a file: by its name, or, where large files are stored, by its digest."""
+    names = ("steering_vector.safetensors", hashlib.sha256(pack).hexdigest())
+    return [each.path for each in hub.requests if any(name in each.path for name in names)]
+
+
+def test_a_pack_is_downloaded_again_where_that_is_asked_for(hub: LoopbackHub, cache: Path) -> None:
+    """A cached file that was damaged is found by its digest, and mended by `force_download`, as in huggingface_hub."""
+    pack = vector().to_bytes()
+    commit = hub.publish("someone/pack", {"steering_vector.safetensors": pack})
+    load = partial(sk.SteeringVector.from_pretrained, "someone/pack", revision=commit)
+    load()
+    hub.requests.clear()
+    load()
+    assert not transfers(hub, pack)
+    (blob,) = (path for path in (cache / "blobs").iterdir() if path.is_file())
+    blob.chmod(0o600)
+    blob.write_bytes(pack[:-1] + bytes([pack[-1] ^ 1]))
+    assert load(force_download=True).digest() == vector().digest()
+    assert transfers(hub, pack)
+    assert load().digest() == vector().digest()
+    with pytest.raises(OfflineError, match="downloaded again"):
+        load(force_download=True, local_files_only=True)
+    made = vector(1).save_pretrained(cache.parent / "here")
+    assert sk.SteeringVector.from_pretrained(made.parent, force_download=True).digest() == vector(1).digest()
 
 
 def test_what_is_saved_is_plain_safetensors_and_loads_again(cache: Path, tmp_path: Path) -> None:

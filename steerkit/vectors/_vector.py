@@ -139,6 +139,7 @@ class SteeringVector(Algebra):
         token: bool | str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool | None = None,
+        force_download: bool = False,
         sha256: str | None = None,
         policy: Policy = "strict",
     ) -> SteeringVector:
@@ -155,6 +156,7 @@ class SteeringVector(Algebra):
             token: Default: that of `hf auth login` or HF_TOKEN.
             cache_dir: The folder of steerkit's cache; default: STEERKIT_CACHE, or the user's own.
             local_files_only: Use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
+            force_download: Transfer it again, whatever the cache holds.
             sha256: The only digest of the file to accept.
             policy: What becomes of a failed check: `strict` (an error), `warn` or `off`.
 
@@ -176,6 +178,7 @@ class SteeringVector(Algebra):
         elif isinstance(name, str) and _REPOSITORY.fullmatch(name) and not name.startswith("."):  # `./name` is a path
             ref = f"hf://{place}"
         where: dict[str, Any] = {"token": token, "cache": cache_dir, "offline": local_files_only}
+        where["force_download"] = force_download
         return steerkit.load_vector(ref, revision=revision, sha256=sha256, policy=policy, **where)
 
     def save_pretrained(self, folder: str | Path, *, dtype: Dtype | None = None) -> Path:

@@ -24,6 +24,7 @@ def load_vector(
     offline: bool | None = None,
     token: bool | str | None = None,
     cache: str | Path | None = None,
+    force_download: bool = False,
     policy: Policy = "strict",
     trust: TrustFile | None = None,
 ) -> SteeringVector:
@@ -37,6 +38,7 @@ def load_vector(
         offline: Whether to use the cache alone; default: as STEERKIT_OFFLINE and HF_HUB_OFFLINE say.
         token: For the Hugging Face hub; default: that of `hf auth login` or HF_TOKEN.
         cache: The folder of the cache; default: STEERKIT_CACHE, or the user's own.
+        force_download: Transfer it again, whatever the cache holds.
         policy: What becomes of the checks that need no model (`steerkit verify` lists them). `strict`: a failed one is
             an error; `warn`: a `TrustWarning`; `off`: nothing is said. A file that is not a pack is always an error.
         trust: Whose signatures count; default: the user's trust file. That a pack is unsigned, or signed by somebody
@@ -53,8 +55,17 @@ def load_vector(
     expect(PATH, "a reference: a text, or a path", ref=ref)
     expect(bool | str | None, "a token of the Hugging Face hub", token=token)
     expect(PATH | None, "a folder", cache=cache)
+    expect(bool, "True or False", force_download=force_download)
     trust = default_trust() if trust is None else trust
-    resolved = resolve(os.fsdecode(ref), revision=revision, sha256=sha256, offline=offline, token=token, cache=cache)
+    resolved = resolve(
+        os.fsdecode(ref),
+        revision=revision,
+        sha256=sha256,
+        offline=offline,
+        token=token,
+        cache=cache,
+        force_download=force_download,
+    )
     data = resolved.read()
     vector = SteeringVector.from_bytes(data, source=resolved.pinned)
     checks = [

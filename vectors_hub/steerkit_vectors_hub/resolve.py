@@ -81,6 +81,7 @@ def resolve(
     offline: bool | None = None,
     token: bool | str | None = None,
     cache: str | Path | None = None,
+    force_download: bool = False,
 ) -> Resolved:
     """Find the pack that a reference means, transferring it if it is not here yet.
 
@@ -91,6 +92,7 @@ def resolve(
         offline: Whether to use no network; default: as the environment says.
         token: For the Hugging Face hub; default: that of `hf auth login` or HF_TOKEN.
         cache: The folder of the cache; default: `cache_folder()`.
+        force_download: Transfer it again, whatever the cache holds.
 
     Raises:
         ReferenceFormatError: The reference is malformed or ambiguous, or a token is given for another place than the
@@ -112,8 +114,13 @@ def resolve(
             expected="hf://owner/name, or no token",
         )
     quiet = offline if offline is not None else is_offline()
+    if quiet and force_download:
+        raise OfflineError(
+            f"{parsed.unpinned} is to be downloaded again, and there must be no network",
+            expected="one of force_download and the cache alone (local_files_only, STEERKIT_OFFLINE, HF_HUB_OFFLINE)",
+        )
     store = Store.default() if cache is None else Store(Path(cache).expanduser().absolute())
-    return _Elsewhere(parsed, store, source_of(parsed.kind, token)).resolved(quiet)
+    return _Elsewhere(parsed, store, source_of(parsed.kind, token)).resolved(quiet, again=force_download)
 
 
 def _on_this_machine(parsed: Ref) -> Resolved:
@@ -183,13 +190,13 @@ class _Elsewhere:
     store: Store
     source: Source
 
-    def resolved(self, quiet: bool) -> Resolved:
-        """From the cache where that is certain to be right, else over the network."""
+    def resolved(self, quiet: bool, *, again: bool = False) -> Resolved:
+        """From the cache where that is certain to be right, else over the network; `again`: that in any case."""
         record = self.store.record(self.ref.key)
         fixed = quiet or (self.ref.is_immutable and self.ref.file)
         digest = self.ref.sha256 or (record.sha256 if record is not None and fixed else None)
         whole = quiet or record is None or record.signature is None or self.store.find(record.signature) is not None
-        if digest is not None and whole and self.store.find(digest) is not None:
+        if not again and digest is not None and whole and self.store.find(digest) is not None:
             if record is not None and record.sha256 == digest and not quiet:
                 record = self._signed_since(record)
             return self._result(digest, record)
@@ -199,10 +206,10 @@ class _Elsewhere:
         check_size(target.size, self.ref.unpinned)
         _check_pin(self.ref, target.sha256)
         key = self._exact(target).key
-        if (digest := self._known(target, key)) is not None:
+        if not again and (digest := self._known(target, key)) is not None:
             return self._noted(target, digest)
         with self.store.work(key) as folder:
-            digest = self._known(target, key)  # another process may have been faster
+            digest = None if again else self._known(target, key)  # another process may have been faster
             return self._noted(target, digest or self._transfer(target, folder), transferred=digest is None)
 
     def _known(self, target: Target, key: str) -> str | None:
