@@ -187,12 +187,13 @@ def _fields(row: Mapping[str, Any], columns: Mapping[str, str | None], *, of_tex
         if target is None:
             continue
         if target not in _FIELDS:
-            close = difflib.get_close_matches(str(target).strip().lower(), _FIELDS, n=1)
-            better = close[0] if close else "text"
+            close = difflib.get_close_matches(str(target).strip().lower(), _FIELDS, n=1, cutoff=0.72)
+            text = () if any(columns.get(name, name) in _PROMPTS for name in row) else ("text",)
+            rename = [f"rename it with columns={{{key!r}: {better!r}}} or " for better in (*close, *text)]
             raise SampleError(
                 f"unknown field {key!r}" + (f", which columns renames to {target!r}" if target != key else ""),
                 expected="one of " + ", ".join(_FIELDS),
-                fix=f"rename it with columns={{{key!r}: {better!r}}} or drop it with columns={{{key!r}: None}}",
+                fix=f"{''.join(rename[:1])}drop it with columns={{{key!r}: None}}",
             )
         if value is None or (of_texts and value == ""):
             continue

@@ -193,6 +193,15 @@ def test_a_column_of_another_name_is_named_with_the_one_it_may_be(name: str, bet
     assert f"columns={{{name!r}: {better!r}}}" in str(caught.value.fix)
 
 
+@pytest.mark.parametrize("name", ["completion", "chosen", "answer"])
+def test_a_column_beside_the_prompt_is_not_taken_for_another_prompt(name: str) -> None:
+    """The data sets of TRL, whose answers are no part of the prompt."""
+    with pytest.raises(SampleError, match="unknown field") as caught:
+        sk.read_samples([{"prompt": "Hi", name: "Hello"}])
+    assert caught.value.fix == f"drop it with columns={{{name!r}: None}}"
+    assert sk.read_samples([{"prompt": "Hi", name: "Hello"}], columns={name: None}) == [sk.Sample("Hi")]
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
