@@ -79,12 +79,12 @@ class PromptQuestions:
         one, two, none = (self._template([("user", _MARK)], count) for count in (1, 2, 0))
         for shorter, longer in ((one, two), (none, one)):
             written = inserted(shorter, longer)
-            if written.strip() and self._without(one, written) == self._without(two, written):
+            known = written.strip() and re.search(numbered(written), one)
+            if known and self._without(one, written) == self._without(two, written):
                 return written
-        found = one.count(self.image_token)
         raise ProcessorError(
-            f"the chat template of this {self._kind} writes {self.image_token!r} {found} times"
-            if found != 1
+            f"the chat template of this {self._kind} writes {self.image_token!r} 0 times"
+            if one == none
             else f"the chat template of this {self._kind} writes several images in another way than one",
             expected="1, once for each image",
             fix="set processor.chat_template to the template of the vision-language model, not of its language model; "
