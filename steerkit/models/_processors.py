@@ -109,9 +109,14 @@ def load_processor(source: str, family: Family, **options: Any) -> Any:
             return transformers.AutoTokenizer.from_pretrained(source, **options)
     named = family.processor_class
     kind: Any = getattr(transformers, named) if named else transformers.AutoProcessor
+    without = not transformers.utils.is_torchvision_available()
+    if without and family.frames is not None:
+        raise ProcessorError(
+            f"the model of {source!r} is shown images as videos, and torchvision is not installed",
+            fix="pip install torchvision, of the release that belongs to the torch that is installed",
+        )
     with loading("processor", source):
-        # a type that is shown its images as videos needs the part
-        if family.frames is None and not transformers.utils.is_torchvision_available():
+        if without:
             found = kind if named else _named(source, options)
             if found is not None and "video_processor" in found.get_attributes():
                 kind = waiving_video(found)

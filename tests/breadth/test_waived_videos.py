@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import ProcessorMixin
 from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 from breadth import configs, pairs, processors, prompts
 from steerkit.errors import ProcessorError
@@ -49,8 +49,7 @@ def _published(name: str, folder: Path) -> Any:
     configs.tiny(name).save_pretrained(folder)
     document = folder / "processor_config.json"
     settings = json.loads(document.read_text())
-    video = VIDEO_PROCESSOR_MAPPING_NAMES.get(name, "Qwen2VLVideoProcessor")
-    video = video["torchvision"] if isinstance(video, dict) else video
+    video = processors.entry(VIDEO_PROCESSOR_MAPPING_NAMES, name) or "Qwen2VLVideoProcessor"
     document.write_text(json.dumps(settings | {"video_processor": {"video_processor_type": video}}))
     return made
 
@@ -70,7 +69,7 @@ def test_the_video_part_is_waived(name: str, tmp_path: Path) -> None:
 
 def test_a_type_that_sees_images_as_videos_names_what_is_missing(tmp_path: Path) -> None:
     _published(SHOWN_AS_VIDEO, tmp_path)
-    with pytest.raises(ProcessorError, match="Torchvision"):
+    with pytest.raises(ProcessorError, match="shown images as videos, and torchvision is not installed"):
         load_processor(str(tmp_path), family_for(SHOWN_AS_VIDEO))
 
 
