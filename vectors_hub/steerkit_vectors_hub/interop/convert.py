@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from steerkit._internal.faults import faults
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import open_regular, replacing
 from steerkit._internal.validation import expect
-from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
+from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, PackFormatError, SteerKitError
 from steerkit.interventions import Intervention
 from steerkit.vectors import Key, PackMetadata, SteeringVector
 from steerkit.vectors.formats.container import MAX_FILE
-from steerkit_vectors_hub.interop.base import REFERENCE, Choice, Foreign, ForeignReader, ForeignWriter, about, malformed
+from steerkit_vectors_hub.interop.base import (
+    REFERENCE,
+    Choice,
+    Foreign,
+    ForeignReader,
+    ForeignWriter,
+    about,
+    malformed,
+)
 from steerkit_vectors_hub.interop.containers import direction, load
 from steerkit_vectors_hub.interop.expressible import directions_to_add
 from steerkit_vectors_hub.interop.facts import ModelFacts
@@ -127,13 +134,14 @@ def assemble(
         ),
         "versions": {"steerkit-vlm": importlib.metadata.version("steerkit-vlm"), "torch": torch.__version__},
     }
+    with refused_as(PackFormatError, "what it says", expected="what a pack can hold", wrong="is impossible"):
+        metadata = PackMetadata.model_validate(document)
     try:
-        return SteeringVector(tensors, PackMetadata.model_validate(document))
+        return SteeringVector(tensors, metadata)
     except NonFiniteError:
         raise
-    except (SteerKitError, ValidationError) as error:
-        problem = faults(error) if isinstance(error, ValidationError) else str(error)
-        raise malformed(problem, "directions that a pack can hold") from error
+    except SteerKitError as error:
+        raise malformed(str(error), "directions that a pack can hold") from error
 
 
 def _chosen(foreign: Foreign, choice: Choice) -> list[int]:
