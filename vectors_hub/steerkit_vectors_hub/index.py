@@ -23,7 +23,7 @@ from steerkit.vectors import Line, Metric, PackMetadata, Sha256, Text, parse_met
 from steerkit.vectors.formats import RawPack, parse_pack
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.errors import IndexFormatError
-from steerkit_vectors_hub.norms import NormSeries, norm_series
+from steerkit_vectors_hub.plots import NormSeries, norm_series
 from steerkit_vectors_hub.resolve import Resolved
 
 MAX_INDEX = 2**26
