@@ -131,6 +131,8 @@ def _submit(
     *args: Any,
     **kwargs: Any,
 ) -> Future[Any]:
+    if any(kind.__name__ == "InterpreterPoolExecutor" for kind in type(pool).__mro__):  # what it is given is pickled
+        return inner(pool, work, *args, **kwargs)
     held, said = [block for block in blocks if block.hold()], _said()
 
     def work_inside() -> Any:

@@ -28,13 +28,18 @@ def runs(frame: FrameType) -> bool:
 
 
 def bodies(frame: FrameType | None) -> list[Body]:
-    """The bodies of generators on the stack, but for those that are context managers."""
+    """The bodies of generators on the stack, but for those that are context managers, or that drive coroutines.
+
+    An event loop may be a generator (trio's is): while that is suspended, the coroutines that it drives wait.
+    """
     found: list[Body] = []
+    driven = False
     while frame is not None:
-        above = frame.f_back
-        if frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+        above, flags = frame.f_back, frame.f_code.co_flags
+        if flags & inspect.CO_ASYNC_GENERATOR or (flags & inspect.CO_GENERATOR and not driven):
             if above is None or str(above.f_globals.get("__name__")) not in _MANAGERS:
                 found.append(Body(frame))
+        driven = driven or bool(flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR))
         frame = above
     return found
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from typing import Any
 
 import pytest
@@ -144,3 +146,38 @@ def test_timers_of_asyncio_itself_keep_no_block_open(asked: Asked) -> None:
         return state(asked.model)
 
     assert asyncio.run(main()) == asked.before
+
+
+@pytest.mark.filterwarnings("ignore::steerkit.engines.blocks.UnsteeredCallWarning")
+def test_a_loop_that_is_a_generator_waits_and_is_not_suspended(asked: Asked) -> None:
+    """As trio's is: while it waits, its tasks' threads go on, which it gives a copy of the task's context."""
+    found: list[str] = []
+    contexts: list[Context] = []
+
+    @types.coroutine
+    def pause() -> Iterator[None]:
+        yield
+
+    async def serve() -> None:
+        with asked.steer():
+            found.append(asked.now())
+            contexts.append(copy_context())
+            await pause()
+            found.append(asked.now())
+
+    def loop(task: Any) -> Iterator[None]:
+        context = Context()
+        try:
+            while True:
+                context.run(task.send, None)
+                yield
+        except StopIteration:
+            return
+
+    running = loop(serve())
+    next(running)
+    assert contexts[0].run(asked.now) == "steered"
+    assert asked.now() == "plain"
+    assert list(running) == []
+    assert found == ["steered", "steered"]
+    assert state(asked.model) == asked.before
