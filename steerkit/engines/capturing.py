@@ -20,8 +20,19 @@ _innermost: ContextVar[object] = ContextVar("steerkit_innermost_capture", defaul
 
 
 def hidden(output: Any) -> Tensor:
-    """The hidden state in a module's output, which some families wrap in a tuple or a list."""
-    return output[0] if isinstance(output, (tuple, list)) else output
+    """The hidden state in a module's output, which some families wrap in a tuple or a list.
+
+    Raises:
+        EngineError: It is wrapped in something else.
+    """
+    h = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(h, Tensor):
+        raise EngineError(
+            f"a module that is steered or read gives a {type(output).__name__}",
+            expected="a tensor, or a tuple or list that begins with one",
+            fix="steer another site, or let the module return its hidden state",
+        )
+    return h
 
 
 def with_hidden(output: Any, h: Tensor) -> Any:
@@ -64,7 +75,7 @@ def capture(
     ran = {layer: _runs_before(layer, site, tower, inputs, architecture) for layer in layers}
     runs = dict.fromkeys(ran.values(), 0)
     owner = threading.get_ident()
-    read = reader(inputs, architecture, tower, pool, site)
+    read = reader(inputs, architecture, tower, pool)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     last = max(runs) if getattr(model, "hf_device_map", None) is None and whole is None else None
 
@@ -115,9 +126,7 @@ def _runs_before(layer: int, site: Site, tower: Tower, inputs: Inputs, architect
     return _runs_before(layer - 1, site, tower, inputs, architecture)
 
 
-def reader(
-    inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool, site: Site
-) -> Callable[[Tensor], Tensor]:
+def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool) -> Callable[[Tensor], Tensor]:
     """What takes the hidden states of a pass to `[batch, hidden]`; see `capture`."""
     if tower == "vision":
         return lambda h: h.flatten(0, -2).float().mean(0, keepdim=True)
@@ -127,7 +136,7 @@ def reader(
         index = last_index(inputs, architecture)
 
         def last(h: Tensor) -> Tensor:
-            h = _one_state(merged(h, architecture), inputs, architecture, site)
+            h = _one_state(merged(h, architecture), inputs, architecture)
             more = 0 if width is None else h.shape[1] - width
             return h[torch.arange(h.shape[0], device=h.device), index.to(h.device) + more]
 
@@ -135,7 +144,7 @@ def reader(
     mask = None if architecture.encoder_decoder else inputs.get("attention_mask")
 
     def mean(h: Tensor) -> Tensor:
-        h = _one_state(merged(h, architecture), inputs, architecture, site)
+        h = _one_state(merged(h, architecture), inputs, architecture)
         real = torch.ones(h.shape[:2], device=h.device)
         if mask is not None:
             real[:, -mask.shape[1] :] = (mask != 0).to(h.device).float()
@@ -144,7 +153,7 @@ def reader(
     return mean
 
 
-def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture, site: Site) -> Tensor:
+def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture) -> Tensor:
     """The state, once it is known to be one for each position of each prompt.
 
     Raises:
@@ -153,11 +162,10 @@ def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture, site: Site
     rows = next(iter(inputs.values())).shape[0]
     told = architecture.marks in ("", "ids") and not architecture.encoder_decoder
     width = inputs["input_ids"].shape[1] if told else None
-    wide = architecture.hidden_size if site == "resid_post" else h.shape[-1]
-    if h.dim() != 3 or tuple(h.shape) != (rows, width or h.shape[1], wide):
+    if h.dim() != 3 or h.shape[0] != rows or h.shape[1] != (width or h.shape[1]):
         raise EngineError(
             f"a module gives a state of shape {tuple(h.shape)} for {rows} prompts",
-            expected=f"({rows}, {width or 'positions'}, {architecture.hidden_size})",
+            expected=f"({rows}, {width or 'positions'}, hidden)",
             fix="read resid_post; or declare `state` in a Family record, where blocks return several streams",
         )
     return h

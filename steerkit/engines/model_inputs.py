@@ -227,14 +227,16 @@ def _codes(code: Any) -> list[Any]:
 
 
 def with_mask(given: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
-    """The arguments of a forward pass with a mask, where padding stands at the ends of its rows and there is none.
+    """The arguments of a forward pass with a mask of two dimensions, where padding stands at the ends of its rows.
 
-    As `generate` does, only where padding has an id of its own: else it can't be told from the end of an answer.
+    Masks of four dimensions, and whatever else says who attends to whom, don't say what is padding. As in `generate`,
+    it is known only where it has an id of its own: else it can't be told from the end of an answer.
     """
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] < 2 or past_length(given):
         return given
-    if given.get("attention_mask") is not None:
+    there = given.get("attention_mask")
+    if isinstance(there, Tensor) and there.dim() == 2:
         return given
     config = getattr(model, "generation_config", None) or getattr(model, "config", None)
     pad = getattr(config, "pad_token_id", None)

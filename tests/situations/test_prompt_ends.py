@@ -262,15 +262,25 @@ def test_the_decoder_of_an_encoder_begins_with_its_start_token(vlm_of: Any) -> N
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_at_the_ends_of_rows_is_known_without_a_mask(qwen3: sk.VLM, side: str) -> None:
+@pytest.mark.parametrize("mask", ["none", "four dimensions"])
+def test_padding_at_the_ends_of_rows_is_known_without_a_mask(qwen3: sk.VLM, side: str, mask: str) -> None:
     inputs, ends = teacher_forced(side, answers=False)
     tensors = directions(qwen3)
-    rows = torch.arange(3)
+    rows, real = torch.arange(3), inputs["attention_mask"].bool()
+    given = {"input_ids": inputs["input_ids"]}
+    if mask == "four dimensions":  # each token attends to itself, and to the real ones before it
+        causal = torch.ones(real.shape[1], real.shape[1]).tril().bool() & real[:, None, :]
+        given["attention_mask"] = (causal | torch.eye(real.shape[1]).bool())[:, None]
     with torch.no_grad(), edited(qwen3.model, "decoder", adds(tensors, lambda p: p == ends[:, None] - 1)):
-        right = qwen3.model(input_ids=inputs["input_ids"]).logits[rows, ends - 1]
-    with torch.no_grad(), sk.steer(qwen3, vector(qwen3, tensors), policy="off"):
-        found = qwen3.model(input_ids=inputs["input_ids"]).logits[rows, ends - 1]
+        right = qwen3.model(**given).logits[rows, ends - 1]
+    with torch.no_grad(), sk.steer(qwen3, vector(qwen3, tensors), policy="off") as receipt:
+        found = qwen3.model(**given).logits[rows, ends - 1]
     torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+    assert receipt.prompt_tokens == 3
+    everything = vector(qwen3, tensors, sk.Intervention(tokens="all"))
+    with torch.no_grad(), sk.steer(qwen3, everything, policy="off") as receipt:
+        qwen3.model(**given)
+    assert receipt.prompt_tokens == int(real.sum())
 
 
 # -- soft prompts ------------------------------------------------------------------------------------------------------
