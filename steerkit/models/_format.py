@@ -13,10 +13,9 @@ from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Inputs
 from steerkit.models._asking import start_token
 from steerkit.models._encoding import batch_of, padded, tensors
-from steerkit.models._questions import Messages, PromptQuestions
+from steerkit.models._questions import Messages, PromptQuestions, numbered
 from steerkit.models._samples import Sample
 from steerkit.models._sizes import image_sizes
-from steerkit.models._written import numbered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,6 +188,7 @@ class PromptFormat(PromptQuestions):
         if any(not len(row) for row in rows):
             raise SampleError(f"the prompt {texts[0]!r} has no tokens", expected="a text")
         self._check_lengths(rows)
+        self._check_open(texts, rows)
         self._check_marked(rows, videos if any(videos) else images)
         filler = self.tokenizer.pad_token_id
         filler = self.tokenizer.eos_token_id if filler is None and not self._sees else filler
@@ -219,6 +219,22 @@ class PromptFormat(PromptQuestions):
                 expected="batch_size=1, or prompts of the same length",
                 fix="batch_size=1",
             )
+
+    def _check_open(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+        """Refuse prompts that end with the token that ends answers, which a tokenizer for training adds to every text.
+
+        Raises:
+            ProcessorError: It is so.
+        """
+        if self._architecture.encoder_decoder or not getattr(self.tokenizer, "add_eos_token", False):
+            return
+        for text, row in zip(texts, rows, strict=True):
+            if int(row[-1]) == self.tokenizer.eos_token_id and not text.endswith(str(self.tokenizer.eos_token)):
+                raise ProcessorError(
+                    f"the tokenizer ends every prompt with {self.tokenizer.eos_token!r}, after which nothing follows",
+                    expected="a prompt that the answer goes on",
+                    fix="tokenizer.add_eos_token = False, which is True for training alone",
+                )
 
     def _check_marked(self, rows: Any, images: Sequence[Sequence[Image.Image]]) -> None:
         """Refuse images that no token stands for, and a text with such a token.

@@ -58,7 +58,7 @@ def open_image(image: ImageLike) -> Image.Image:
         if isinstance(source, Image.Image):
             source.load()
             turned = source.getexif().get(_ORIENTATION, 1) != 1
-            return _upright(source) if turned or source.mode != "RGB" else source
+            return _upright(source) if turned or source.mode != "RGB" or not all(source.size) else source
         data = read_bounded(source, MAX_IMAGE) if isinstance(source, Path) else source
         with Image.open(io.BytesIO(data)) as opened:
             return _upright(opened)
@@ -188,6 +188,8 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
 def _upright(image: Image.Image) -> Image.Image:
     from PIL import ImageOps
 
+    if not all(image.size):
+        raise ValueError(f"it is {image.width} pixels wide and {image.height} high")
     return ImageOps.exif_transpose(image).convert("RGB")
 
 

@@ -148,7 +148,7 @@ class Sample:
 
     def with_template_options(self, options: Mapping[str, Any]) -> Sample:
         """The sample with these options of the chat template, unless it says otherwise itself."""
-        return replace(self, chat_template_kwargs={**options, **self.chat_template_kwargs}) if options else self
+        return replace(self, chat_template_kwargs={**_checked_options(options), **self.chat_template_kwargs})
 
     def template_options(self, template: object) -> dict[str, Any]:
         """`chat_template_kwargs`, once the chat template is known to read them.

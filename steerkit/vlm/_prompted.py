@@ -80,7 +80,7 @@ _routed: ContextVar[Any] = ContextVar("steerkit_routed", default=None)
 
 carry_along(_routed)
 
-_OF_OPTIONS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError)
+_OF_OPTIONS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError, OSError)
 """What wrong options lead to; memory and devices fail by other errors."""
 
 

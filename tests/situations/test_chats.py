@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import steerkit as sk
-from steerkit.errors import OptionError, SampleError
+from steerkit.errors import OptionError, ProcessorError, SampleError
 from steerkit.models import IMAGE
 from steerkit.models._videos import opened_video
 
@@ -322,6 +322,26 @@ def test_options_of_the_template_of_a_call_reach_its_prompts(vlm_of: Callable[[s
     vlm = vlm_of("qwen3_vl")
     with pytest.raises(SampleError, match="sample 0 .*'x'"):
         vlm.generate([sk.Sample("Hi")], max_new_tokens=1, chat_template_kwargs={"x": False})
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3"])
+def test_a_tokenizer_that_ends_every_text_is_refused(family: str) -> None:
+    """As those are saved that were set up for training: what is asked would stand before an answer that has ended."""
+    vlm = sk.wrap(*tiny.build(family))
+    tokenizer = getattr(vlm.processor, "tokenizer", vlm.processor)
+    tokenizer.add_eos_token = True
+    with pytest.raises(ProcessorError, match="ends every prompt") as caught:
+        vlm.generate([sk.Sample("Hi")], max_new_tokens=1)
+    assert "add_eos_token = False" in str(caught.value.fix)
+    tokenizer.add_eos_token = False
+    assert int(vlm.inputs([sk.Sample("Hi")])["input_ids"][0, -1]) != tokenizer.eos_token_id
+    assert len(vlm.generate([sk.Sample("Hi")], max_new_tokens=1)) == 1
+
+
+@pytest.mark.parametrize("options", [3, "enable_thinking", [("enable_thinking",)], {"enable_thinking": object()}])
+def test_options_of_the_template_of_a_call_are_looked_at(vlm_of: Callable[[str], sk.VLM], options: Any) -> None:
+    with pytest.raises(SampleError, match="chat_template_kwargs is"):
+        vlm_of("qwen3_vl").generate([sk.Sample("Hi")], max_new_tokens=1, chat_template_kwargs=options)
 
 
 def clip(seed: int, frames: int = 4) -> np.ndarray:

@@ -250,6 +250,14 @@ ARRAYS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_an_image_without_pixels_is_refused_by_its_size(vlm_of: Any, mode: str, family: str) -> None:
+    sample = sk.Sample("What is this?", (Image.new(mode, (0, 7)),))
+    with pytest.raises(MissingImageError, match="sample 0 .* 0 pixels wide and 7 high"):
+        vlm_of(family).generate([sample], max_new_tokens=1)
+
+
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_whose_meaning_would_be_guessed_are_refused(kind: str, llava: sk.VLM) -> None:
     array, fix = ARRAYS[kind]

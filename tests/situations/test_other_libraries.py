@@ -347,6 +347,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "words that are no tokens": ({"bad_words_ids": [[10**6]]}, "samples 0 to 1: ValueError: The model vocabulary size"),
     "a token beyond the end": ({"forced_eos_token_id": 10**6}, "samples 0 to 1: IndexError"),
     "something else for a list": ({"logits_processor": 5}, "samples 0 to 1: TypeError"),
+    "a loop that is nowhere": ({"custom_generate": str(Path(__file__).parent)}, "samples 0 to 1: OSError"),
     "the name of an assistant": ({"assistant_model": "x"}, "samples 0 to 1: AttributeError"),
 }
 
