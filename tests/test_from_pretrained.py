@@ -6,6 +6,7 @@ import hashlib
 import resource
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -63,6 +64,28 @@ def test_what_peft_and_transformers_take_beside_the_name(hub: LoopbackHub, tmp_p
     assert sk.SteeringVector.from_pretrained(tmp_path / "saved", subfolder="late").digest() == vector(2).digest()
     with pytest.raises(ReferenceFormatError, match="a token is given"):
         sk.SteeringVector.from_pretrained("https://example.org/pack.safetensors", token="hf_secret")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"policy": "loose"}, "policy is 'loose'"),
+        ({"local_files_only": "no"}, "offline is 'no'"),
+        ({"force_download": 1}, "force_download is 1"),
+    ],
+)
+def test_impossible_options_are_refused_before_the_hub_is_asked(hub: LoopbackHub, options: Any, problem: str) -> None:
+    hub.publish("someone/pack", {"steering_vector.safetensors": vector().to_bytes()})
+    with pytest.raises(OptionError, match=problem):
+        sk.SteeringVector.from_pretrained("someone/pack", **options)
+    assert not hub.requests
+
+
+def test_an_empty_folder_name_is_not_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match="empty"):
+        vector().save_pretrained("")
+    assert not list(tmp_path.iterdir())
 
 
 def transfers(hub: LoopbackHub, pack: bytes) -> list[str]:

@@ -101,13 +101,10 @@ def check_anchors(
 
 
 @functools.cache  # importlib.metadata parses a file for each
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # beside vLLM there may be no nnsight, and the hooks measure
-        return None
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)
 
 
 def versions() -> dict[str, str]:
     names = ("steerkit-vlm", "torch", "transformers", "nnsight")
-    return {name: found for name in names if (found := _version(name)) is not None}
+    return {name: _version(name) for name in names}

@@ -197,6 +197,8 @@ class SteeringVector(Algebra):
             FileWriteError: As for `save`.
         """
         expect(PATH, "a folder", folder=folder)
+        if not os.fspath(folder):
+            raise OptionError("the folder is an empty text", expected="a folder, new or old", fix="'.' for this one")
         folder = Path(folder)
         if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 - as in `save`
             raise OptionError(

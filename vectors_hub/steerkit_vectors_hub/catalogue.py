@@ -19,7 +19,7 @@ from markupsafe import Markup
 from steerkit._text import clean
 from steerkit_vectors_hub.charts import svg
 from steerkit_vectors_hub.index import Entry, Index
-from steerkit_vectors_hub.plots import NormSeries, norm_chart
+from steerkit_vectors_hub.norms import NormSeries, chart
 
 _PARTS = Path(__file__).parent / "page"
 
@@ -55,7 +55,7 @@ def _names(entry: Entry) -> str:
 
 def _chart(series: NormSeries) -> Markup:
     label = f"Norm of {series.title} by layer, {series.layers[0]} to {series.layers[-1]}"
-    return Markup(svg(norm_chart(series), label))
+    return Markup(svg(chart(series), label))
 
 
 def _hash(text: str) -> str:

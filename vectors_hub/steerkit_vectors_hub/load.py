@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
-from steerkit._internal.validation import PATH, expect
+from steerkit._internal.validation import PATH, expect, expect_one_of
 from steerkit.policy import Check, Policy, enforce
 from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.errors import UntrustedPackError
@@ -56,6 +57,8 @@ def load_vector(
     expect(bool | str | None, "a token of the Hugging Face hub", token=token)
     expect(PATH | None, "a folder", cache=cache)
     expect(bool, "True or False", force_download=force_download)
+    expect(bool | None, "True, False, or None for what the environment says", offline=offline)
+    expect_one_of(get_args(Policy), policy=policy)
     trust = default_trust() if trust is None else trust
     resolved = resolve(
         os.fsdecode(ref),
