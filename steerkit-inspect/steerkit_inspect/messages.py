@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from inspect_ai.model import (
     ChatMessage,
@@ -19,6 +19,7 @@ from inspect_ai.model import (
 )
 
 from steerkit import Sample
+from steerkit._text import quoted
 from steerkit.errors import OptionError, SampleError
 from steerkit.models import open_image
 
@@ -35,9 +36,10 @@ def sample_of(messages: Sequence[ChatMessage]) -> Sample:
     """A chat as a sample, with its images in their places.
 
     Raises:
-        SampleError: A turn is a tool's, or holds something else than text and images.
+        SampleError: A turn is a tool's, or holds something else than text and images, or the name of an image that
+            this process does not have.
     """
-    return Sample([{"role": _role(each), "content": _parts(each.content)} for each in messages])  # type: ignore[arg-type]
+    return Sample([{"role": _role(each), "content": _parts(each)} for each in messages])  # type: ignore[arg-type]
 
 
 def _role(message: ChatMessage) -> str:
@@ -46,12 +48,17 @@ def _role(message: ChatMessage) -> str:
     return message.role
 
 
-def _parts(content: str | list[Content]) -> str | list[dict[str, str]]:
-    if isinstance(content, str):
-        return content
+def _parts(message: ChatMessage) -> str | list[dict[str, Any]]:
+    if isinstance(message.content, str):
+        return message.content
+    names = (message.metadata or {}).get(NAMES, {})
     parts = []
-    for part in content:
-        if isinstance(part, ContentText):
+    for place, part in enumerate(message.content):
+        if (name := names.get(str(place))) is not None:
+            if name not in _KEPT:
+                raise SampleError(f"an image {quoted(name)} is named", expected="one of a task of this process")
+            parts.append({"type": "image", "image": _KEPT[name]})
+        elif isinstance(part, ContentText):
             parts.append({"type": "text", "text": part.text})
         elif isinstance(part, ContentImage):
             parts.append({"type": "image", "image": part.image})
@@ -60,33 +67,47 @@ def _parts(content: str | list[Content]) -> str | list[dict[str, str]]:
     return parts
 
 
-def messages_of(sample: Sample, pixels: bool = True) -> list[ChatMessage]:
+Shown = Literal["data", "name", "note"]
+
+NAMES, NOTE = "steerkit-images", "[an image, not logged]"
+"""Where a turn's metadata hold the names of its images by their place, and what stands in that place: Inspect passes on
+no image that is not there in full, and logs it."""
+
+_KEPT: dict[str, Any] = {}
+
+
+def messages_of(sample: Sample, images: Shown = "data") -> list[ChatMessage]:
     """A sample as a chat.
 
     Args:
         sample: The sample.
-        pixels: Whether images become `data:` URIs of PNG; if not, a note stands in each one's place.
+        images: What stands in the place of an image: a `data:` URI of a PNG, which Inspect logs unless it is told not
+            to; or a note, with a name by which models of this process find it, or without one.
 
     Raises:
         SampleError: It has options of the chat template, for which messages have no place.
     """
     if sample.chat_template_kwargs:
         raise SampleError("a sample has chat_template_kwargs", expected="none: Inspect's messages can't hold them")
-    images = iter(sample.images)
-    return [
-        _ROLES[turn["role"]](
-            content=[
-                ContentText(text=part["text"]) if part["type"] == "text" else _image(next(images), pixels)
-                for part in turn["content"]
-            ]
-        )
-        for turn in sample.messages(len(sample.images))
-    ]
+    left = iter(sample.images)
+    found = []
+    for turn in sample.messages(len(sample.images)):
+        content: list[Content] = []
+        names: dict[str, str] = {}
+        for place, part in enumerate(turn["content"]):
+            if part["type"] == "text":
+                content.append(ContentText(text=part["text"]))
+                continue
+            image = next(left)
+            content.append(_image(image) if images == "data" else ContentText(text=NOTE))
+            if images == "name":
+                names[str(place)] = name = Sample("image", (image,)).digest()
+                _KEPT[name] = image
+        found.append(_ROLES[turn["role"]](content=content, metadata={NAMES: names} if names else None))
+    return found
 
 
-def _image(image: Any, pixels: bool) -> Content:
-    if not pixels:
-        return ContentText(text="[an image, not logged]")
+def _image(image: Any) -> ContentImage:
     file = io.BytesIO()
     open_image(image).save(file, format="PNG")
     return ContentImage(image="data:image/png;base64," + base64.b64encode(file.getvalue()).decode())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 
 import anyio
+from inspect_ai.hooks import Hooks, TaskStart, hooks
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
+    ContentImage,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -26,6 +29,24 @@ from steerkit_inspect.messages import options_of, sample_of
 
 POLL = 0.02
 """Seconds between looks for an answer: it comes from a thread, and either of Inspect's event loops may wait for it."""
+
+
+@hooks("steerkit-images", "says when a log will hold the images of its prompts")
+class _Images(Hooks):
+    """Inspect decides what its logs hold, without asking a provider, and keeps images unless it is told not to."""
+
+    unsaid = False
+
+    async def on_task_start(self, data: TaskStart) -> None:
+        _Images.unsaid = data.spec.model.startswith("steerkit/") and data.spec.config.log_images is not False
+
+    @staticmethod
+    def look(messages: list[ChatMessage]) -> None:
+        """Say it, once, when the first image of a task comes."""
+        parts = [part for each in messages if not isinstance(each.content, str) for part in each.content]
+        if _Images.unsaid and any(isinstance(each, ContentImage) and each.image[:5] == "data:" for each in parts):
+            _Images.unsaid = False
+            logging.getLogger(__name__).warning("this log holds the images of its prompts: --no-log-images omits them")
 
 
 def _several(given: Any) -> Any:
@@ -102,6 +123,7 @@ class Steerkit(ModelAPI):
         """
         if tools:
             raise OptionError("the provider steerkit has no tools", expected="a task that calls none")
+        _Images.look(input)
         options = options_of(config, self.given.batch_size)
         asked = worker(self.model_name, self.options).ask(
             sample_of(input), self.steering, options, self.given.batch_size

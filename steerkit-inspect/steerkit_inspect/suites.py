@@ -25,6 +25,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 if TYPE_CHECKING:
     from steerkit.evaluation import Answer, Kind, Suite, Verdict
+    from steerkit_inspect.messages import Shown
 
 
 def _suite(path: str, options: dict[str, Any]) -> Suite:
@@ -41,13 +42,15 @@ def _read(asked: str) -> Suite:
 
 
 @task
-def suite(path: str, kind: str = "harmful", count: int | None = None, **options: Any) -> Task:
+def suite(path: str, kind: str = "harmful", count: int | None = None, embed: bool = False, **options: Any) -> Task:
     """The prompts of one kind of a suite.
 
     Args:
         path: A file as `sk.evaluation.load_suite` takes it, or what comes with steerkit, such as `demo/test`.
         kind: harmful, harmless or utility.
         count: The first so many; default: all.
+        embed: Whether the prompts hold their images, as models of other providers need it; Inspect then logs them
+            unless `--no-log-images` is given. Otherwise they and the logs hold names, which `steerkit/...` knows.
         **options: Further ones of `load_suite`, such as `root`.
     """
     from steerkit.errors import OptionError
@@ -56,15 +59,33 @@ def suite(path: str, kind: str = "harmful", count: int | None = None, **options:
     if kind not in KINDS:
         raise OptionError(f"kind is {kind!r}", expected="one of " + ", ".join(KINDS))
     found = _suite(path, options)
-    rows = [_row(found, cast("Kind", kind), case.id) for case in found.cases(cast("Kind", kind))[:count]]
-    return _task(rows, [generate()], path, options, found.max_new_tokens, f"{Path(path).stem}_{kind}")
+    asked = cast("Kind", kind)
+    rows = [_row(found, asked, case.id, "data" if embed else "name") for case in found.cases(asked)[:count]]
+    solvers = [generate()] if embed else [images_by_name(), generate()]
+    return _task(rows, solvers, path, options, found.max_new_tokens, f"{Path(path).stem}_{kind}")
 
 
-def _row(found: Suite, kind: Kind, name: str, pixels: bool = True, **metadata: Any) -> Row:
+@solver
+def images_by_name() -> Solver:
+    """Refuse a model that would take the note in an image's place for the prompt."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        from steerkit.errors import OptionError
+
+        if state.model.api != "steerkit" and any((each.metadata or {}) for each in state.messages):
+            raise OptionError(
+                f"{state.model} can't be shown images by name", expected="steerkit/...", fix="-T embed=true"
+            )
+        return state
+
+    return solve
+
+
+def _row(found: Suite, kind: Kind, name: str, images: Shown, **metadata: Any) -> Row:
     from steerkit_inspect.messages import messages_of
 
     case = found.named[kind, name]
-    messages = messages_of(case.sample, pixels)
+    messages = messages_of(case.sample, images)
     return Row(input=messages, target=case.answer or "", id=name, metadata={"kind": kind, "row": name, **metadata})
 
 
@@ -187,7 +208,7 @@ def export(
         if answer.digest in said:
             metadata["verdict"] = said[answer.digest].model_dump(mode="json")
         key = (answer.condition, answer.strength, answer.images, answer.kind)
-        row = _row(found, answer.kind, answer.row, images, **metadata)
+        row = _row(found, answer.kind, answer.row, "data" if images else "note", **metadata)
         groups.setdefault(key, []).append(row)
     if not groups:
         raise RecordsError("there are no answers", expected="at least one")

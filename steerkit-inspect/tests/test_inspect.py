@@ -163,6 +163,11 @@ def test_system_turns_earlier_answers_and_images_in_their_places_reach_the_model
     )
     assert sample_of(chat).digest() == same.digest()
     assert sample_of(messages_of(same)).digest() == same.digest()
+    assert sample_of(messages_of(same, "name")).digest() == same.digest()
+    named = messages_of(same, "name")
+    named[1].metadata["steerkit-images"] = {"1": "00"}
+    with pytest.raises(SampleError, match="of this process"):
+        sample_of(named)
     task = Task(dataset=MemoryDataset([Sample(input=chat)]), solver=generate(), config=GenerateConfig(max_tokens=12))
     [log] = eval(task, model=STEERED, log_dir=str(tmp_path), display="none")
     assert log.status == "success", log.error
@@ -331,10 +336,36 @@ def test_the_installed_command_finds_the_provider_and_downloads_nothing(tmp_path
     command = ["eval", "steerkit_inspect/suite", "-T", "path=demo/test"]
     command += ["-T", "count=4", "--model", "steerkit/llava", "-M", f"vector={PACK}", "-M", "strength=1"]
     command += ["--display", "plain", "--log-dir", str(tmp_path)]
-    done = run(command, tmp_path, INSPECT_EVAL_LOG_IMAGES="false")
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
     [file] = tmp_path.glob("*.eval")
-    log = read_eval_log(file)
+    log = read_eval_log(file, resolve_attachments=True)
     assert log.status == "success"
     assert "base64," not in log.model_dump_json()
+    assert "log-images" not in done.stderr + done.stdout
+    assert [len(each.messages[0].metadata["steerkit-images"]) for each in log.samples] == [1] * 4
     assert next(each for each in log.results.scores if each.name == "unsafe").metrics["mean"].value == 0
+
+
+@pytest.mark.parametrize("images", [None, False, True])
+def test_a_log_that_holds_images_says_so(images: bool | None, tmp_path: Path) -> None:
+    logs = eval(
+        suite("demo/test", count=2, embed=True),
+        model=STEERED,
+        log_dir=str(tmp_path),
+        display="none",
+        log_images=images,
+    )
+    log = read_eval_log(logs[0].location, resolve_attachments=True)
+    assert ("base64," in log.samples[0].model_dump_json(include={"input", "messages"})) is (images is not False)
+    warned = [each.message.message for each in log.samples[0].events if each.event == "logger"]
+    warned += [each.message.message for each in log.samples[1].events if each.event == "logger"]
+    assert sum("--no-log-images" in each for each in warned) == (images is not False)
+
+
+def test_a_model_that_does_not_know_names_is_refused(tmp_path: Path) -> None:
+    [log] = eval(suite("demo/test", count=1), model="mockllm/model", log_dir=str(tmp_path), display="none")
+    assert log.status == "error"
+    assert "embed=true" in log.error.message
+    [log] = eval(suite("demo/test", count=1, embed=True), model="mockllm/model", log_dir=str(tmp_path), display="none")
+    assert log.status == "success"
