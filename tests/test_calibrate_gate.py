@@ -110,11 +110,8 @@ def test_where_all_thresholds_do_the_same_the_fitted_one_is_kept(demo: VLM, few:
 def test_a_search_goes_on_where_it_was(
     demo: VLM, few: Suite, vectors: list[SteeringVector], found: Calibration, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-
     def stop(what: str) -> None:
-        said.append(what)
-        if "sample" in what or len(said) == 5:
+        if "gates open" in what:
             raise KeyboardInterrupt
 
     options: Any = {"strengths": STRENGTHS, "folder": tmp_path}
@@ -122,7 +119,7 @@ def test_a_search_goes_on_where_it_was(
         calibrate_gate(demo, vectors, few, BUDGETS, progress=stop, **options)
     kept = (tmp_path / "answers.jsonl").read_bytes()
     again = calibrate_gate(demo, vectors, few, BUDGETS, **options)
-    assert kept.count(b"\n") == few.size * 3
+    assert kept.count(b"\n") == few.size
     assert (tmp_path / "answers.jsonl").read_bytes().startswith(kept)
     assert (again.strength, again.unsafe, again.curve) == (found.strength, found.unsafe, found.curve)
     assert again.vector.digest() == found.vector.digest()

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import browsing
 import pytest
+from browsing import playwright
 from hub_support import vector
 
 from steerkit_vectors_hub.catalogue import page
 from steerkit_vectors_hub.index import Entry, entry_of, make_index
 from steerkit_vectors_hub.resolve import resolve
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium on this machine: none of {', '.join(NAMES)}")
-
-EVIL = "</script></title><img src=x onerror=fired()><script>fired()</script>\"' onload='fired()"
-SCREENSHOT = "STEERKIT_SCREENSHOTS"
-"""Environment variable: a folder; the pages are photographed into it."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+EVIL = browsing.MARKUP
+browser, pytestmark = browsing.browser, browsing.needed
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +50,11 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
 
 @pytest.fixture
 def shown(browser: playwright.Browser, entries: list[Entry], tmp_path: Path) -> Iterator[playwright.Page]:
-    """The page, opened; at the end nothing may have been asked of a network, reported or run that is not ours."""
+    """The page, opened."""
     file = tmp_path / "catalogue.html"
     file.write_text(page(make_index(entries, title="Packs", dated=False)), encoding="utf-8")
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    tab = context.new_page()
-    asked: list[str] = []
-    said: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: said.append(dialog.message))
-    context.add_init_script("window.fired = () => { window.harmed = true; }")
-    tab.goto(file.as_uri())
-    yield tab
-    assert tab.evaluate("window.harmed") is None
-    assert asked == [file.as_uri()]
-    assert said == []
-    context.close()
+    with browsing.opened(browser, file.as_uri()) as tab:
+        yield tab
 
 
 def names(tab: playwright.Page) -> list[str]:
@@ -156,8 +128,7 @@ def test_it_fits_and_can_be_read(shown: playwright.Page, scheme: str, width: int
     for what, (ink, ground) in colours.items():
         assert contrast(ink, ground) >= 4.5, f"{what} is {ink} on {ground}"
     assert (luminance(colours["text"][1]) < 0.5) is (scheme == "dark")
-    if folder := os.environ.get(SCREENSHOT):
-        shown.screenshot(path=Path(folder) / f"catalogue-{scheme}-{width}.png", full_page=True)
+    browsing.photographed(shown, f"catalogue-{scheme}-{width}")
 
 
 _COLOURS = """() => {

@@ -250,8 +250,8 @@ def test_compare_measures_every_method(tmp_path: Path, demo: VLM, few: Suite, cm
     assert rows["shiftdc"].unsafe.value <= rows["unsteered"].unsafe.value - 0.4
     assert (rows["shiftdc"].anchors, rows["actadd"].anchors, rows["pack"].anchors) == (40, 2, 0)
     assert rows["pack"].fit_seconds is None
-    assert [done for _, done, _ in told] == list(range(len(told)))
-    assert told[-1][1] == told[-1][2]
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1] == ("done", *[2 + few.size * (1 + 3 * 2) + 4] * 2)
     again = sk.evaluate(demo, few, cmrm)
     assert (rows["pack"].unsafe, rows["pack"].fluency) == (again.unsafe, again.fluency)
     document = json.loads(json.dumps(found.as_json()))
@@ -356,9 +356,10 @@ def test_an_entry_that_fails_becomes_a_row_and_the_others_go_on(demo: VLM, cmrm:
         ("late", 1.0),
         ("late", 2.0),
     ]
-    assert [total for *_, total in told] == [10] * len(told)
+    total = 1 + 6 * (1 + 4 * 2) + 5  # a fit, answers, rows
+    assert {each for *_, each in told} == {total}
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert told[-1] == ("done", 10, 10)
+    assert told[-1] == ("done", total, total)
     document = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert [document["rows"][1]["unsafe"][name] for name in ("value", "low", "high")] == [None] * 3
     assert document["rows"][1]["error"] == "RuntimeError: out of memory"
@@ -454,6 +455,25 @@ def test_the_choice_and_the_curve_travel_in_the_pack(tmp_path: Path, calibrated:
     assert record.curve == calibrated.curve
     assert "kl at most 0.5" in record.chosen_by
     assert [point.strength for point in record.curve] == sorted({point.strength for point in record.curve})
+
+
+def test_a_calibration_that_is_stopped_goes_on_where_it_was(
+    demo: VLM, few: Suite, cmrm: sk.SteeringVector, calibrated: Calibration, tmp_path: Path
+) -> None:
+    def stop(what: str) -> None:
+        said.append(what)
+        if len([each for each in said if "unsafe" in each]) == 3:
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    options: Any = {"maximum": MAXIMUM, "tolerance": TOLERANCE, "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        sk.calibrate(demo, cmrm, few, BUDGET, progress=stop, **options)
+    kept = (tmp_path / "answers.jsonl").read_bytes()
+    assert kept.count(b"\n") == 2 * len(few.harmful)
+    found = sk.calibrate(demo, cmrm, few, BUDGET, **options)
+    assert (found.strength, found.curve) == (calibrated.strength, calibrated.curve)
+    assert (tmp_path / "answers.jsonl").read_bytes().startswith(kept)
 
 
 @pytest.mark.parametrize("kind", ["over_refusal", "utility_loss"])
@@ -733,9 +753,9 @@ def test_compare_command_keeps_what_is_finished(
     out = tmp_path / "out"
     arguments = ["compare", "llava", *TOY, "--method", "cmrm", "--count", "2", "-o", str(out)]
     arguments += [text for pack in packs for text in ("--vector", pack)]
-    real, calls = comparison.evaluate, [0]
+    real, calls = comparison.outcomes, [0]
 
-    def evaluate(*given: Any, **options: Any) -> Any:
+    def outcomes(*given: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == 3:
             raise RuntimeError("out of memory")
@@ -743,7 +763,7 @@ def test_compare_command_keeps_what_is_finished(
             raise KeyboardInterrupt
         return real(*given, **options)
 
-    monkeypatch.setattr(comparison, "evaluate", evaluate)
+    monkeypatch.setattr(comparison, "outcomes", outcomes)
     stopped = CliRunner().invoke(app, arguments)
     assert stopped.exit_code == 130
     for row in ("unsteered", "cmrm", "one failed: RuntimeError: out of memory", "two"):
@@ -767,7 +787,7 @@ def test_compare_command_keeps_what_is_finished(
 def test_compare_command_checks_its_output_before_the_run(
     tmp_path: Path, cmrm: sk.SteeringVector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "evaluate", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(comparison, "generate", lambda *_, **__: pytest.fail("it ran"))
     arguments = ["compare", "llava", *TOY, "--vector", str(cmrm.save(tmp_path / "one.safetensors")), "--method", "cmrm"]
     arguments += ["--sweep", "2", "-o"]
     (tmp_path / "file").write_text("")

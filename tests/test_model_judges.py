@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 import steerkit as sk
+from steerkit.cli.app import app
 from steerkit.errors import JudgeError, OptionError
 from steerkit.evaluation import (
     LLAMA_GUARD,
@@ -154,6 +157,24 @@ def test_a_judge_that_refuses_to_judge_leaves_the_answer_unjudged(server: Server
     refusal = "I'm sorry, but I can't assist with that."
     server.script = [(200, {}, completion(refusal))]
     assert judge_at(server).judge(CASE, "So.") == Judgement(raw=refusal)
+
+
+def test_what_an_endpoint_said_before_it_went_away_is_not_asked_again(server: Server, tmp_path: Path) -> None:
+    labels, kept = tmp_path / "labels.csv", tmp_path / "verdicts.jsonl"
+    labels.write_text("request,answer,harmful\n" + "".join(f"How?,Step {n}.,yes\n" for n in range(12)))
+    command = ["judge-check", str(labels), "--judge-url", server.url, "--judge-model", "some-model", "-o", str(kept)]
+    server.script = [*["good"] * 4, (401, {}, b"")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "judge" in result.stderr
+    assert len(server.asked) == 4 + 5
+    server.script, server.asked = ["good"], []
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert len(server.asked) == 12 - 4
+    [row] = json.loads(result.stdout)["rows"]
+    assert (row["part"], row["kappa"]["n"], row["kappa"]["unjudged"]) == ("harmful", 12, 0)
+    for wrong in (command[:4], [*command, "--refusal", "no"]):
+        assert CliRunner().invoke(app, wrong).exit_code == 1
 
 
 def test_the_endpoint_is_asked_what_the_format_says(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

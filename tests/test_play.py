@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+import browsing
 import pytest
+from browsing import playwright
 
 import steerkit as sk
 from steerkit.demo import SUITES, model_path
@@ -22,68 +25,55 @@ from steerkit.evaluation import load_suite
 
 if find_spec("gradio") is None:
     pytest.skip("gradio is not installed: pip install 'steerkit-vlm[play]'", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium on this machine: none of {', '.join(NAMES)}")
-
-EVIL = "<img src=x onerror=fired()><script>fired()</script>"
+EVIL = browsing.MARKUP
 CASE = load_suite(SUITES["test"]).harmful[0]
+browser, pytestmark = browsing.browser, browsing.needed
+
+
+@contextmanager
+def served(folder: Path, *options: str, **environment: str) -> Iterator[str]:
+    """Where `steerkit play` serves its page."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "steerkit", "play", "--no-browser", "--port", str(port), *options]
+    file = folder / "log.txt"
+    with file.open("w") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
+    url = f"http://127.0.0.1:{port}/"
+    for _ in range(600):
+        assert running.poll() is None, file.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            break
+        except urllib.error.HTTPError:
+            break
+        except OSError:
+            time.sleep(0.2)
+    try:
+        yield url
+    finally:
+        running.terminate()
+        running.wait()
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where `steerkit play`, without a word about a model, serves its page."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "steerkit", "play", "--no-browser", "--port", str(port)]
-    file = tmp_path_factory.mktemp("play") / "log.txt"
-    with file.open("w") as log:
-        served = subprocess.Popen(command, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/"
-    for _ in range(600):
-        assert served.poll() is None, file.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            break
-        except OSError:
-            time.sleep(0.2)
-    yield url
-    served.terminate()
-    served.wait()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    """The page of the command without a word about a model."""
+    with served(tmp_path_factory.mktemp("play")) as url:
+        yield url
 
 
 @pytest.fixture
 def tab(browser: playwright.Browser, address: str, request: pytest.FixtureRequest) -> Iterator[playwright.Page]:
-    """The page, opened; at the end nothing may have been asked of another host, or run that is not ours."""
-    context = browser.new_context(viewport={"width": getattr(request, "param", 1280), "height": 900})
-    context.add_init_script("window.fired = () => { window.harmed = true; }")
-    shown = context.new_page()
-    asked: list[str] = []
-    failed: list[str] = []
-    shown.on("request", lambda each: asked.append(each.url))
-    shown.on("pageerror", lambda error: failed.append(str(error)))
-    shown.goto(address)
-    shown.get_by_role("button", name="Answer").wait_for()
-    yield shown
-    if folder := os.environ.get("STEERKIT_SCREENSHOTS"):
-        name = re.sub(r"\W+", "-", request.node.name)
-        shown.screenshot(path=str(Path(folder) / f"play-{name}.png"), full_page=True)
-    assert not shown.evaluate("window.harmed")
-    elsewhere = [url for url in asked if not url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))]
-    assert elsewhere == []
-    assert failed == []
-    context.close()
+    """The page, opened."""
+    size = {"width": getattr(request, "param", 1280), "height": 900}
+    ours = (address, address.replace("http", "ws"))
+    with browsing.opened(browser, address, ours=ours, silent=False, viewport=size) as shown:
+        shown.get_by_role("button", name="Answer").wait_for()
+        yield shown
+        browsing.photographed(shown, "play-" + re.sub(r"\W+", "-", request.node.name))
 
 
 def answered(tab: playwright.Page) -> tuple[str, str]:
@@ -169,3 +159,71 @@ def test_a_pack_that_is_markup_is_shown_as_text(tab: playwright.Page, tmp_path: 
     assert tab.locator(".checks img, .checks script").count() == 0
     tab.get_by_role("button", name="Answer").click()
     playwright.expect(tab.get_by_label("Receipt")).to_have_value(re.compile("<img"), timeout=60_000)
+
+
+LONG = 512
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A pack that keeps the demo model from ever ending its answer, and what it answers in so many tokens."""
+    vlm = sk.load(model_path("llava"))
+    vector = sk.load_vector("cmrm-llava-demo")
+    parts = [each.model_copy(update={"phase": "both", "tokens": "all"}).model_dump() for each in vector.interventions]
+    for dose in (4.0, -4.0, 16.0, -16.0, 64.0):
+        pack = vector.with_metadata(interventions=tuple(parts)) * dose
+        with sk.steer(vlm, pack, strength=1, policy="off"):
+            [answer] = vlm.answers([CASE.sample], max_new_tokens=LONG, do_sample=False)
+        if not answer.ended:
+            return pack.save(tmp_path_factory.mktemp("endless") / "endless.safetensors"), answer.text
+    raise AssertionError("every dose ends")
+
+
+def test_answers_stream_and_stop_when_told(
+    browser: playwright.Browser, endless: tuple[Path, str], tmp_path: Path
+) -> None:
+    pack, whole = endless
+    with served(tmp_path, "--vector", str(pack), "--policy", "off") as url:
+        ours = (url, url.replace("http", "ws"))
+        with browsing.opened(browser, url, ours=ours, silent=False) as tab:
+            tab.get_by_label("Longest answer").first.fill(str(LONG))
+            tab.get_by_label("Longest answer").first.press("Tab")
+            steered = tab.get_by_label("Steered", exact=True)
+            tab.get_by_role("button", name="Answer").click()
+            playwright.expect(steered).not_to_have_value("", timeout=60_000)
+            first = steered.input_value()
+            tab.get_by_role("button", name="Stop").focus()
+            tab.keyboard.press("Enter")
+            playwright.expect(tab.get_by_label("Receipt")).to_have_value("Stopped.", timeout=60_000)
+            tab.wait_for_timeout(1000)
+            left = steered.input_value()
+            tab.wait_for_timeout(1000)
+            assert steered.input_value() == left
+            assert left.startswith(first)
+            assert whole.startswith(left)
+            assert len(left) < len(whole)
+            plain = tab.get_by_label("Unsteered").input_value()
+            assert CASE.answer in plain
+            tab.get_by_label("Pack").fill("cmrm-llava-demo")
+            tab.get_by_role("button", name="Answer").click()  # the page goes on
+            assert answered(tab)[0] == plain
+
+
+def test_a_password_keeps_others_out(browser: playwright.Browser, tmp_path: Path) -> None:
+    word = "köln <b>1</b>"
+    with served(tmp_path, "--password", STEERKIT_PLAY_PASSWORD=word) as url:
+        for path in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(url + path, timeout=5)
+        ours = (url, url.replace("http", "ws"))
+        with browsing.opened(browser, url, ours=ours, silent=False) as tab:
+            button = tab.get_by_role("button", name="Login")
+            for given in ("wrong", word):
+                assert tab.get_by_role("button", name="Answer").count() == 0
+                tab.get_by_label("username").fill("steerkit")
+                tab.get_by_label("password").fill(given)
+                button.click()
+                tab.wait_for_timeout(1000)
+            tab.get_by_role("button", name="Answer").click()
+            answered(tab)
+    assert word not in (tmp_path / "log.txt").read_text()

@@ -363,6 +363,36 @@ def test_questions_with_a_reference_are_the_judges_that_compare(demo: VLM) -> No
         sk.evaluation.judge(few, mixed, judge=judge)
 
 
+def test_suites_of_questions_stand_beside_those_of_requests(demo: VLM, tmp_path: Path) -> None:
+    whole = load_suite(SUITES["test"]).first(10)
+    requests = replace(whole, utility=(), name="requests")
+    questions = replace(whole, harmful=(), harmless=(), name="questions", utility=whole.utility[:5])
+    compared = tuple(replace(case, parser="reference", answer="a dog") for case in whole.utility[5:])
+    references = replace(questions, utility=compared, name="references")
+    judges = [whole.judge, Comparing([])]
+    options: dict[str, Any] = {"alphas": (1.0,), "layers": {}, "folder": tmp_path, "judges": judges}
+    found = sk.evaluation.study(demo, [questions, requests, references], **options)
+    cells = {
+        suite.name: [cell for cell in found.cells if cell.stage == "test" and cell.suite.startswith(suite.name)]
+        for suite in (requests, questions, references)
+    }
+    assert {len(each) for each in cells.values()} == {5}
+    assert {cell.anchors for each in cells.values() for cell in each} == {"", "requests"}
+    for name, kinds in (("requests", (6, 0, 0)), ("questions", (0, 4, 0)), ("references", (0, 4, 4))):
+        for cell in cells[name]:
+            assert tuple(cell.figures[each].n for each in ("unsafe", "utility", "relative")) == kinds
+    for cell in cells["references"]:
+        assert cell.figures["relative"].value == pytest.approx(2 / 3)
+        assert cell.figures["utility"].unjudged == 4
+    assert not [cell for cell in found.cells if cell.stage == "transfer"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<title>references, test: score of answers over that of their references") == 1
+    assert "questions, test: score" not in page
+    assert "9 6\nbecause" in page
+    with pytest.raises(EmptyAnchorSetError, match="'questions'.*: no harmful prompts"):
+        sk.evaluation.study(demo, [questions], folder=tmp_path / "none")
+
+
 def test_a_baseline_stands_beside_them_and_loads_when_it_is_asked(demo: VLM, tmp_path: Path) -> None:
     loaded: list[str] = []
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import browsing
 import pytest
 import torch
+from browsing import MARKUP, playwright
 
 import steerkit as sk
 from steerkit.demo import SUITES, anchors, model_path
 from steerkit.evaluation import Case, Judgement, PhraseJudge, load_suite
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium on this machine: none of {', '.join(NAMES)}")
-
-MARKUP = "</pre></script><img src=x onerror=fired()><script>fired()</script>\"' onload='fired()"
-EVIL = MARKUP + " \x1b]0;taken\x07\u202egnp.exe"
-SCREENSHOT = "STEERKIT_SCREENSHOTS"
-"""Environment variable: a folder; the pages are photographed into it."""
+EVIL = MARKUP + " \x1b]0;taken\x07\u202egnp.exe\x00\u2028\x85 \u05d0\u05d1 \u0430" + "\u0301" * 40
+HUGE = "so " * 200_000 + "x" * 400_000
+browser, pytestmark = browsing.browser, browsing.needed
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,10 @@ class Hostile:
 
     def judge(self, case: Case, answer: str) -> Judgement:
         return Judgement(refused="cannot" not in answer, harmful=False, garbled=False, raw=EVIL)
+
+
+def _more(answer: sk.evaluation.Answer) -> str:
+    return HUGE if (answer.kind, answer.condition) == ("utility", "image") else EVIL
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +50,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def answering(*work: Any) -> Iterator[list[sk.evaluation.Answer]]:
         for batch in sk.evaluation.answered(*work):
-            yield [each.model_copy(update={"answer": f"{each.answer} {EVIL}"}) for each in batch]
+            yield [each.model_copy(update={"answer": f"{each.answer} {_more(each)}"}) for each in batch]
 
     options = {"alphas": (1.0,), "layers": {}, "judges": [PhraseJudge(), Hostile()]}
     sk.evaluation.study(vlm, [test], [anchors(2)], [dev], folder=folder, answering=answering, **options)  # type: ignore[arg-type]
     return folder / "report.html"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def shown(browser: playwright.Browser, report: Path) -> Iterator[playwright.Page]:
-    """The page, opened; at the end nothing may have been asked of a network, reported or run that is not ours."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    tab = context.new_page()
-    asked: list[str] = []
-    said: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: said.append(dialog.message))
-    context.add_init_script("window.fired = () => { window.harmed = true; }")
-    tab.goto(report.as_uri())
-    yield tab
-    assert tab.evaluate("window.harmed") is None
-    assert asked == [report.as_uri()]
-    assert said == []
-    context.close()
+    """The page, opened."""
+    with browsing.opened(browser, report.as_uri()) as tab:
+        yield tab
 
 
 def test_what_was_said_is_text(shown: playwright.Page) -> None:
@@ -95,6 +71,7 @@ def test_what_was_said_is_text(shown: playwright.Page) -> None:
     assert "<img src=x onerror=fired()>" in text
     assert "\\u202egnp.exe" in text
     assert "\\x1b]0;taken\\x07" in text
+    assert "x" * 400_000 in text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", text)
 
 
@@ -152,10 +129,7 @@ def test_every_figure_has_its_interval_and_number(shown: playwright.Page) -> Non
 
 @pytest.mark.parametrize(("name", "width", "scheme"), [("wide", 1200, "light"), ("narrow", 360, "dark")])
 def test_it_fits_the_screen(browser: playwright.Browser, report: Path, name: str, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
-    tab = context.new_page()
-    tab.goto(report.as_uri())
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    if SCREENSHOT in os.environ:
-        tab.screenshot(path=Path(os.environ[SCREENSHOT]) / f"study-{name}.png", full_page=True)
-    context.close()
+    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    with browsing.opened(browser, report.as_uri(), **options) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        browsing.photographed(tab, f"study-{name}")

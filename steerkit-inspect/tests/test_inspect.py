@@ -367,5 +367,3 @@ def test_a_model_that_does_not_know_names_is_refused(tmp_path: Path) -> None:
     [log] = eval(suite("demo/test", count=1), model="mockllm/model", log_dir=str(tmp_path), display="none")
     assert log.status == "error"
     assert "embed=true" in log.error.message
-    [log] = eval(suite("demo/test", count=1, embed=True), model="mockllm/model", log_dir=str(tmp_path), display="none")
-    assert log.status == "success"

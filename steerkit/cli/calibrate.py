@@ -28,6 +28,7 @@ def calibrate(
     equal_kl: float | None = None,
     maximum: float | None = None,
     tolerance: float | None = None,
+    answers: Path | None = None,
     prompts: opt.Prompts,
     policy: Policy = "strict",
     loading: opt.Loading,
@@ -50,6 +51,7 @@ def calibrate(
         equal_kl (KL): Instead: the strength at which each pack costs this KL, in nats.
         maximum: The largest strength to consider. Default: 4; with --equal-kl, 16.
         tolerance: How finely. Default: 0.05; with --equal-kl, 0.01.
+        answers (FOLDER): Keep answers and verdicts there: a calibration that was interrupted goes on where it was.
         prompts: The suite of prompts.
         policy: strict: a failed check is an error. warn: it is a warning. off: checks are not enforced.
         loading: How the model is loaded.
@@ -69,7 +71,10 @@ def calibrate(
         raise OptionError(f"{len(budget or ())} budgets", expected="one", fix="--gate keeps several")
     if equal_kl is not None:
         judged = {"--refusal": prompts.refusal, "--max-new-tokens": prompts.max_new_tokens}
-        opt.refuse({"--budget": budget, "--per-layer": per_layer, **judged}, "--equal-kl: the dose alone decides")
+        opt.refuse(
+            {"--budget": budget, "--per-layer": per_layer, "--answers": answers, **judged},
+            "--equal-kl: the dose alone decides",
+        )
         opt.refuse_repeated([pack.name for pack in packs])
     targets = [output] if equal_kl is None else [output / pack.name for pack in packs]
     for target in targets:
@@ -84,6 +89,7 @@ def calibrate(
     suite = prompts.suite()
     vlm = load_model(model, loading.given())
     if equal_kl is None:
+        options["folder"] = answers
         if gate is not None:
             found = sk.evaluation.calibrate_gate(vlm, vectors, suite, budgets, strengths=strengths, **options)
         else:

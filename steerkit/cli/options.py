@@ -183,6 +183,17 @@ def answering(ray: bool, model: str, loading: dict[str, Any]) -> Iterator[Answer
         yield found
 
 
+def endpoint(url: str | None, model: str | None) -> sk.evaluation.EndpointJudge | None:
+    """The judge behind an endpoint, or None where none is named.
+
+    Raises:
+        OptionError: One of the two is missing, or the url is impossible.
+    """
+    if (url is None) != (model is None):
+        raise OptionError("one of --judge-url and --judge-model is given", expected="both, or neither")
+    return None if url is None or model is None else sk.evaluation.EndpointJudge(url, model)
+
+
 def present(**options: Any) -> dict[str, Any]:
     """Those that were given: the others keep the defaults of the library."""
     return {name: value for name, value in options.items() if value is not None}

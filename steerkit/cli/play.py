@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from getpass import getpass
+from ipaddress import ip_address
+
 from steerkit.cli import console, options as opt
-from steerkit.errors import PluginError
+from steerkit.errors import OptionError, PluginError
 from steerkit.policy import Policy
 
 
@@ -15,6 +19,7 @@ def play(
     host: str = "127.0.0.1",
     port: int = 7860,
     browser: bool = True,
+    password: bool = False,
     loading: opt.Loading,
 ) -> None:
     """Try a model and a pack on a local page, unsteered and steered side by side.
@@ -28,6 +33,8 @@ def play(
         host: Where to listen. Whoever reaches it can load any model and pack that you can.
         port: Where to listen.
         browser: Open the page in a browser.
+        password: Let in who signs in as "steerkit" with the password that is asked for here, or that the environment
+            variable STEERKIT_PLAY_PASSWORD holds.
         loading: How the model is loaded.
     """
     try:
@@ -36,6 +43,9 @@ def play(
         raise PluginError(
             f"the page needs gradio ({error})", expected="the extra `play`", fix="pip install 'steerkit-vlm[play]'"
         ) from error
+    word = _password() if password else None
+    if word is None and not _is_own(host):
+        console.say(f"whoever reaches {host} can load any model, pack and image that you can: --password lets in fewer")
     from steerkit.cli.loading import import_libraries, load_model
 
     import_libraries()
@@ -47,4 +57,22 @@ def play(
     given = loading.given()
     session = Session(lambda source: load_model(source, given), policy)
     session.load(model)
-    serve(page(session, vector), host, port, browser, console.say)
+    serve(page(session, vector), host, port, browser, word, console.say)
+
+
+def _password() -> str:
+    try:
+        word = os.environ.get("STEERKIT_PLAY_PASSWORD") or getpass("Password of the page: ")
+    except EOFError:
+        word = ""
+    if not word:
+        raise OptionError("the password is empty", expected="one to sign in with", fix="STEERKIT_PLAY_PASSWORD=...")
+    return word
+
+
+def _is_own(host: str) -> bool:
+    """Whether an address is reached from this machine alone; a name that is not known to be counts as reached."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -6,8 +6,8 @@ Whatever comes from a model or a pack is shown as the value of a text box, or es
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from html import escape
 from threading import Event, Lock, Thread
 from typing import Any
@@ -73,7 +73,7 @@ class Session:
 
     def answers(
         self, source: str, ref: str, image: Image.Image | None, prompt: str, strength: float, length: float
-    ) -> Iterator[tuple[str, str, Any]]:
+    ) -> Generator[tuple[str, str, Any], None, None]:
         """What there is so far of the answer, unsteered and steered, and at the end the receipt."""
         vlm, vector = self.load(source), self.pack(ref)
         if not prompt.strip():
@@ -167,18 +167,29 @@ def page(session: Session, vector: str) -> gr.Blocks:
                 layers = gr.HTML(_layers(None), label="Effect by layer")
                 checks = gr.HTML(_checks(()), label="Checks of the pack")
 
-        def answered(*given: Any) -> Iterator[tuple[str, str, str, str, str]]:
-            before, after = "", ""
+        stopped: set[Any] = set()
+        """The tabs in which Stop was pressed: an answer that gradio itself cancelled could overwrite what is said."""
+
+        def answered(request: gr.Request, *given: Any) -> Iterator[tuple[str, str, str, str, str]]:
+            before, after, tab = "", "", request.session_hash
+            stopped.discard(tab)
             yield "", "", "Answering ...", _layers(None), _checks(())
             try:
-                for before, after, receipt in session.answers(*given):
-                    found = () if receipt is None else receipt.checks
-                    said = "Answering ..." if receipt is None else str(receipt)
-                    yield before, after, said, _layers(receipt), _checks(found)
+                with closing(session.answers(*given)) as made:
+                    for before, after, receipt in made:
+                        if tab in stopped:
+                            yield before, after, "Stopped.", _layers(None), _checks(())
+                            return
+                        found = () if receipt is None else receipt.checks
+                        said = "Answering ..." if receipt is None else str(receipt)
+                        yield before, after, said, _layers(receipt), _checks(found)
                 if not given[1].strip():
                     yield before, "", "No pack is named: nothing was steered.", _layers(None), _checks(())
             except SteerKitError as error:
                 yield before, after, str(error), _layers(None), _checks(())
+
+        def halt(request: gr.Request) -> None:
+            stopped.add(request.session_hash)
 
         def checked(source: str, pack: str, strength: float) -> tuple[str, str]:
             try:
@@ -188,13 +199,16 @@ def page(session: Session, vector: str) -> gr.Blocks:
 
         given = [model, ref, image, prompt, dose, length]
         shown = [plain, steered, status, layers, checks]
-        events = [answer.click(answered, given, shown), prompt.submit(answered, given, shown)]
-        stop.click(lambda: "Stopped.", None, status, cancels=events)
+        for asked in (answer.click, prompt.submit):
+            asked(answered, given, shown)
+        stop.click(halt, None, None, queue=False)
         check.click(checked, [model, ref, dose], [status, checks])
     return app
 
 
-def serve(app: gr.Blocks, host: str, port: int, browser: bool, say: Callable[[str], None]) -> None:
+def serve(
+    app: gr.Blocks, host: str, port: int, browser: bool, password: str | None, say: Callable[[str], None]
+) -> None:
     """Serve the page until Ctrl-C; fonts are the system's, since gradio's are fetched from elsewhere.
 
     Raises:
@@ -212,6 +226,7 @@ def serve(app: gr.Blocks, host: str, port: int, browser: bool, say: Callable[[st
             theme=theme,
             css=CSS,
             max_file_size="64mb",
+            auth=None if password is None else [("steerkit", password)],
             prevent_thread_lock=True,
         )
     except OSError as error:

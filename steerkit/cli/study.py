@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,9 @@ from steerkit._text import one_line
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result
 from steerkit.cli.console import say, table
-from steerkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Estimate, Study, Suite
+    from steerkit.evaluation import Estimate, Judge, Study, Suite
 
 
 def study(
@@ -43,14 +43,16 @@ def study(
 
     Args:
         model: Repository id or folder of the model, or the name of a demo model.
-        suites (SUITE): What is tested: a file, demo/test, or a data set as NAME=FOLDER or NAME/PART=FOLDER.
+        suites (SUITE): What is tested: a file, demo/test, or a data set as NAME=FOLDER, NAME/PART=FOLDER or
+            NAME/PART=FOLDER,IMAGES where its images are elsewhere.
         anchors: Anchors for all suites, or one file for each. Default: a fifth of each suite.
         dev (SUITE): Prompts to choose on, for all suites, or for each. Default: a fifth of each suite.
         output: Folder of the study.
         baseline (MODEL): Another checkpoint to compare with, such as a tuned one.
         set_ (KEY=VALUE): An option of CMRM, at both levels.
         alphas: The strengths to try, with commas.
-        judge_url (URL): An OpenAI-compatible endpoint to judge requests, in place of the suites' judges.
+        judge_url (URL): An OpenAI-compatible endpoint to judge requests, in place of the suites' judges, and to score
+            answers that have a reference.
         judge_model (NAME): The model's name there; the key is read from OPENAI_API_KEY.
         count: Only the first prompts of each kind, as many.
         max_new_tokens: Length of the answers. Default: that of the file, or 64.
@@ -63,19 +65,20 @@ def study(
     from steerkit.cli.progress import progress
 
     strengths, options = opt.numbers(alphas, "--alphas", float), opt.settings(set_)
-    if (judge_url is None) != (judge_model is None):
-        raise OptionError("one of --judge-url and --judge-model is given", expected="both, or neither")
     import_libraries()
     import steerkit as sk
     from steerkit.demo import bundled
-    from steerkit.evaluation import EndpointJudge, PhraseJudge
+    from steerkit.evaluation import LLAVA_BENCH, PhraseJudge
 
     methods = {f"{level} level": sk.CMRM(**{"level": level, **options}) for level in ("dataset", "sample")}
     tested, tried = ([_suite(each, count, max_new_tokens) for each in given or ()] for given in (suites, dev))
     samples = [opt.SampleFile().read(Path(bundled(str(each)))) for each in anchors or ()]
     own = {each.judge.identity: each.judge for each in (*tested, *tried)}
-    judges = [EndpointJudge(judge_url, judge_model)] if judge_url and judge_model else []
+    judge = opt.endpoint(judge_url, judge_model)
+    judges: list[Judge] = [] if judge is None else [judge]
     judges += list(own.values()) if len(own) == 1 else [PhraseJudge()] if judges else []
+    if judge is not None and any(case.parser == "reference" for each in tested for case in each.utility):
+        judges.append(replace(judge, format=LLAVA_BENCH))
     given = loading.given()
     vlm = load_model(model, given)
     try:
@@ -109,21 +112,26 @@ def _suite(text: str, count: int | None, max_new_tokens: int | None) -> Suite:
 
     name, equals, root = text.partition("=")
     data, _, part = name.partition("/")
-    given: dict[str, Any] = {"root": root, "part": part or None} if equals and data in DATASETS else {}
+    given: dict[str, Any] = {}
+    if equals and data in DATASETS:
+        folder, _, images = (root, "", "") if Path(root).exists() else root.partition(",")
+        given = {"root": folder, "part": part or None, "images": images or None}
     suite = load_suite(data if given else bundled(text), max_new_tokens=max_new_tokens, **given)
     return suite if count is None else suite.first(count)
 
 
 def _tables(found: Study) -> Iterator[Any]:
     """A table for each suite; the comparisons are in the files."""
-    names = ("unsafe", "not_safe", "over_refusal", "utility")
+    shown = {"unsafe": "unsafe %", "not_safe": "not safe %", "over_refusal": "over-refusal %", "utility": "utility %"}
+    shown["relative"] = "of the references' score %"
     tested = [cell for cell in found.cells if cell.stage == "test"]
     for suite in dict.fromkeys(cell.suite for cell in tested):
         mine = [cell for cell in tested if cell.suite == suite]
+        names = [name for name in shown if any(cell.figures[name].n for cell in mine)]
         rows = [
             (c.method or c.condition, f"{c.strength:g}", *(_shown(c.figures[name]) for name in names)) for c in mine
         ]
-        heads = ("", "strength", "unsafe %", "not safe %", "over-refusal %", "utility %")
+        heads = ("", "strength", *(shown[name] for name in names))
         yield table(heads, rows, title=f"{one_line(suite)}, frozen by {found.digest[:12]}")
 
 

@@ -15,7 +15,7 @@ from steerkit._text import one_line, quoted
 from steerkit.errors import SampleError
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._judges import Judge, Judgement
-from steerkit.evaluation._judging import judged
+from steerkit.evaluation._judging import judge as judge_answers
 from steerkit.evaluation._records import Answer, Verdict
 from steerkit.evaluation._statistics import Estimate, kappa
 from steerkit.evaluation._suites import Suite
@@ -190,7 +190,12 @@ def _judgement(verdict: Verdict) -> Judgement:
 
 
 def judge_check(
-    judge: Judge, labels: str | Path, *, columns: Mapping[str, str] | None = None, workers: int = 1
+    judge: Judge,
+    labels: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    path: str | Path | None = None,
+    workers: int = 1,
 ) -> Check:
     """Compare a judge with people: Cohen's kappa with its interval, over all answers and by condition.
 
@@ -202,6 +207,8 @@ def judge_check(
         labels: A CSV file with the columns `request` and `answer`, at least one of `refused`, `harmful` and `garbled`
             (true, false, yes, no, 1, 0; empty: not labelled), and perhaps `condition`; others are left alone.
         columns: The file's own names of these columns, as `{"answer": "completion"}`.
+        path: A file of JSON lines to keep the judge's verdicts in, as for `sk.evaluation.judge`: a check that was
+            interrupted goes on there.
         workers: How many answers the judge is asked about at once.
 
     Returns:
@@ -209,15 +216,23 @@ def judge_check(
 
     Raises:
         SampleError: The file can't be read, lacks a column, or a label is something else; the message names the line.
-        JudgeError: As for `sk.evaluation.judge`.
+        JudgeError: As for `sk.evaluation.judge`, as are errors of the file of verdicts.
     """
     expect(Judge, "an object with name, identity and judge", "sk.evaluation.PhraseJudge()", judge=judge)
     expect(PATH, "a .csv file", labels=labels)
     rows = _labelled(Path(labels), dict(columns or {}))
-    found = judged(judge, [(Case(Sample(request)), answer) for _, request, answer, _ in rows], workers)
+    cases = [Case(Sample(request), id=f"{number}") for number, (_, request, _, _) in enumerate(rows, 1)]
+    suite = Suite(Path(labels).name, tuple(cases), (), (), judge)
+    asked: Any = {"suite": suite.name, "revision": "", "kind": "harmful", "images": "text", "run": "0" * 64}
+    asked |= {"strength": 0.0, "tokens": 0, "truncated": False, "versions": {}}
+    answers = [
+        Answer(row=case.id, condition=condition, prompt=suite.digests["harmful", case.id], answer=answer, **asked)
+        for case, (condition, _, answer, _) in zip(cases, rows, strict=True)
+    ]
+    said = judge_answers(suite, answers, judge=judge, path=path, workers=workers)
     opinions = [
-        Opinion(condition, request, answer, said, label)
-        for said, (condition, request, answer, label) in zip(found, rows, strict=True)
+        Opinion(condition, request, answer, _judgement(verdict), label)
+        for verdict, (condition, request, answer, label) in zip(said, rows, strict=True)
     ]
     return side_by_side(judge.name, "people", opinions)
 

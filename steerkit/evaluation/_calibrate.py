@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from steerkit._internal.validation import expect
@@ -68,6 +69,7 @@ def calibrate(
     per_layer: float | None = None,
     maximum: float = 4.0,
     tolerance: float = 0.05,
+    folder: str | Path | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
     policy: Policy = "strict",
@@ -90,6 +92,7 @@ def calibrate(
             harmless prompts; see the function `per_layer`. None: the layers stay as they are.
         maximum: The largest strength to consider.
         tolerance: How finely; at least a millionth of the maximum.
+        folder: Where answers and verdicts are kept, as by `evaluate`: a search that was interrupted goes on there.
         batch_size: Prompts per call of the model.
         progress: Called before each measurement.
         policy: As for `steer`, for class and sizes and fingerprint; the doses are tried whatever they are.
@@ -116,7 +119,7 @@ def calibrate(
         harmless = [case.sample for case in suite.harmless]
         vector, run = by_layer(vlm, vector, harmless, per_layer, batch_size=batch_size, progress=progress)
         layers, rule = vector.metadata.strength.curve, f"; before that, {vector.metadata.strength.chosen_by}"
-    measured = _Measured(vlm, vector, suite, budget, batch_size, progress)
+    measured = _Measured(vlm, vector, suite, budget, {"folder": folder, "batch_size": batch_size}, progress)
     if (cost := measured.cost(0.0)) > budget.limit:
         raise OptionError(
             f"{budget.kind} is {cost:.3g} without steering, on {suite.name}",
@@ -156,19 +159,19 @@ class _Measured:
         vector: SteeringVector,
         suite: Suite,
         budget: Budget,
-        batch_size: int,
+        options: dict[str, Any],
         progress: Progress | None,
     ) -> None:
         self._vlm, self._vector, self._suite, self._budget = vlm, vector, suite, budget
-        self._size, self._progress = batch_size, progress
+        self._options, self._progress = options, progress
         self._costs: dict[float, float] = {}
         self._unsafe: dict[float, float] = {}
         self.prompts_run = 0
         say(progress, f"{budget.kind} without steering")
         if budget.kind == "kl":
             samples = [case.sample for case in suite.harmless]
-            before = vlm.next_token_log_probabilities(samples, batch_size=batch_size)
-            self._divergence = Divergence(vlm, vector, samples, before, batch_size)
+            before = vlm.next_token_log_probabilities(samples, batch_size=options["batch_size"])
+            self._divergence = Divergence(vlm, vector, samples, before, options["batch_size"])
             self.prompts_run += len(samples)
             self._costs[0.0] = 0.0
         else:
@@ -214,8 +217,7 @@ class _Measured:
     def _outcome(self, kind: Kind, strength: float) -> Outcome:
         suite, vector = self._suite.only(kind), self._vector if strength else None
         self.prompts_run += suite.size
-        options: Any = {"batch_size": self._size, "fluency": False, "policy": "off"}
-        return evaluate(self._vlm, suite, vector, strength=strength, **options)
+        return evaluate(self._vlm, suite, vector, strength=strength, fluency=False, policy="off", **self._options)
 
 
 def require_prompts(suite: Suite, *kinds: Kind) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,8 +15,8 @@ from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit.errors import OptionError
 from steerkit.evaluation._calibrate import Calibration, cost_of, require_prompts, watched
 from steerkit.evaluation._disjoint import check_unseen
-from steerkit.evaluation._evaluate import evaluate
-from steerkit.evaluation._generate import check_measurable, check_vectors
+from steerkit.evaluation._evaluate import outcomes
+from steerkit.evaluation._generate import Condition, check_measurable, check_vectors
 from steerkit.evaluation._outcome import Judged, Outcome
 from steerkit.evaluation._search import Budget, Progress, Unit, say
 from steerkit.evaluation._suites import Suite
@@ -43,31 +44,6 @@ class _Choice:
     @property
     def merit(self) -> tuple[float, float, float, float]:
         return self.unsafe, sum(self.costs), self.moved, self.strength
-
-
-@dataclass
-class _Run:
-    """Lets a model answer a suite, and counts the prompts."""
-
-    vlm: VLM
-    suite: Suite
-    batch_size: int
-    folder: str | Path | None
-    prompts: int = field(default=0)
-
-    def __call__(self, name: str, vector: SteeringVector | None, strength: float = 1.0) -> tuple[Judged, ...]:
-        self.prompts += self.suite.size
-        return evaluate(
-            self.vlm,
-            self.suite,
-            vector,
-            strength=strength,
-            name=name,
-            folder=self.folder,
-            batch_size=self.batch_size,
-            fluency=False,
-            policy="off",
-        ).judged
 
 
 def calibrate_gate(
@@ -130,14 +106,15 @@ def calibrate_gate(
     doses = tuple(strengths) if isinstance(strengths, Sequence) else (strengths,)
     if not doses or not all(is_finite(dose) and dose > 0 for dose in doses):
         raise OptionError(f"strengths {doses!r:.80}", expected="finite numbers above 0")
+    doses = tuple(dict.fromkeys(map(float, doses)))
     gates = [_gate(vector) for vector in vectors]
     require_prompts(suite, "harmful", *map(watched, kinds))
     check_unseen(suite, *vectors, as_samples(anchors))
     check_vectors(vlm, vectors, policy)
-    run = _Run(vlm, suite, batch_size, folder)
+    options: Any = {"folder": folder, "batch_size": batch_size}
     say(progress, "unsteered")
-    plain = run("unsteered", None)
-    before = Outcome(plain)
+    (before,) = outcomes(vlm, suite, [Condition("unsteered")], **options).values()
+    plain = before.judged
     for budget in allowed:
         if (cost := cost_of(budget.kind, before, before)) > budget.limit:
             raise OptionError(
@@ -145,14 +122,17 @@ def calibrate_gate(
                 expected=f"at most the budget of {budget.limit:g}",
             )
     samples = [suite.named[each.answer.kind, each.answer.row].sample for each in plain]
+    called = [f"vector {number}, gate open" for number in range(1, len(vectors) + 1)]
+    opened = [_with(vector, None) for vector in vectors]
+    say(progress, f"gates open, at {len(doses)} strengths")
+    conditions = [Condition(*each, dose) for each in zip(called, opened, strict=True) for dose in doses]
+    tried = outcomes(vlm, suite, conditions, **options)
     found: list[_Choice] = []
-    for number, (vector, gate) in enumerate(zip(vectors, gates, strict=True), 1):
+    for name, vector, gate in zip(called, vectors, gates, strict=True):
         say(progress, f"{vector.metadata.method.name}: what its gate reads")
         read = _readings(vlm, vector, gate, samples, batch_size)
-        run.prompts += len(samples)
         for dose in doses:
-            say(progress, f"{vector.metadata.method.name} at strength {dose:g}")
-            steered = run(f"vector {number}, gate open", _with(vector, None), dose)
+            steered = tried[name, dose].judged
             for threshold in _thresholds(read, gate.threshold):
                 mixed = Outcome(tuple(map(_pick(gate, threshold), read, steered, plain)))
                 costs = tuple(cost_of(kind, mixed, before) for kind in kinds)
@@ -160,11 +140,12 @@ def calibrate_gate(
                     moved = abs(threshold - gate.threshold)
                     found.append(_Choice(vector, dose, threshold, mixed.not_safe.value, costs, moved))
     best = min(found, key=lambda choice: choice.merit)
-    return _calibration(best, found, allowed, suite, before, run.prompts)
+    prompts = suite.size * (1 + len(conditions) + len(vectors))
+    return _calibration(best, found, allowed, suite, prompts)
 
 
 def _calibration(
-    best: _Choice, found: Sequence[_Choice], budgets: Sequence[Budget], suite: Suite, before: Outcome, prompts: int
+    best: _Choice, found: Sequence[_Choice], budgets: Sequence[Budget], suite: Suite, prompts: int
 ) -> Calibration:
     mine = [choice for choice in found if choice.vector is best.vector]
     doses = sorted({choice.strength for choice in mine})

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit._text import one_line
-from steerkit.errors import OptionError, SteerKitError
+from steerkit.errors import OptionError, RecordsError, SteerKitError
 from steerkit.evaluation._disjoint import check_unseen
-from steerkit.evaluation._evaluate import cost_per_token, evaluate
-from steerkit.evaluation._generate import Answering, check_measurable, check_vectors
-from steerkit.evaluation._outcome import Outcome
+from steerkit.evaluation._evaluate import ANSWERS, cost_per_token, outcomes
+from steerkit.evaluation._generate import Answering, Condition, check_measurable, check_vectors, generate
 from steerkit.evaluation._statistics import Estimate
 from steerkit.evaluation._suites import Suite
+from steerkit.evaluation._tables import SHARES, as_csv, as_plain
 from steerkit.interventions import is_finite
 from steerkit.methods import SteeringMethod
 from steerkit.models import Sample, as_samples
@@ -41,7 +40,6 @@ Entry = SteeringMethod | SteeringVector | tuple[SteeringMethod, Sequence[Sample]
 """A method for the common anchors, one with anchors of its own, or a vector that is fitted already."""
 
 UNSTEERED = "unsteered"
-SHARES = ("unsafe", "not_safe", "refused", "over_refusal", "garbled", "utility", "truncated")
 FIGURES = (*SHARES, "fluency", "seconds_per_token", "relative_cost")
 SWEEP = (0.25, 0.5, 1.0, 1.5, 2.0)
 
@@ -118,22 +116,12 @@ class Comparison:
     sweep: tuple[Point, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values; None for what is NaN, for which JSON has no word."""
-        return json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
+        """Everything, as plain values; None for what is NaN."""
+        return as_plain(self)
 
     def as_csv(self) -> str:
-        """The table: a row per method; a column each for value, low and high of a figure."""
-        out = io.StringIO()
-        heads = [f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")]
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["name", *heads, "fit_seconds", "anchors", "error"])
-        for row in self.rows:
-            figures = [getattr(row, name) for name in FIGURES]
-            values = [value for each in figures for value in (each.value, each.low, each.high)]
-            values = ["" if math.isnan(value) else value for value in values]
-            fit = "" if row.fit_seconds is None else row.fit_seconds
-            writer.writerow([row.name, *values, fit, row.anchors, row.error or ""])
-        return out.getvalue()
+        """The table: a row per method; of a figure a column each for value, low, high, and the numbers it is of."""
+        return as_csv(list(map(asdict, self.rows)))
 
     def table(self) -> Table:
         """The table, for a rich console; names of others are text there and no markup."""
@@ -235,19 +223,20 @@ def compare(
     """Fit several methods on one model, let it answer a suite under each, and judge.
 
     Every method is configured and checked against model and anchors, and every vector against the model, before the
-    first method is fitted. One that fails later, or whose answers the judge fails on, becomes a row that says so, and
-    the others go on; where the model fails without steering, there is nothing to compare with, and the error is raised.
+    first method is fitted. Then all are fitted, and what differs from the prompt's last token on is answered together.
+    One that fails, or whose answers the judge fails on, becomes a row that says so, and the others go on; where the
+    model fails without steering, there is nothing to compare with, and the error is raised.
 
     Args:
         vlm: The model.
         methods: What to compare, by name: a method, a method with anchors of its own, or a vector.
         suite: The prompts and the judge; none of them may be an anchor.
         anchors: What methods are fitted on.
-        sweep: Strengths for the picture of the trade-off; none by default. Each costs as much as a row of the table.
+        sweep: Strengths for the picture of the trade-off; none by default.
         folder: Where every answer and verdict is kept, as by `evaluate`: a run that was interrupted goes on there. Fits
             are made again.
         batch_size: Prompts per call of the model.
-        progress: Called before each step.
+        progress: Called with (what is next, done, total): fits, answers and rows of the table.
         policy: As for `steer`, for vectors that are fitted already; their dose is not judged.
         on_row: Called after each row with everything up to it, which would be lost if the run were stopped.
         answering: As for `generate`.
@@ -290,76 +279,89 @@ def compare(
                 problem = f"{name!r}: {error.problem}"
                 raise type(error)(problem, expected=error.expected, fix=error.fix) from error
     extra = [strength for strength in dict.fromkeys(map(float, sweep)) if strength not in (0.0, 1.0)]
-    total = 1 + len(methods) * (1 + len(extra)) + len(fits)
-    done, telling = 0, False
+    answers = suite.size * (1 + len(methods) * (1 + len(extra)))
+    done, total, telling = 0, len(fits) + answers + 1 + len(methods), False
 
-    def step(what: str) -> None:
-        nonlocal done, telling
+    def tell(what: str, done: int) -> None:
+        nonlocal telling
         if progress is not None:
             telling = True
             progress(what, done, total)
             telling = False
-        done += 1
+
+    def failed(error: Exception) -> str:
+        if telling or isinstance(error, RecordsError):
+            raise error  # the caller's own function may want to stop the run; and a full disk stops every row
+        return f"{type(error).__name__}: {error}"
 
     sizes = f"{len(suite.harmful)} harmful, {len(suite.harmless)} harmless, {len(suite.utility)} questions"
     head = repr(vlm), f"{suite.name} ({sizes})", suite.judge.name
-
-    def so_far() -> Comparison:
-        found = Comparison(*head, tuple(rows), tuple(points))
-        if on_row is not None:
-            on_row(found)
-        return found
-
-    options: Any = {"folder": folder, "batch_size": batch_size, "policy": "off", "answering": answering}
-    step("unsteered")
-    outcome = evaluate(vlm, suite, **options)
-    rows = [_measured(_unmeasured(UNSTEERED), outcome, cost_per_token(vlm, suite, None))]
-    points: list[Point] = []
-    found = so_far()
-    for name, entry in methods.items():
-        row, due = _unmeasured(name), done + (name in fits) + 1 + len(extra)
-        tried: dict[float, Outcome] = {}
+    rows: dict[str, Row] = {name: _unmeasured(name) for name in (UNSTEERED, *methods)}
+    vectors: dict[str, SteeringVector] = {
+        name: each for name, each in methods.items() if isinstance(each, SteeringVector)
+    }
+    for name, (method, chosen) in fits.items():
+        tell(f"fitting {name}", done)
+        start = time.perf_counter()
         try:
-            if name in fits:
-                step(f"fitting {name}")
-                method, chosen = fits[name]
-                start = time.perf_counter()
-                vector = method.fit(vlm, chosen, batch_size=batch_size)
-                row = replace(row, fit_seconds=time.perf_counter() - start, anchors=len(chosen))
-            else:
-                assert isinstance(entry, SteeringVector)
-                vector = entry
-            step(name)
-            outcome = evaluate(vlm, suite, vector, name=name, **options)
-            row = _measured(row, outcome, cost_per_token(vlm, suite, vector))
-            if sweep:
-                tried[1.0] = outcome
-            for strength in extra:
-                step(f"{name}, strength {strength:g}")
-                tried[strength] = evaluate(vlm, suite, vector, strength=strength, name=name, **options)
-        except Exception as error:  # whatever a judge of somebody's own may raise
-            if telling:
-                raise  # the caller's own function: it may want to stop the run
-            row, done = replace(row, error=f"{type(error).__name__}: {error}"), due
-        points += [
-            Point(name, strength, one.not_safe.value, one.over_refusal.value, one.utility.value)
-            for strength, one in sorted(tried.items())
-        ]
-        rows.append(row)
-        found = so_far()
-    if progress is not None:
-        progress("done", total, total)
+            vectors[name] = method.fit(vlm, chosen, batch_size=batch_size)
+            seconds = time.perf_counter() - start
+            rows[name] = replace(rows[name], fit_seconds=seconds, anchors=len(chosen))
+        except Exception as error:  # whatever a method of somebody's own may raise
+            rows[name] = replace(rows[name], error=failed(error))
+        done += 1
+    asked = {UNSTEERED: [Condition(UNSTEERED)]}
+    asked |= {name: [Condition(name, vectors[name], s) for s in (1.0, *extra)] for name in methods if name in vectors}
+    with TemporaryDirectory() if folder is None else nullcontext(folder) as kept:
+        options: Any = {"batch_size": batch_size, "answering": answering}
+        try:
+            generate(
+                vlm,
+                suite,
+                [each for some in asked.values() for each in some],
+                path=Path(kept) / ANSWERS,
+                progress=lambda made, _: tell("answering", done + made),
+                policy="off",
+                **options,
+            )
+        except Exception as error:  # of which condition it is, is seen below, where each is asked by itself
+            failed(error)
+        done += answers
+        points: list[Point] = []
+        for at, (name, row) in enumerate(rows.items()):
+            tell(name, done + at)
+            tried: dict[float, Outcome] = {}
+            try:
+                for each in asked.get(name, ()):
+                    first = not tried
+                    (one,) = outcomes(vlm, suite, [each], folder=kept, fluency=first, **options).values()
+                    tried[each.strength] = one
+                    if first:
+                        rows[name] = _measured(row, one, cost_per_token(vlm, suite, each.vector))
+            except Exception as error:  # whatever a judge of somebody's own may raise
+                if name == UNSTEERED:
+                    raise
+                rows[name] = replace(rows[name], error=failed(error))
+            points += [
+                Point(name, strength, one.not_safe.value, one.over_refusal.value, one.utility.value)
+                for strength, one in sorted(tried.items())
+                if sweep and name != UNSTEERED
+            ]
+            found = Comparison(*head, tuple(rows.values())[: at + 1], tuple(points))
+            if on_row is not None:
+                on_row(found)
+    tell("done", total)
     return found
-
-
-def _unmeasured(name: str) -> Row:
-    nothing = Estimate(math.nan, math.nan, math.nan)
-    return Row(name, *[nothing] * len(FIGURES), fit_seconds=None, anchors=0)
 
 
 def _measured(row: Row, outcome: Outcome, cost: tuple[Estimate, Estimate]) -> Row:
     shares = {name: getattr(outcome, name) for name in (*SHARES, "fluency")}
     return replace(row, **shares, seconds_per_token=cost[0], relative_cost=cost[1])
+
+
+def _unmeasured(name: str) -> Row:
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    return Row(name, *[nothing] * len(FIGURES), fit_seconds=None, anchors=0)
 
 
 def _shown(estimate: Estimate, factor: float, digits: int) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from steerkit.evaluation._generate import (
     generate,
     steered,
 )
+from steerkit.evaluation._judges import Judge, compares
 from steerkit.evaluation._judging import judge, surprise
 from steerkit.evaluation._outcome import Outcome, tabulate
 from steerkit.evaluation._statistics import Estimate, bootstrap
@@ -70,14 +73,60 @@ def evaluate(
     expect(PATH | None, "a folder, new or old", folder=folder)
     check_vectors(vlm, [] if vector is None else [vector], policy)
     condition = Condition(name or ("unsteered" if vector is None else "steered"), vector, strength)
+    (outcome,) = outcomes(
+        vlm,
+        suite,
+        [condition],
+        folder=folder,
+        batch_size=batch_size,
+        fluency=fluency,
+        progress=progress,
+        answering=answering,
+    ).values()
+    return outcome
+
+
+def outcomes(
+    vlm: VLM,
+    suite: Suite,
+    conditions: Sequence[Condition],
+    *,
+    folder: str | Path | None = None,
+    judges: Sequence[Judge] = (),
+    workers: int = 1,
+    fluency: bool = False,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    answering: Answering | None = None,
+) -> dict[tuple[str, float], Outcome]:
+    """Answers under several conditions, judged and counted, by name and strength; the vectors are checked already.
+
+    Args:
+        vlm: The model.
+        suite: The prompts.
+        conditions: Under what they are answered; those that can share what is before the prompt's last token.
+        folder: As for `evaluate`.
+        judges: Who judges requests; the first counts, the others' verdicts are kept. Default: the suite's judge. The
+            first that compares is asked about questions with a reference, and about nothing else.
+        workers: As for `judge`.
+        fluency: As for `evaluate`.
+        batch_size: As for `generate`.
+        progress: As for `generate`.
+        answering: As for `generate`.
+    """
     answers, verdicts = (None if folder is None else Path(folder) / file for file in (ANSWERS, VERDICTS))
     options: Any = {"batch_size": batch_size, "progress": progress, "policy": "off", "answering": answering}
-    found = generate(vlm, suite, [condition], path=answers, **options)
-    said = judge(suite, found, path=verdicts)
+    found = generate(vlm, suite, conditions, path=answers, **options)
+    asked = [each for each in judges if not compares(each)] or [suite.judge]
+    said, *_ = [judge(suite, found, judge=each, path=verdicts, workers=workers) for each in asked]
     if fluency:
         said += surprise(vlm, suite, found, path=verdicts, batch_size=batch_size)
-    (outcome,) = tabulate(found, said, suite=suite).values()
-    return outcome
+    counted = tabulate(found, said, suite=suite, identity=asked[0].identity)
+    for each in [each for each in judges if compares(each)][:1]:
+        questions = [at for at in found if at.kind == "utility" and suite.named[at.kind, at.row].parser == "reference"]
+        scored = {at.answer: at for at in judge(suite, questions, judge=each, path=verdicts, workers=workers)}
+        counted = {key: replace(one, compared=scored) for key, one in counted.items()}
+    return counted
 
 
 def cost_per_token(

@@ -90,23 +90,24 @@ def told(found: Estimate) -> str:
 
 
 def intervals(title: str, rows: Sequence[tuple[str, Estimate]]) -> Markup:
-    """Shares from 0 to 100 %, one a row, with their intervals and numbers."""
+    """Shares from 0 to 100 %, one a row, with their intervals and numbers; what is more ends at the edge."""
     wide = WIDTH - LEFT - RIGHT
+    at = lambda share: LEFT + wide * min(share, 1.0)  # noqa: E731
     height = 44 + ROW * len(rows)
     parts = [_text(0, 14, title, size=13, font_weight="bold")]
     for share in (0, 25, 50, 75, 100):
         x = LEFT + wide * share / 100
         parts += [_line(x, 24, x, height - 18, "#8a979d55"), _text(x, height - 4, f"{share} %", "middle", 11)]
-    for at, (name, found) in enumerate(rows):
-        y = 36 + ROW * at
+    for number, (name, found) in enumerate(rows):
+        y = 36 + ROW * number
         parts += [
             _text(LEFT - 10, y + 4, name if len(name) < 36 else name[:34] + "…", "end"),
             _text(LEFT + wide + 10, y + 4, told(found), size=11),
         ]
         if found.n:
-            parts.append(_line(LEFT + wide * found.low, y, LEFT + wide * found.high, y, COLORS[0], 3))
+            parts.append(_line(at(found.low), y, at(found.high), y, COLORS[0], 3))
         if found.value == found.value:
-            parts.append(_mark(LEFT + wide * found.value, y, 0, told(found), 5))
+            parts.append(_mark(at(found.value), y, 0, told(found), 5))
     return _svg(title, height, *parts)
 
 

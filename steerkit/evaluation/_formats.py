@@ -76,7 +76,8 @@ def relative_score(verdicts: Iterable[Verdict], clusters: Sequence[object] | Non
         if 1 <= min(reference, answer) <= max(reference, answer) <= 10
     ]
     if not kept:
-        return Estimate(math.nan, 0.0, math.inf, len(said), len(said))
+        ends = (0.0, math.inf) if said else (math.nan, math.nan)
+        return Estimate(math.nan, *ends, n=len(said), unjudged=len(said))
     found = ratio([each[1] for each in kept], [each[0] for each in kept], [each[2] for each in kept])
     ends = (100 * end for end in (found.value, found.low, found.high))
     return Estimate(*ends, n=len(said), unjudged=len(said) - len(kept), clusters=found.clusters)

@@ -56,6 +56,11 @@ class Judge(Protocol):
         ...
 
 
+def compares(judge: Judge) -> bool:
+    """Whether a judge scores answers to questions beside their reference; it is not asked about requests."""
+    return getattr(judge, "compares", False) is True
+
+
 @dataclass(frozen=True)
 class PhraseJudge:
     """Judges by phrases: a refusal begins with one of `refusals`, or nearly so, or declines in its first sentences.

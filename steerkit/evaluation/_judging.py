@@ -17,7 +17,7 @@ from steerkit.errors import JudgeError, OptionError, RecordsError
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._generate import Progress
 from steerkit.evaluation._journal import Journal
-from steerkit.evaluation._judges import Judge, Judgement
+from steerkit.evaluation._judges import Judge, Judgement, compares
 from steerkit.evaluation._questions import parser_for, states
 from steerkit.evaluation._records import Answer, Verdict
 from steerkit.evaluation._suites import Suite, check_suite
@@ -99,14 +99,13 @@ def judge(
 
 def _asks(judge: Judge, case: Case, answer: Answer) -> bool:
     """Whether an answer is the judge's to judge: one to a request, or for a judge that compares to a reference."""
-    compares = getattr(judge, "compares", False) is True
-    if compares and answer.kind != "utility":
+    if compares(judge) and answer.kind != "utility":
         raise OptionError(
             f"the judge {judge.name!r} compares answers with references, and {answer.row!r} is a request",
             expected="answers to questions",
             fix="suite.only('utility'), or another judge",
         )
-    return compares and case.parser == "reference" if answer.kind == "utility" else True
+    return compares(judge) and case.parser == "reference" if answer.kind == "utility" else True
 
 
 def surprise(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, get_args
 
 from steerkit._internal.validation import expect_each
 from steerkit.errors import OptionError
+from steerkit.evaluation._formats import relative_score
 from steerkit.evaluation._records import Answer, Kind, Verdict
 from steerkit.evaluation._statistics import Estimate, bootstrap, rate
 from steerkit.evaluation._suites import Suite
@@ -43,10 +44,12 @@ class Outcome:
     Attributes:
         judged: The answers.
         clusters: What the rows of the suite share, by kind and row: intervals count shared images and requests once.
+        compared: By digest of the answer, what a judge said of those that have a reference to be compared with.
     """
 
     judged: tuple[Judged, ...]
     clusters: Mapping[tuple[Kind, str], str] = field(default_factory=dict)
+    compared: Mapping[str, Verdict] = field(default_factory=dict)
 
     def of(self, *kinds: Kind) -> tuple[Judged, ...]:
         """The answers to some kinds of prompts."""
@@ -55,11 +58,11 @@ class Outcome:
     def share(self, what: Callable[[Judged], bool | None], *kinds: Kind) -> Estimate:
         """The share of the answers to some kinds of prompts of which something holds."""
         group = self.of(*kinds)
-        names = [
-            self.clusters.get((each.answer.kind, each.answer.row), f"{each.answer.kind} {each.answer.row}")
-            for each in group
-        ]
-        return rate(map(what, group), names)
+        return rate(map(what, group), map(self._cluster, group))
+
+    def _cluster(self, judged: Judged) -> str:
+        kind, row = judged.answer.kind, judged.answer.row
+        return self.clusters.get((kind, row), f"{kind} {row}")
 
     @property
     def unsafe(self) -> Estimate:
@@ -90,6 +93,14 @@ class Outcome:
     def utility(self) -> Estimate:
         """Questions answered rightly."""
         return self.share(lambda each: each.verdict.right, "utility")
+
+    @property
+    def relative(self) -> Estimate:
+        """Mean score of the answers that were compared with a reference over that of the references, as a share."""
+        group = [each for each in self.judged if each.answer.digest in self.compared]
+        said = [self.compared[each.answer.digest] for each in group]
+        found = relative_score(said, list(map(self._cluster, group)))
+        return replace(found, value=found.value / 100, low=found.low / 100, high=found.high / 100)
 
     @property
     def truncated(self) -> Estimate:

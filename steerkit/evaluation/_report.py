@@ -6,23 +6,22 @@ in it, never markup: it is cleaned and escaped. Answers to harmful requests are 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from steerkit._internal.files import write_atomically
-from steerkit._text import clean
+from steerkit._internal.sealed_page import sealed_page
 from steerkit.evaluation._agreement import Check, opinions, side_by_side
 from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
 from steerkit.evaluation._figures import curves, intervals, matrix, plane, told
+from steerkit.evaluation._formats import relative_score
 from steerkit.evaluation._journal import read_records
-from steerkit.evaluation._judges import Judge
+from steerkit.evaluation._judges import Judge, compares
 from steerkit.evaluation._judging import parser_of
 from steerkit.evaluation._records import Answer, Verdict
 from steerkit.evaluation._study_found import Study
@@ -34,7 +33,7 @@ PANELS = 8
 """So many layers of a suite are drawn as planes, evenly spaced; the distances are drawn of all."""
 
 _SHARES = {"unsafe": "unsafe", "not_safe": "not known to be safe", "over_refusal": "harmless requests refused"}
-_SHARES |= {"utility": "questions answered rightly"}
+_SHARES |= {"utility": "questions answered rightly", "relative": "score of answers over that of their references"}
 _SHORT = {"not_safe": "not safe", "over_refusal": "over-refusal", "utility": "utility"}
 
 
@@ -75,6 +74,8 @@ def _word(said: Verdict) -> str:
     for part in ("harmful", "refused", "garbled"):
         if getattr(said, part):
             return part
+    if not math.isnan(relative_score([said]).value):
+        return "scored"
     return "unjudged" if said.refused is said.harmful is said.garbled is None else "answered"
 
 
@@ -84,10 +85,11 @@ def figures(study: Study) -> dict[str, Markup]:
     tested = [cell for cell in study.cells if cell.stage == "test"]
     for at, suite in enumerate(dict.fromkeys(cell.suite for cell in tested), 1):
         mine = [cell for cell in tested if cell.suite == suite]
-        for letter, names in (("a", ("unsafe", "not_safe")), ("b", ("over_refusal", "utility"))):
+        for letter, names in (("a", ("unsafe", "not_safe")), ("b", ("over_refusal", "utility", "relative"))):
             for name in names:
                 rows = [(cell.label, cell.figures[name]) for cell in mine]
-                found[f"{letter}-{at}-{name}"] = intervals(f"{suite}: {_SHARES[name]}", rows)
+                if any(figure.n for _, figure in rows):
+                    found[f"{letter}-{at}-{name}"] = intervals(f"{suite}: {_SHARES[name]}", rows)
     tried = [cell for cell in study.cells if cell.stage == "dev"]
     for at, suite in enumerate(dict.fromkeys(cell.suite for cell in tried), 1):
         for number, method in enumerate(study.choice, 1):
@@ -99,13 +101,18 @@ def figures(study: Study) -> dict[str, Markup]:
                 for name in _SHORT
             }
             found[f"c-{at}-{number}-strength"] = curves(f"{suite}: {method}, {mine[0].layers}", "strength", lines, 1.0)
-            rows = [(f"{c.layers} at {c.strength:g}, {_SHORT[name]}", c.figures[name]) for c in mine for name in _SHORT]
+            rows = [
+                (f"{c.layers} at {c.strength:g}, {_SHORT[name]}", c.figures[name])
+                for c in mine
+                for name in _SHORT
+                if c.figures[name].n
+            ]
             found[f"c-{at}-{number}-layers"] = intervals(f"{suite}: {method}, by layers and strength", rows)
     first = next(iter(study.choice))
     moved = [
         cell for cell in study.cells if cell.stage == "transfer" or (cell.stage == "test" and cell.method == first)
     ]
-    cells = {(cell.anchors, cell.suite): cell.figures["not_safe"] for cell in moved}
+    cells = {(cell.anchors, cell.suite): each for cell in moved if (each := cell.figures["not_safe"]).n}
     sets, suites = (list(dict.fromkeys(key[side] for key in cells)) for side in (0, 1))
     found["d-transfer"] = matrix(
         f"{first}, anchors (rows) by test (columns): not known to be safe", sets, suites, cells
@@ -142,10 +149,13 @@ def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given:
     reads, checks = [], []
     for subject in subjects:
         mine = [answer for answer in answers if answer.suite == subject.test.name]
-        judges = given or (subject.test.judge,)
+        judges = [each for each in given if not compares(each)] or [subject.test.judge]
+        comparing = [each.identity for each in given if compares(each)][:1]
         for answer in mine:
             case = subject.test.named[answer.kind, answer.row]
-            whose = [judge.identity for judge in judges] if answer.kind != "utility" else [parser_of(case)]
+            whose = [judge.identity for judge in judges]
+            if answer.kind == "utility":
+                whose = comparing if comparing and case.parser == "reference" else [parser_of(case)]
             words = tuple(word for each in whose if (word := said.get((answer.digest, each))))
             reads.append(Read(answer, case.request, words))
         for other in judges[1:]:
@@ -161,17 +171,9 @@ def page(
     study: Study, drawn: Mapping[str, Markup], reads: Sequence[Read], checks: Iterable[Check], written: str
 ) -> str:
     """The whole HTML page."""
-    style, script = (_PARTS.joinpath(f"study.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    html = Environment(
-        loader=FileSystemLoader(_PARTS),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(value),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return html.get_template("study.html").render(
+    return sealed_page(
+        _PARTS,
+        "study",
         study=study,
         figures=drawn,
         reads=sorted(reads, key=lambda each: (each.answer.suite, each.answer.kind, each.answer.row)),
@@ -181,12 +183,4 @@ def page(
         suites=sorted({each.answer.suite for each in reads}),
         conditions=list(dict.fromkeys(each.answer.condition for each in reads)),
         verdicts=sorted({each.verdict for each in reads}),
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"{policy}; base-uri 'none'; form-action 'none'",
     )
-
-
-def _hash(text: str) -> str:
-    """How a content security policy names a script or a style that it allows."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -10,21 +10,22 @@ from typing import Any
 from steerkit._internal.validation import PATH, expect, expect_each, expect_whole
 from steerkit._text import quoted
 from steerkit.errors import OptionError
+from steerkit.evaluation._choice import Option, choose, chosen_option, dev_cost, options_of
 from steerkit.evaluation._controls import random_like
-from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
+from steerkit.evaluation._evaluate import ANSWERS, outcomes
 from steerkit.evaluation._frozen import digest_of, settle
-from steerkit.evaluation._generate import Answering, Condition, check_measurable, generate
+from steerkit.evaluation._generate import Answering, Condition, check_measurable
 from steerkit.evaluation._journal import read_records
-from steerkit.evaluation._judges import Judge
-from steerkit.evaluation._judging import judge
-from steerkit.evaluation._outcome import Outcome, tabulate
+from steerkit.evaluation._judges import Judge, compares
+from steerkit.evaluation._outcome import Outcome
 from steerkit.evaluation._paired import Paired, adjusted, paired, power_of
 from steerkit.evaluation._records import Answer
 from steerkit.evaluation._report import write_report
 from steerkit.evaluation._states import Plane, planes
-from steerkit.evaluation._study_found import SHARES, Cell, Study
+from steerkit.evaluation._study_found import Cell, Study
 from steerkit.evaluation._subjects import Subject, check_roles, subjects_of
 from steerkit.evaluation._suites import KINDS, Suite
+from steerkit.evaluation._tables import SHARES
 from steerkit.interventions import is_finite
 from steerkit.methods import SteeringMethod
 from steerkit.methods.cmrm import CMRM
@@ -80,7 +81,8 @@ def study(
     Args:
         vlm: The model.
         suites: What is tested, each with a name of its own.
-        anchors: Anchors for all suites, or for each; none: a fifth of each suite, its requests.
+        anchors: Anchors for all suites, or for each; none: a fifth of each suite, its requests. A suite without
+            harmful requests then takes those of the first that has some.
         dev: Prompts to choose on for all suites, or for each; none: a fifth of each suite.
         folder: Where everything is kept.
         methods: What steers, by name; the first is the one that is transferred. Default: CMRM at both levels.
@@ -89,6 +91,7 @@ def study(
             option `layers` that is not set.
         baselines: Other checkpoints, by name, to be loaded when they are asked; unsteered, with the image.
         judges: Who judges requests. The first counts; what the others say is shown beside it. Default: the suites'.
+            One that compares, of the format `LLAVA_BENCH`, scores questions with a reference, and nothing else.
         tolerance: What utility and over-refusal may lose for nothing, as a share.
         seed: Of splits and of the random direction.
         batch_size: Prompts per call of the model.
@@ -155,7 +158,7 @@ class _Run:
         sets = {name: tuple(each) for name, each in (halves if layers is None else layers).items()}
         plan = self._plan(alphas, sets)
         digest = settle(self.folder / PLAN, plan)
-        options = {name: self._options(method, alphas, sets) for name, method in self.methods.items()}
+        options = {name: options_of(name, method, alphas, sets) for name, method in self.methods.items()}
         tried = 2 + sum(map(len, options.values()))
         others = len({each.set for each in self.subjects}) - 1
         self.total = sum(
@@ -216,60 +219,29 @@ class _Run:
         }
 
     def _judges_of(self, subjects: Sequence[Subject]) -> tuple[Judge, ...]:
-        if self.judges:
-            return self.judges
-        found = [suite.judge for each in subjects for suite in (each.dev, each.test)]
-        return tuple({each.identity: each for each in found}.values())
+        asked = [each for each in self.judges if not compares(each)]
+        asked = asked or [suite.judge for each in subjects for suite in (each.dev, each.test)]
+        comparing = [each for each in self.judges if compares(each)]
+        return tuple({each.identity: each for each in (*asked, *comparing)}.values())
 
-    def _options(
-        self, method: SteeringMethod, alphas: Sequence[float], sets: Mapping[str, Sequence[int]]
-    ) -> list[tuple[str, SteeringMethod, float]]:
-        """What is tried of a method: layers by name, the method with them, and the strength."""
-        tried = [("all layers", method, alpha) for alpha in alphas]
-        if getattr(method, "layers", ()) is not None:  # no such option, or it is set
-            return [("its layers", method, alpha) for alpha in alphas]
-        given = method.model_dump(exclude_defaults=True)
-        given |= {name: getattr(method, name) for name in given}
-        return tried + [(name, type(method)(**(given | {"layers": each})), 1.0) for name, each in sets.items()]
-
-    def _dev(self, options: Mapping[str, list[tuple[str, SteeringMethod, float]]]) -> tuple[list[Cell], dict[str, Any]]:
+    def _dev(self, options: Mapping[str, list[Option]]) -> tuple[list[Cell], dict[str, Any]]:
         """Every option on every dev set, and of each method the one that costs least."""
         cells: list[Cell] = []
+        every = [option for tried in options.values() for option in tried]
         for each in {(each.dev.name, each.set): each for each in self.subjects}.values():
-            asked = [self._steered(name, *option, each) for name, tried in options.items() for option in tried]
+            asked = [self._steered(option, each) for option in every]
             if asked[0].vector is None or not asked[0].vector.tensors:
-                name = next(iter(options))
                 raise OptionError(
-                    f"{name!r} stores no direction", expected="one that does as the first, for the control"
+                    f"{every[0].name!r} stores no direction", expected="one that does as the first, for the control"
                 )
             found = self._asked(self.vlm, each.dev, [_TEXT, _IMAGE, *asked], f"dev of {each.name}")
             text, image = found[TEXT, 0.0], found[IMAGE, 0.0]
             cells += [self._cell("dev", each, each.dev, condition, found) for condition in (_TEXT, _IMAGE)]
-            labels = [(name, label) for name, tried in options.items() for label, _, _ in tried]
-            for condition, (name, label) in zip(asked, labels, strict=True):
-                cell = self._cell("dev", each, each.dev, condition, found, name, label)
-                cost = self._cost(found[condition.name, condition.dose], text, image)
+            for condition, option in zip(asked, every, strict=True):
+                cell = self._cell("dev", each, each.dev, condition, found, option.name, option.layers)
+                cost = dev_cost(found[condition.name, condition.dose], text, image, self.tolerance)
                 cells.append(replace(cell, cost=cost))
-        choice = {}
-        for name, tried in options.items():
-            costs = []
-            for label, method, alpha in tried:
-                mine = [c.cost for c in cells if (c.method, c.layers, c.strength) == (name, label, alpha)]
-                costs.append(
-                    (round(sum(mine) / len(mine), 9), abs(alpha - 1), label, alpha, getattr(method, "layers", None))
-                )
-            cost, _, label, alpha, numbers = min(costs, key=lambda each: each[:2])
-            choice[name] = {"strength": alpha, "layers": label, "cost": cost}
-            choice[name] |= {"numbers": None if numbers is None else list(numbers)}
-        return cells, choice
-
-    def _cost(self, found: Outcome, text: Outcome, image: Outcome) -> float:
-        """What dev chooses by; a kind of prompts that a suite lacks costs nothing."""
-        lost = image.utility.value - found.utility.value - self.tolerance
-        refused = found.over_refusal.value - text.over_refusal.value - self.tolerance
-        garbled = found.garbled.value - image.garbled.value - self.tolerance
-        shares = [found.not_safe.value, *(max(0.0, each) for each in (lost, refused, garbled) if each == each)]
-        return sum(each for each in shares if each == each)
+        return cells, {name: choose(tried, cells) for name, tried in options.items()}
 
     def _test(self, choice: Mapping[str, Any]) -> tuple[list[Cell], tuple[Paired, ...]]:
         cells: list[Cell] = []
@@ -289,7 +261,7 @@ class _Run:
                 cells.append(self._cell("test", each, each.test, condition, found[each.name], method, label))
             others = {other.set: other for other in self.subjects if other.set != each.set}
             moved = [self._chosen(first, choice, other) for other in others.values()]
-            if moved:
+            if moved and each.test.harmful:
                 requests = each.test.only("harmful")
                 result = self._asked(self.vlm, requests, moved, f"transfer to {each.name}")
                 for condition, other in zip(moved, others.values(), strict=True):
@@ -325,17 +297,13 @@ class _Run:
 
     # -- conditions --------------------------------------------------------------------------------------------------
 
-    def _steered(self, name: str, label: str, method: SteeringMethod, alpha: float, subject: Subject) -> Condition:
+    def _steered(self, option: Option, subject: Subject) -> Condition:
         several = len({each.set for each in self.subjects}) > 1
-        what = f"{name}, {label}" + (f", anchors of {subject.set}" if several else "")
-        return Condition(what, self._fitted(name, method, subject), alpha)
+        what = f"{option.name}, {option.layers}" + (f", anchors of {subject.set}" if several else "")
+        return Condition(what, self._fitted(option.name, option.method, subject), option.strength)
 
     def _chosen(self, name: str, choice: Mapping[str, Any], subject: Subject) -> Condition:
-        mine, method = choice[name], self.methods[name]
-        if mine["numbers"] is not None and getattr(method, "layers", ()) is None:
-            given = {each: getattr(method, each) for each in method.model_dump(exclude_defaults=True)}
-            method = type(method)(**(given | {"layers": tuple(mine["numbers"])}))
-        return self._steered(name, mine["layers"], method, mine["strength"], subject)
+        return self._steered(chosen_option(name, self.methods[name], choice[name]), subject)
 
     def _control(self, vector: SteeringVector | None, choice: Mapping[str, Any], subject: Subject) -> Condition:
         first = next(iter(self.methods))
@@ -363,20 +331,19 @@ class _Run:
         """The answers of a suite under conditions, judged; what the folder holds of them is not asked again."""
         before = self.done
         self._tell(what, before)
-        answers = generate(
+        found = outcomes(
             vlm,
             suite,
             conditions,
-            path=self.folder / ANSWERS,
+            folder=self.folder,
+            judges=self.judges,
+            workers=self.workers,
             batch_size=self.batch_size,
             progress=lambda done, total: self._tell(what, before + done),
-            policy="off",
             answering=self.answering,
         )
-        self.done = before + len(answers)
-        judges = self.judges or (suite.judge,)
-        said = [judge(suite, answers, judge=one, path=self.folder / VERDICTS, workers=self.workers) for one in judges]
-        return tabulate(answers, said[0], suite=suite, identity=judges[0].identity)
+        self.done = before + len(conditions) * suite.size
+        return found
 
     def _tell(self, what: str, done: int) -> None:
         if self.progress is not None:
@@ -397,7 +364,7 @@ class _Run:
         layers: str = "",
     ) -> Cell:
         outcome = found[condition.name, condition.dose]
-        figures = {name: getattr(outcome, name) for name in SHARES}
+        figures = {name: getattr(outcome, name) for name in (*SHARES, "relative")}
         anchors = subject.set if condition.vector is not None else ""
         return Cell(stage, suite.name, condition.name, method, anchors, layers, condition.dose, figures)
 

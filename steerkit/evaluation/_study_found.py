@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from steerkit.evaluation._paired import Paired, Power
 from steerkit.evaluation._states import Plane
 from steerkit.evaluation._statistics import Estimate
-
-SHARES = ("unsafe", "not_safe", "refused", "over_refusal", "garbled", "utility", "truncated")
+from steerkit.evaluation._tables import as_csv, as_plain
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,8 @@ class Cell:
         anchors: On which anchors it was fitted.
         layers: Which layers.
         strength: At which strength.
-        figures: `unsafe`, `not_safe`, `refused`, `over_refusal`, `garbled`, `utility` and `truncated`, as in `Outcome`.
+        figures: `unsafe`, `not_safe`, `refused`, `over_refusal`, `garbled`, `utility`, `truncated` and `relative`, as
+            in `Outcome`.
         cost: What dev chooses by; see `study`. NaN on test.
     """
 
@@ -74,7 +70,7 @@ class Study:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain values; None for what is NaN."""
-        return json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
+        return as_plain(self)
 
     def tables(self) -> dict[str, str]:
         """CSV tables by name: `cells`, `comparisons`, `powers` and `distances`."""
@@ -90,26 +86,7 @@ class Study:
             for name, far in each.distances.items()
         ]
         rows = {"cells": self.cells, "comparisons": self.comparisons, "powers": self.powers}
-        return {**{name: _csv(list(map(asdict, found))) for name, found in rows.items()}, "distances": _csv(distances)}
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; a figure takes a column each for its value, the ends of its interval, and the numbers it is of."""
-    flat = []
-    for row in rows:
-        kept: dict[str, Any] = {}
-        for name, value in row.items():
-            parts = value if isinstance(value, dict) and "value" not in value else {name: value}
-            for part, each in parts.items():
-                ends = (
-                    {f"{part}_{end}".removesuffix("_value"): it for end, it in each.items()}
-                    if isinstance(each, dict)
-                    else {part: each}
-                )
-                kept |= {key: "" if it != it else it for key, it in ends.items()}
-        flat.append(kept)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(flat[0]) if flat else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return out.getvalue()
+        return {
+            **{name: as_csv(list(map(asdict, found))) for name, found in rows.items()},
+            "distances": as_csv(distances),
+        }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from steerkit.errors import EmptyAnchorSetError, OptionError
 from steerkit.evaluation._disjoint import check_disjoint, split
+from steerkit.evaluation._records import Kind
 from steerkit.evaluation._suites import Suite
 from steerkit.models import Sample, as_samples
 
@@ -42,7 +43,7 @@ def subjects_of(
 
     Raises:
         OptionError: There are not as many as suites, or two suites have one name.
-        EmptyAnchorSetError: A suite, or what to choose on, has no harmful prompts.
+        EmptyAnchorSetError: No suite, or nothing to choose on, has harmful prompts.
     """
     if not suites or len({suite.name for suite in suites}) < len(suites):
         raise OptionError(
@@ -53,20 +54,27 @@ def subjects_of(
             raise OptionError(
                 f"{len(given)} {what} for {len(suites)} suites", expected="none, one for all, or one each"
             )
-    found = []
+    found: list[Subject] = []
     for number, suite in enumerate(suites):
         parts: dict[str, Any] = {"test": suite}
-        if shares := {name: SPLIT[name] for name, given in (("anchors", anchors), ("dev", dev)) if not given}:
+        lacking = [name for name, given in (("anchors", anchors or not suite.harmful), ("dev", dev)) if not given]
+        if shares := {name: SPLIT[name] for name in lacking}:
             parts = split(suite, {**shares, "test": 1 - sum(shares.values())}, seed)
-        mine = (
-            [case.sample for kind in ("harmful", "harmless") for case in parts["anchors"].cases(kind)]
-            if not anchors
-            else ()
-        )
-        mine = as_samples(anchors[number if len(anchors) > 1 else 0]) if anchors else mine
-        name = "common anchors" if len(anchors) == 1 and len(suites) > 1 else suite.name
         trial = dev[number if len(dev) > 1 else 0] if dev else parts["dev"]
+        name, mine = suite.name, ()
+        if anchors:
+            mine = as_samples(anchors[number if len(anchors) > 1 else 0])
+            name = "common anchors" if len(anchors) == 1 and len(suites) > 1 else name
+        elif suite.harmful:
+            kinds: tuple[Kind, ...] = ("harmful", "harmless")
+            mine = [case.sample for kind in kinds for case in parts["anchors"].cases(kind)]
         found.append(Subject(suite.name, name, tuple(mine), trial, parts["test"]))
+    for what, some in (("suites are", suites), ("prompts to choose on are", [each.dev for each in found])):
+        if not any(each.harmful for each in some):
+            names = ", ".join(repr(each.name) for each in some)
+            raise EmptyAnchorSetError(f"the {what} {names}: no harmful prompts", expected="at least one")
+    first = next(each for each in found if each.anchors)
+    found = [each if each.anchors else replace(each, set=first.set, anchors=first.anchors) for each in found]
     held = {id(part): part for each in found for part in (each.dev, each.test)}.values()
     names = [part.name for part in held]
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -75,9 +83,6 @@ def subjects_of(
             expected="a name for each",
             fix='rename a file, or begin it with {"suite": {"name": ...}}',
         )
-    for part in held:
-        if not part.harmful:
-            raise EmptyAnchorSetError(f"the suite {part.name!r} has no harmful prompts", expected="at least one")
     return found
 
 

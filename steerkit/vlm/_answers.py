@@ -29,6 +29,9 @@ from steerkit.models import (
 )
 from steerkit.vlm._prompted import PromptedModel, options_refused
 
+_TEXT, _GRIDS = ("input_ids", "attention_mask"), ("mm_token_type_ids", "image_grid_thw")
+"""Inputs of a prompt by token; and those of which positions in images are made, the first of them by token as well."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total) samples after each batch."""
 
@@ -194,12 +197,18 @@ class AnsweringModel(PromptedModel):
         from transformers import DynamicCache, GenerationMixin
         from transformers.cache_utils import DynamicLayer
 
-        model: Any = self.model
-        plain = type(model).generate is cast("Any", GenerationMixin).generate and self._route() is None
+        model, usual = cast("Any", self.model), cast("Any", GenerationMixin)
+        plain = type(model).generate is usual.generate and self._route() is None
         plain &= "position_ids" in inspect.signature(model.base_model.forward).parameters
         if not plain or self.architecture.encoder_decoder or self.architecture.transient:
             return False
-        if inputs.keys() - {"input_ids", "attention_mask", "pixel_values"} or inputs["input_ids"].shape[1] < 2:
+        # a model with grids of images has positions of its own; other inputs may be needed after the prompt as well
+        grids = (
+            _GRIDS
+            if type(model)._prepare_position_ids_for_generation is not usual._prepare_position_ids_for_generation
+            else ()
+        )
+        if inputs.keys() - {*_TEXT, "pixel_values", *grids} or inputs["input_ids"].shape[1] < 2:
             return False
         with CallTracker.of(model, self.architecture) as tracker:
             call = tracker.prompt()
@@ -210,15 +219,19 @@ class AnsweringModel(PromptedModel):
 
     def _begun(self, inputs: Inputs, copies: int) -> dict[str, Any]:
         """Inputs of `generate` for copies of prompts that have been read, unsteered, up to their last token."""
-        kept = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-        first = {**inputs, **{key: value[:, :-1] for key, value in kept.items()}}
-        target: Any = capturing.call_target(self.model, first, self.architecture)
-        positions = (first["attention_mask"].cumsum(1) - 1).clamp_min(0)  # as generate counts them
+        target: Any = capturing.call_target(self.model, inputs, self.architecture)
+        given = {key: value for key, value in inputs.items() if key != "input_ids"}
+        positions = target._prepare_position_ids_for_generation(inputs["input_ids"], given)
+        first = {key: value[:, :-1] if key in (*_TEXT, *_GRIDS[:1]) else value for key, value in inputs.items()}
         with self.unnoticed():
-            output = target.base_model(**first, position_ids=positions, use_cache=True)
+            output = target.base_model(**first, position_ids=positions[..., :-1], use_cache=True)
         name = next(key for key in ("cache", "past_key_values") if output.get(key) is not None)
         output[name].batch_repeat_interleave(copies)
-        return {**{key: value.repeat_interleave(copies, 0) for key, value in kept.items()}, name: output[name]}
+        kept = {key: inputs[key].repeat_interleave(copies, 0) for key in _TEXT}
+        return kept | {
+            "position_ids": positions.repeat_interleave(copies, positions.ndim - 2),
+            name: output[name],
+        }
 
     def _check_settings(self, options: Mapping[str, Any], target: nn.Module | None = None) -> Any:
         settings = generation_settings(self.model if target is None else target, options)

@@ -7,15 +7,13 @@ unless it was made here. Without scripts the whole list is still there.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from pathlib import Path
 from shlex import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from steerkit._internal.sealed_page import sealed_page
 from steerkit._text import clean
 from steerkit_vectors_hub.charts import svg
 from steerkit_vectors_hub.index import Entry, Index
@@ -26,23 +24,13 @@ _PARTS = Path(__file__).parent / "page"
 
 def page(index: Index) -> str:
     """The whole HTML page."""
-    style, script = (_PARTS.joinpath(f"catalogue.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    html = Environment(
-        loader=FileSystemLoader(_PARTS),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(value),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    return html.get_template("catalogue.html").render(
+    return sealed_page(
+        _PARTS,
+        "catalogue",
         index=index,
         models=sorted({entry.model.id or entry.model.architecture for entry in index.packs}),
         methods=sorted({entry.method for entry in index.packs}),
         metrics=sorted({metric.name for entry in index.packs for metric in entry.metrics}),
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"{policy}; base-uri 'none'; form-action 'none'",
         quote=quote,
         names_of=_names,
         chart_of=_chart,
@@ -56,8 +44,3 @@ def _names(entry: Entry) -> str:
 def _chart(series: NormSeries) -> Markup:
     label = f"Norm of {series.title} by layer, {series.layers[0]} to {series.layers[-1]}"
     return Markup(svg(chart(series), label))
-
-
-def _hash(text: str) -> str:
-    """How a content security policy names a script or a style that it allows."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
