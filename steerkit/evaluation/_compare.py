@@ -18,6 +18,7 @@ from steerkit.errors import OptionError, RecordsError, SteerKitError
 from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import ANSWERS, cost_per_token, outcomes
 from steerkit.evaluation._generate import Answering, Condition, check_measurable, check_vectors, generate
+from steerkit.evaluation._outcome import Outcome
 from steerkit.evaluation._statistics import Estimate
 from steerkit.evaluation._suites import Suite
 from steerkit.evaluation._tables import SHARES, as_csv, as_plain
@@ -347,11 +348,10 @@ def compare(
                 for strength, one in sorted(tried.items())
                 if sweep and name != UNSTEERED
             ]
-            found = Comparison(*head, tuple(rows.values())[: at + 1], tuple(points))
             if on_row is not None:
-                on_row(found)
+                on_row(Comparison(*head, tuple(rows.values())[: at + 1], tuple(points)))
     tell("done", total)
-    return found
+    return Comparison(*head, tuple(rows.values()), tuple(points))
 
 
 def _measured(row: Row, outcome: Outcome, cost: tuple[Estimate, Estimate]) -> Row:

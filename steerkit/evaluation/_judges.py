@@ -58,7 +58,7 @@ class Judge(Protocol):
 
 def compares(judge: Judge) -> bool:
     """Whether a judge scores answers to questions beside their reference; it is not asked about requests."""
-    return getattr(judge, "compares", False) is True
+    return getattr(getattr(judge, "format", judge), "compares", False) is True
 
 
 @dataclass(frozen=True)

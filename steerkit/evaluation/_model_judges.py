@@ -49,11 +49,6 @@ class LocalJudge:
         return f"{self.format.name} ({self.model.config.name_or_path or type(self.model).__name__})"
 
     @property
-    def compares(self) -> bool:
-        """Whether it scores answers to questions beside their reference; see `Format`."""
-        return self.format.compares
-
-    @property
     def identity(self) -> str:
         """A digest of the model's name, of its chat template and of the format."""
         template = "" if self.format.prompt else getattr(self.tokenizer, "chat_template", None)
@@ -114,11 +109,6 @@ class EndpointJudge:
     def name(self) -> str:
         """The name of the model and of the format."""
         return f"{self.model} ({self.format.name})"
-
-    @property
-    def compares(self) -> bool:
-        """Whether it scores answers to questions beside their reference; see `Format`."""
-        return self.format.compares
 
     @property
     def identity(self) -> str:

@@ -58,7 +58,7 @@ class Outcome:
     def share(self, what: Callable[[Judged], bool | None], *kinds: Kind) -> Estimate:
         """The share of the answers to some kinds of prompts of which something holds."""
         group = self.of(*kinds)
-        return rate(map(what, group), map(self._cluster, group))
+        return rate(map(what, group), list(map(self._cluster, group)))
 
     def _cluster(self, judged: Judged) -> str:
         kind, row = judged.answer.kind, judged.answer.row
