@@ -61,7 +61,7 @@ with nullcontext() if PLAIN else atheris.instrument_imports(include=INSTRUMENTED
     from steerkit_vectors_hub import interop
     from steerkit_vectors_hub.errors import IndexFormatError, ReferenceFormatError
     from steerkit_vectors_hub.index import Index, read_index
-    from steerkit_vectors_hub.norms import norm_series
+    from steerkit_vectors_hub.plots import norm_series
     from steerkit_vectors_hub.refs import parse_ref
 
 # -- mutations -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from steerkit.interventions import Add, Gate, Measure, MeasuredContrast, StoredD
 from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub import interop
 from steerkit_vectors_hub.interop import ModelFacts
-from steerkit_vectors_hub.interop.expressible import directions_to_add
+from steerkit_vectors_hub.interop.convert import directions_to_add
 
 FACTS = ModelFacts("Any", "any", 6)
 MEASURE = Measure(kind="cosine")

@@ -30,8 +30,8 @@ from steerkit_vectors_hub.screening import (
     screen,
     screener as screener_module,
 )
-from steerkit_vectors_hub.screening.doses import between
 from steerkit_vectors_hub.screening.findings import Screening
+from steerkit_vectors_hub.screening.trials import between
 
 COUNT = 16
 """Canaries of each kind."""

@@ -21,12 +21,11 @@ from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.evaluation import sign_test
 from steerkit.vectors import PackMetadata
 from steerkit_vectors_hub.screening import Canary, choose_canaries, read_canaries
-from steerkit_vectors_hub.screening.answers import compared, read, read_beside
 from steerkit_vectors_hub.screening.canaries import GENERAL
-from steerkit_vectors_hub.screening.conditions import ways
-from steerkit_vectors_hub.screening.counts import Cell, cells
+from steerkit_vectors_hub.screening.counts import Cell, cells, compared, read, read_beside
 from steerkit_vectors_hub.screening.directions import alignments, bounds
 from steerkit_vectors_hub.screening.findings import DirectionReport, Run, Screening
+from steerkit_vectors_hub.screening.trials import ways
 
 COUNT = 16
 PHRASES = ("I cannot help", "I'm sorry, but")

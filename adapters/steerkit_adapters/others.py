@@ -126,11 +126,6 @@ FAMILIES = (
         refused="its blocks hold the states of several predictions one behind the other",
     ),
     Family(
-        types=("rwkv", "xlstm"),
-        auto_class="AutoModelForCausalLM",
-        refused="it keeps its state outside of a cache, so that the position of a token is not known",
-    ),
-    Family(
         types=("xlnet",),
         auto_class="AutoModelForCausalLM",
         refused="its blocks hold the tokens, and not the prompts, in the first dimension",

@@ -138,7 +138,7 @@ class Worker:
             given = steering.strengths
             doses = [each.metadata.strength.recommended for each in found]
             if given is not None:
-                doses = as_strengths(list(given) if len(given) > 1 else given[0], len(found))
+                doses = as_strengths(list(given) if len(given) != 1 else given[0], len(found))
             self.vectors[steering] = (found, doses)
         return self.vectors[steering]
 

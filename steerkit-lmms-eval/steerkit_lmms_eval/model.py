@@ -67,7 +67,8 @@ class Steerkit(lmms):
             raise OptionError(f"images is {images!r}", expected="one of " + ", ".join(get_args(View)))
         if not str(batch_size).isdigit():
             raise OptionError(f"batch_size is {batch_size!r}", expected="a whole number")
-        self.images, self.batch_size = images, int(batch_size)
+        self.images: View = images
+        self.batch_size = int(batch_size)
         offline = None if download else True
         vectors = [sk.load_vector(ref, offline=offline, policy=policy) for ref in str(vector).split(";") if ref]
         if strength is not None and not vectors:
@@ -76,7 +77,9 @@ class Steerkit(lmms):
         if strength is not None:
             given = [float(each) for each in str(strength).split(";")]
             doses = as_strengths(given if len(given) > 1 else given[0], len(vectors))
-        loading = {name: value for name, value in {"dtype": dtype, "revision": revision}.items() if value is not None}
+        loading: dict[str, Any] = {
+            name: value for name, value in {"dtype": dtype, "revision": revision}.items() if value is not None
+        }
         self.vlm = sk.load(bundled(pretrained), local_files_only=not download, **loading)
         self.vlm.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.steered = lambda: sk.steer(self.vlm, vectors, strength=doses, policy=policy) if vectors else nullcontext()

@@ -85,8 +85,8 @@ def _configured(create: Callable[..., Any]) -> Callable[..., Any]:
 def _processed(process: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(process)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        given = getattr(params, "extra_args", None)
-        ours = given.get(KEY) if isinstance(given, dict) else None
+        given: dict[str, Any] = getattr(params, "extra_args", None) or {}
+        ours = given.get(KEY)
         if isinstance(ours, Internal | Measured):
             params = params.clone()
             params.extra_args = {key: value for key, value in given.items() if key != KEY}
@@ -100,7 +100,7 @@ def _processed(process: Callable[..., Any]) -> Callable[..., Any]:
                         request.cache_salt = f"steerkit-test-{next(_tags)}"
             elif isinstance(ours, Measured):
                 _plan(self.vllm_config, request, ours.given, ours.states, kwargs)
-            elif meant(given or ()):
+            elif meant(given):
                 _plan(self.vllm_config, request, given, None, kwargs)
         return request
 
@@ -257,7 +257,9 @@ async def ready(engine: Any) -> Registry | None:
 
 def _generating(generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
     @functools.wraps(generate)
-    async def wrapped(self: Any, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> Any:
+    async def wrapped(
+        self: Any, prompt: Any, sampling_params: Any, request_id: str, **options: Any
+    ) -> AsyncIterator[Any]:
         await ready(self)
 
         async def run(shown: Any, plan: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 
 import pytest
 import torch
 
 import steerkit as sk
+from steerkit import demo
 from steerkit.errors import EngineError, SteerKitError
 from steerkit.interventions import (
     OPERATIONS,
@@ -375,3 +377,12 @@ def test_a_part_of_another_name_is_not_taken_for_it(base, architecture):
     served("pack", pack, architecture, torch.float32)
     with pytest.raises(EngineError, match="'feed_forward' in block 3"):
         served("pack", pack, other, torch.float32)
+
+
+def test_vectors_are_made_where_there_is_no_nnsight():
+    assert importlib.util.find_spec("nnsight") is None, "the environment beside vLLM goes without"
+    vlm, anchors = sk.load(demo.model_path("llava")), demo.anchors(4, ["harmful"])
+    vector = sk.CMRM().fit(vlm, anchors, engine="hooks")
+    assert vector.metadata.versions.keys() == {"steerkit-vlm", "torch", "transformers"}
+    with pytest.raises(EngineError, match="pass engine='hooks'"):
+        sk.CMRM().fit(vlm, anchors)

@@ -1,10 +1,13 @@
-"""What pydantic finds wrong, in one wording: the place, the value where it is a short one, and why."""
+"""What the system and pydantic find wrong with a document of unknown origin, in one wording, as an error of ours."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from steerkit._text import one_line, quoted
+from steerkit.errors import SteerKitError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -14,23 +17,47 @@ MAX_LISTED = 1000
 """Of more faults, the list alone would take much memory; only their number is told."""
 
 
-def faults(error: ValidationError, whole: str = "") -> str:
-    """The first faults on one line; their words can come from a stranger's file, so each is bounded and cleaned.
+@contextmanager
+def refused_as(
+    error: type[SteerKitError], what: str, *, expected: str, fix: str | None = None, wrong: str = "is malformed"
+) -> Iterator[None]:
+    """Raise what goes wrong inside, in reading a file or in validating what it holds, as an error of a kind.
 
     Args:
-        error: What pydantic raised.
-        whole: What to call a place that is the whole document.
+        error: The kind.
+        what: What is read, for the message.
+        expected: What it should be.
+        fix: What to do about it.
+        wrong: What is said of it before its faults.
+
+    Raises:
+        SteerKitError: Of that kind; it names what is wrong.
     """
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except SteerKitError:
+        raise
+    except ValidationError as cause:
+        raise error(f"{what} {wrong} ({faults(cause)})", expected=expected, fix=fix) from cause
+    except (OSError, UnicodeDecodeError) as cause:
+        why = getattr(cause, "strerror", None) or cause
+        raise error(f"{what} can't be read ({why})", expected=expected, fix=fix) from cause
+
+
+def faults(error: ValidationError) -> str:
+    """The first faults on one line; their words can come from a stranger's file, so each is bounded and cleaned."""
     count = error.error_count()
     if count > MAX_LISTED:
         return f"{count} faults"
     found = error.errors(include_url=False, include_context=False)
     more = [f"and {count - MAX_SHOWN} more"] if count > MAX_SHOWN else []
-    return "; ".join([*(one_line(_worded(item, whole)) for item in found[:MAX_SHOWN]), *more])
+    return "; ".join([*(one_line(_worded(item)) for item in found[:MAX_SHOWN]), *more])
 
 
-def _worded(item: Any, whole: str) -> str:
-    place = ".".join(map(str, item["loc"])) or whole
+def _worded(item: Any) -> str:
+    place = ".".join(map(str, item["loc"]))
     value, reason = item["input"], item["msg"].removeprefix("Value error, ")  # pydantic's prefix for what we raise
     shown = quoted(value, 60)
     if item["type"] != "missing" and isinstance(value, str | int | float) and shown not in reason:

@@ -115,7 +115,7 @@ def capture(
         return capturing.capture(model, inputs, architecture, layers, site, tower, pool)
     if any(module._forward_hooks or (site == "head_out" and module._forward_pre_hooks) for module in modules):
         return capturing.capture(model, inputs, architecture, layers, site, tower, pool)
-    read = capturing.reader(inputs, architecture, tower, pool)
+    read = capturing.reader(inputs, architecture, tower, pool, site)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     stops = getattr(model, "hf_device_map", None) is None
     target = capturing.call_target(model, inputs, architecture)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import read_bounded
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import one_line, quoted
@@ -238,13 +239,8 @@ def judge_check(
 
 
 def _labelled(path: Path, columns: dict[str, str]) -> list[tuple[str, str, str, Judgement]]:
-    try:
+    with refused_as(SampleError, f"the labels {quoted(str(path), 200)}", expected="CSV in UTF-8"):
         text = read_bounded(path, LARGEST).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise SampleError(
-            f"the labels {quoted(str(path), 200)} can't be read ({why})", expected="CSV in UTF-8"
-        ) from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[tuple[str, str, str, Judgement]] = []
     try:

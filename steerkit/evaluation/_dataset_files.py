@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import open_regular, read_bounded
 from steerkit._internal.json import json_object
 from steerkit._text import near, quoted
@@ -108,11 +109,8 @@ def _rows(path: Path, keyed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise SampleError(f"{where}: {row.problem}", expected=row.expected, fix=row.fix) from row
             yield where, row
         return
-    try:
+    with refused_as(SampleError, quoted(str(path), 300), expected="a JSON file"):
         table = json_object(read_bounded(path, LARGEST), str(path), error=SampleError, most=2**20)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise SampleError(f"{quoted(str(path), 300)} can't be read ({why})", expected="a JSON file") from error
     for entry, row in table.items():
         where = f"{path}, entry {quoted(entry)}"
         if not isinstance(row, dict):

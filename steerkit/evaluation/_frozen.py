@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import read_bounded, write_atomically
 from steerkit._internal.json import json_object
 from steerkit._text import quoted
@@ -39,10 +40,8 @@ def settle(path: Path, document: dict[str, Any], *, fresh: bool = True) -> str:
     """
     digest, what = digest_of(document), quoted(str(path), 300)
     if path.exists():
-        try:
+        with refused_as(RecordsError, what, expected="the file of this study"):
             kept = json_object(read_bounded(path, LARGEST), what, error=RecordsError)
-        except OSError as error:
-            raise RecordsError(f"{what} can't be read ({error})", expected="the file of this study") from error
         settled = kept.get("settled")
         if kept.get("digest") != digest_of(settled):
             raise RecordsError(

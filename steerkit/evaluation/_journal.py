@@ -9,9 +9,8 @@ from types import TracebackType
 from typing import BinaryIO, Generic, Self, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
-from steerkit._internal.faults import faults
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import open_regular, sync_folder
 from steerkit._text import quoted
 from steerkit.errors import RecordsError
@@ -152,14 +151,10 @@ def _parsed(data: bytes, path: Path, kind: type[R]) -> tuple[list[R], int]:
     end = data.rfind(b"\n") + 1
     records = []
     for number, line in enumerate(data[:end].split(b"\n")[:-1], 1):
-        try:
+        expected = f"a record of one {kind.__name__.lower()} in each line, as steerkit writes them"
+        fix = "name another file; or delete the line, and what it held is made again"
+        with refused_as(RecordsError, f"{quoted(str(path), 300)}, line {number}", expected=expected, fix=fix):
             records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            raise RecordsError(
-                f"{quoted(str(path), 300)}, line {number}: {faults(error, 'the line')}",
-                expected=f"a record of one {kind.__name__.lower()} in each line, as steerkit writes them",
-                fix="name another file; or delete the line, and what it held is made again",
-            ) from error
     if data[end:].strip(b"\0") and not _torn(data[end:]):
         raise RecordsError(f"{quoted(str(path), 300)} ends in {quoted(data[end:], 60)}", expected="JSON lines")
     return records, end

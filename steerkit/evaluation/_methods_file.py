@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from steerkit._internal.faults import faults
+from steerkit._internal.faults import faults, refused_as
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit._internal.validation import PATH, expect
@@ -68,10 +68,8 @@ def read_methods(path: str | Path) -> dict[str, MethodSettings]:
     """
     expect(PATH, "a .json file", path=path)
     what = f"the file of methods {quoted(str(path), 200)}"
-    try:
+    with refused_as(OptionError, what, expected="a JSON file"):
         document = json_object(read_bounded(Path(path), LARGEST), what, error=OptionError)
-    except OSError as error:
-        raise OptionError(f"{what} can't be read ({error.strerror or error})", expected="a JSON file") from error
     rows: dict[str, MethodSettings] = {}
     for name, given in document.items():
         try:

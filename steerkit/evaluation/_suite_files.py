@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from steerkit._internal.faults import faults
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit._internal.validation import PATH, expect
@@ -160,14 +160,9 @@ def _own(
     refusals: Sequence[str] | None,
     max_new_tokens: int | None,
 ) -> Suite:
-    try:
+    with refused_as(SampleError, f"the prompts {quoted(str(path), 200)}", expected="JSON lines in UTF-8"):
         data = read_bounded(path, LARGEST)
         lines = data.decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise SampleError(
-            f"the prompts {quoted(str(path), 200)} can't be read ({why})", expected="JSON lines in UTF-8"
-        ) from error
     settings = _Settings()
     is_table = path.suffix.lower() in (".csv", ".tsv")
     groups: dict[str, list[Case]] = {kind: [] for kind in KINDS}
@@ -214,13 +209,9 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str | None], is_table
 
 
 def _settings(given: Any) -> _Settings:
-    try:
+    expected = 'an object of name, judge ({"kind": "phrases", "refusals": [...]}), parser and max_new_tokens'
+    with refused_as(SampleError, "the settings of the suite", expected=expected, wrong="are malformed"):
         return _Settings.model_validate_json(json.dumps(given), strict=True)
-    except ValidationError as error:
-        raise SampleError(
-            f"the settings of the suite are malformed ({faults(error)})",
-            expected='an object of name, judge ({"kind": "phrases", "refusals": [...]}), parser and max_new_tokens',
-        ) from error
 
 
 def _case(row: dict[str, Any], root: Path, settings: _Settings) -> Case:

@@ -14,10 +14,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from steerkit._internal.faults import faults
+from steerkit._internal.faults import refused_as
 from steerkit._internal.validation import expect, expect_whole
 from steerkit._text import near
 from steerkit.errors import CheckpointError, EmptyAnchorSetError, OptionError
@@ -88,13 +88,9 @@ class SteeringMethod(Frozen, ABC):
                 expected="one of " + (", ".join(type(self).model_fields) or "none"),
                 fix="`steerkit methods` lists the options of every method",
             )
-        try:
+        expected = "options " + ", ".join(type(self).model_fields)
+        with refused_as(OptionError, type(self).__name__, expected=expected, wrong="can't be configured so"):
             super().__init__(**options)
-        except ValidationError as error:
-            raise OptionError(
-                f"{type(self).__name__} can't be configured so ({faults(error, 'options')})",
-                expected="options " + ", ".join(type(self).model_fields),
-            ) from error
 
     @model_validator(mode="after")
     def _are_distinct(self) -> Self:

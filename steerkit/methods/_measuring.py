@@ -101,10 +101,13 @@ def check_anchors(
 
 
 @functools.cache  # importlib.metadata parses a file for each
-def _version(name: str) -> str:
-    return importlib.metadata.version(name)
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # beside vLLM there may be no nnsight, and the hooks measure
+        return None
 
 
 def versions() -> dict[str, str]:
     names = ("steerkit-vlm", "torch", "transformers", "nnsight")
-    return {name: _version(name) for name in names}
+    return {name: found for name in names if (found := _version(name)) is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from torch import nn
 
@@ -56,6 +56,7 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         UnsupportedModelError: The model can't be served, or something can't be told and must be declared.
     """
     family.check_served(model.config.model_type)
+    _check_state(model)
     text = text_config(model.config)
     layers = _layers(model, family, _depth(text))
     blocks = list(cast("Any", model.get_submodule(layers)))
@@ -106,6 +107,27 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         heads=None if encoder_decoder else _heads(blocks, attention, text),
         vision=_vision(model, recorded, family) if marks else None,
     )
+
+
+def _check_state(model: Any) -> None:
+    """Refuse a recurrent model whose states are in no cache of transformers, which says how far it has come.
+
+    Raises:
+        UnsupportedModelError: It is one.
+    """
+    if not getattr(model, "_is_stateful", False):
+        return
+    from transformers import Cache
+
+    known = inspect.signature(model.forward).parameters
+    given = [known[name].annotation for name in ("cache", "past_key_values") if name in known]
+    kinds = [kind for each in given for kind in (get_args(each) or (each,)) if isinstance(kind, type)]
+    told = [kind for kind in kinds if kind not in (type(None), inspect.Parameter.empty)]
+    if not given or (told and not any(issubclass(kind, Cache) for kind in told)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps its state outside of a cache, so that the position of a token is not known",
+            expected="a forward pass that takes a transformers.Cache",
+        )
 
 
 def _entry(config: Any, name: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from steerkit._text import one_line
 from steerkit.errors import ProcessorError
 from steerkit.models._family import Family
 
@@ -77,7 +78,12 @@ def loading(what: str, source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, OSError, ValueError, KeyError) as error:
+    except ImportError as error:
+        raise ProcessorError(
+            f"the {what} of {source!r} needs what is not installed: {one_line(error).strip()[:200]}",
+            expected="the packages that transformers names",
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
         raise ProcessorError(
             f"the {what} of {source!r} can't be loaded ({error})",
             expected=f"a repository or folder with the files of a {what}",
@@ -101,12 +107,20 @@ def load_processor(source: str, family: Family, **options: Any) -> Any:
     if family.auto_class != "AutoModelForImageTextToText" or not family.marks:
         with loading("tokenizer", source):
             return transformers.AutoTokenizer.from_pretrained(source, **options)
-    kind = getattr(transformers, family.processor_class) if family.processor_class else transformers.AutoProcessor
+    named = family.processor_class
+    kind: Any = getattr(transformers, named) if named else transformers.AutoProcessor
+    without = not transformers.utils.is_torchvision_available()
+    if without and family.frames is not None:
+        raise ProcessorError(
+            f"the model of {source!r} is shown images as videos, and torchvision is not installed",
+            fix="pip install torchvision, of the release that belongs to the torch that is installed",
+        )
     with loading("processor", source):
-        try:
-            processor: Any = kind.from_pretrained(source, **options)
-        except ImportError:
-            processor = _without_video(source, options)
+        if without:
+            found = kind if named else _named(source, options)
+            if found is not None and "video_processor" in found.get_attributes():
+                kind = waiving_video(found)
+        processor: Any = kind.from_pretrained(source, **options)
     # A folder without a config of its own yields whatever part is found first.
     if not isinstance(processor, transformers.ProcessorMixin):
         raise ProcessorError(
@@ -124,9 +138,15 @@ def load_processor(source: str, family: Family, **options: Any) -> Any:
     return processor
 
 
-def _without_video(source: str, options: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+def _named(source: str, options: Mapping[str, Any]) -> Any:
+    """The class of the processor that a repository names, or else that of its model type; None if there is neither."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
-    kind: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(source, **options))]
-    return waiving_video(kind).from_pretrained(source, **options)
+    images = transformers.image_processing_base.ImageProcessingMixin
+    for settings in (transformers.ProcessorMixin.get_processor_dict, images.get_image_processor_dict):
+        with suppress(OSError):  # no such file
+            if kind := processor_class_from_name(settings(source, **options)[0].get("processor_class") or ""):
+                return kind
+    with suppress(ValueError):  # a folder of parts, which AutoProcessor loads one of
+        return PROCESSOR_MAPPING.get(type(transformers.AutoConfig.from_pretrained(source, **options)), None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy, deepcopy
 from functools import cached_property, partial
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from steerkit.models._family import Family
 from steerkit.models._processors import NoVideo, tokenizer_of
 from steerkit.models._samples import Sample
 from steerkit.models._videos import opened_video
+from steerkit.models._written import inserted, numbered, pattern_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,8 @@ class PromptQuestions:
     """
 
     def __init__(self, model: nn.Module, processor: Any, family: Family, architecture: Architecture) -> None:
+        if "padding" in family.call and processor is not None and tokenizer_of(processor).pad_token is None:
+            processor = _with_padding(processor)
         self.processor = processor
         self._model = model
         self.tokenizer = tokenizer_of(processor)
@@ -75,13 +78,13 @@ class PromptQuestions:
         """
         one, two, none = (self._template([("user", _MARK)], count) for count in (1, 2, 0))
         for shorter, longer in ((one, two), (none, one)):
-            written = _inserted(shorter, longer)
-            if written.strip() and self._without(one, written) == self._without(two, written):
+            written = inserted(shorter, longer)
+            known = written.strip() and re.search(numbered(written), one)
+            if known and self._without(one, written) == self._without(two, written):
                 return written
-        found = one.count(self.image_token)
         raise ProcessorError(
-            f"the chat template of this {self._kind} writes {self.image_token!r} {found} times"
-            if found != 1
+            f"the chat template of this {self._kind} writes {self.image_token!r} 0 times"
+            if one == none
             else f"the chat template of this {self._kind} writes several images in another way than one",
             expected="1, once for each image",
             fix="set processor.chat_template to the template of the vision-language model, not of its language model; "
@@ -103,7 +106,7 @@ class PromptQuestions:
             for n in range(3)
         )
         for shorter, longer in ((one, two), (none, one)):
-            written = _inserted(shorter, longer)
+            written = inserted(shorter, longer)
             if written.strip() and one.replace(written, "") == two.replace(written, ""):
                 return written
         raise ProcessorError(
@@ -152,7 +155,7 @@ class PromptQuestions:
             return self._family.image.replace("{image}", token)
         if self._family.prompt == "bare":
             return f"(?:{token})+"
-        pattern = _pattern([self._expanded(self.written_image)], self._added)
+        pattern = pattern_of([self._expanded(self.written_image)], self._added)
         return "|".join(filter(None, (self._video_pattern(pattern), pattern)))
 
     def _video_pattern(self, of_image: str) -> str | None:
@@ -170,7 +173,7 @@ class PromptQuestions:
         except Exception:  # of any type, the template's own: then it writes no prompt with a video
             return None
         try:
-            return _pattern([self._expanded(written, frames) for frames in (2, 4, 6, 7)], self._added, times=True)
+            return pattern_of([self._expanded(written, frames) for frames in (2, 4, 6, 7)], self._added, times=True)
         except Exception as error:
             if self._architecture.video_token_ids:
                 return None  # one that is met is refused, by its tokens
@@ -352,6 +355,14 @@ class PromptQuestions:
         return [image for image in own for _ in range(frames // len(own))]
 
 
+def _with_padding(processor: Any) -> Any:
+    """A copy with a token to pad with, for a processor that pads by itself. The mask says where it is."""
+    copied = copy(processor)
+    copied.tokenizer = deepcopy(processor.tokenizer)
+    copied.tokenizer.pad_token = copied.tokenizer.eos_token or copied.tokenizer.unk_token
+    return copied
+
+
 class _Turns:
     """Turns that a sample may not hold: a chat that ends with a finished answer."""
 
@@ -379,50 +390,3 @@ class Messages:
 
     def messages(self, images: int) -> list[dict[str, Any]]:
         return self._messages
-
-
-def numbered(written: str) -> str:
-    """A regular expression of what a template writes for one image, whatever number it gives it."""
-    return (
-        re.sub(r"\d+", lambda _: r"\d+", re.escape(written)) if re.search(r"\b\d+\b", written) else re.escape(written)
-    )
-
-
-def _inserted(shorter: str, longer: str) -> str:
-    """What was put into a text to make it longer."""
-    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shorter, longer, strict=False)))
-    return longer[start : start + len(longer) - len(shorter)]
-
-
-def _pattern(texts: Sequence[str], added: Sequence[str], *, times: bool = False) -> str:
-    """A regular expression of what a processor makes of an image: first and last piece, any number in between.
-
-    Args:
-        texts: What it has made of some.
-        added: The tokens between the pieces.
-        times: Whether whatever is a number, or differs from one text to the next, may be another one.
-    """
-    between = "(" + "|".join(map(re.escape, added)) + ")"
-    rows = [[piece for piece in re.split(between, text) if piece] for text in texts]
-    opening = _common([row[0] for row in rows]) if times else numbered(rows[0][0])
-    kind = _timed if times else numbered
-    if len({kind(piece) for row in rows for piece in row}) == 1:
-        return f"(?:{opening})+"
-    inside = list(dict.fromkeys(kind(piece) for row in rows for piece in row[1:-1]))
-    inner, last = "|".join(inside), "|".join(dict.fromkeys(kind(row[-1]) for row in rows))
-    # the blank image may be larger than another, of which the first piece is all; if it is text, it is not enough
-    some = "*" if kind(rows[0][0]) in inside else "+"
-    return opening + (f"(?:{inner}){some}" if inner else "") + f"(?:{last})"
-
-
-def _timed(text: str) -> str:
-    return re.sub(r"\d+", lambda _: r"\d+", re.escape(text))
-
-
-def _common(texts: Sequence[str]) -> str:
-    """A regular expression of several texts that differ in numbers, be they written as words."""
-    rows = [re.split(r"(\s+)", text) for text in texts]
-    if len({len(row) for row in rows}) > 1:
-        return f"(?:{'|'.join(dict.fromkeys(map(_timed, texts)))})"
-    words = ((_timed(column[0]), {*map(_timed, column)}) for column in zip(*rows, strict=True))
-    return "".join(first if len(kinds) == 1 else r"\S+" for first, kinds in words)

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steerkit.engines.capturing import call_target, forward_inputs
 from steerkit.errors import ContractError
 from steerkit.models import Architecture, Family, Inputs, PromptFormat, Sample, tokenizer_of
-from steerkit.testing.plain import Place
+from steerkit.testing.plain import Place, outputs
 from steerkit.testing.samples import picture
 from steerkit.vlm import VLM
 
@@ -102,6 +103,21 @@ class AdapterCase:
         texts = [self.format.render(sample, len(sample.images)) for sample in prompts]
         images = [[image for image in sample.images if isinstance(image, Image.Image)] for sample in prompts]
         return self.vlm.placed(self.format.encode(texts, images))
+
+    def answer(self, inputs: Inputs) -> Tensor:
+        """`[rows, vocabulary]` after the prompts."""
+        self.vlm.reset()
+        return outputs(self.vlm.model, inputs, self.architecture, [])[1].logits[:, -1]
+
+    def used_once(self, model: Any, sample: Sample) -> None:
+        """Let a model run without steerkit, for what transformers itself leaves on it; then empty its caches."""
+        inputs = forward_inputs(model, self.encode(sample), self.architecture)
+        with torch.no_grad():
+            call_target(model, inputs, self.architecture)(**inputs)
+        for path in self.architecture.transient:
+            owner, _, name = path.rpartition(".")
+            if isinstance(getattr(model.get_submodule(owner), name), Tensor):
+                setattr(model.get_submodule(owner), name, None)
 
     @property
     def kinds(self) -> list[list[Sample]]:

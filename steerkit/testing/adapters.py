@@ -9,7 +9,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from steerkit.engines.capturing import call_target, forward_inputs
+from steerkit.engines.capturing import call_target
 from steerkit.errors import ContractError, EngineError, OptionError
 from steerkit.interventions import Intervention, Site
 from steerkit.models import Family, Sample, visual_positions
@@ -180,7 +180,7 @@ def image_tokens_hold_the_image(case: AdapterCase) -> None:
         if first.shape != second.shape:
             raise ContractError("another image of the same size gives another number of image tokens")
         if found.encoder_decoder or found.marks == "none":  # the image has no position
-            if torch.allclose(_answer(case, one), _answer(case, other), atol=1e-3):
+            if torch.allclose(case.answer(one), case.answer(other), atol=1e-3):
                 raise ContractError("another image changes nothing")
             continue
         marked, ids = visual_positions(one, found, len(first))[0], one["input_ids"][0]
@@ -258,7 +258,7 @@ def model_is_restored(case: AdapterCase) -> None:
     """After a steered block that ends in an error, anywhere, model and processor are what they were before."""
     model, processor = case.make()
     sample = case.kinds[0][0]
-    _used_once(case, model, sample)
+    case.used_once(model, sample)
     left, settings = traces_left(model), _settings(processor)
     vlm = VLM(model, processor, case.family)
     inputs = vlm.inputs([sample])
@@ -380,30 +380,13 @@ def _read(case: AdapterCase, inputs: dict[str, Tensor]) -> Tensor:
     block = case.vlm.model.get_submodule(case.architecture.site(0, "resid_post"))
     handle = block.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        _answer(case, inputs)
+        case.answer(inputs)
     finally:
         handle.remove()
     return read[0]
-
-
-def _answer(case: AdapterCase, inputs: dict[str, Tensor]) -> Tensor:
-    """`[rows, vocabulary]` after the prompts."""
-    case.vlm.reset()
-    return outputs(case.vlm.model, inputs, case.architecture, [])[1].logits[:, -1]
 
 
 def _vector(case: AdapterCase, tensors: dict[Key, Tensor], site: Any = "resid_post") -> SteeringVector:
     intervention = Intervention(site=site, phase="prompt")
     metadata = PackMetadata(method=MethodRecord(name="check"), interventions=(intervention,), model=case.vlm.record)
     return SteeringVector(tensors, metadata)
-
-
-def _used_once(case: AdapterCase, model: Any, sample: Sample) -> None:
-    """Let a model run without steerkit, for what transformers itself leaves on it; then empty its caches."""
-    inputs = forward_inputs(model, case.encode(sample), case.architecture)
-    with torch.no_grad():
-        call_target(model, inputs, case.architecture)(**inputs)
-    for path in case.architecture.transient:
-        owner, _, name = path.rpartition(".")
-        if isinstance(getattr(model.get_submodule(owner), name), Tensor):
-            setattr(model.get_submodule(owner), name, None)

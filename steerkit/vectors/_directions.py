@@ -9,10 +9,9 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from steerkit._internal.faults import faults
+from steerkit._internal.faults import refused_as
 from steerkit._internal.validation import expect, expect_one_of
 from steerkit._text import one_line
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError
@@ -141,12 +140,9 @@ class Directions:
         Raises:
             OptionError: A field is unknown or has an impossible value.
         """
-        try:
+        wrong = f"can't take {sorted(fields)}"
+        with refused_as(OptionError, "metadata", wrong=wrong, expected="fields of PackMetadata"):
             metadata = PackMetadata.model_validate({**self.metadata.model_dump(), **fields})
-        except ValidationError as error:
-            raise OptionError(
-                f"metadata can't take {sorted(fields)} ({faults(error)})", expected="fields of PackMetadata"
-            ) from error
         return type(self)(self.tensors, metadata)
 
     def applied(self, **fields: object) -> Self:
@@ -163,13 +159,9 @@ class Directions:
             OptionError: A field is unknown or has an impossible value.
         """
         given = [{name: getattr(each, name) for name in Intervention.model_fields} for each in self.interventions]
-        try:
+        wrong = f"can't be applied with {sorted(fields)}"
+        with refused_as(OptionError, "the vector", wrong=wrong, expected="fields of an Intervention"):
             changed = tuple(Intervention.model_validate({**each, **fields}) for each in given)
-        except ValidationError as error:
-            raise OptionError(
-                f"the vector can't be applied with {sorted(fields)} ({faults(error)})",
-                expected="fields of an Intervention",
-            ) from error
         return self.derived(dict(self.tensors), f"apply with {', '.join(sorted(fields))}", changed)
 
     def digest(self) -> str:

@@ -14,12 +14,11 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
-from steerkit._internal.faults import faults
+from steerkit._internal.faults import refused_as
 from steerkit.errors import PackFormatError
 from steerkit.interventions import FiniteFloat, Frozen, Intervention, Site, Tower
 from steerkit.vectors.formats.v1 import MAX_INTERVENTIONS, MAX_LAYERS, MAX_WIDTH
@@ -326,12 +325,7 @@ def parse_metadata(document: dict[str, Any], *, name: str) -> PackMetadata:
     Raises:
         PackFormatError: A field is missing, unknown or out of bounds; the message names each.
     """
-    try:
+    what, fix = f"{name}: the steerkit document", "get the file again from its publisher, or upgrade steerkit"
+    with refused_as(PackFormatError, what, expected="a document of format v1", fix=fix, wrong="is invalid"):
         # as JSON: a strict reading of Python objects would refuse lists where tuples are meant
         return PackMetadata.model_validate_json(json.dumps(document), strict=True)
-    except ValidationError as error:
-        raise PackFormatError(
-            f"{name}: the steerkit document is invalid ({faults(error)})",
-            expected="a document of format v1",
-            fix="get the file again from its publisher, or upgrade steerkit",
-        ) from error

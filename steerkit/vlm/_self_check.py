@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerkit.engines import capturing
 from steerkit.errors import SteerKitError, UnsupportedModelError
-from steerkit.models import Sample, meaningless_image, merged, visual_positions
+from steerkit.models import Sample, meaningless_image, merged, tokenizer_of, visual_positions
 
 if TYPE_CHECKING:
     from steerkit.vlm._prompted import PromptedModel
@@ -21,6 +21,9 @@ _SHORT, _LONG = "What is this?", "What is this, and what is it for? Answer in on
 _SIDE = 224
 _NEAR = 2e-2
 """Relative difference of a prompt padded and alone; half precision makes less, a shifted position more."""
+
+_SEAM = 4
+"""Tokens that may be others where the image was: texts that now meet are tokenised together."""
 
 
 class _Seen(NamedTuple):
@@ -55,6 +58,7 @@ def check_itself(vlm: PromptedModel) -> None:
         ) from error
     _check_blocks(vlm, together)
     _check_positions(vlm, together, inputs)
+    _check_text(vlm, inputs)
     last = vlm.architecture.layer_count - 1
     for layer, state in alone.states.items():
         padded, own = together.states[layer][0, -1].float(), state[0, -1].float()
@@ -90,6 +94,27 @@ def _check_positions(vlm: PromptedModel, seen: _Seen, inputs: Any) -> None:
             f"another image changes positions {where}, where no image is" if where else "another image changes nothing",
             "marks, or config.image_token_id",
         )
+
+
+def _check_text(vlm: PromptedModel, inputs: Any) -> None:
+    """The prompt without its image is the one with it, less what stands for the image."""
+    if not vlm.architecture.takes_images or vlm.family.prompt == "decoder":
+        return
+    try:
+        bare = vlm.inputs([Sample(_SHORT)], images=False)["input_ids"][0].tolist()
+    except SteerKitError:
+        return  # whoever asks for such a prompt is told
+    shown = inputs["input_ids"][0][inputs["attention_mask"][0] != 0].tolist()
+    front = _common(shown, bare)
+    behind = _common(shown[::-1], bare[: front - 1 : -1] if front else bare[::-1])
+    asked, text = ("".join(each.casefold().split()) for each in (_SHORT, tokenizer_of(vlm.processor).decode(bare)))
+    if vlm.architecture.image_token_ids & {*bare} or len(bare) - front - behind > _SEAM or asked not in text:
+        raise _failed(vlm, "without its image a prompt differs in more than the image", "image, frame or template")
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError:

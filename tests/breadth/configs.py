@@ -16,7 +16,8 @@ _LAYERS = (
 ).split()
 _HEADS = (
     "num_attention_heads num_heads attention_heads encoder_attention_heads decoder_attention_heads n_head "
-    "resampler_n_heads conf_num_attention_heads swa_num_attention_heads num_sliding_attention_heads"
+    "resampler_n_heads conf_num_attention_heads swa_num_attention_heads num_sliding_attention_heads "
+    "linear_num_heads linear_num_key_heads linear_num_value_heads"
 ).split()
 _KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "swa_num_key_value_heads", "multi_query_group_num")
 _WIDTHS = ("hidden_size", "d_model", "embed_dim", "n_embd", "dim", "model_dim")

@@ -169,7 +169,10 @@ the same is held for a call of the model with one.
 *Also* lists what a type is steered with beside images and text. *Declares* lists the fields of the type's `Family`
 record; all else is asked of transformers, or looked up in the model: `steerkit models TYPE` tells which. *Can't* lists
 what is refused with an error; without the *text of a video*, methods that measure the prompt without its video refuse.
-The table is written by `python -m breadth.report` in `tests/`, and compared in CI.
+*Needs* lists packages without which the processor or the model can't be made. Where torchvision is missing, a
+placeholder stands for the video part of a processor: images work, and a video is refused. The table is written by
+`python -m breadth.report` in `tests/`, and compared in CI: with the packages of *needs*, which videos need too, in an
+environment of its own (`.ci/run all`), and without them in any other, where what needs them stays as it was.
 
 {summary}
 

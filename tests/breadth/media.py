@@ -10,7 +10,8 @@ from torch import Tensor
 
 import steerkit as sk
 from breadth import films, prompts
-from breadth.checks import EQUAL, LONG, MOVED, PADDED, SHORT, Case, CheckError, generated, require, same_state
+from breadth.cases import EQUAL, LONG, MOVED, PADDED, SHORT, Case, CheckError, require, same_state
+from breadth.checks import generated
 from breadth.reference import apart
 from steerkit.errors import EngineError, SteerKitError
 from steerkit.models import Sample

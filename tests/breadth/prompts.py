@@ -68,6 +68,8 @@ def prepare(name: str, processor: Any) -> None:
         # It drops the first token of the image, which in its own tokenizer is the mark in front of every text.
         own = processor.replace_image_token
         processor.replace_image_token = lambda *given, **options: "<unk>" + own(*given, **options)
+    if name == "kosmos-2.5":  # it asks for 4096 patches of every image, whatever its image processor says
+        processor.images_kwargs = {**processor.images_kwargs, "max_patches": 64}
     if name not in BARE:
         from breadth import films
 

@@ -14,11 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import steerkit as sk
-from breadth import checks, levels, pairs, prompts, text_models
-from steerkit.errors import SteerKitError, UnsupportedModelError
-from steerkit.models import Architecture, Family, Sample
+from breadth import checks, configs, levels, pairs, prompts, text_models
+from steerkit.errors import EngineError, SteerKitError, UnsupportedModelError
+from steerkit.interventions import Intervention
+from steerkit.models import Architecture, Family, Sample, family_for
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
+from steerkit.vlm._self_check import check_itself
 
 BROKEN_ON = ("qwen2_vl", "llava", "gemma3")
 KINDS = (
@@ -196,3 +200,50 @@ def test_a_row_says_what_came_of_the_checks() -> None:
     assert levels.row_of({**good, "capture": "refused: why"}).level == "fails"
     assert levels.row_of({"built": "refused: it says no"}) == levels.Row("refused", reason="it says no")
     assert asdict(levels.row_of({**good, "vision": "refused: none"}))["cannot"] == ["vision"]
+
+
+STREAMS = ("qwen4_exp", "glm5_next", "hy_v4_vl")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the processors of transformers
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("engine", ["hooks", "nnsight"])
+def test_streams_that_are_not_declared_are_refused(name: str, engine: Any) -> None:
+    """Never the state of one stream, or of one token, for that of all."""
+    model, processor = pairs.pair(name)
+    vlm = sk.VLM(model, processor, Family(types=(name,)))
+    assert family_for(name).state != vlm.family.state == "plain"
+    samples = [Sample(checks.SHORT), Sample(checks.LONG)]
+    with pytest.raises(EngineError, match="declare `state`"):
+        vlm.capture(samples, engine=engine)
+    record = PackMetadata(method=MethodRecord(name="check"), interventions=(Intervention(),), model=vlm.record)
+    vector = SteeringVector({Key(0): torch.ones(vlm.architecture.hidden_size)}, record)
+    with pytest.raises(EngineError, match="declare `state`"), sk.steer(vlm, vector, policy="off", engine=engine):
+        vlm.generate(samples, max_new_tokens=1)
+    with pytest.raises(UnsupportedModelError, match="declare state in a Family"):
+        check_itself(vlm)
+
+
+@pytest.mark.parametrize("name", ["rwkv", "xlstm"])
+def test_a_state_outside_of_a_cache_is_refused(name: str) -> None:
+    config = configs.tiny(name)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match="keeps its state outside of a cache"):
+        sk.wrap(model)
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "minimax"])
+def test_a_state_in_a_cache_is_not(name: str) -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(configs.tiny(name))
+    assert sk.wrap(model).architecture.layer_count == model.config.num_hidden_layers
+
+
+def test_a_prompt_that_loses_more_than_its_image_is_found_out() -> None:
+    """A regular expression that takes the user's words along with the image."""
+    model, processor = pairs.pair("llava")
+    check_itself(sk.VLM(model, processor))
+    greedy = Family(types=("llava",), image=r"(?:{image})+[^<]*")
+    with pytest.raises(UnsupportedModelError, match="in more than the image.*declare image, frame or template"):
+        check_itself(sk.VLM(model, processor, greedy))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import steerkit as sk
-from breadth import checks, processor_options, prompts
+from breadth import checks, pairs, processor_options, prompts
 from breadth.processors import CHAT
 from steerkit.models import Sample
 
@@ -45,6 +45,11 @@ TEMPLATES = {
     "refuses a system turn": NO_SYSTEM,
     "wants turns to alternate": TAKES_TURNS,
 }
+UNEQUAL = {
+    "writes how much there is": CHAT.replace("<|im_start|>", "{{ messages | string | length }}<|im_start|>", 1),
+    "separates pictures": CHAT.replace("@IMAGE@", "{% if not loop.first %}, {% endif %}@IMAGE@"),
+}
+"""Of which no image can be taken out again."""
 REFUSING = ("refuses a system turn", "wants turns to alternate")
 TYPES = ("llava", "qwen2_vl", "gemma3", "idefics3")
 SYSTEM_AND_QUESTION = (("system", "Be brief."), ("user", checks.SHORT))
@@ -77,6 +82,19 @@ def test_a_template_with_a_habit(name: str, habit: str, monkeypatch: pytest.Monk
         twice = Sample((("user", checks.SHORT), ("user", checks.LONG)), (case.images[0],))
         with pytest.raises(sk.errors.SampleError, match="sample 1"):
             case.vlm.generate([case.sample(checks.SHORT, 0), twice], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "idefics3"])
+@pytest.mark.parametrize("habit", UNEQUAL)
+def test_a_template_that_writes_another_image_in_another_way_is_refused(
+    name: str, habit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "CHAT", UNEQUAL[habit])
+    model, processor = pairs.pair(name)
+    vlm = sk.wrap(model, processor)
+    for images in (True, False):
+        with pytest.raises(sk.errors.ProcessorError, match="in another way than one.*declare image in a Family record"):
+            vlm.inputs([Sample(checks.SHORT, (prompts.picture(0),))], images=images)
 
 
 def _only_the_image_is_cut(case: checks.Case, sample: Sample) -> None:

@@ -16,7 +16,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import steerkit as sk
 from breadth import configs, pairs, processors
-from breadth.checks import EQUAL, LONG, MOVED, PADDED, SHORT, CheckError, Recorder, require
+from breadth.cases import EQUAL, LONG, MOVED, PADDED, SHORT, CheckError, require
+from breadth.checks import Recorder
 from breadth.reference import apart, first
 from breadth.sizes import TEXT_SIZES
 from steerkit.interventions import Intervention

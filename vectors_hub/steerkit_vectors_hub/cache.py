@@ -26,12 +26,11 @@ from pydantic import Field, ValidationError
 
 from steerkit._internal.files import open_regular, read_bounded, write_atomically
 from steerkit._internal.json import json_object
-from steerkit.errors import PackFormatError
+from steerkit.errors import PackFormatError, SteerKitError
 from steerkit.interventions import Frozen
 from steerkit.vectors import Sha256
 from steerkit.vectors.formats.container import MAX_FILE
 from steerkit_vectors_hub.errors import CacheError
-from steerkit_vectors_hub.places import place
 
 PLACE = "STEERKIT_CACHE"
 """Environment variable: the folder of the cache."""
@@ -229,3 +228,27 @@ def _user() -> int:
 
 def _name(key: str) -> str:
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+
+def place(variable: str, base: str, usual: str, rest: str, error: type[SteerKitError]) -> Path:
+    """The path that a variable names, or `rest` in the folder that the variable `base` names, usually `usual`.
+
+    Raises:
+        SteerKitError: `error`: a home folder in it can't be found, because there is no such user, or no HOME.
+    """
+    if chosen := os.environ.get(variable):
+        return _expanded(chosen, f"the environment variable {variable}", variable, error)
+    if folder := os.environ.get(base):
+        return Path(folder) / rest
+    return _expanded(usual, f"where {variable} and {base} are not set, it", variable, error) / rest
+
+
+def _expanded(text: str, what: str, variable: str, error: type[SteerKitError]) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as cause:
+        raise error(
+            f"{what} is {text!r:.300}, and its home folder can't be found ({cause})",
+            expected="a path; ~ stands for the home folder of a user of this machine",
+            fix=f"set {variable} to an absolute path",
+        ) from cause

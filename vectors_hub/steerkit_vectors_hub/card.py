@@ -12,8 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from steerkit._text import clean, one_line
 from steerkit.vectors import Metric, PackMetadata
-from steerkit_vectors_hub.norms import NormSeries
-from steerkit_vectors_hub.strength import strength_curves
+from steerkit_vectors_hub.plots import NormSeries, strength_curves
 
 PLOT = "norms.png"
 CURVE = "strength.png"

@@ -17,7 +17,7 @@ from steerkit._internal.sealed_page import sealed_page
 from steerkit._text import clean
 from steerkit_vectors_hub.charts import svg
 from steerkit_vectors_hub.index import Entry, Index
-from steerkit_vectors_hub.norms import NormSeries, chart
+from steerkit_vectors_hub.plots import NormSeries, norm_chart
 
 _PARTS = Path(__file__).parent / "page"
 
@@ -43,4 +43,4 @@ def _names(entry: Entry) -> str:
 
 def _chart(series: NormSeries) -> Markup:
     label = f"Norm of {series.title} by layer, {series.layers[0]} to {series.layers[-1]}"
-    return Markup(svg(chart(series), label))
+    return Markup(svg(norm_chart(series), label))

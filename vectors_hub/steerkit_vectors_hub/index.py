@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import read_bounded, write_atomically
 from steerkit._internal.json import json_object
 from steerkit._text import one_line
@@ -22,8 +23,7 @@ from steerkit.vectors import Line, Metric, PackMetadata, Sha256, Text, parse_met
 from steerkit.vectors.formats import RawPack, parse_pack
 from steerkit_vectors_hub.bundled import FOLDER, INDEX
 from steerkit_vectors_hub.errors import IndexFormatError
-from steerkit_vectors_hub.norms import NormSeries, norm_series
-from steerkit_vectors_hub.reading import refused_as
+from steerkit_vectors_hub.plots import NormSeries, norm_series
 from steerkit_vectors_hub.resolve import Resolved
 
 MAX_INDEX = 2**26

@@ -5,13 +5,14 @@ from steerkit_vectors_hub.interop.base import (
     Foreign as Foreign,
     ForeignReader as ForeignReader,
     ForeignWriter as ForeignWriter,
+    ModelFacts as ModelFacts,
 )
-from steerkit_vectors_hub.interop.convert import read as read, write as write
-from steerkit_vectors_hub.interop.facts import ModelFacts as ModelFacts
-from steerkit_vectors_hub.interop.registry import (
+from steerkit_vectors_hub.interop.convert import (
     detect as detect,
     format_names as format_names,
     get_format as get_format,
     is_pack as is_pack,
+    read as read,
     registered_formats as registered_formats,
+    write as write,
 )

@@ -10,21 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from steerkit._internal.faults import faults
+from steerkit._internal import plugins
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import open_regular, replacing
 from steerkit._internal.validation import expect
-from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, SteerKitError
-from steerkit.interventions import Intervention
+from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, PackFormatError, SteerKitError
+from steerkit.interventions import Intervention, StoredDirection
 from steerkit.vectors import Key, PackMetadata, SteeringVector
-from steerkit.vectors.formats.container import MAX_FILE
-from steerkit_vectors_hub.interop.base import REFERENCE, Choice, Foreign, ForeignReader, ForeignWriter, about, malformed
-from steerkit_vectors_hub.interop.containers import direction, load
-from steerkit_vectors_hub.interop.expressible import directions_to_add
-from steerkit_vectors_hub.interop.facts import ModelFacts
-from steerkit_vectors_hub.interop.registry import detect, get_format, registered_formats
+from steerkit.vectors.formats.container import MAX_FILE, MAX_HEADER
+from steerkit_vectors_hub.interop.base import (
+    REFERENCE,
+    Choice,
+    Foreign,
+    ForeignReader,
+    ForeignWriter,
+    ModelFacts,
+    about,
+    malformed,
+)
+from steerkit_vectors_hub.interop.containers import direction, header_of, load
 
 
 def read(
@@ -127,13 +133,14 @@ def assemble(
         ),
         "versions": {"steerkit-vlm": importlib.metadata.version("steerkit-vlm"), "torch": torch.__version__},
     }
+    with refused_as(PackFormatError, "what it says", expected="what a pack can hold", wrong="is impossible"):
+        metadata = PackMetadata.model_validate(document)
     try:
-        return SteeringVector(tensors, PackMetadata.model_validate(document))
+        return SteeringVector(tensors, metadata)
     except NonFiniteError:
         raise
-    except (SteerKitError, ValidationError) as error:
-        problem = faults(error) if isinstance(error, ValidationError) else str(error)
-        raise malformed(problem, "directions that a pack can hold") from error
+    except SteerKitError as error:
+        raise malformed(str(error), "directions that a pack can hold") from error
 
 
 def _chosen(foreign: Foreign, choice: Choice) -> list[int]:
@@ -177,3 +184,126 @@ def _origin(foreign: Foreign, reader: ForeignReader, layers: Sequence[int], file
         listed = hashlib.sha256(text.encode()).hexdigest()
         text = f"{len(files)} files from {files[0].name[:200]} on, sha256 of their list {listed}"
     return f"{title}, {text}"
+
+
+def format_names() -> list[str]:
+    """Names of all registered formats, without importing any."""
+    return plugins.names(plugins.FORMATS)
+
+
+def registered_formats() -> list[plugins.Registered]:
+    """Every format with who registers it; one that can't be loaded has an error instead of a class."""
+    return plugins.registered(plugins.FORMATS, ForeignReader)
+
+
+def get_format(name: str) -> ForeignReader:
+    """The format registered under a name.
+
+    Raises:
+        UnknownNameError: No such format; the message suggests the nearest name.
+        PluginError: It can't be imported, is claimed twice, or is something else; the message names the distribution.
+    """
+    return plugins.load(plugins.FORMATS, name, ForeignReader)()
+
+
+def detect(path: Path) -> str:
+    """The one format that a file is of for certain.
+
+    Raises:
+        OptionError: None is sure of it, or more than one.
+    """
+    head = _head(path)
+    formats = registered_formats()
+    found = [each.name for each in formats if each.value is not None and each.value().recognises(path, head)]
+    if len(found) == 1:
+        return found[0]
+    problem = f"{path} could be of the formats {found}" if found else f"no format is sure to be that of {path}"
+    broken = "; ".join(each.error for each in formats if each.error is not None)
+    raise OptionError(
+        problem + (f"; of others it is not known: {broken}" if broken else ""),
+        expected="one of " + ", ".join(format_names()),
+        fix="name it: --from FORMAT",
+    )
+
+
+def is_pack(path: Path) -> bool:
+    """Whether a file says that it is a pack of steerkit; its audit is another matter."""
+    return "steerkit" in header_of(_head(path))[1]
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open_regular(path, MAX_FILE) as file:
+            return file.read(MAX_HEADER + 8)
+    except OSError:  # a folder is a format as well; what else can't be read, reading it will say
+        return b""
+
+
+_LOST = (
+    ("tokens", "all", "the tokens {!r}; the file will steer all"),
+    ("positions", None, "tokens by their positions; the file will steer all"),
+    ("prompts", "all", "prompts {} only; the file will steer all"),
+    ("phase", "both", "in the phase {!r}; the file will steer in both"),
+    ("norm_preserving", False, "while preserving norms; the file will not"),
+)
+"""What the file can't say and may be left out: a field, what it is where nothing is lost, and what is said of it."""
+
+
+def directions_to_add(vector: SteeringVector, *, lossy: bool) -> tuple[dict[int, Tensor], tuple[str, ...]]:
+    """Float32 directions by block with the interventions' doses multiplied in, and what that leaves out.
+
+    The dose given to `steer` and the recommended one are not multiplied in.
+
+    Raises:
+        OptionError: The vector does something else, or something is left out and `lossy` is False.
+    """
+    lost: list[str] = []
+    summed: dict[int, Tensor] = {}
+    for index, intervention in enumerate(vector.interventions):
+        stored = _stored(intervention, index)
+        lost += [
+            f"intervention {index} steers {said.format(value)}"
+            for name, plain, said in _LOST
+            if (value := getattr(intervention, name)) != plain
+        ]
+        layers = [key.layer for key in vector.tensors if key[1:] == ("resid_post", stored.name, "language")]
+        if intervention.layers != "all":
+            layers = list(intervention.layers)
+        for layer in layers:
+            tensor = vector.tensors[Key(layer if stored.layer is None else stored.layer, "resid_post", stored.name)]
+            if tensor.dim() != 1:
+                raise _refused(f"the direction of layer {layer} has {tensor.shape[0]} rows", "one row")
+            dose = intervention.strength_at(layer)
+            if dose:
+                term = tensor.float() * dose
+                summed[layer] = summed[layer] + term if layer in summed else term
+    if lost and not lossy:
+        raise OptionError(
+            "the format can't say all of it: " + "; ".join(lost),
+            expected="a vector that adds its directions at every token",
+            fix="allow the loss with lossy=True, on the command line --lossy",
+        )
+    if not summed:
+        raise _refused("every dose is zero", "something to add")
+    return dict(sorted(summed.items())), tuple(lost)
+
+
+def _stored(intervention: Intervention, index: int) -> StoredDirection:
+    what = f"intervention {index}"
+    operation = intervention.operation
+    stored = operation.stored
+    if stored is None:
+        raise _refused(f"{what} measures its direction on each prompt", "stored directions")
+    if not operation.additive:
+        raise _refused(f"{what} {operation.describe()}", "only additions of stored directions")
+    if intervention.measures:
+        raise _refused(f"{what} depends on a measured quantity", "a fixed dose")
+    if not intervention.fixed:
+        raise _refused(f"{what} has strengths by row or by step", "one dose for all tokens")
+    if intervention.site != "resid_post" or intervention.tower != "language":
+        raise _refused(f"{what} steers {intervention.site} of the {intervention.tower} tower", "outputs of the blocks")
+    return stored
+
+
+def _refused(problem: str, expected: str) -> OptionError:
+    return OptionError(f"{problem}, which the format can't say", expected=expected)

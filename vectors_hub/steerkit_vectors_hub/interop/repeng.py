@@ -21,11 +21,17 @@ from torch import Tensor
 
 from steerkit.errors import OptionError
 from steerkit.vectors import SteeringVector
-from steerkit_vectors_hub.interop.base import Choice, Foreign, ForeignReader, ForeignWriter, about, malformed
-from steerkit_vectors_hub.interop.convert import assemble
-from steerkit_vectors_hub.interop.expressible import directions_to_add
-from steerkit_vectors_hub.interop.facts import ModelFacts
-from steerkit_vectors_hub.interop.gguf_file import read_control_vector, write_control_vector
+from steerkit_vectors_hub.interop.base import (
+    Choice,
+    Foreign,
+    ForeignReader,
+    ForeignWriter,
+    ModelFacts,
+    about,
+    malformed,
+)
+from steerkit_vectors_hub.interop.convert import assemble, directions_to_add
+from steerkit_vectors_hub.interop.llama_cpp import read_control_vector, write_control_vector
 
 if TYPE_CHECKING:
     from repeng import ControlVector  # pyright: ignore[reportMissingImports]

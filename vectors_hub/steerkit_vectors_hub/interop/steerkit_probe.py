@@ -21,12 +21,12 @@ from typing import Annotated, ClassVar, Literal, final
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from steerkit._internal.faults import refused_as
 from steerkit.errors import LayerRangeError, OptionError, PackFormatError
 from steerkit.interventions import FiniteFloat, Site
 from steerkit.vectors import MethodRecord, StrengthRecord
 from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, malformed
 from steerkit_vectors_hub.interop.containers import header_of, load_safetensors
-from steerkit_vectors_hub.reading import refused_as
 
 _SITES: dict[str, tuple[Site, int]] = {
     "resid_post": ("resid_post", 0),

@@ -9,9 +9,9 @@ point away from the model's own refusal direction.
     screener = Screener(vlm, "my-canaries.json")       # answers without a pack are kept from one vector to the next
     print(screener.screen(vector, strength=0.5))
 
-`canaries` are data; `doses` and `conditions` say at which strengths and in which ways a pack is tried, `reach` where no
-canary goes; `answers` reads one answer beside those without the pack; `counts` counts what changed; `directions`
-compares directions; `findings` turns all of it into checks; `screener` runs the model.
+`canaries` are data; `trials` says at which strengths, in which ways and on which tokens a pack is tried; `counts` reads
+answers beside those without the pack and counts what changed; `directions` compares directions; `findings` turns all of
+it into checks; `screener` runs the model.
 """
 
 from steerkit._internal.lazy import lazy

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit.errors import OptionError, SampleError
@@ -16,7 +17,6 @@ from steerkit.evaluation import REFUSALS
 from steerkit.interventions import Frozen
 from steerkit.models import Sample
 from steerkit.vlm import VLM
-from steerkit_vectors_hub.reading import refused_as
 
 Label = Literal["harmful", "harmless", "question"]
 """`harmful` and `harmless` requests; a `question` is harmless too, and has a known right answer."""

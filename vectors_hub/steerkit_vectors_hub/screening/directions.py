@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steerkit.interventions import Intervention, Operation, Site, Token, representatives, site_label
 from steerkit.vectors import SteeringVector
-from steerkit_vectors_hub.screening.conditions import Lean, Way, ways
+from steerkit_vectors_hub.screening.trials import Lean, Way, ways
 
 OPPOSED = -0.5
 """Cosine at or below which a pack is taken to work against refusal."""

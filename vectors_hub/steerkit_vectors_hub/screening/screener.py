@@ -17,13 +17,12 @@ from steerkit.policy import Check
 from steerkit.steering import steer
 from steerkit.vectors import SteeringVector, as_vectors
 from steerkit.vlm import VLM
-from steerkit_vectors_hub.screening import counts, reach
-from steerkit_vectors_hub.screening.answers import Reply, read, read_beside
+from steerkit_vectors_hub.screening import counts, trials
 from steerkit_vectors_hub.screening.canaries import Canary, CanarySet, choose_canaries, with_system
-from steerkit_vectors_hub.screening.conditions import WAYS, acting, ways
+from steerkit_vectors_hub.screening.counts import Reply, read, read_beside
 from steerkit_vectors_hub.screening.directions import alignments, bounds, leaning, refusal_direction, unjudged
-from steerkit_vectors_hub.screening.doses import Dose, between, stated
 from steerkit_vectors_hub.screening.findings import DirectionReport, Reach, Run, Screening
+from steerkit_vectors_hub.screening.trials import WAYS, Dose, acting, between, stated, ways
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) canaries after each batch."""
@@ -121,7 +120,7 @@ class Screener:
         vectors = as_vectors(vector)
         if any(change.tokens == "system" for each in vectors for change in each.interventions) and self._with_system:
             return self._with_system.screen(vectors, strength=strength)
-        given, vectors = vectors, reach.of_every_row(vectors)
+        given, vectors = vectors, trials.of_every_row(vectors)
         doses = stated(vectors, strength)
         more = between(vectors, list(doses)) if strength is None else []
         for dose in doses:
@@ -290,21 +289,21 @@ class Screener:
     def _reach(self, vectors: Sequence[SteeringVector], doses: Sequence[Dose]) -> Reach:
         """Interventions of which the canaries show nothing, or only a part, tried on tokens that there are."""
         every = [(n, i) for n, vector in enumerate(vectors) for i in range(len(vector.interventions))]
-        unreached = self._unreached(reach.of_every_row(vectors), every)
+        unreached = self._unreached(trials.of_every_row(vectors), every)
         rest = [place for place in every if place not in unreached]
-        numbered = [(n, i) for n, i in rest if reach.counted(vectors[n].interventions[i])]
+        numbered = [(n, i) for n, i in rest if trials.counted(vectors[n].interventions[i])]
         tried = [(n, i) for n, i in (*unreached, *numbered) if vectors[n].interventions[i].tower == "language"]
         found: list[counts.Cells] = []
-        for where, elsewhere in reach.moved(vectors, tried) if tried else ():
+        for where, elsewhere in trials.moved(vectors, tried) if tried else ():
             for dose in doses:
                 with suppress(EngineError):  # such tokens can't be steered by that
                     found.append(self._lost(elsewhere, dose, f"{_label(dose)}, {where}"))
                     found += self._ways(elsewhere, dose, FEW_WAYS)[0]
-        described = (tuple(reach.described(vectors, place) for place in places) for places in (unreached, numbered))
+        described = (tuple(trials.described(vectors, place) for place in places) for places in (unreached, numbered))
         return Reach(next(described), tuple(filter(None, found)), next(described))
 
-    def _unreached(self, vectors: Sequence[SteeringVector], places: Sequence[reach.Place]) -> list[reach.Place]:
-        selecting = [reach.selecting(vectors[number], vectors[number].interventions[index]) for number, index in places]
+    def _unreached(self, vectors: Sequence[SteeringVector], places: Sequence[trials.Place]) -> list[trials.Place]:
+        selecting = [trials.selecting(vectors[n], vectors[n].interventions[i]) for n, i in places]
         if not places:
             return []
         with suppress(NothingSteeredError):

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit_vectors_hub.errors import SignatureFormatError
-from steerkit_vectors_hub.reading import refused_as
 from steerkit_vectors_hub.sources.base import MAX_SIGNATURE
 
 MAX_CERTIFICATES = 10

@@ -11,11 +11,11 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, ValidationInfo, model_validator
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.files import read_bounded
 from steerkit.interventions import Frozen
+from steerkit_vectors_hub.cache import place
 from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
-from steerkit_vectors_hub.places import place
-from steerkit_vectors_hub.reading import refused_as
 from steerkit_vectors_hub.refs import checked_url
 from steerkit_vectors_hub.signing.keys import key_fingerprint, public_key_pem, root_pem
 

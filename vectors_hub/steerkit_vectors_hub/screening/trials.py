@@ -1,6 +1,8 @@
-"""In which ways a pack's own conditions can hold: gates open or shut, measured strengths at either bound.
+"""What is tried of a pack: at which strengths, in which ways its conditions hold, and on which tokens.
 
-Held open all at once, two interventions can cancel that never meet in use. So each condition is held by itself.
+Tried are the strengths that it states, and those that a user might take instead. Held open all at once, two
+interventions can cancel that never meet in use: so each condition (a gate open or shut, a measured strength at either
+bound) is held by itself. And what selects no token of any canary is tried on tokens that there are.
 """
 
 from __future__ import annotations
@@ -11,10 +13,62 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any, Literal, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, ones
 
-from steerkit.interventions import Intervention
-from steerkit.vectors import Key, SteeringVector
+from steerkit.interventions import Intervention, Phase, Site, Tokens
+from steerkit.vectors import Key, SteeringVector, as_strengths
+
+Dose: TypeAlias = tuple[float, ...]
+"""A factor for each vector."""
+
+FRACTIONS = (0.25, 0.5, 0.75)
+"""What is tried between nothing and a stated strength: an effect need not grow with the strength."""
+
+BETWEEN = 8
+"""Strengths of the curves and in between that are tried at most; each costs an answer to every harmful canary."""
+
+_CLOSE = 0.05
+"""Relative distance below which two strengths count as one."""
+
+
+def stated(vectors: Sequence[SteeringVector], strength: float | Sequence[float] | None) -> dict[Dose, bool]:
+    """`{dose: whether it is only an end of the range that a pack names}`."""
+    if strength is not None:
+        return {tuple(as_strengths(strength, len(vectors))): False}
+    records = [vector.metadata.strength for vector in vectors]
+    recommended = tuple(record.recommended for record in records)
+    found = {(1.0,) * len(vectors): False, recommended: False}
+    for name in ("minimum", "maximum"):
+        ends = [getattr(record, name) for record in records]
+        end = tuple(middle if end is None else end for end, middle in zip(ends, recommended, strict=True))
+        if any(end):  # a strength of 0 does nothing
+            found.setdefault(end, True)
+    return found
+
+
+def between(vectors: Sequence[SteeringVector], tried: Sequence[Dose]) -> list[Dose]:
+    """Doses on the packs' own curves, and fractions of the stated ones; those that lie farthest from what is tried."""
+    candidates = [tuple(part * each for each in dose) for dose in tried for part in FRACTIONS]
+    recommended = [vector.metadata.strength.recommended for vector in vectors]
+    for number, vector in enumerate(vectors):
+        for point in vector.metadata.strength.curve:
+            if point.strength and "layer" not in point.cost_kind:  # those are of one layer by itself
+                candidates.append((*recommended[:number], point.strength, *recommended[number + 1 :]))
+    known, found = list(tried), list[Dose]()
+    while candidates and len(found) < BETWEEN:
+        farthest = max(candidates, key=lambda dose: min(_distance(dose, other) for other in known))
+        if min(_distance(farthest, other) for other in known) < _CLOSE:
+            break
+        found.append(farthest)
+        known.append(farthest)
+    return sorted(found)
+
+
+def _distance(one: Dose, other: Dose) -> float:
+    """The largest relative distance of any of their strengths."""
+    pairs = zip(one, other, strict=True)
+    return max(abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0 for a, b in pairs)
+
 
 WAYS = 16
 """Ways that are tried at most: every one of four gates. Each costs an answer to every harmful canary."""
@@ -171,3 +225,88 @@ def _dose(change: Intervention, layer: int, state: State) -> float:
     if change.rule is not None:
         return change.rule.minimum if state == "minimum" else change.rule.maximum
     return change.strength_at(layer)
+
+
+Place: TypeAlias = tuple[int, int]
+"""Which vector, and which of its interventions."""
+
+ELSEWHERE: tuple[tuple[Tokens, Phase | None], ...] = (("all", None), ("last", None), ("last", "prompt"))
+"""Tokens that every prompt has, and in which phase (None: the intervention's own): there is tried what selects none."""
+
+
+def selecting(vector: SteeringVector, change: Intervention) -> SteeringVector:
+    """Something at one layer that selects the tokens that an intervention does, on every prompt that it means."""
+    site: Site = change.site if change.tower == "vision" else "resid_post"
+    layer = min(vector.layers_of(change), default=0)
+    # whatever else says which tokens are meant stays as it is
+    alike = change.model_copy(
+        update={
+            "operation": Intervention().operation,
+            "layers": (layer,),
+            "site": site,
+            "gate": None,
+            "strength": 1.0,
+            "norm_preserving": False,
+        }
+    )
+    direction = ones(vector.metadata.model.width(site, change.tower))
+    return acting_as(vector, (alike,), {Key(layer, site, tower=change.tower): direction})
+
+
+def described(vectors: Sequence[SteeringVector], place: Place) -> str:
+    """An intervention in words, for a message."""
+    number, index = place
+    change = vectors[number].interventions[index]
+    whose = f" of vector {number}" if len(vectors) > 1 else ""
+    numbers = {"positions": change.positions, "rows": change.rows, "steps": change.steps}
+    where = {"tokens": change.tokens, "phase": change.phase, "prompts": change.prompts}
+    where |= {name: value for name, value in numbers.items() if value is not None}
+    return f"intervention {index}{whose} ({', '.join(f'{name}={value!r:.40}' for name, value in where.items())})"
+
+
+def counted(change: Intervention) -> bool:
+    """Whether it picks tokens, prompts or steps by number: the canaries have few of those."""
+    return (change.positions, change.rows, change.steps) != (None, None, None)
+
+
+def of_every_row(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
+    """The vectors for batches of any size: what has a factor for each row would fit one size only."""
+    return [
+        acting_as(vector, [change.model_copy(update={"rows": None}) for change in vector.interventions])
+        if any(change.rows is not None for change in vector.interventions)
+        else vector
+        for vector in vectors
+    ]
+
+
+def moved(vectors: Sequence[SteeringVector], places: Sequence[Place]) -> Iterator[tuple[str, list[SteeringVector]]]:
+    """`(where, vectors)`: with some interventions on other tokens, of every prompt; those in the vision tower stay.
+
+    A factor of rows or steps counts at the ends of what it can be.
+    """
+    several = any(len(vectors[number].interventions[index].factors) > 1 for number, index in places)
+    for (tokens, phase), end in product(ELSEWHERE, (-1, 0) if several else (0,)):
+        found: list[SteeringVector] = []
+        for number, vector in enumerate(vectors):
+            changes = [
+                _moved(change, tokens, phase or change.phase, change.factors[end])
+                if (number, index) in places and change.tower == "language"
+                else change
+                for index, change in enumerate(vector.interventions)
+            ]
+            found.append(acting_as(vector, changes))
+        yield f"on tokens={tokens!r}", found
+
+
+def _moved(change: Intervention, tokens: Tokens, phase: Phase, factor: float) -> Intervention:
+    """What is done, and how much of it, without what says where."""
+    return Intervention(
+        operation=change.operation,
+        layers=change.layers,
+        site=change.site,
+        tokens=tokens,
+        phase=phase,
+        gate=change.gate,
+        strength=change.dosed(factor).strength,
+        norm_preserving=change.norm_preserving,
+    )
