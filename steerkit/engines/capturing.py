@@ -75,7 +75,7 @@ def capture(
     ran = {layer: _runs_before(layer, site, tower, inputs, architecture) for layer in layers}
     runs = dict.fromkeys(ran.values(), 0)
     owner = threading.get_ident()
-    read = reader(inputs, architecture, tower, pool)
+    read = reader(inputs, architecture, tower, pool, site)
     # weights that accelerate moves in for a pass move out only when the pass ends of itself
     last = max(runs) if getattr(model, "hf_device_map", None) is None and whole is None else None
 
@@ -126,7 +126,9 @@ def _runs_before(layer: int, site: Site, tower: Tower, inputs: Inputs, architect
     return _runs_before(layer - 1, site, tower, inputs, architecture)
 
 
-def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool) -> Callable[[Tensor], Tensor]:
+def reader(
+    inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool, site: Site
+) -> Callable[[Tensor], Tensor]:
     """What takes the hidden states of a pass to `[batch, hidden]`; see `capture`."""
     if tower == "vision":
         return lambda h: h.flatten(0, -2).float().mean(0, keepdim=True)
@@ -136,7 +138,7 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
         index = last_index(inputs, architecture)
 
         def last(h: Tensor) -> Tensor:
-            h = _one_state(merged(h, architecture), inputs, architecture)
+            h = _one_state(merged(h, architecture), inputs, architecture, site)
             more = 0 if width is None else h.shape[1] - width
             return h[torch.arange(h.shape[0], device=h.device), index.to(h.device) + more]
 
@@ -144,7 +146,7 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
     mask = None if architecture.encoder_decoder else inputs.get("attention_mask")
 
     def mean(h: Tensor) -> Tensor:
-        h = _one_state(merged(h, architecture), inputs, architecture)
+        h = _one_state(merged(h, architecture), inputs, architecture, site)
         real = torch.ones(h.shape[:2], device=h.device)
         if mask is not None:
             real[:, -mask.shape[1] :] = (mask != 0).to(h.device).float()
@@ -153,7 +155,7 @@ def reader(inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool)
     return mean
 
 
-def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture) -> Tensor:
+def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture, site: Site) -> Tensor:
     """The state, once it is known to be one for each position of each prompt.
 
     Raises:
@@ -162,10 +164,11 @@ def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture) -> Tensor:
     rows = next(iter(inputs.values())).shape[0]
     told = architecture.marks in ("", "ids") and not architecture.encoder_decoder
     width = inputs["input_ids"].shape[1] if told else None
-    if h.dim() != 3 or h.shape[0] != rows or h.shape[1] != (width or h.shape[1]):
+    wide = architecture.hidden_size if site == "resid_post" else h.shape[-1]
+    if h.dim() != 3 or tuple(h.shape) != (rows, width or h.shape[1], wide):
         raise EngineError(
             f"a module gives a state of shape {tuple(h.shape)} for {rows} prompts",
-            expected=f"({rows}, {width or 'positions'}, hidden)",
+            expected=f"({rows}, {width or 'positions'}, {architecture.hidden_size})",
             fix="read resid_post; or declare `state` in a Family record, where blocks return several streams",
         )
     return h

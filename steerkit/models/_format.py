@@ -13,9 +13,10 @@ from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Inputs
 from steerkit.models._asking import start_token
 from steerkit.models._encoding import batch_of, padded, tensors
-from steerkit.models._questions import Messages, PromptQuestions, numbered
+from steerkit.models._questions import Messages, PromptQuestions
 from steerkit.models._samples import Sample
 from steerkit.models._sizes import image_sizes
+from steerkit.models._written import numbered
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -51,7 +51,7 @@ READERS = {
     },
     ".pt": {"torch file": "from steerkit_vectors_hub.interop.containers import load_torch; load_torch(path)"},
     ".gguf": {
-        "gguf": "from steerkit_vectors_hub.interop.gguf_file import read_control_vector; read_control_vector(path)",
+        "gguf": "from steerkit_vectors_hub.interop.llama_cpp import read_control_vector; read_control_vector(path)",
     },
 }
 CASES = [(suffix, name) for suffix, readers in READERS.items() for name in readers]

@@ -375,7 +375,7 @@ def test_who_gives_strengths_by_row_or_step_to_steer_is_told_how(llava: sk.VLM, 
 
 
 def test_what_adds_everywhere_can_not_be_written_with_factors(llava: sk.VLM) -> None:
-    from steerkit_vectors_hub.interop.expressible import directions_to_add
+    from steerkit_vectors_hub.interop.convert import directions_to_add
 
     with pytest.raises(OptionError, match="by row or by step"):
         directions_to_add(steered(llava, tokens="all", rows=[1.0, 2.0]), lossy=True)
