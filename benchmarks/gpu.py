@@ -1,8 +1,9 @@
 """One run on a GPU, within 12 minutes: LLaVA-1.5-7B's shapes with random weights, in both engines.
 
-    python benchmarks/gpu.py FOLDER [--preset 7b|50m] [--device cuda|cpu] [--only equality hooks serving]
+    python benchmarks/gpu.py FOLDER [--preset 7b|50m|tiny] [--device cuda|cpu] [--only equality hooks serving]
 
-It needs vLLM with steerkit-vllm, as docs/vllm.md says. Three steps, each a process with a limit of its own, so that one
+It needs vLLM with steerkit-vllm, as docs/vllm.md says. `--preset tiny --device cpu` tries it without a GPU, in minutes;
+what it prints then is no measurement. Three steps, each a process with a limit of its own, so that one
 that hangs or fails leaves the others their time:
 
     equality  the demo model in vLLM, its graphs compiled and captured, beside transformers, token for token
@@ -34,6 +35,8 @@ from steerkit.vectors import MethodRecord, PackMetadata
 REPOSITORY = Path(__file__).parents[1]
 PLUGIN = REPOSITORY / "steerkit-vllm"
 PACKS = 8
+KINDS = ["cmrm", "last", "all", "image", "relative", "ablate_kept", "gate_prompt", "sample", "mlp"]
+"""Packs whose answers are compared: one of each sort."""
 LIMITS = {"equality": 200, "hooks": 120, "serving": 300}
 """Seconds; 620 of the 720 together, the rest being for 14 GB of weights."""
 
@@ -74,14 +77,15 @@ def commands(folder: Path, preset: str, device: str) -> dict[str, list[str]]:
         "limit_mm_per_prompt": {"image": 1},
         **({"gpu_memory_utilization": 0.4} if cuda else {"enforce_eager": True, "block_size": 32}),
     }
-    job = {"parts": ["mixed"], "options": {"enforce_eager": not cuda}, "output": 1, "only": None if cuda else ["last"]}
     lab = folder / "lab"
     lab.mkdir(exist_ok=True)
-    rounds, turns, tokens = ("5", "3", "32") if cuda else ("1", "1", "4")
+    job = {"parts": ["mixed"], "options": {"enforce_eager": not cuda}, "only": KINDS if cuda else ["last"]}
+    (folder / "equality.in").write_text(json.dumps(job) + "\n")
+    rounds, turns, tokens = ("5", "3", "32") if cuda else ("2", "1", "4")
     batches = ("1", "8", "64") if cuda else ("1", "2")
     python = sys.executable
     return {
-        "equality": [python, str(PLUGIN / "tests" / "compare.py"), str(lab), json.dumps(job)],
+        "equality": [python, str(PLUGIN / "tests" / "compare.py"), str(lab), "1"],
         "hooks": [
             *(python, str(REPOSITORY / "benchmarks" / "overhead.py"), "--preset", preset, "--device", device),
             *("--rounds", rounds, "--tables", "composition"),
@@ -107,12 +111,19 @@ def main() -> None:
     if given.device == "cuda":
         found["gpu"] = torch.cuda.get_device_name()
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if given.device == "cpu":
+        env |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     for name, command in commands(folder, given.preset, given.device).items():
         if name not in given.only:
             continue
         began = time.monotonic()
-        with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.err").open("w") as err:
-            process = subprocess.Popen(command, stdout=out, stderr=err, env=env, start_new_session=True)
+        asked = folder / f"{name}.in"
+        with (
+            (asked if asked.exists() else Path(os.devnull)).open() as job,
+            (folder / f"{name}.out").open("w") as out,
+            (folder / f"{name}.err").open("w") as err,
+        ):
+            process = subprocess.Popen(command, stdin=job, stdout=out, stderr=err, env=env, start_new_session=True)
             try:
                 ended = f"exit status {process.wait(LIMITS[name])}"
             except subprocess.TimeoutExpired:

@@ -35,6 +35,7 @@ from steerkit.evaluation import read_methods
 from steerkit.vectors import MethodRecord, PackMetadata
 
 PRESETS = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
     "50m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 9},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
@@ -53,7 +54,7 @@ def build(preset: str, device: str) -> sk.VLM:
         text_config=LlamaConfig(
             **sizes,
             num_key_value_heads=sizes["num_attention_heads"],
-            vocab_size=8192 if preset == "50m" else 32064,
+            vocab_size=32064 if preset == "7b" else 8192,
             max_position_embeddings=1024,
         ),
         image_token_index=demo.model.config.image_token_id,

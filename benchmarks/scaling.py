@@ -3,7 +3,9 @@
     python benchmarks/scaling.py [--tables workers cluster memory] [--rounds 3] [--anchors 100000] [--seconds 0.1]
 
 `workers` measures: the same extraction on one Ray worker and on two, in turns, and what the second is worth; the time
-begins with the first task that is done, so starting and loading are not in it. `cluster` computes: an extraction from
+begins with the first task that is done, so starting and loading are not in it. By the clock, that is true of a machine
+with nothing else to do; by processor time, the one worker's beside that of the busier of two, also of a busy one, but
+that it leaves out what workers wait for. `cluster` computes: an extraction from
 a model of 7 billion parameters on 8, 64 and 1,000 workers, from `--seconds`, the time that one anchor takes on one of
 them, and from the time that joining states of that size takes, which is measured here on one of 32 layers.
 `memory` counts what each method keeps of a tiny model, and computes it for the large one.
@@ -18,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import ray
 import torch
 from overhead import build
@@ -37,17 +40,20 @@ LAYERS, HIDDEN, BATCH = 32, 4096, 8
 
 def workers(rounds: int) -> Table:
     """The rate of two workers beside that of one."""
-    table = Table("anchors a second with one worker", "with two", "ratio", title="extraction, measured")
+    columns = ("anchors a second with one worker", "with two", "ratio", "processor s of one", "of the busier of two")
+    table = Table(*columns, "ratio", "s of the process that asks", title="extraction, measured")
     requests = anchors(192, ["harmful"])
     with tempfile.TemporaryDirectory() as place:
         vlm = build("50m", "cpu")
         vlm.model.save_pretrained(f"{place}/model")
         vlm.processor.save_pretrained(f"{place}/model")
-        ratios: list[float] = []
+        ratios: list[tuple[float, float]] = []
         for number in range(rounds):
             rates: dict[int, float] = {}
+            work: dict[int, float] = {}
+            asking = 0.0
             for count in ((1, 2), (2, 1))[number % 2]:
-                told: list[tuple[float, int]] = []
+                told: list[tuple[float, int, dict[int, float]]] = []
                 scale.fit(
                     sk.CMRM(),
                     f"{place}/model",
@@ -55,14 +61,27 @@ def workers(rounds: int) -> Table:
                     folder=f"{place}/{number}-{count}",
                     workers=count,
                     blocks_per_task=2,
-                    progress=lambda done, _, told=told: told.append((time.perf_counter(), done)),
+                    progress=lambda done, _, told=told: told.append((time.perf_counter(), done, used())),
                 )
-                (began, first), (ended, last) = told[0], told[-1]
+                (began, first, before), (ended, last, after) = told[0], told[-1]
                 rates[count] = (last - first) / (ended - began)
-            ratios.append(rates[2] / rates[1])
-            table.add_row(f"{rates[1]:.2f}", f"{rates[2]:.2f}", f"{ratios[-1]:.2f}")
-        table.caption = f"median {statistics.median(ratios):.2f}"
+                seconds = {process: after[process] - before[process] for process in after}
+                asking = seconds.pop(0)
+                work[count] = max(seconds.values())
+            ratios.append((rates[2] / rates[1], work[1] / work[2]))
+            cells = (rates[1], rates[2], ratios[-1][0], work[1], work[2], ratios[-1][1], asking)
+            table.add_row(*(f"{each:.2f}" for each in cells))
+        table.caption = "medians {:.2f} and {:.2f}".format(*map(statistics.median, zip(*ratios, strict=True)))
     return table
+
+
+def used() -> dict[int, float]:
+    """Seconds of processor time of each worker, and of this process as 0."""
+    found = {0: time.process_time()}
+    for process in psutil.process_iter(["cmdline"]):
+        if any("ray::_Worker" in part for part in process.info["cmdline"] or ()):
+            found[process.pid] = sum(process.cpu_times()[:2])
+    return found
 
 
 def a_state(template: State, level: int, place: int, layers: int, second: bool, blocks: int) -> State:

@@ -3,6 +3,7 @@
 Two engines answer the same prompts in turns, so that what else the machine does strikes all alike: one without
 steerkit (off), and one with it, whose requests ask for nothing (idle), all for one pack (steered), or each for another
 (distinct). Everything is given as the ratio to `off` of the same turn: the median, with the lowest and the highest.
+vLLM's processes spin while they wait for each other, so that processor time says something with `--one-process` alone.
 `--limit` makes a ratio of the time per token above it an error, for machines that can resolve it.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -33,8 +35,8 @@ COLUMNS = ("throughput", "first token", "time per token", "processor time")
 
 def busy() -> float:
     """Seconds of processor time that this process and its children have used."""
-    this = psutil.Process()
-    return sum(sum(each.cpu_times()[:2]) for each in (this, *this.children(recursive=True)))
+    children = psutil.Process().children(recursive=True)
+    return time.process_time() + sum(sum(each.cpu_times()[:2]) for each in children)
 
 
 def measured(llm: Any, count: int, name: Callable[[int], str | None], tokens: int, length: int) -> Turn:
@@ -122,7 +124,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--limit", type=float, help="largest ratio of the time per token, medians")
     parser.add_argument("--options", type=json.loads, default={}, help="further arguments of vllm.LLM, as JSON")
+    parser.add_argument("--one-process", action="store_true", help="run the engines in this process")
     given = parser.parse_args()
+    if given.one_process:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     packs = dict(each.split("=", 1) for each in given.packs)
     found = run(
         given.model,

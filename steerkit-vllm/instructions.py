@@ -23,6 +23,11 @@ from steerkit_vllm.banks import Now, Place, allocate
 from steerkit_vllm.settings import SITES, Room
 
 ROWS = 16
+VARIANTS: dict[str, dict[str, bool]] = {
+    "idle": {"general": False, "steers": False},
+    "addition": {"general": False, "steers": True},
+    "general": {"general": True, "steers": True},
+}
 
 
 class Block(nn.Module):
@@ -66,7 +71,7 @@ def counted() -> int:
     return sum(int(each.replace(",", "")) for each in found)
 
 
-def measure(hidden: int, inner: int, passes: int, batches: list[int]) -> None:
+def measure(hidden: int, inner: int, passes: int, batches: list[int], variants: list[str]) -> None:
     """Under valgrind: print the instructions of each variant."""
     torch.set_num_threads(1)
 
@@ -78,23 +83,18 @@ def measure(hidden: int, inner: int, passes: int, batches: list[int]) -> None:
             run()
         return (counted() - middle - (middle - start)) / passes
 
-    variants: dict[str, dict[str, bool] | None] = {
-        "alone": None,
-        "idle": {"general": False, "steers": False},
-        "an addition": {"general": False, "steers": True},
-        "the general form": {"general": True, "steers": True},
-    }
+    subprocess.run(["callgrind_control", "-i", "on", str(os.getpid())], capture_output=True, check=True)
     with torch.inference_mode():
         block = Block(hidden, inner)
         for tokens in batches:
             x, alone = torch.ones(tokens, hidden), 0.0
-            for name, options in variants.items():
+            for name in ("alone", *variants):
                 block._forward_hooks.clear()
-                if options is not None:
-                    hooked(block, hidden, tokens, **options)
+                if name in VARIANTS:
+                    hooked(block, hidden, tokens, **VARIANTS[name])
                 found = count(partial(block, x, x))
                 alone = alone or found
-                print(f"{tokens:>3} tokens, {name:<17} {found / 1e6:>10.3f} M {found / alone:.4f}", flush=True)
+                print(f"{tokens:>3} tokens, {name:<8} {found / 1e6:>10.3f} M {found / alone:.4f}", flush=True)
 
 
 def main() -> None:
@@ -104,11 +104,14 @@ def main() -> None:
     parser.add_argument("--inner", type=int, default=11008)
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     given = parser.parse_args()
     if os.environ.get("STEERKIT_COUNTED"):
-        measure(given.hidden, given.inner, given.passes, given.batches)
+        measure(given.hidden, given.inner, given.passes, given.batches, given.variants)
         return
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, *sys.argv]
+    # imports are not counted, which takes a tenth of the time
+    options = ("--tool=callgrind", "--callgrind-out-file=/dev/null", "--instr-atstart=no")
+    command = ["valgrind", *options, sys.executable, *sys.argv]
     sys.exit(subprocess.call(command, env={**os.environ, "STEERKIT_COUNTED": "1", "OMP_NUM_THREADS": "1"}))
 
 

@@ -47,25 +47,41 @@ async def added(registry: Any, engine: Any, name: object, ref: object) -> dict[s
     return registry.describe()
 
 
-def astray(path: str, body: bytes) -> str | None:
-    """What of a body asks for steering where vLLM does not look; it ignores fields that it does not know."""
-    if not re.search(b"steer", body, re.IGNORECASE):
-        return None
+def parsed(body: bytes) -> dict[str, Any]:
+    """A body that may ask for steering; empty if it does not, or is none, which vLLM says."""
     try:
-        given = json.loads(body)
+        found = json.loads(body) if re.search(b"steer", body, re.IGNORECASE) else None
     except ValueError:
-        return None  # vLLM says so
-    if not isinstance(given, dict):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def astray(path: str, given: dict[str, Any]) -> str | None:
+    """What of a body asks for steering where vLLM does not look; it ignores fields that it does not know."""
     for place in ("", "vllm_xargs", "extra_body", "extra_args", "sampling_params"):
         part = given.get(place) if place else given
         if isinstance(part, dict) and (keys := meant(part)) and not (place == "vllm_xargs" and path.endswith(TAKES)):
-            return f"the request to {path} has {keys[0]!r:.80}" + (f" in {place}" if place else "")
+            what = f"the request to {path} has {keys[0]!r:.80}" + (f" in {place}" if place else "")
+            return f"{what}, where vLLM ignores it. Expected: keys in vllm_xargs, sent to one of {', '.join(TAKES)}"
     return None
 
 
-class Astray:
-    """Middleware that refuses what `astray` finds."""
+def malformed(registry: Any, given: dict[str, Any]) -> str | None:
+    """What is wrong with keys where vLLM looks. It would say so of a stream only after a status of 200."""
+    keys = given.get("vllm_xargs")
+    if not isinstance(keys, dict) or not meant(keys):
+        return None
+    if registry is None:
+        return "the request asks for steering, and the server was started without packs"
+    try:
+        registry.asked(keys)
+    except SteerKitError as error:
+        return str(error)
+    return None
+
+
+class Refusing:
+    """Middleware that refuses what `astray` and `malformed` find."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -84,11 +100,11 @@ class Astray:
             parts.append(message.get("body", b""))
             more = message.get("more_body", False)
         body = b"".join(parts)
-        if problem := astray(scope["path"], body):
+        given, registry = parsed(body), getattr(scope["app"].state, "steerkit", None)
+        if problem := astray(scope["path"], given) or malformed(registry, given):
             from fastapi.responses import JSONResponse
 
-            text = f"{problem}, where vLLM ignores it. Expected: keys in vllm_xargs, sent to one of {', '.join(TAKES)}"
-            error = {"message": text, "type": "BadRequestError", "param": KEY, "code": 400}
+            error = {"message": problem, "type": "BadRequestError", "param": KEY, "code": 400}
             await JSONResponse({"error": error}, status_code=400)(scope, receive, send)
             return
         whole = [{"type": "http.request", "body": body, "more_body": False}]
@@ -128,7 +144,7 @@ def _attach(app: Any) -> None:
 
     # the annotations are names of this function, which FastAPI could not find
     show.__annotations__ = add.__annotations__ = {"request": Request}
-    app.add_middleware(Astray)
+    app.add_middleware(Refusing)
     app.add_api_route("/steerkit", show, methods=["GET"])
     app.add_api_route("/steerkit/packs", add, methods=["POST"])
 

@@ -1,13 +1,16 @@
-"""Start one engine, answer many requests with it, and print what it said as JSON: `compare.py FOLDER OPTIONS`.
+"""Start engines, answer many requests with each, and print as JSON what they said: `compare.py FOLDER OUTPUT`.
 
-A process of its own for each configuration: environment variables and vLLM's state hold for a process.
+Each line of the standard input is a job, each line written to the descriptor OUTPUT what came of it. Engines with other
+environment variables need a process of their own: vLLM reads most of them once.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -39,13 +42,11 @@ class Served:
         self.llm = LLM(**(arguments | options))
         self.packs = sorted(packs)
 
-    def answer(self, prompts: list[Any], asked: list[Any], tokens: int = TOKENS) -> list[Any]:
+    def answer(self, prompts: list[Any], asked: list[Any], **more: Any) -> list[Any]:
         from vllm import SamplingParams
 
-        sampling = [
-            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=each)
-            for each in asked
-        ]
+        options = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "detokenize": False, **more}
+        sampling = [SamplingParams(**options, extra_args=each) for each in asked]
         return self.llm.generate(prompts, sampling, use_tqdm=False)
 
     def tokens(self, at: list[int], asked: list[Any]) -> list[list[int]]:
@@ -141,6 +142,67 @@ def together(served: Served) -> bool:
     return served.tokens([1], [asked])[0] == want
 
 
+def scores(served: Served) -> dict[str, Any]:
+    """What else a request may ask for, steered at every token, beside a model that hooks written here steer."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    import steerkit as sk
+    from steerkit.vectors import Key
+
+    model = sk.load(str(laboratory.DEMO))
+    vector, tokenizer = sk.load_vector(served.lab.packs["all"], policy="off"), model.processor.tokenizer
+    prompt, asked = served.lab.prompt(1), wish("all", 4.0)
+
+    def likely(ids: list[int], dose: float) -> torch.Tensor:
+        """`[tokens, vocabulary]`: the log probabilities of what follows each token."""
+        handles = []
+        for layer, block in enumerate(model.model.get_submodule(model.architecture.layers)):
+            added = dose * vector.tensors[Key(layer)]
+
+            def add(module: Any, given: Any, output: Any, added: torch.Tensor = added) -> Any:
+                return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+            handles.append(block.register_forward_hook(add))
+        with torch.no_grad():
+            found = model.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for handle in handles:
+            handle.remove()
+        return found
+
+    (answer,) = served.answer([prompt], [asked], logprobs=0, prompt_logprobs=0)
+    (said,) = answer.outputs
+    ids = [*answer.prompt_token_ids, *said.token_ids]
+    told = zip([*answer.prompt_logprobs[1:], *said.logprobs], ids[1:], strict=True)
+    theirs = [each[token].logprob for each, token in told]
+    steered, plain = (likely(ids, dose)[range(len(ids) - 1), ids[1:]] for dose in (2.0, 0.0))
+    found: dict[str, Any] = {
+        "wrong": float((torch.tensor(theirs) - steered).abs().max()),
+        "moved": float((torch.tensor(theirs) - plain).abs().max()),
+    }
+    first, unsteered = (likely(list(answer.prompt_token_ids), dose)[-1] for dose in (2.0, 0.0))
+    # two tokens of which steering prefers the other one
+    pair = [int((first - unsteered).argmax()), int((unsteered - first).argmax())]
+    wanted = [pair[int(scores[pair].argmax())] for scores in (first, unsteered)]
+    chosen = served.answer([prompt] * 2, [asked, None], max_tokens=1, allowed_token_ids=pair)
+    found["allowed"] = [list(each.outputs[0].token_ids) for each in chosen] == [[token] for token in wanted]
+    found["allowed differ"] = wanted[0] != wanted[1]
+    choices = ["yes", "no"]
+    texts = {token: tokenizer.decode([token]) for token in range(len(first))}
+    begins = [token for token, text in texts.items() if text and any(each.startswith(text) for each in choices)]
+    begun = texts[begins[int(first[begins].argmax())]]
+    options = {"structured_outputs": StructuredOutputsParams(choice=choices), "ignore_eos": False, "detokenize": True}
+    (picked,) = served.answer([prompt], [asked], **options)
+    found["guided"] = picked.outputs[0].text in choices and picked.outputs[0].text.startswith(begun)
+    whole = served.answer([prompt], [asked], detokenize=True)[0].outputs[0].text
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 4]
+    (stopped,) = served.answer([prompt], [asked], detokenize=True, stop=[stop])
+    found["stopped"] = stopped.outputs[0].text == whole[: whole.index(stop)]
+    several = served.answer([prompt], [{**asked, "steerkit_receipt": 1}], n=3, temperature=1.0, top_k=1)[0]
+    found["several"] = [list(each.token_ids) for each in several.outputs] == [list(said.token_ids)] * 3
+    found["receipts"] = [each["steered"] for each in several.kv_transfer_params["steerkit"]]
+    return found
+
+
 def receipts(served: Served) -> dict[str, Any]:
     """What the receipts of two requests say, one of a prompt that the pack is not for."""
     found = {}
@@ -200,15 +262,43 @@ def _parsed(recipe: str) -> tuple[str, float]:
     return name, float(strength)
 
 
+def packs(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """The packs of the lab on its model, in one engine."""
+    served = Served(laboratory.build(folder, job["only"]), job["options"], job["only"])
+    try:
+        runner, _, *checks = served.llm.llm_engine.steerkit.checks[""]
+        found: dict[str, Any] = {"runner": runner.message, "self_test": [check.as_json() for check in checks]}
+        for name in job["parts"]:
+            found[name] = globals()[name](served)
+    finally:
+        closed(served.llm)
+    return found
+
+
+def closed(llm: Any) -> None:
+    """Leave nothing of an engine for the next one."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    llm.llm_engine.engine_core.shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    torch._dynamo.reset()
+
+
 def main() -> None:
-    lab = laboratory.build(Path(sys.argv[1]))
-    job = json.loads(sys.argv[2])
-    served = Served(lab, job.get("options", {}), job.get("only"))
-    runner, _, *checks = served.llm.llm_engine.steerkit.checks[""]
-    found: dict[str, Any] = {"runner": runner.message, "self_test": [check.as_json() for check in checks]}
-    for name in job["parts"]:
-        found[name] = globals()[name](served)
-    print(json.dumps(found), file=os.fdopen(int(job["output"]), "w"), flush=True)
+    folder, output = Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w")
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            if "model" in job:
+                from others import compared
+
+                found = compared(job["model"], Path(job["folder"]), job["options"], job["lora"])
+            else:
+                found = packs(folder, job)
+        except Exception as error:  # a test shows it, and the next job goes on
+            found = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-4000:]}
+        print(json.dumps(found), file=output, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One folder with the model, the packs and the answers of transformers, for every engine that the tests start."""
+"""One folder with the model, the packs and the answers of transformers, and one process for most of the engines."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 STARTUP = HERE / "startup"
-runpy.run_path(str(STARTUP / "sitecustomize.py"))  # here as in the processes that are started below
+runpy.run_path(str(STARTUP / "sitecustomize.py"))  # here as in every process that is started
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
 
 
 def environment(**extra: str) -> dict[str, str]:
     """What vLLM needs to run on the CPU of a small machine."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH")))),
         "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -39,28 +41,82 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from lab import build
 
     kept = os.environ.get("STEERKIT_VLLM_LAB")
-    return build(Path(kept) if kept else tmp_path_factory.mktemp("lab"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(kept) if kept else shared / "lab"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        return build(folder)
 
 
-def ask(script: str, folder: Path, job: dict[str, Any], **env: str) -> dict[str, Any]:
-    """Run a script of this folder in a process of its own, and return the JSON that it prints."""
-    reader, writer = os.pipe()
-    command = [sys.executable, str(HERE / script), str(folder), json.dumps({**job, "output": writer})]
-    done = subprocess.run(
-        command, env=environment(**env), pass_fds=(writer,), capture_output=True, text=True, check=False, timeout=1200
-    )
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        said = file.read()
-    assert done.returncode == 0 and said, done.stdout[-4000:] + done.stderr[-8000:]  # noqa: PT018
-    return json.loads(said)
+class Engines:
+    """A process that starts one engine after another: `compare.py`.
+
+    Engines run in the process itself, which saves the start of two others for each; `test_server.py` has vLLM's own
+    division of work.
+    """
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        reader, writer = os.pipe()
+        self._said = os.fdopen(reader)
+        self._log = folder / f"engines-{os.getpid()}-{writer}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "compare.py"), str(folder), str(writer)],
+                env=environment(**{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **env}),
+                pass_fds=(writer,),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        os.close(writer)
+
+    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        """What came of a job."""
+        assert self._process.stdin is not None
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        said = self._said.readline()
+        assert said, f"the process is gone: {self._log.read_text()[-8000:]}"
+        found = json.loads(said)
+        assert "error" not in found, found["error"] + found["trace"] + self._log.read_text()[-4000:]
+        return found
+
+    def stop(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._said.close()
 
 
 @pytest.fixture(scope="session")
-def compare(lab: Any) -> Callable[..., dict[str, Any]]:
-    """Run `compare.py` in a configuration, and return what it found."""
+def ask(lab: Any) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Have a job done in the process for its environment variables."""
+    kept: dict[tuple[tuple[str, str], ...], Engines] = {}
+
+    def run(job: dict[str, Any], **env: str) -> dict[str, Any]:
+        key = tuple(sorted(env.items()))
+        if env or key not in kept:
+            for each in kept.values():
+                each.stop()  # two at once would need the memory of two
+            kept.clear()
+            kept[key] = Engines(lab.folder, env)
+        return kept[key].ask(job)
+
+    yield run
+    for each in kept.values():
+        each.stop()
+
+
+@pytest.fixture(scope="session")
+def compare(ask: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Have parts of `compare.py` run on an engine with some options, and return what they found."""
 
     def run(*parts: str, options: dict[str, Any] | None = None, only: list[str] | None = None, **env: str) -> Any:
-        return ask("compare.py", lab.folder, {"parts": parts, "options": options or {}, "only": only}, **env)
+        return ask({"parts": parts, "options": options or {}, "only": only}, **env)
 
     return run

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,28 +257,42 @@ class Lab:
         return given
 
 
-def build(folder: Path) -> Lab:
-    """Make everything once; what is there already is taken."""
+def build(folder: Path, only: list[str] | None = None) -> Lab:
+    """Make everything once, or some packs alone; what is there already is taken."""
     lab = Lab(folder)
     if not (folder / "answers.json").exists():
         torch.set_num_threads(1)
+        for left in (lab.model, folder / "packs"):
+            shutil.rmtree(left, ignore_errors=True)
         padded(DEMO, lab.model)
         vlm = sk.load(str(DEMO))
-        found = vectors(vlm)
+        found = {name: vector for name, vector in vectors(vlm).items() if only is None or name in only}
         (folder / "packs").mkdir()
         for name, vector in found.items():
             vector.save(folder / "packs" / f"{name}.safetensors")
-        answers = {"plain": [_answer(vlm, sample) for sample in lab.samples]}
-        for name, strength in recipes(found):
-            answers[f"{name}@{strength:g}"] = [
-                _steered(vlm, found[name], strength, sample, answers["plain"][at])
-                for at, sample in enumerate(lab.samples)
-            ]
+        wanted = [("", 1.0), *recipes(found)]
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            parts = pool.map(_answers, [folder] * 2, [wanted[::2], wanted[1::2]])
+            answers = {recipe: each for part in parts for recipe, each in part.items()}
         ids = [vlm.inputs([sample])["input_ids"][0].tolist() for sample in lab.samples]
         (folder / "answers.json").write_text(json.dumps({"ids": ids, "answers": answers}))
     kept = json.loads((folder / "answers.json").read_text())
     lab.ids, lab.answers = kept["ids"], kept["answers"]
     return lab
+
+
+def _answers(folder: Path, wanted: list[tuple[str, float]]) -> dict[str, list[list[int]]]:
+    """What transformers answers under some recipes, in a process of its own."""
+    torch.set_num_threads(1)
+    lab, vlm = Lab(folder), sk.load(str(DEMO))
+    found = {}
+    for name, strength in wanted:
+        if not name:
+            found["plain"] = [_answer(vlm, sample) for sample in lab.samples]
+            continue
+        vector = sk.load_vector(lab.packs[name], policy="off")
+        found[f"{name}@{strength:g}"] = [_steered(vlm, vector, strength, sample) for sample in lab.samples]
+    return found
 
 
 def _answer(vlm: Any, sample: sk.Sample) -> list[int]:
@@ -288,9 +304,9 @@ def _answer(vlm: Any, sample: sk.Sample) -> list[int]:
     return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def _steered(vlm: Any, vector: SteeringVector, strength: float, sample: sk.Sample, plain: list[int]) -> list[int]:
+def _steered(vlm: Any, vector: SteeringVector, strength: float, sample: sk.Sample) -> list[int]:
     try:
         with sk.steer(vlm, vector, strength=strength, policy="off"):
             return _answer(vlm, sample)
     except sk.errors.NothingSteeredError:
-        return plain
+        return _answer(vlm, sample)

@@ -1,4 +1,4 @@
-"""A tiny model of another type, with random weights: what vLLM answers beside transformers. `others.py FOLDER JOB`.
+"""Tiny models of other types, with random weights: what vLLM answers beside transformers.
 
 The models and their processors are those of the repository's own tests of every type, saved as folders.
 """
@@ -6,9 +6,7 @@ The models and their processors are those of the repository's own tests of every
 from __future__ import annotations
 
 import json
-import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 from breadth import pairs, text_models  # noqa: E402
 from breadth.processor_options import NAMED  # noqa: E402
 from breadth.prompts import picture  # noqa: E402
+from compare import closed  # noqa: E402
 
 import steerkit as sk  # noqa: E402
 from steerkit.interventions import (  # noqa: E402
@@ -220,7 +219,10 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
         asked.append(
             SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False, extra_args=extra)
         )
-    outputs = llm.generate(given, asked, use_tqdm=False, lora_request=beside)
+    try:
+        outputs = llm.generate(given, asked, use_tqdm=False, lora_request=beside)
+    finally:
+        closed(llm)
     wrong = [
         f"{key or 'plain'} on {at}"
         for (key, at), output in zip(jobs, outputs, strict=True)
@@ -231,17 +233,3 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
         for key in packs
     }
     return {"wrong": wrong, "moved": moved, "compared": len(jobs)}
-
-
-def main() -> None:
-    job = json.loads(sys.argv[2])
-    try:
-        found = compared(job["name"], Path(sys.argv[1]), job.get("options", {}), job.get("lora", False))
-    except Exception as error:  # what vLLM itself can't serve is told with its own words
-        traceback.print_exc()
-        found = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(found), file=os.fdopen(int(job["output"]), "w"), flush=True)
-
-
-if __name__ == "__main__":
-    main()

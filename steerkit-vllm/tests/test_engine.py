@@ -16,11 +16,15 @@ def check_equal(found, recipes, part="mixed"):
 
 
 def test_eager(compare, lab):
-    found = compare("table", "contaminated", "together", "receipts", "refused")
+    found = compare("table", "contaminated", "together", "scores", "receipts", "refused")
     check_equal(found, 50, "table")
     assert found["contaminated"]["salted"] == 0
     assert found["contaminated"]["unsalted"] > 0, "this test would not see a contaminated cache"
     assert found["together"]
+    scores = found["scores"]
+    assert scores.pop("wrong") < 1e-3 < 0.5 < scores.pop("moved")
+    assert scores.pop("receipts") == [True] * 3
+    assert all(scores.values()), scores
     last, image, other = (found["receipts"][key] for key in ("last 0", "image 1", "image 0"))
     assert last["steered"]
     (site,) = last["sites"]
@@ -40,9 +44,12 @@ def test_eager(compare, lab):
     assert all(each.startswith("VLLMValidationError") for each in found["refused"])
 
 
+def test_prompts_in_chunks(compare):
+    check_equal(compare("mixed", options={"max_num_batched_tokens": 32}), 50)
+
+
 def test_compiled(compare):
-    found = compare("mixed", only=FEW, options={"enforce_eager": False})
-    check_equal(found, 15)
+    check_equal(compare("mixed", only=FEW, options={"enforce_eager": False}), 15)
 
 
 def test_plain_additions_compiled(compare):
@@ -55,8 +62,7 @@ def test_second_model_runner(compare):
     check_equal(found, 15)
 
 
-def test_prompts_in_chunks(compare):
-    check_equal(compare("mixed", options={"max_num_batched_tokens": 32}), 50)
+PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
 @pytest.mark.long
@@ -72,12 +78,15 @@ def test_prompts_in_chunks(compare):
     ids=str,
 )
 def test_other_configurations(compare, options):
-    check_equal(compare("mixed", options=options), 50)
+    check_equal(compare("mixed", options=options, **PROCESSES), 50)
 
 
 @pytest.mark.long
-def test_second_model_runner_with_every_pack(compare):
-    check_equal(compare("mixed", options={"max_num_seqs": 16}, STEERKIT_TEST_V2="1"), 50)
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": False}], ids=str)
+def test_second_model_runner_with_every_pack(compare, options):
+    found = compare("mixed", options={"max_num_seqs": 16, **options}, STEERKIT_TEST_V2="1")
+    assert found["runner"] == "model runner V2"
+    check_equal(found, 50)
 
 
 @pytest.mark.long

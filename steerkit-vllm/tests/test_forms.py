@@ -33,7 +33,7 @@ from steerkit_vllm.asking import KEYS, Asked, asked, meant
 from steerkit_vllm.banks import _with_gates
 from steerkit_vllm.changes import served
 from steerkit_vllm.plans import Planner, measured_at, receipt, salt, with_changes
-from steerkit_vllm.routes import astray
+from steerkit_vllm.routes import astray, parsed
 from steerkit_vllm.settings import Room, settings_of
 
 HIDDEN, LAYERS = 96, 8
@@ -358,17 +358,19 @@ def test_a_receipt_says_where_and_by_how_much():
         ("/v1/chat/completions", {"messages": [{"content": "steerkit_pack"}], "tools": [{"steer": {}}]}, True),
         ("/v1/embeddings", {"input": "steer"}, True),
         ("/v1/completions", ["steerkit_pack"], True),
+        ("/v1/embeddings", {"input": "a", "vllm_xargs": {"steerkit_pack": "a"}}, False),
+        ("/tokenize", {"prompt": "a", "steerkit_pack": "a"}, False),
         ("/v1/completions", {"vllm_xargs": {"other": 1}, "SteerKit_strength": 1}, False),
         ("/v1/completions", {"extra_body": {"steerkit_pack": "a"}}, False),
         ("/v1/chat/completions/batch", {"vllm_xargs": {"steerkit_pack": "a"}}, False),
     ],
 )
 def test_keys_go_where_vllm_reads_them(path, body, fine):
-    assert (astray(path, json.dumps(body).encode()) is None) == fine
+    assert (astray(path, parsed(json.dumps(body).encode())) is None) == fine
 
 
 def test_what_is_no_json_is_left_to_vllm():
-    assert astray("/v1/completions", b'{"steer') is None
+    assert parsed(b'{"steer') == parsed(b'["steer"]') == {}
 
 
 def test_a_part_of_another_name_is_not_taken_for_it(base, architecture):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from conftest import ask
 
 VISUAL = ("qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "qwen2_vl")
 TEXT = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -13,17 +12,21 @@ IN_CI = ("qwen2_5_vl", "llama")
 @pytest.mark.parametrize(
     "name", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.long) for name in (*VISUAL, *TEXT)]
 )
-def test_answers_equal_those_of_transformers(tmp_path, name):
+def test_answers_equal_those_of_transformers(ask, tmp_path, name):
     # a random subspace holds too little of Gemma's large states for its removal to change an answer
-    check(ask("others.py", tmp_path, {"name": name}), unmoved=("ablate",) if name.startswith("gemma") else ())
+    check(ask(job(name, tmp_path)), unmoved=("ablate",) if name.startswith("gemma") else ())
 
 
 @pytest.mark.long
-def test_beside_a_lora_adapter(tmp_path):
-    check(ask("others.py", tmp_path, {"name": "llama", "lora": True}))
+def test_beside_a_lora_adapter(ask, tmp_path):
+    check(ask(job("llama", tmp_path, lora=True)))
+
+
+def job(name, folder, lora=False):
+    return {"model": name, "folder": str(folder), "options": {}, "lora": lora}
 
 
 def check(found, unmoved=()):
-    assert found.get("wrong") == [], found
+    assert found["wrong"] == [], found
     assert found["compared"] >= 16
     assert all(count for name, count in found["moved"].items() if name not in unmoved), found["moved"]

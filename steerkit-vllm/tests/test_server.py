@@ -169,6 +169,25 @@ def test_malformed_requests_are_http_400_with_our_text(server, lab, asked, more,
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
+def test_a_stream_of_a_malformed_request_is_http_400(server, path):
+    body = {"prompt": "hello", "input": "hello", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    for asked in ({"steerkit_pack": "cmmr"}, {"steerkit_pack": "last", "steerkit_strength": "much"}):
+        found = post(server, path, **body, stream=True, vllm_xargs=asked)
+        assert found.status_code == 400
+        assert "steerkit_strength is 'much'" in found.text or "Did you mean 'cmrm'" in found.text
+
+
+def test_every_prompt_of_a_completion_is_steered(server, lab):
+    texts = [at for at, sample in enumerate(lab.samples) if not sample.images][:3]
+    prompts = [lab.prompt(at)["prompt"] for at in texts]
+    options = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    for name, strength in (("last", 1.0), ("cmrm", 2.0)):
+        asked = {"vllm_xargs": wish(name, strength)}
+        found = post(server, "/v1/completions", prompt=prompts, **options, **asked).json()["choices"]
+        assert [each["token_ids"] for each in found] == [lab.wanted(name, strength)[at] for at in texts]
+
+
 def post(server: Server, path: str, **body: Any) -> httpx.Response:
     return httpx.post(f"{server.address}{path}", json={"model": "m", **body}, timeout=600)
 
