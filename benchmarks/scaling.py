@@ -42,7 +42,7 @@ def workers(rounds: int) -> Table:
     """The rate of two workers beside that of one."""
     columns = ("anchors a second with one worker", "with two", "ratio", "processor s of one", "of the busier of two")
     table = Table(*columns, "ratio", "s of the process that asks", title="extraction, measured")
-    requests = anchors(192, ["harmful"])
+    requests = anchors(48, ["harmful"])
     with tempfile.TemporaryDirectory() as place:
         vlm = build("50m", "cpu")
         vlm.model.save_pretrained(f"{place}/model")
@@ -60,7 +60,8 @@ def workers(rounds: int) -> Table:
                     requests,
                     folder=f"{place}/{number}-{count}",
                     workers=count,
-                    blocks_per_task=2,
+                    batch_size=2,
+                    blocks_per_task=1,
                     progress=lambda done, _, told=told: told.append((time.perf_counter(), done, used())),
                 )
                 (began, first, before), (ended, last, after) = told[0], told[-1]

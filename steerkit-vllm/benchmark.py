@@ -31,6 +31,8 @@ class Turn(NamedTuple):
 
 KINDS = ("off", "idle", "steered", "distinct")
 COLUMNS = ("throughput", "first token", "time per token", "processor time")
+UNDISTURBED = "processor time, undisturbed"
+"""Of the fastest quarters of the turns: whatever else a machine does only ever adds to a time."""
 
 
 def busy() -> float:
@@ -90,22 +92,28 @@ def run(
     }
     found: dict[str, dict[int, dict[str, list[float]]]] = {kind: {} for kind in KINDS[1:]}
     for count in batches:
+        work: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for turn in range(turns + 1):  # the first warms up
             order = KINDS if turn % 2 else KINDS[::-1]
             done = {
                 kind: measured(plain if kind == "off" else steering, count, asked[kind], tokens, length)
                 for kind in order
             }
+            for kind in KINDS if turn else ():
+                work[kind].append(done[kind].work)
             for kind in KINDS[1:] if turn else ():
                 columns = found[kind].setdefault(count, {column: [] for column in COLUMNS})
                 for column, value in zip(COLUMNS, ratios(done[kind], done["off"], tokens), strict=True):
                     columns[column].append(value)
+        least = {kind: statistics.fmean(sorted(each)[: max(len(each) // 4, 1)]) for kind, each in work.items()}
+        for kind in KINDS[1:]:
+            found[kind][count][UNDISTURBED] = [least[kind] / least["off"]]
     return found
 
 
 def table(found: dict[str, dict[int, dict[str, list[float]]]]) -> str:
     """The ratios as a table of Markdown."""
-    lines = ["| batch | requests | " + " | ".join(COLUMNS) + " |", "| --- " * (2 + len(COLUMNS)) + "|"]
+    lines = ["| batch | requests | " + " | ".join((*COLUMNS, UNDISTURBED)) + " |", "| --- " * (3 + len(COLUMNS)) + "|"]
     for count in next(iter(found.values())):
         for kind, batches in found.items():
             cells = [f"{statistics.median(v):.3f} ({min(v):.2f}-{max(v):.2f})" for v in batches[count].values()]

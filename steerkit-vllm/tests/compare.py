@@ -193,9 +193,10 @@ def scores(served: Served) -> dict[str, Any]:
     options = {"structured_outputs": StructuredOutputsParams(choice=choices), "ignore_eos": False, "detokenize": True}
     (picked,) = served.answer([prompt], [asked], **options)
     found["guided"] = picked.outputs[0].text in choices and picked.outputs[0].text.startswith(begun)
-    whole = served.answer([prompt], [asked], detokenize=True)[0].outputs[0].text
+    text = {"detokenize": True, "skip_special_tokens": False}
+    whole = served.answer([prompt], [wish("all")], **text)[0].outputs[0].text
     stop = whole[len(whole) // 2 : len(whole) // 2 + 4]
-    (stopped,) = served.answer([prompt], [asked], detokenize=True, stop=[stop])
+    (stopped,) = served.answer([prompt], [wish("all")], **text, stop=[stop])
     found["stopped"] = stopped.outputs[0].text == whole[: whole.index(stop)]
     several = served.answer([prompt], [{**asked, "steerkit_receipt": 1}], n=3, temperature=1.0, top_k=1)[0]
     found["several"] = [list(each.token_ids) for each in several.outputs] == [list(said.token_ids)] * 3

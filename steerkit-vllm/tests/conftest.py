@@ -16,8 +16,9 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 STARTUP = HERE / "startup"
-runpy.run_path(str(STARTUP / "sitecustomize.py"))  # here as in every process that is started
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
+if str(STARTUP) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    runpy.run_path(str(STARTUP / "sitecustomize.py"))  # here as in every process that is started
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
 
 
 def environment(**extra: str) -> dict[str, str]:
