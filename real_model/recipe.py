@@ -70,8 +70,8 @@ def report(vlm: sk.VLM, model: Path, vector: sk.SteeringVector, out: Path, batch
     strength = vector.metadata.strength.recommended
     table = {
         "steered as chosen": sk.evaluate(vlm, test, vector, strength=strength, folder=out / "test", **options),
-        "text": sk.evaluate(vlm, text, folder=out / "text", **options),
         "unsteered": sk.evaluate(vlm, test, folder=out / "test", **options),
+        "text": sk.evaluate(vlm, text, folder=out / "text", **options),
     }
     for name, found in table.items():
         print(name, found.refused, found.over_refusal, found.utility, flush=True)

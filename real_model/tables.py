@@ -117,10 +117,13 @@ def markdown(found: Iterable[Line]) -> str:
 def main() -> None:
     """Print the table of a file of answers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("answers", type=Path)
+    parser.add_argument("answers", type=Path, nargs="+", help="files of answers, together")
     parser.add_argument("--part", default="test")
     arguments = parser.parse_args()
-    print(markdown(lines(read(arguments.answers, arguments.part))))
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for path in arguments.answers:
+        found |= read(path, arguments.part)
+    print(markdown(lines(found)))
 
 
 if __name__ == "__main__":
