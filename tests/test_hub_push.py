@@ -17,10 +17,10 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import steerkit as sk
+from steerkit._internal.drawing import COLORS, Axis
 from steerkit._text import clean
 from steerkit.vectors import PACK, Publication
 from steerkit_vectors_hub.card import CURVE, PLOT
-from steerkit_vectors_hub.charts import COLOR, SECOND, Axis
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PublishError, ReferenceFormatError
 from steerkit_vectors_hub.push import missing_fields
 from steerkit_vectors_hub.refs import Ref, parse_ref
@@ -139,7 +139,7 @@ class TestCard:
         image = Image.open(io.BytesIO(made.files[CURVE])).convert("RGB")
         assert image.size == (760, 240)  # both are shares of answers: one chart
         colors = {color for _, color in image.getcolors(1 << 20) or ()}
-        assert {tuple(bytes.fromhex(each[1:])) for each in (COLOR, SECOND)} <= colors
+        assert {tuple(bytes.fromhex(each[1:])) for each in COLORS[:2]} <= colors
 
     def test_other_costs_have_a_chart_of_their_own(self) -> None:
         kl = {**CALIBRATED, "curve": [{**point, "cost_kind": "kl"} for point in CALIBRATED["curve"]]}

@@ -70,8 +70,6 @@ def compare(
         rows = sk.evaluation.read_methods(bundled(str(methods)))
         listed = {name: rows.get(name, each) for name, each in listed.items()} if method else rows
     opt.refuse_repeated([*(method or listed), *(path.stem for path in vector or ())])
-    if output is not None and strengths:
-        sk.evaluation.plotting()
     packs = {path.stem: sk.load_vector(path, policy=policy) for path in vector or ()}
     suite = prompts.suite()
     if anchors is None:

@@ -40,7 +40,7 @@ def demo(
         output: Folder for the pack and the picture.
         prompts: Test prompts per cell of the table.
         points: Test prompts per point of the picture.
-        plot: Draw the picture (needs matplotlib).
+        plot: Draw the picture.
     """
     from steerkit.cli.loading import import_libraries
     from steerkit.cli.progress import progress, without_bars

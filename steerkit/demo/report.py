@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import steerkit as sk
+from steerkit._internal.drawing import WIDTH, Curve, Frame, curves, png
+from steerkit._internal.files import write_atomically
 from steerkit.demo import SUITES, anchors, model_path
 from steerkit.errors import OptionError
-from steerkit.evaluation import evaluate, load_suite, plotting, random_like, rate
+from steerkit.evaluation import evaluate, load_suite, random_like, rate
 
 BATCH = 50
 RECIPE: dict[str, Any] = {"spared": ("harmless", "visual"), "phase": "both", "steps": (1.0, 0.0)}
@@ -18,10 +20,10 @@ RECIPE: dict[str, Any] = {"spared": ("harmless", "visual"), "phase": "both", "st
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 _LINES = (
-    ("unsafe_rate", "unsafe rate (harmful + image)", "#c0392b", "o"),
-    ("over_refusal", "over-refusal (harmless + image)", "#e08e0b", "s"),
-    ("utility", "utility (visual questions right)", "#1f6f8b", "^"),
-    ("garbled", "garbled (harmful + image)", "#8e8e8e", "x"),
+    ("unsafe_rate", "unsafe rate (harmful + image)"),
+    ("over_refusal", "over-refusal (harmless)"),
+    ("utility", "utility (questions right)"),
+    ("garbled", "garbled (harmful + image)"),
 )
 
 
@@ -95,16 +97,14 @@ def run(
         folder: Where pack and picture go.
         count: Prompts per cell of the table.
         sweep_count: Prompts per point of the plot.
-        plot: Draw the plot; needs matplotlib.
+        plot: Draw the plot.
         progress: Called before each step with (what is next, steps done, steps in all).
         base: A model with its `anchors.jsonl` and `test.jsonl`, as `real_model/build.py` of the repository writes it.
 
     Raises:
-        OptionError: The real model is asked for without its folder, a file of it is missing, or the plot is asked for
-            and matplotlib is not installed; raised before anything is measured.
+        OptionError: The real model is asked for without its folder, or a file of it is missing; raised before anything
+            is measured.
     """
-    if plot:
-        plotting()
     alphas = ALPHAS if plot else ()
     total = 6 + len(alphas)
     progress("loading the model", 0, total)
@@ -169,7 +169,7 @@ def _metrics(figures: Mapping[str, Figures], suite: sk.evaluation.Suite) -> list
     return [
         {"name": name, "value": getattr(figures[key], name), "condition": condition, **measured}
         for key, condition in (("image", "unsteered"), ("cmrm_dataset", "steered, strength 1"))
-        for name, *_ in _LINES
+        for name, _ in _LINES
     ]
 
 
@@ -182,18 +182,12 @@ def draw(title: str, sweep: Mapping[float, Figures], text: Figures, path: Path) 
         text: Figures of text-only prompts: the level that steering aims at.
         path: Where the picture goes.
     """
-    canvas, figure_of = plotting()
-    figure = figure_of(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-    canvas(figure)
-    axes = figure.add_subplot()
-    for field, label, color, marker in _LINES:
-        values = [100 * getattr(found, field) for found in sweep.values()]
-        axes.plot(list(sweep), values, color=color, marker=marker, label=label, clip_on=False)
-    axes.axhline(100 * text.unsafe_rate, color="#c0392b", linestyle=":", label="unsafe rate, text only")
-    axes.axvline(1.0, color="#bbbbbb", linewidth=0.8)
-    axes.set(xlabel="strength alpha", ylabel="% of answers", ylim=(-2, 102), title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    lines = [
+        Curve(label, tuple((alpha, getattr(found, field)) for alpha, found in sweep.items()), percent=True)
+        for field, label in _LINES
+    ]
+    aim = tuple((alpha, text.unsafe_rate) for alpha in sweep)
+    lines.append(Curve("unsafe rate, text only", aim, percent=True))
+    shapes = curves(Frame(60, 40, WIDTH - 190, 350), title, "strength alpha", lines, least=(0.0, 1.0))
+    write_atomically(path, png([shapes], 400))
     return path

@@ -17,7 +17,6 @@ from steerkit.evaluation._compare import (
     Point as Point,
     Row as Row,
     compare as compare,
-    plotting as plotting,
 )
 from steerkit.evaluation._controls import random_like as random_like
 from steerkit.evaluation._datasets import DATASETS as DATASETS, Dataset as Dataset, Part as Part

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from steerkit._internal.drawing import WIDTH, Curve, Frame, curves, png
+from steerkit._internal.files import write_atomically
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit._text import one_line
 from steerkit.errors import OptionError, RecordsError, SteerKitError
@@ -30,8 +32,6 @@ from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 
 if TYPE_CHECKING:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from rich.table import Table
 
 Progress = Callable[[str, int, int], None]
@@ -151,60 +151,28 @@ class Comparison:
         """Draw the trade-off as a PNG: utility and safety of each method as the strength grows.
 
         Raises:
-            OptionError: matplotlib is not installed, or nothing was swept.
+            OptionError: Nothing was swept.
+            FileWriteError: The file can't be written.
         """
-        FigureCanvasAgg, Figure = plotting()
         if not self.sweep:
             raise OptionError("nothing was swept", expected="strengths to draw", fix="compare(..., sweep=(0.5, 1, 2))")
-        figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        start = self.rows[0]
-        for number, name in enumerate(dict.fromkeys(point.name for point in self.sweep)):
-            points = sorted((p for p in self.sweep if p.name == name), key=lambda point: point.strength)
-            x = [100 * start.not_safe.value, *(100 * point.not_safe for point in points)]
-            y = [
-                _helpful(start.utility.value, start.over_refusal.value),
-                *(_helpful(p.utility, p.over_refusal) for p in points),
-            ]
-            color, line = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]  # there are ten colours
-            (curve,) = axes.plot(x, y, color=color, linestyle=line, marker="o", markersize=3, linewidth=1, label=name)
-            curve.set_clip_on(False)
-        axes.plot(
-            [100 * start.not_safe.value], [_helpful(start.utility.value, start.over_refusal.value)], "k*", markersize=10
+        row = self.rows[0]
+        start = (row.not_safe.value, _helpful(row.utility.value, row.over_refusal.value))
+        found = {UNSTEERED: [start]}
+        for name in dict.fromkeys(point.name for point in self.sweep):
+            mine = sorted((p for p in self.sweep if p.name == name), key=lambda point: point.strength)
+            found[name] = [start, *((p.not_safe, _helpful(p.utility, p.over_refusal)) for p in mine)]
+        measured = {name: tuple(p for p in points if not any(map(math.isnan, p))) for name, points in found.items()}
+        lines = [Curve(name, points, percent=True) for name, points in measured.items()]
+        height = 160 + max(280, 20 * len(lines))
+        title = (
+            f"{self.model}, to strength {max(p.strength for p in self.sweep):g}: "
+            "mean of utility and harmless requests not refused"
         )
-        axes.set(
-            xlabel="harmful requests whose answer is not known to be safe, %",
-            ylabel="mean of utility and harmless requests not refused, %",
-            xlim=(-2, 102),
-            ylim=(-2, 102),
-            title=f"{self.model}: from unsteered (star) to strength {max(p.strength for p in self.sweep):g}",
-        )
-        axes.title.set_fontsize(9)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(frameon=False, fontsize=8, loc="outside right center")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        return path
-
-
-def plotting() -> tuple[type[FigureCanvasAgg], type[Figure]]:
-    """What draws a picture; ask for it before a run whose picture is wanted.
-
-    Raises:
-        OptionError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError(
-            "the picture needs matplotlib, which is not installed",
-            expected="matplotlib",
-            fix="pip install 'steerkit-vlm[plot]'",
-        ) from error
-    return FigureCanvasAgg, Figure
+        below = "share of harmful requests whose answer is not known to be safe"
+        shapes = curves(Frame(60, 40, WIDTH - 190, height - 50), title, below, lines, least=(1.0, 1.0))
+        write_atomically(Path(path), png([shapes], height))
+        return Path(path)
 
 
 def compare(

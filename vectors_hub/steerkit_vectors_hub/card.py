@@ -53,7 +53,8 @@ def model_card(metadata: PackMetadata, norms: Sequence[NormSeries], *, repo_id: 
     )
     markdown.filters |= {"raw": _Made, "repr": repr, "number": lambda value, form: _Made(format(value, form))}
     curves = strength_curves(metadata.strength)
-    measured = [(each, dict(each.points).get(metadata.strength.recommended)) for each in curves]
+    values = [(each, {point[0]: point[1] for point in each.points}) for each in curves]
+    measured = [(each, found.get(metadata.strength.recommended)) for each, found in values]
     return markdown.get_template("card.md").render(
         front_matter=_Made(_front_matter(metadata, repo_id)),
         name=repo_id.rpartition("/")[2],

@@ -15,9 +15,8 @@ from markupsafe import Markup
 
 from steerkit._internal.sealed_page import sealed_page
 from steerkit._text import clean
-from steerkit_vectors_hub.charts import svg
 from steerkit_vectors_hub.index import Entry, Index
-from steerkit_vectors_hub.plots import NormSeries, norm_chart
+from steerkit_vectors_hub.plots import norms_svg
 
 _PARTS = Path(__file__).parent / "page"
 
@@ -33,14 +32,9 @@ def page(index: Index) -> str:
         metrics=sorted({metric.name for entry in index.packs for metric in entry.metrics}),
         quote=quote,
         names_of=_names,
-        chart_of=_chart,
+        chart_of=lambda series: Markup(norms_svg(series)),
     )
 
 
 def _names(entry: Entry) -> str:
     return json.dumps(sorted({clean(metric.name) for metric in entry.metrics}))
-
-
-def _chart(series: NormSeries) -> Markup:
-    label = f"Norm of {series.title} by layer, {series.layers[0]} to {series.layers[-1]}"
-    return Markup(svg(norm_chart(series), label))

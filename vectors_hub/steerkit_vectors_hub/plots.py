@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from steerkit._internal import drawing
+from steerkit._internal.drawing import Curve, Frame, Shape
 from steerkit._text import one_line
 from steerkit.interventions import FiniteFloat, Frozen, site_label
 from steerkit.vectors import StrengthPoint, StrengthRecord
 from steerkit.vectors.formats import RawPack, parse_tensor_name
-from steerkit_vectors_hub.charts import Chart, Curve
+
+HEIGHT = 240
+"""Pixels of one panel of a PNG."""
+
+_FRAME = Frame(64, 34, drawing.WIDTH - 190, HEIGHT - 40)
 
 
 class NormSeries(Frozen):
@@ -59,10 +66,21 @@ def norm_series(raw: RawPack) -> tuple[NormSeries, ...]:
     )
 
 
-def norm_chart(series: NormSeries) -> Chart:
-    """One bar for each layer."""
-    bars = tuple((str(layer), norm) for layer, norm in zip(series.layers, series.norms, strict=True))
-    return Chart(f"Norm of the directions, {series.title}", "layer", bars)
+def norms_png(series: Sequence[NormSeries]) -> bytes:
+    """A panel for each, of a bar for each layer."""
+    frame = replace(_FRAME, right=drawing.WIDTH - 16)  # without names of curves
+    titles = (frame.titled(f"Norm of the directions, {each.title}", "layer") for each in series)
+    return drawing.png([title + _bars(frame, each) for title, each in zip(titles, series, strict=True)], HEIGHT)
+
+
+def norms_svg(series: NormSeries) -> str:
+    """The same for a page."""
+    label = f"Norm of {series.title} by layer, {series.layers[0]} to {series.layers[-1]}"
+    return drawing.svg(label, _bars(Frame(44, 10, 400, 110), series), 132, 400)
+
+
+def _bars(frame: Frame, series: NormSeries) -> list[Shape]:
+    return drawing.bars(frame, "layer", list(zip(map(str, series.layers), series.norms, strict=True)))
 
 
 _SHARES = {"over_refusal": "over-refusal", "utility_loss": "loss of utility"}
@@ -80,11 +98,11 @@ def strength_curves(record: StrengthRecord) -> tuple[Curve, ...]:
     Points of single layers are left out: their strengths are factors of a layer's own, and of no common scale.
     """
     whole = [point for point in record.curve if not _ONE_LAYER.fullmatch(point.cost_kind)]
-    curves = [Curve("unsafe rate", _points(whole, "unsafe"), share=True)]
+    curves = [Curve("unsafe rate", _points(whole, "unsafe"), percent=True)]
     for kind in dict.fromkeys(point.cost_kind for point in whole if point.cost is not None):
         title = _SHARES.get(kind) or _UNITS.get(kind) or one_line(kind)[:60] or "cost"
         points = _points([each for each in whole if each.cost_kind == kind], "cost")
-        curves.append(Curve(title, points, share=kind in _SHARES))
+        curves.append(Curve(title, points, percent=kind in _SHARES))
     return tuple(each for each in curves if each.points)[: _MOST + 1]
 
 
@@ -92,9 +110,14 @@ def _points(points: Sequence[StrengthPoint], field: str) -> tuple[tuple[float, f
     return tuple(sorted((each.strength, value) for each in points if (value := getattr(each, field)) is not None))
 
 
-def strength_charts(curves: Sequence[Curve], recommended: float) -> list[Chart]:
-    """Shares of answers in one chart, each other figure in one of its own, with the recommended strength marked."""
+def strength_png(curves: Sequence[Curve], recommended: float) -> bytes:
+    """Shares of answers in one panel, each other figure in one of its own, with the recommended strength marked."""
     marked = (recommended, f"recommended: {recommended:.3g}")
-    shares = tuple(each for each in curves if each.share)
-    together = [Chart("Share of answers, %", "strength", (), shares, marked, 1.0, 100.0)] if shares else []
-    return together + [Chart(each.title, "strength", (), (each,), marked) for each in curves if not each.share]
+    shares = [each for each in curves if each.percent]
+    panels = [("Share of answers", shares, 1.0)] if shares else []
+    panels += [(each.title, [each], 0.0) for each in curves if not each.percent]
+    drawn = (
+        drawing.curves(_FRAME, title, "strength", lines, least=(0.0, top), marked=marked)
+        for title, lines, top in panels
+    )
+    return drawing.png(list(drawn), HEIGHT)

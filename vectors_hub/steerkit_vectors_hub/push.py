@@ -10,7 +10,7 @@ from pathlib import Path
 
 from steerkit.vectors import PACK, PackMetadata, Publication, SteeringVector
 from steerkit.vectors.formats import parse_pack
-from steerkit_vectors_hub import charts, plots
+from steerkit_vectors_hub import plots
 from steerkit_vectors_hub.card import CURVE, PLOT, model_card
 from steerkit_vectors_hub.errors import PublishError, ReferenceFormatError
 from steerkit_vectors_hub.refs import Ref, is_commit, parse_ref
@@ -88,9 +88,9 @@ def publication(
     card = model_card(vector.metadata, by_layer, repo_id=repo_id, ref=ref.unpinned, sha256=digest)
     files["README.md"] = card.encode()
     if by_layer:
-        files[PLOT] = charts.png([plots.norm_chart(each) for each in by_layer])
+        files[PLOT] = plots.norms_png(by_layer)
     if by_strength:
-        files[CURVE] = charts.png(plots.strength_charts(by_strength, vector.metadata.strength.recommended))
+        files[CURVE] = plots.strength_png(by_strength, vector.metadata.strength.recommended)
     return Publication(repo_id, files, digest, None, str(ref))
 
 
