@@ -133,7 +133,7 @@ def test_the_command_itself_still_runs_where_the_other_overwrote_the_face_of_the
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=site, check=False)
     document = json.loads(done.stdout)
     assert (done.returncode, document["ok"]) == (1, False)
-    assert any("steerkit 0.3.1 installs files" in each["text"] for each in document["findings"])
+    assert any("steerkit 0.3.1 installs files" in each["message"] for each in document["checks"])
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,10 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Only:
     def run(section: str) -> dict[str, list[str]]:
         monkeypatch.setattr(doctor, "_CHECKS", {section: doctor._CHECKS[section]})
         done = CliRunner().invoke(app, ["doctor", "--json"])
-        found: dict[str, list[str]] = {"ok": [], "note": [], "wrong": []}
-        for each in json.loads(done.stdout)["findings"]:
-            found[each["status"]].append(each["text"])
-        assert done.exit_code == (1 if found["wrong"] else 0)
+        found: dict[str, list[str]] = {"pass": [], "skip": [], "fail": []}
+        for each in json.loads(done.stdout)["checks"]:
+            found[each["status"]].append(each["message"])
+        assert done.exit_code == (1 if found["fail"] else 0)
         return found
 
     return run
@@ -196,15 +196,15 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Only:
 
 def test_versions_out_of_bounds_and_extras_that_are_missing(only: Only, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = only("versions")
-    assert sound["wrong"] == []
-    assert any(each.startswith("torch ") for each in sound["ok"])
+    assert sound["fail"] == []
+    assert any(each.startswith("torch ") for each in sound["pass"])
     installed = doctor._version
     changed = {"torch": "1.9.0", "gguf": None, "pyarrow": None, "rich": None}
     monkeypatch.setattr(doctor, "_version", lambda name: changed.get(name, installed(name)))
     found = only("versions")
-    wrong = {each.partition(",")[0] for each in found["wrong"]}
+    wrong = {each.partition(",")[0] for each in found["fail"]}
     assert wrong == {"rich>=13 is not installed", "torch 1.9.0 is installed"}
-    assert set(found["note"]) == {f"{each} is not installed (extra {extra})" for each, extra in OPTIONAL.items()}
+    assert set(found["skip"]) == {f"{each} is not installed (extra {extra})" for each, extra in OPTIONAL.items()}
 
 
 def test_a_plugin_that_does_not_load(only: Only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_a_plugin_that_does_not_load(only: Only, tmp_path: Path, monkeypatch: py
     _record(tmp_path, "torn", "2.5", [], **{"entry_points.txt": "[steerkit.methods]\ntorn = torn:M\n"})
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.forget()
-    (problem,) = only("methods")["wrong"]
+    (problem,) = only("methods")["fail"]
     assert problem.startswith("torn of torn 2.5: ")
     assert "cracked in two" in problem
     monkeypatch.undo()
@@ -222,14 +222,14 @@ def test_a_plugin_that_does_not_load(only: Only, tmp_path: Path, monkeypatch: py
 def test_a_cache_that_can_not_be_written(only: Only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STEERKIT_CACHE", str(tmp_path / "file" / "cache"))
-    (problem,) = only("caches")["wrong"]
+    (problem,) = only("caches")["fail"]
     assert "can't be written: Not a directory" in problem
 
 
 def test_a_trust_file_that_can_not_be_read(only: Only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trust.toml").write_text("requires = 1\n")
     monkeypatch.setenv("STEERKIT_TRUST", str(tmp_path / "trust.toml"))
-    (problem,) = only("trust file")["wrong"]
+    (problem,) = only("trust file")["fail"]
     assert "requires" in problem
 
 

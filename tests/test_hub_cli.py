@@ -52,7 +52,7 @@ class TestPull:
         assert re.search(rf"^pinned +{re.escape(pinned)}$", done.out, re.MULTILINE)
         shown = document("pull", pinned, "--offline")
         assert shown["transferred"] is False
-        assert (shown["revision"], shown["sha256"], shown["bytes"]) == (commit, digest, len(data))
+        assert (shown["revision"], shown["sha256"], shown["size"]) == (commit, digest, len(data))
         refused = run("pull", "hf://someone/pack", "-o", out)
         assert refused.code == 1
         assert "exists" in refused.err

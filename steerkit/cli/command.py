@@ -7,18 +7,18 @@ fields, which several commands share. `--json` and `--debug` come by themselves.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from steerkit.cli import console, interrupts
-from steerkit.cli.docstrings import Entry, entries, summary
 
 _METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", int: "N", float: "NUMBER"}
 
@@ -141,3 +141,29 @@ def _parameter(name: str, kind: Any, default: Any, doc: Entry, *, argument: bool
     made = typer.Argument(**extra) if argument else typer.Option(*names, **extra)
     default = Parameter.empty if default is MISSING else default
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, made], default=default)
+
+
+_ENTRY = re.compile(r"^ {4}(\w+)(?: \((.*?)\))?: (.*(?:\n {5,}.*)*)", re.MULTILINE)
+
+
+class Entry(NamedTuple):
+    """One entry of a section of a Google docstring: help texts are written there, and nowhere else.
+
+    Attributes:
+        note: What stands in parentheses behind the name.
+        text: The description, on one line.
+    """
+
+    note: str | None
+    text: str
+
+
+def entries(documented: object, title: str) -> dict[str, Entry]:
+    """The entries of a section, such as `Args` or `Attributes`, by name."""
+    section = re.split(r"\n(?=\S)", (inspect.getdoc(documented) or "").partition(f"\n{title}:\n")[2])[0]
+    return {name: Entry(note or None, " ".join(text.split())) for name, note, text in _ENTRY.findall(section)}
+
+
+def summary(documented: object) -> str:
+    """What stands before the first section."""
+    return re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", inspect.getdoc(documented) or "")[0].strip()

@@ -7,32 +7,15 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from steerkit._version import __version__
 from steerkit.cli.command import Result
 from steerkit.cli.loading import import_libraries
+from steerkit.policy import Check
 from steerkit_vectors_hub.installation import OURS, problems
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        section: What it is about.
-        status: `note`: something optional is absent.
-        text: What was found.
-        fix: What to do about it.
-    """
-
-    section: str
-    status: Literal["ok", "note", "wrong"]
-    text: str
-    fix: str = ""
 
 
 def doctor() -> Result:
@@ -41,30 +24,30 @@ def doctor() -> Result:
     Versions, adapters, methods, formats, engines, devices and caches; other distributions that overwrite steerkit's
     files, plug-ins that do not load, versions out of bounds, extras that are missing. Exit code 1 if anything is wrong.
     """
-    found: list[Finding] = []
+    found: list[Check] = []
     for section, check in _CHECKS.items():
         try:
-            found += [Finding(section, *each) for each in check()]
+            found += [Check(section, *each) for each in check()]
         except Exception as error:  # the others are still worth knowing
-            found.append(Finding(section, "wrong", f"{type(error).__name__}: {error}", "see `steerkit doctor --debug`"))
-    wrong = sum(each.status == "wrong" for each in found)
-    document = {"steerkit": __version__, "ok": not wrong, "findings": [asdict(each) for each in found]}
-    return Result(document, _lines(found, wrong), code=1 if wrong else 0)
+            found.append(Check(section, "fail", f"{type(error).__name__}: {error}", "see `steerkit doctor --debug`"))
+    failed = sum(each.status == "fail" for each in found)
+    document = {"steerkit": __version__, "ok": not failed, "checks": [each.as_json() for each in found]}
+    return Result(document, _lines(found, failed), code=1 if failed else 0)
 
 
-def _lines(found: list[Finding], wrong: int) -> Iterator[str]:
+def _lines(found: list[Check], failed: int) -> Iterator[str]:
     for each in found:
-        yield f"{each.status:<5}  {each.section:<12}  {each.text}"
+        yield str(each)
         if each.fix:
-            yield f"                     fix: {each.fix}"
-    yield f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong." if wrong else "Nothing is wrong."
+            yield f"      fix: {each.fix}"
+    yield f"{failed} of {len(found)} checks failed." if failed else "Nothing is wrong."
 
 
 def _installation() -> Iterator[tuple[Any, ...]]:
     imported = Path(__file__).resolve().parent.parent
-    yield "ok", f"steerkit {__version__} in {imported}, Python {platform.python_version()}, {platform.platform()}"
+    yield "pass", f"steerkit {__version__} in {imported}, Python {platform.python_version()}, {platform.platform()}"
     for text, fix in problems(imported):
-        yield "wrong", text, fix
+        yield "fail", text, fix
 
 
 def _versions() -> Iterator[tuple[Any, ...]]:
@@ -81,11 +64,11 @@ def _versions() -> Iterator[tuple[Any, ...]]:
             continue
         if there is None:
             needed = f" (extra {extra})" if extra else ""
-            yield "note" if extra else "wrong", f"{wanted} is not installed{needed}", install
+            yield "skip" if extra else "fail", f"{wanted} is not installed{needed}", install
         elif not requirement.specifier.contains(there, prereleases=True):
-            yield "wrong", f"{requirement.name} {there} is installed, and {wanted} is needed", install
+            yield "fail", f"{requirement.name} {there} is installed, and {wanted} is needed", install
         else:
-            yield "ok", f"{requirement.name} {there}"
+            yield "pass", f"{requirement.name} {there}"
 
 
 def _plugins(group: str, home: str, base: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
@@ -95,11 +78,11 @@ def _plugins(group: str, home: str, base: str) -> Callable[[], Iterator[tuple[An
         import_libraries()
         rows = plugins.registered(getattr(plugins, group), getattr(importlib.import_module(home), base))
         good = [each.name for each in rows if each.error is None]
-        yield ("ok" if good else "wrong"), ", ".join(good) or "none", "" if good else f"reinstall {OURS}"
+        yield ("pass" if good else "fail"), ", ".join(good) or "none", "" if good else f"reinstall {OURS}"
         for each in rows:
             if each.error is not None:
                 yield (
-                    "wrong",
+                    "fail",
                     f"{each.name} of {each.distribution}: {each.error}",
                     "reinstall or remove that distribution",
                 )
@@ -112,22 +95,22 @@ def _engines() -> Iterator[tuple[Any, ...]]:
     for name in ("hooks", "nnsight"):
         try:
             importlib.import_module(f"steerkit.engines.{name}")
-            yield "ok", name
+            yield "pass", name
         except Exception as error:
-            yield "wrong", f"{name}: {type(error).__name__}: {error}", f"pip install --force-reinstall {OURS}"
+            yield "fail", f"{name}: {type(error).__name__}: {error}", f"pip install --force-reinstall {OURS}"
 
 
 def _devices() -> Iterator[tuple[Any, ...]]:
     import torch
 
-    yield "ok", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
+    yield "pass", f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        yield "ok", f"cuda:{index} {device.name}, {device.total_memory / 2**30:.0f} GiB"
+        yield "pass", f"cuda:{index} {device.name}, {device.total_memory / 2**30:.0f} GiB"
     if torch.version.cuda and not torch.cuda.is_available():
-        yield "note", f"torch is built for CUDA {torch.version.cuda} and finds no GPU"
+        yield "skip", f"torch is built for CUDA {torch.version.cuda} and finds no GPU"
     if torch.backends.mps.is_available():
-        yield "ok", "mps"
+        yield "pass", "mps"
 
 
 def _caches() -> Iterator[tuple[Any, ...]]:
@@ -143,10 +126,10 @@ def _caches() -> Iterator[tuple[Any, ...]]:
         try:
             with tempfile.TemporaryFile(dir=existing) as probe:
                 probe.write(b"0" * 4096)
-            yield "ok", f"{what} in {folder}"
+            yield "pass", f"{what} in {folder}"
         except OSError as error:
             yield (
-                "wrong",
+                "fail",
                 f"{what} in {folder}, which can't be written: {error.strerror}",
                 f"set {variable} to another folder",
             )
@@ -156,7 +139,7 @@ def _trust() -> Iterator[tuple[Any, ...]]:
     from steerkit_vectors_hub.signing.trust import default_trust, trust_path
 
     trust = default_trust()
-    yield "ok", f"{trust_path()}: " + (f"{len(trust.signers)} signers" if trust_path().exists() else "there is none")
+    yield "pass", f"{trust_path()}: " + (f"{len(trust.signers)} signers" if trust_path().exists() else "there is none")
 
 
 def _version(name: str) -> str | None:

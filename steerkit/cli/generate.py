@@ -67,7 +67,7 @@ def generate(
     doses = opt.strengths(strength, vectors)
     check_without_weights(model, given, lambda skeleton: [check_match(each, skeleton, policy) for each in vectors])
     vlm = load_model(model, given)
-    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "do_sample": False}
+    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
     plain = _answer(vlm, asked, "Generating", options)
     steered, receipt = [None] * len(asked), None
     if vectors:
@@ -109,12 +109,11 @@ def _named(image: Any) -> str:
 
 
 def _answer(vlm: sk.VLM, asked: list[sk.Sample], label: str, options: dict[str, Any]) -> list[str]:
-    from steerkit.cli.progress import progress
-    from steerkit.cli.tokens import TokenProgress
+    from steerkit.cli.progress import TokenProgress, progress
 
     with progress(label, total=len(asked)) as report:
         tokens = TokenProgress(report, len(asked), options["max_new_tokens"])
-        return vlm.generate(asked, progress=tokens.batch_done, stopping_criteria=tokens.criteria, **options)
+        return vlm.generate(asked, progress=tokens.batch_done, streamer=tokens, **options)
 
 
 def _receipt(receipt: sk.Receipt) -> dict[str, Any]:

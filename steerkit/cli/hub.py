@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,8 @@ def info(pack: opt.PackRef) -> Result:
 
     found = pack.resolve()
     entry = entry_of(found)
-    document = {**_place(found), "pack": entry.model_dump(mode="json")}
-    shown = {**document["pack"], **{key: document[key] for key in ("file", "revision", "pinned")}}
+    document = {**asdict(found), "pack": entry.model_dump(mode="json")}
+    shown = {**document["pack"], **{key: document[key] for key in ("path", "revision", "pinned")}}
     shown["norms"] = [f"{each.title}: layers {each.layers[0]} to {each.layers[-1]}" for each in entry.norms]
     del shown["metrics"]
     figures = (f"figure {each.name:.40}  {each.value:g} {each.condition}" for each in entry.metrics)
@@ -126,13 +127,13 @@ def pull(pack: opt.PackRef, *, output: Path | None = None, force: bool = False) 
     found = pack.resolve()
     opt.read_pack(found)
     check_handed_on(found, offline=True if pack.offline else None)
-    document = _place(found)
+    kept = found
     if output is not None and beside is not None:
         _copy(found, output, beside)
-        document |= {"file": str(output), "signature": str(beside) if found.signature else None}
+        kept = replace(found, path=output, signature=beside if found.signature else None)
     signed = "" if found.signature is None else " A signature came with it and was not verified."
     say(("Transferred and audited." if found.transferred else "Already on this machine; audited.") + signed)
-    return Result(document)
+    return Result(kept)
 
 
 def _copy(found: Resolved, output: Path, beside: Path) -> None:
@@ -145,21 +146,6 @@ def _copy(found: Resolved, output: Path, beside: Path) -> None:
         beside.unlink(missing_ok=True)  # of what was there before
     else:
         write_atomically(beside, signature)
-
-
-def _place(found: Resolved) -> dict[str, Any]:
-    """Where a pack is, and which file it is."""
-    return {
-        "ref": found.ref,
-        "kind": found.kind,
-        "file": str(found.path),
-        "signature": None if found.signature is None else str(found.signature),
-        "sha256": found.sha256,
-        "bytes": found.size,
-        "revision": found.revision,
-        "pinned": found.pinned,
-        "transferred": found.transferred,
-    }
 
 
 def listing() -> Result:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import steerkit as sk
-from steerkit.cli.command import Result
+from steerkit.cli.command import Result, entries, summary
 from steerkit.cli.console import table
-from steerkit.cli.docstrings import entries, summary
 from steerkit.cli.loading import import_libraries
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerkit._text import one_line
 from steerkit.cli.console import say
@@ -78,3 +78,36 @@ def _bars() -> Progress:
         rich.TextColumn("left"),
     )
     return rich.Progress(*columns, console=Console(stderr=True))
+
+
+class TokenProgress:
+    """Progress of a generation by token, so that the time left of one long answer is known: a streamer of `generate`.
+
+    Counts the samples that are done, and of the running batch the part that its tokens make.
+
+    Args:
+        report: Told of the progress.
+        total: Number of samples.
+        max_new_tokens: Length of a whole answer.
+    """
+
+    def __init__(self, report: Report, total: int, max_new_tokens: int) -> None:
+        self._report = report
+        self._total = total
+        self._length = max_new_tokens
+        self._done = self._tokens = 0
+
+    def batch_done(self, done: int, total: int) -> None:
+        """A batch is complete."""
+        self._done, self._tokens = done, 0
+        self._report(done, total)
+
+    def put(self, tokens: Any) -> None:
+        """The prompts of a batch, `[rows, tokens]`, or the next token of each, `[rows]`."""
+        if tokens.dim() == 1:
+            self._tokens += 1
+            part = len(tokens) * min(1.0, self._tokens / self._length)
+            self._report(min(self._done + part, self._total), self._total)
+
+    def end(self) -> None:
+        """A batch has all its tokens."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def problems(imported: Path) -> Iterator[tuple[str, str]]:
     except PackageNotFoundError:
         yield f"no distribution {OURS!r} is installed; steerkit comes from {imported}", f"pip install {OURS}"
         return
-    for name, version, packages in _others():
+    for name, release, packages in _others():
         shared = ", ".join(packages)
-        yield f"{name} {version} installs files of {shared} as well", _REINSTALL.replace("NAME", name)
+        yield f"{name} {release} installs files of {shared} as well", _REINSTALL.replace("NAME", name)
     source = _editable_source(ours)
     at_home = imported.parent == source if source else imported == Path(str(ours.locate_file("steerkit"))).resolve()
     if not at_home:
@@ -63,15 +63,10 @@ def problems(imported: Path) -> Iterator[tuple[str, str]]:
 
 def _others() -> Iterator[tuple[str, str, list[str]]]:
     """Distributions but ours that own files of our packages."""
-    seen = set()
-    for each in distributions():
-        name = each.metadata["Name"] or "?"
-        packages = sorted(
-            {path.parts[0] for path in each.files or () if path.parts[0] in PACKAGES and len(path.parts) > 1}
-        )
-        if packages and _normal(name) != OURS and name not in seen:
-            seen.add(name)
-            yield name, each.version, packages
+    owners = packages_distributions()
+    names = {name for package in PACKAGES for name in owners.get(package, ()) if _normal(name) != OURS}
+    for name in sorted(names):
+        yield name, version(name), [package for package in PACKAGES if name in owners.get(package, ())]
 
 
 def _compared(ours: Distribution) -> tuple[list[str], list[str]]:
