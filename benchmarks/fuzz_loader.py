@@ -1,4 +1,4 @@
-"""Fuzzing of everything that reads files of strangers: packs above all, and indexes, references and other formats.
+"""Fuzzing of everything that reads untrusted files: packs above all, and indexes, references and other formats.
 
     python benchmarks/fuzz_loader.py [--target pack] [--runs 1000000] [--seed 0] [--json FILE]
 

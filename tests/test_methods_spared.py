@@ -17,7 +17,7 @@ from test_methods_papers import LOGITS, assert_same, assert_steers, labelled, on
 
 import steerkit as sk
 from steerkit.errors import EmptyAnchorSetError, LabelError, OptionError
-from steerkit.methods._telling import told
+from steerkit.methods._ridge import separate
 from steerkit.models import Sample
 from steerkit.vectors import Key, SteeringVector
 
@@ -79,7 +79,7 @@ def test_a_line_is_chosen_by_leaving_each_anchor_out(sizes: tuple[int, int], wid
         layer: tuple(rng.normal(size=(n, width)) + sign * 0.4 * layer for n, sign in zip(sizes, (1, -1), strict=True))
         for layer in (1, 2, 3)
     }
-    found = told({layer: tuple(map(torch.from_numpy, both)) for layer, both in rows.items()})  # type: ignore[misc]
+    found = separate({layer: tuple(map(torch.from_numpy, both)) for layer, both in rows.items()})  # type: ignore[misc]
     expected = [(*each, layer) for layer, both in rows.items() for each in told_by_refitting(*both)]
     _, direction, threshold, layer = min(expected, key=lambda each: each[0])
     assert found.layer == layer
@@ -89,7 +89,7 @@ def test_a_line_is_chosen_by_leaving_each_anchor_out(sizes: tuple[int, int], wid
 
 def test_kinds_that_are_the_same_are_told_by_no_line() -> None:
     with pytest.raises(EmptyAnchorSetError, match="same mean"):
-        told({0: (torch.ones(3, 4), torch.ones(2, 4))})
+        separate({0: (torch.ones(3, 4), torch.ones(2, 4))})
 
 
 @pytest.mark.parametrize("layers", [None, (1, 3)])

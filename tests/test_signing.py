@@ -115,9 +115,9 @@ class TestKey:
 
     def test_a_stranger(self, file: Path, lab: KeyPair, tmp_path: Path) -> None:
         sk.sign(file, key=key_pair(tmp_path, "other").private)
-        assert judged(file, TrustFile()) == ("warn", "stranger")
-        assert judged(file, TrustFile(require_signature=True)) == ("fail", "stranger")
-        assert judged(file, trusting(lab)) == ("fail", "stranger")
+        assert judged(file, TrustFile()) == ("warn", "unknown_signer")
+        assert judged(file, TrustFile(require_signature=True)) == ("fail", "unknown_signer")
+        assert judged(file, trusting(lab)) == ("fail", "unknown_signer")
 
     def test_a_stranger_is_not_said_to_have_signed(self, file: Path, lab: KeyPair) -> None:
         made = sk.sign(file, key=lab.private)
@@ -128,7 +128,7 @@ class TestKey:
 
         edited(made, garbage)
         check = check_signature(file, signature=made, trust=TrustFile())
-        assert answer(check) == ("warn", "stranger")
+        assert answer(check) == ("warn", "unknown_signer")
         assert check.message == (
             "the signer is not in the trust file: the signature names key abababababababab as its signer; "
             "not verified, since the trust file has no such key"
@@ -208,7 +208,7 @@ class TestKey:
             if status == "pass":
                 assert json.loads(raw) == same  # white space, between the fields
             else:
-                assert said in ("malformed", "tampered", "stranger")
+                assert said in ("malformed", "tampered", "unknown_signer")
 
     def test_a_pack_may_be_renamed(self, file: Path, lab: KeyPair) -> None:
         made = sk.sign(file, key=lab.private)
@@ -277,10 +277,10 @@ class TestCertificate:
         self.signed(file, leaf, middle)
         assert judged(file, certifying(root)) == ("pass", "trusted")
         assert judged(file, certifying(root, fingerprint=leaf.fingerprint.upper())) == ("pass", "trusted")
-        assert judged(file, certifying(root, fingerprint="0" * 64)) == ("fail", "stranger")
-        assert judged(file, certifying(root, "CN=others,O=Example")) == ("fail", "stranger")
+        assert judged(file, certifying(root, fingerprint="0" * 64)) == ("fail", "unknown_signer")
+        assert judged(file, certifying(root, "CN=others,O=Example")) == ("fail", "unknown_signer")
         check = check_signature(file, signature=beside(file), trust=TrustFile())
-        assert answer(check) == ("warn", "stranger")
+        assert answer(check) == ("warn", "unknown_signer")
         assert check.message == (
             f"the signer is not in the trust file: the signature was made with certificate {leaf.fingerprint[:16]} "
             "in the name of CN=packs,O=Example, which the trust file does not name"
@@ -291,19 +291,19 @@ class TestCertificate:
     def test_a_chain_with_a_gap(self, file: Path, root: Certified, tmp_path: Path) -> None:
         leaf = certified(tmp_path, "packs", certified(tmp_path, "middle", root, ca=True))
         self.signed(file, leaf)
-        assert judged(file, certifying(root)) == ("fail", "stranger")
+        assert judged(file, certifying(root)) == ("fail", "unknown_signer")
 
     def test_an_impostor_of_the_same_name(self, file: Path, root: Certified, tmp_path: Path) -> None:
         other = certified(tmp_path, "other-root", ca=True, subject="root")
         self.signed(file, certified(tmp_path, "packs", other), other)
         check = check_signature(file, signature=beside(file), trust=certifying(root))
-        assert answer(check) == ("fail", "stranger")
+        assert answer(check) == ("fail", "unknown_signer")
         assert "looks like that of Example Ltd" in check.message
 
     def test_an_issuer_that_may_not_issue(self, file: Path, root: Certified, tmp_path: Path) -> None:
         plain = certified(tmp_path, "plain", root)
         self.signed(file, certified(tmp_path, "packs", plain), plain)
-        assert judged(file, certifying(root)) == ("fail", "stranger")
+        assert judged(file, certifying(root)) == ("fail", "unknown_signer")
 
     def test_a_certificate_and_another_key(self, file: Path, root: Certified, tmp_path: Path) -> None:
         leaf = certified(tmp_path, "packs", root)
@@ -407,14 +407,14 @@ class TestKeyless:
         assert judged(file, self.trusting(config, expires=datetime.now(UTC))) == ("fail", "expired")
         assert judged(file, self.trusting(config, refs=["hf://lab/*"])) == ("fail", "out_of_scope")
         assert judged(file, self.trusting(config, issuer="https://others.example")) == ("fail", "tampered")
-        assert judged(file, TrustFile()) == ("warn", "stranger")
+        assert judged(file, TrustFile()) == ("warn", "unknown_signer")
         file.write_bytes(file.read_bytes()[:-1] + b"\x01")
         assert judged(file, self.trusting(config)) == ("fail", "tampered")
 
     def test_another_account(self, file: Path, lab: KeyPair, instance: PrivateSigstore, config: Path) -> None:
         made = self.signed(file, lab, instance, "you@lab.example")
         check = check_signature(file, signature=made, trust=self.trusting(config))
-        assert answer(check) == ("fail", "stranger")
+        assert answer(check) == ("fail", "unknown_signer")
         assert "you@lab.example" in check.message
 
     def test_another_instance(
@@ -564,7 +564,7 @@ class TestFile:
         made = sk.sign(file, key=leaf.pair.private, certificate=leaf.path)
         monkeypatch.setitem(sys.modules, "model_signing.verifying", None)
         check = check_signature(file, signature=made, trust=TrustFile())
-        assert answer(check) == ("warn", "stranger")
+        assert answer(check) == ("warn", "unknown_signer")
         assert f"names certificate {leaf.fingerprint[:16]} as its signer; not verified, since" in check.message
 
 
@@ -977,7 +977,7 @@ class TestHub:
     def test_a_stranger(self, hub: LoopbackHub, file: Path, lab: KeyPair, tmp_path: Path) -> None:
         sk.sign(file, key=key_pair(tmp_path, "other").private)
         self.publish(hub, file)
-        assert self.origin("hf://someone/pack", trusting(lab))[0] == ("fail", "stranger")
+        assert self.origin("hf://someone/pack", trusting(lab))[0] == ("fail", "unknown_signer")
 
     def test_tampered(self, hub: LoopbackHub, file: Path, lab: KeyPair, tmp_path: Path) -> None:
         sk.sign(file, key=lab.private)

@@ -47,7 +47,7 @@ def refused_as(
 
 
 def faults(error: ValidationError) -> str:
-    """The first faults on one line; their words can come from a stranger's file, so each is bounded and cleaned."""
+    """The first faults on one line; their words can come from an untrusted file, so each is bounded and cleaned."""
     count = error.error_count()
     if count > MAX_LISTED:
         return f"{count} faults"

@@ -95,7 +95,7 @@ def json_value(
             raw.decode(), object_pairs_hook=distinct, parse_constant=finite, parse_float=finite, parse_int=whole
         )
         if _SURROGATE.search(raw):
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text, and could not be saved
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not text, and could not be saved
     except SteerKitError:
         raise
     except (ValueError, RecursionError) as problem:

@@ -198,5 +198,5 @@ def _records(what: str, found: Any, base: type, public: str) -> tuple[Any, ...]:
 
 
 def _are_texts(value: object) -> bool:
-    """A single text is none: `in` would look for a part of it."""
+    """A single text is not accepted: `in` would look for a part of it."""
     return isinstance(value, (tuple, list, set, frozenset)) and all(isinstance(each, str) for each in value)

@@ -46,7 +46,7 @@ def expect_whole(least: int = 1, /, **given: object) -> None:
     """Refuse what is not an integer (numpy's count) or is below the least.
 
     Raises:
-        OptionError: It is none.
+        OptionError: It is something else.
     """
     for name, value in given.items():
         if not _is_whole(value) or value < least:  # type: ignore[operator]
@@ -54,7 +54,7 @@ def expect_whole(least: int = 1, /, **given: object) -> None:
 
 
 def expect_one_of(allowed: Iterable[str], /, **given: object) -> None:
-    """Refuse what is none of a few words.
+    """Refuse what is not one of a few words.
 
     Raises:
         OptionError: It is something else.

@@ -30,7 +30,7 @@ def check_without_weights(model: str, options: Mapping[str, Any], check: Callabl
     A model that can't be built so is left to the same check after loading.
 
     Raises:
-        SteerKitError: What the check finds wrong, an unsupported model, or a source that is no model.
+        SteerKitError: What the check finds wrong, an unsupported model, or a source that is not a model.
     """
     import torch
     import transformers

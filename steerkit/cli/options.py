@@ -278,7 +278,7 @@ def read_pack(found: Resolved) -> tuple[RawPack, dict[str, Any]]:
     """A pack, audited, and its document as JSON.
 
     Raises:
-        PackFormatError: It is none.
+        PackFormatError: It is not a pack.
     """
     from steerkit.vectors.formats import parse_pack
 
@@ -307,7 +307,7 @@ def settings(given: Iterable[str] | None, option: str = "--set") -> dict[str, An
     """Options from `key=value` arguments: JSON where the value is JSON, else text.
 
     Raises:
-        OptionError: A value begins as a list or an object, and is none.
+        OptionError: A value begins as a list or an object, and is not JSON.
     """
     return {key: _json_or_text(value, f"{option} {key}") for key, value in pairs(given, option).items()}
 

@@ -15,7 +15,7 @@ from steerkit.policy import Policy
 
 if TYPE_CHECKING:
     from steerkit.vectors.formats import RawPack
-    from steerkit_vectors_hub.compare import Comparison
+    from steerkit_vectors_hub.diff import PackDifference
 
 BAR = 40
 WIDTH = 300
@@ -79,18 +79,18 @@ def diff(first: str, second: str, *, offline: bool = False) -> Result:
     """
     from dataclasses import asdict
 
-    from steerkit_vectors_hub.compare import compare
+    from steerkit_vectors_hub.diff import difference
 
     packs = []
     for ref in (first, second):
         raw, document = opt.read_pack(opt.PackRef(ref, offline=offline).resolve())
         raw.document.update(document)
         packs.append(raw)
-    found = compare(*packs)
+    found = difference(*packs)
     return Result({"a": first, "b": second, "same": found.same, **asdict(found)}, _differences(found))
 
 
-def _differences(found: Comparison) -> Iterator[Any]:
+def _differences(found: PackDifference) -> Iterator[Any]:
     if found.same:
         yield "The packs are the same: every direction, intervention and field."
         return

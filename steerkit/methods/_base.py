@@ -22,7 +22,7 @@ from steerkit._internal.validation import expect, expect_whole
 from steerkit._text import near
 from steerkit.errors import CheckpointError, EmptyAnchorSetError, OptionError
 from steerkit.interventions import Frozen, Intervention
-from steerkit.methods._measuring import (
+from steerkit.methods._fit_inputs import (
     anchor_record,
     check_anchors,
     check_measuring,
@@ -153,7 +153,7 @@ class SteeringMethod(Frozen, ABC):
             The vector, with complete metadata.
 
         Raises:
-            OptionError: The model is none, the processor is missing or a second one, or another argument is impossible.
+            OptionError: The processor is missing or given twice, or another argument is impossible.
             EmptyAnchorSetError: There are no anchors and the method needs some.
             SampleError: An anchor can't be a prompt of this model; found before the model runs.
             MissingImageError: An image file is missing, or is not an image; found before the model runs.

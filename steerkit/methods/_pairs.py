@@ -73,7 +73,7 @@ def require_shift(mean: Tensor) -> None:
     """
     if not mean.any():
         raise EmptyAnchorSetError(
-            "two groups of anchors have the same mean state, and their difference is no direction",
+            "two groups of anchors have the same mean state, so that their difference has no direction",
             expected="groups of different prompts",
             fix="look for anchors that stand in both groups",
         )

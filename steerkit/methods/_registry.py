@@ -20,7 +20,7 @@ def get_method(name: str) -> type[SteeringMethod]:
     """The method class registered under a name.
 
     Raises:
-        OptionError: The name is no text.
+        OptionError: The name is not a text.
         UnknownNameError: No such method; the message suggests the nearest name.
         PluginError: The distribution that registers it can't be imported, or registers something else.
     """

@@ -30,7 +30,7 @@ from steerkit.methods._requirements import (
     require_two_kinds,
     require_vision,
 )
-from steerkit.methods._telling import told
+from steerkit.methods._ridge import separate
 from steerkit.models import Images, Sample, SteerableModel
 from steerkit.vectors import Key
 
@@ -81,7 +81,7 @@ class CMRM(SteeringMethod):
     * `spared`: what brings refusals back makes harmless requests refused as well, and takes the picture away from
       questions about it. Anchors of these labels are such prompts: v leaves them out, and a prompt that is like them is
       left as it is. Read for that is the text alone, where the language model still tells them apart; see
-      `steerkit.methods._telling.told`.
+      `steerkit.methods._ridge.separate`.
     * `aggregate`: the paper takes the first principal component; some readings take the mean. A principal component has
       no sign and, if centred, no common shift: so its sign follows the mean, and centring and scale are explicit.
 
@@ -231,7 +231,7 @@ class CMRM(SteeringMethod):
 def _gate(moved: Mapping[int, Moments], spared: Mapping[int, Moments]) -> tuple[dict[Key, Tensor], Gate]:
     """The direction that tells what is moved from what is spared by its text, and the gate that it opens."""
     rows = {layer: (torch.cat(moved[layer].kept), torch.cat(spared[layer].kept)) for layer in moved}
-    layer, unit, threshold = told(rows)
+    layer, unit, threshold = separate(rows)
     measure = Measure(
         kind="projection",
         direction=StoredDirection(name="spared", layer=layer),

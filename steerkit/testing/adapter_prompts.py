@@ -17,7 +17,7 @@ from torch import Tensor
 from steerkit.errors import ContractError, ProcessorError, SampleError, SteerKitError
 from steerkit.models import Sample, decode, encode, load_processor
 from steerkit.testing.adapter_case import LONG, SHORT, SYSTEM, AdapterCase, chat
-from steerkit.testing.plain import Place, outputs
+from steerkit.testing.reference_hooks import Place, outputs
 from steerkit.testing.samples import picture
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 from unittest import SkipTest
 
@@ -32,7 +33,7 @@ from steerkit.testing.adapter_prompts import (
     user_marker_opens_the_users_turn,
 )
 from steerkit.testing.contract import ContractCheck, checks_of, run_all
-from steerkit.testing.plain import (
+from steerkit.testing.reference_hooks import (
     Place,
     added,
     answer_logits,
@@ -269,18 +270,12 @@ def model_is_restored(case: AdapterCase) -> None:
     before = _logits(case, sample, vlm)
     last = model.get_submodule(case.architecture.site(case.architecture.layer_count - 1, "resid_post"))
     for where in ("the block", "the model"):
-        handle = last.register_forward_hook(_fail) if where == "the model" else None
-        try:
-            with steer(vlm, vector, policy="off"):  # the dose may be any
-                vlm.reset()
-                with torch.no_grad():
-                    call_target(model, inputs, case.architecture).generate(**inputs, max_new_tokens=2)  # type: ignore[operator]
-                raise _Expected
-        except _Expected:
-            pass
-        finally:
-            if handle is not None:
-                handle.remove()
+        failing = last.register_forward_hook(_fail) if where == "the model" else nullcontext()
+        with suppress(_Expected), failing, steer(vlm, vector, policy="off"):  # the dose may be any
+            vlm.reset()
+            with torch.no_grad():
+                call_target(model, inputs, case.architecture).generate(**inputs, max_new_tokens=2)  # type: ignore[operator]
+            raise _Expected
         if not torch.equal(_logits(case, sample, vlm), before):
             raise ContractError(f"after an error in {where} the model answers differently")
     vlm.reset()
@@ -378,11 +373,8 @@ def _read(case: AdapterCase, inputs: dict[str, Tensor]) -> Tensor:
         read.append(torch.cat([stream[0] for stream in streams(given.detach(), case.architecture)], dim=-1))
 
     block = case.vlm.model.get_submodule(case.architecture.site(0, "resid_post"))
-    handle = block.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with block.register_forward_pre_hook(keep, with_kwargs=True):
         case.answer(inputs)
-    finally:
-        handle.remove()
     return read[0]
 
 

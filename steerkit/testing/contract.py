@@ -66,7 +66,7 @@ def require_subclass(kind: object, base: type) -> None:
     """Refuse what is not a class of the right kind: every check of it would fail for the same reason.
 
     Raises:
-        ContractError: It is none.
+        ContractError: It is something else.
     """
     if not isinstance(kind, type) or not issubclass(kind, base):
         what = kind.__name__ if isinstance(kind, type) else f"an object of type {type(kind).__name__}"

@@ -14,7 +14,7 @@ from steerkit.errors import ContractError, LabelError, SteerKitError
 from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.testing import tiny
-from steerkit.testing.plain import counted_passes
+from steerkit.testing.reference_hooks import counted_passes
 from steerkit.testing.samples import example_anchors, picture
 from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM

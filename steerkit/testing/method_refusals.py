@@ -9,7 +9,7 @@ from unittest import SkipTest
 
 from steerkit.errors import ContractError, SteerKitError
 from steerkit.testing.method_case import MethodCase
-from steerkit.testing.plain import counted_passes
+from steerkit.testing.reference_hooks import counted_passes
 
 
 def no_anchors_are_refused(case: MethodCase) -> None:

@@ -36,7 +36,7 @@ from steerkit.testing.method_refusals import (
     missing_labels_are_refused,
     no_anchors_are_refused,
 )
-from steerkit.testing.plain import answer_logits, difference, traces_left
+from steerkit.testing.reference_hooks import answer_logits, difference, traces_left
 from steerkit.vectors import SteeringVector
 from steerkit.vlm import VLM
 

@@ -73,7 +73,7 @@ class Store:
         """That in `$STEERKIT_CACHE`, or `steerkit` in the user's cache folder.
 
         Raises:
-            CacheError: It names a home folder that there is not.
+            CacheError: It names a home folder that does not exist.
         """
         return cls(place(PLACE, "XDG_CACHE_HOME", "~/.cache", "steerkit", CacheError))
 

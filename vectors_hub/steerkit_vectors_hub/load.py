@@ -75,7 +75,7 @@ def load_vector(
         *check_origin(data, signature=resolved.signature, ref=resolved.ref, trust=trust, offline=offline),
         pack_dose([vector]),
     ]
-    enforce([each for each in checks if trust.signers or not _is_nobodys(each)], policy, UntrustedPackError)
+    enforce([each for each in checks if trust.signers or not _by_no_known_signer(each)], policy, UntrustedPackError)
     return vector
 
 
@@ -91,6 +91,6 @@ def check_handed_on(found: Resolved, *, offline: bool | None = None) -> None:
     enforce([check], "strict", UntrustedPackError)
 
 
-def _is_nobodys(check: Check) -> bool:
-    """Whether all that it says is that no known signer signed a pack, as none did most."""
-    return check.status == "warn" and check.details.get("answer") in ("unsigned", "stranger")
+def _by_no_known_signer(check: Check) -> bool:
+    """Whether all that it says is that no known signer signed a pack, as is so of most."""
+    return check.status == "warn" and check.details.get("answer") in ("unsigned", "unknown_signer")

@@ -45,7 +45,7 @@ class Resolved:
         size: Its bytes.
         revision: Commit of the repository it came from, where there is one.
         file: Path inside the repository, or the file's name.
-        pinned: A reference to exactly this file, for ever.
+        pinned: A reference to exactly this file, permanently.
         transferred: Whether it came over the network just now.
         signature: The signature that lies beside it, where there is one; nothing is said of its worth.
     """

@@ -148,7 +148,7 @@ def _chosen(foreign: Foreign, choice: Choice) -> list[int]:
     present = sorted(foreign.directions)
     wanted = present if choice.layers is None else sorted(set(choice.layers))
     if not present:
-        raise malformed("there is no direction in it", "at least one")
+        raise malformed("it holds no direction", "at least one")
     if missing := [layer for layer in wanted if layer not in present]:
         raise LayerRangeError(f"it holds nothing for layer {missing[0]}", expected=f"of {present}")
     if not wanted:

@@ -55,7 +55,7 @@ def read_control_vector(path: Path) -> tuple[dict[int, Tensor], str]:
     """Directions by the number in their name, and the model that a file hints at.
 
     Raises:
-        PackFormatError: A count, a length or an offset is out of bounds, or it is no control vector.
+        PackFormatError: A count, a length or an offset is out of bounds, or it is not a control vector.
     """
     data = read_file(path)
     cursor = _Cursor(data)

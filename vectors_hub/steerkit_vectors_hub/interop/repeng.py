@@ -64,7 +64,7 @@ def from_control_vector(
         layers: Keep these layers only.
 
     Raises:
-        SteerKitError: It is no control vector, or holds something else than one finite vector per layer.
+        SteerKitError: It is not a control vector, or holds something else than one finite vector per layer.
     """
     found: Any = getattr(control, "directions", None)
     if not isinstance(found, Mapping):

@@ -71,7 +71,7 @@ class SteerkitProbe(ForeignReader):
             said = _Metadata.model_validate(metadata)
         layer, layer_count = said.layer, said.n_total_layers
         if not -1 <= layer <= layer_count:
-            raise LayerRangeError(f"layer {layer} is no block", expected=f"0 to {layer_count - 1}")
+            raise LayerRangeError(f"layer {layer} is not a block", expected=f"0 to {layer_count - 1}")
         named = f"blocks.{layer}.hook_{said.hook_site}"
         if said.hook_name not in ("", named):
             raise malformed(f"hook name {said.hook_name!r:.60}", f"{named}, as hook site and layer say")

@@ -2,8 +2,8 @@
 
 `details["answer"]` tells the outcomes apart:
 
-    signature    unsigned, trusted, stranger, tampered, malformed, expired, not_yet_valid, revoked, out_of_scope,
-                 unchecked
+    signature    unsigned, trusted, unknown_signer, tampered, malformed, expired, not_yet_valid, revoked,
+                 out_of_scope, unchecked
     revocation   no_lists, not_revoked, stale, rolled_back, unavailable, revoked
 """
 
@@ -43,8 +43,8 @@ _SIGNATURE: dict[str, tuple[Status, str, str]] = {
         "the pack is not the one that was signed: it was changed after signing, or the signature is another's",
         _DONT,
     ),
-    "stranger": ("fail", "its certificate looks like that of {who} and is not: {why}", _DONT),
-    "unknown": ("warn", "the signer is not in the trust file: the signature {why}", _KNOWN),
+    "lookalike": ("fail", "its certificate looks like that of {who} and is not: {why}", _DONT),
+    "unknown_signer": ("warn", "the signer is not in the trust file: the signature {why}", _KNOWN),
     "expired": ("fail", "signed by {who}, and expired: {why}", "ask them to sign it again, or renew their entry"),
     "not_yet_valid": ("fail", "signed by {who}, and not valid yet: {why}", "check the clock of this machine"),
     "out_of_scope": (
@@ -58,7 +58,7 @@ _SIGNATURE: dict[str, tuple[Status, str, str]] = {
 }
 """What is said of a signature by its answer, and what to do."""
 
-_SAME = {"changed": "tampered", "unknown": "stranger"}
+_SAME = {"changed": "tampered", "lookalike": "unknown_signer"}
 """Answers that differ in their words only."""
 
 _REVOCATION: dict[str, tuple[Status, str, str]] = {
@@ -89,8 +89,8 @@ def check_origin(
 
     Returns:
         The signature: `pass` only for a valid one by a signer of the trust file. Without one: `warn` if unsigned or
-        signed by a stranger, but `fail` where the trust file requires signatures, and for strangers where it names
-        signers. `fail` for whatever else is wrong. And the revocation, see `check_revocation`.
+        signed by an unknown signer, but `fail` where the trust file requires signatures, and for unknown signers where
+        it names any. `fail` for whatever else is wrong. And the revocation, see `check_revocation`.
 
     Raises:
         TrustFileError: The trust file or a list in it is malformed, or a list on this machine is missing.
@@ -120,7 +120,7 @@ def _signature(
             return _check("revoked", signed, why=entry.reason)
         results = [_judged(data, signed, each, ref) for each in trust.signers if _may_be(each, signed, certificate)]
         passed = [each for each in results if each.status == "pass"]
-        return (passed or results or [_stranger(data, signed, trust)])[0]
+        return (passed or results or [_unknown_signer(data, signed, trust)])[0]
     except SignatureFormatError as error:
         return _check("malformed", why=error.problem)
     except SigningError as error:
@@ -197,23 +197,23 @@ def _accounts(certificate: Certificate) -> list[str]:
 
 def _judged(data: bytes, signed: SignatureFile, signer: Signer, ref: str | None) -> Check:
     """What a signature is worth that says it is by this signer."""
-    verdict = library.verify(data, signed, signer)
-    if verdict.answer == "trusted":
-        verdict = _within_limits(signer, ref)
-    return _check(verdict.answer, signed, f"{signer.name} ({_short(signed)})", verdict.reason, signer=signer)
+    verified = library.verify(data, signed, signer)
+    if verified.answer == "trusted":
+        verified = _within_limits(signer, ref)
+    return _check(verified.answer, signed, f"{signer.name} ({_short(signed)})", verified.reason, signer=signer)
 
 
-def _within_limits(signer: Signer, ref: str | None) -> library.Verdict:
+def _within_limits(signer: Signer, ref: str | None) -> library.Verification:
     """Whether the signer counts now, and for this reference."""
     now = datetime.now(UTC)
     if signer.expires is not None and now >= signer.expires:
-        return library.Verdict("expired", f"the trust file counts them until {signer.expires.isoformat()}")
+        return library.Verification("expired", f"the trust file counts them until {signer.expires.isoformat()}")
     if signer.not_before is not None and now < signer.not_before:
-        return library.Verdict("not_yet_valid", f"the trust file counts them from {signer.not_before.isoformat()}")
+        return library.Verification("not_yet_valid", f"the trust file counts them from {signer.not_before.isoformat()}")
     if signer.refs and not _in_scope(signer.refs, ref):
         place = ref or "a pack without a reference"
-        return library.Verdict("out_of_scope", f"they sign for {', '.join(signer.refs)}, and this is {place}")
-    return library.Verdict("trusted")
+        return library.Verification("out_of_scope", f"they sign for {', '.join(signer.refs)}, and this is {place}")
+    return library.Verification("trusted")
 
 
 def _in_scope(patterns: tuple[str, ...], ref: str | None) -> bool:
@@ -228,22 +228,22 @@ def _in_scope(patterns: tuple[str, ...], ref: str | None) -> bool:
     return ".." not in unquote(place).split("/") and any(fnmatchcase(place, pattern) for pattern in patterns)
 
 
-def _stranger(data: bytes, signed: SignatureFile, trust: TrustFile) -> Check:
+def _unknown_signer(data: bytes, signed: SignatureFile, trust: TrustFile) -> Check:
     """Judge a signature whose signer is not in the trust file: who made it is only what it claims."""
     who = _short(signed)
     try:
         if (certificate := _certificate(signed)) is not None:
             names = [certificate.subject.rfc4514_string(), *_accounts(certificate)]
             who += f" in the name of {' '.join(name[:200] for name in names if name) or 'nobody'}"
-        verdict = library.verify_by_itself(data, signed)
+        verified = library.verify_by_itself(data, signed)
     except SigningError as error:
-        who, verdict = _short(signed), library.Verdict("unchecked", error.problem)
-    if verdict.answer == "tampered":
-        return _check("tampered", signed, who, verdict.reason)
+        who, verified = _short(signed), library.Verification("unchecked", error.problem)
+    if verified.answer == "tampered":
+        return _check("tampered", signed, who, verified.reason)
     why = f"was made with {who}, which the trust file does not name"
-    if verdict.answer != "trusted":
-        why = f"names {who} as its signer; not verified, since {verdict.reason}"
-    return _check("unknown", signed, why=why, strict=bool(trust.signers) or trust.require_signature)
+    if verified.answer != "trusted":
+        why = f"names {who} as its signer; not verified, since {verified.reason}"
+    return _check("unknown_signer", signed, why=why, strict=bool(trust.signers) or trust.require_signature)
 
 
 def _short(signed: SignatureFile) -> str:

@@ -45,7 +45,7 @@ def public_key_pem(text: str) -> str:
     """A public key in the one form that has the fingerprint.
 
     Raises:
-        ValueError: It is no public key on a curve that can sign packs.
+        ValueError: It is not a public key on a curve that can sign packs.
     """
     serialization = imported("cryptography.hazmat.primitives.serialization")
     if "PRIVATE KEY" in text:

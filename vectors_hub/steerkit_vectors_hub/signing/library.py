@@ -20,20 +20,20 @@ from steerkit_vectors_hub.signing.bundle import SignatureFile
 from steerkit_vectors_hub.signing.keys import exported, imported, key_fingerprint, signing_certificate
 from steerkit_vectors_hub.signing.trust import CertificateRule, KeylessRule, Signer
 
-Answer = Literal["trusted", "tampered", "stranger", "expired", "not_yet_valid", "unchecked", "out_of_scope"]
+Answer = Literal["trusted", "tampered", "lookalike", "expired", "not_yet_valid", "unchecked", "out_of_scope"]
 
 _DATES: dict[int, Answer] = {10: "expired", 9: "not_yet_valid"}
 """How OpenSSL numbers these two failures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """Whether a signer signed a pack, and what speaks against it.
 
     Attributes:
-        answer: `trusted`: they did; `tampered`: the signature is not genuine; `stranger`: the certificate is another's;
-            `expired`, `not_yet_valid`: the certificate is; `unchecked`: what the verification needs is missing;
-            `out_of_scope`: they do not sign for this reference.
+        answer: `trusted`: they did; `tampered`: the signature is not genuine; `lookalike`: the certificate is another's
+            of the same name; `expired`, `not_yet_valid`: the certificate is; `unchecked`: what the verification needs
+            is missing; `out_of_scope`: they do not sign for this reference.
         reason: The library's own words.
     """
 
@@ -41,7 +41,7 @@ class Verdict:
     reason: str = ""
 
 
-def verify(data: bytes, signature: SignatureFile, signer: Signer) -> Verdict:
+def verify(data: bytes, signature: SignatureFile, signer: Signer) -> Verification:
     """Have the library verify that a signer signed these bytes.
 
     Raises:
@@ -60,14 +60,14 @@ def verify(data: bytes, signature: SignatureFile, signer: Signer) -> Verdict:
             trusted.write_text(signer.certificate.root)
             config.use_certificate_verifier(certificate_chain=[trusted])
         elif signer.keyless is not None and (problem := _use_keyless(config, signer.keyless)):
-            return Verdict("unchecked", problem)
-        verdict = _verdict(config, pack, copy)
-    if verdict.answer == "trusted" and signer.certificate is not None:
+            return Verification("unchecked", problem)
+        verified = _run(config, pack, copy)
+    if verified.answer == "trusted" and signer.certificate is not None:
         return _current(signature.certificates, signer.certificate)
-    return verdict
+    return verified
 
 
-def verify_by_itself(data: bytes, signature: SignatureFile) -> Verdict:
+def verify_by_itself(data: bytes, signature: SignatureFile) -> Verification:
     """Whether the key of the certificate that a signature carries made it. Who issued that certificate is not asked.
 
     The library is told that it is a signature by key.
@@ -77,7 +77,7 @@ def verify_by_itself(data: bytes, signature: SignatureFile) -> Verdict:
         ValueError: The certificate may not sign.
     """
     if not signature.certificates:
-        return Verdict("unchecked", "the trust file has no such key")
+        return Verification("unchecked", "the trust file has no such key")
     key = exported(signing_certificate(signature.certificates[0]).public_key())
     document = json_object(signature.raw, "the signature")
     document["verificationMaterial"] = {"publicKey": {"hint": key_fingerprint(key)}, "tlogEntries": []}
@@ -95,7 +95,7 @@ def _use_keyless(config: Any, rule: KeylessRule) -> str:
     return ""
 
 
-def _verdict(config: Any, pack: Path, signature: Path) -> Verdict:
+def _run(config: Any, pack: Path, signature: Path) -> Verification:
     """What the library raises, by what it means."""
     invalid = imported("cryptography.exceptions").InvalidSignature
     openssl = imported("OpenSSL.crypto")
@@ -103,15 +103,15 @@ def _verdict(config: Any, pack: Path, signature: Path) -> Verdict:
     try:
         config.verify(pack, signature)
     except invalid:
-        return Verdict("tampered", "the signature does not verify")
+        return Verification("tampered", "the signature does not verify")
     except openssl.X509StoreContextError as error:
-        return Verdict("stranger", first_line(error)[:300])
+        return Verification("lookalike", first_line(error)[:300])
     except (sigstore, openssl.Error, ValueError, KeyError, TypeError) as error:  # of what the file holds
-        return Verdict("tampered", first_line(error)[:300])
-    return Verdict("trusted")
+        return Verification("tampered", first_line(error)[:300])
+    return Verification("trusted")
 
 
-def _current(certificates: tuple[bytes, ...], rule: CertificateRule) -> Verdict:
+def _current(certificates: tuple[bytes, ...], rule: CertificateRule) -> Verification:
     """Whether the chain holds now."""
     crypto, x509 = imported("OpenSSL.crypto"), imported("cryptography.x509")
     store = crypto.X509Store()
@@ -122,5 +122,5 @@ def _current(certificates: tuple[bytes, ...], rule: CertificateRule) -> Verdict:
     try:
         crypto.X509StoreContext(store, leaf, others).verify_certificate()
     except crypto.X509StoreContextError as error:
-        return Verdict(_DATES.get(error.errors[0], "stranger"), first_line(error)[:300])
-    return Verdict("trusted")
+        return Verification(_DATES.get(error.errors[0], "lookalike"), first_line(error)[:300])
+    return Verification("trusted")

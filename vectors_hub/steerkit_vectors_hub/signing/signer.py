@@ -54,7 +54,7 @@ def sign(
 
     Raises:
         OptionError: None or two of the ways were chosen, or there is a signature already.
-        PackFormatError: The file is no pack.
+        PackFormatError: The file is not a pack.
         SigningError: A key or certificate can't be used, the login failed, or the library is not installed.
         OfflineError: `keyless` while offline.
     """

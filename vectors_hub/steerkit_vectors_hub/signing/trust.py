@@ -108,7 +108,7 @@ class KeylessRule(Frozen):
 
     Attributes:
         identity: The account: an e-mail address, or the URL of a workflow.
-        issuer: Who vouches for it: the URL of the OpenID Connect provider.
+        issuer: The URL of the OpenID Connect provider that authenticates it.
         trust_config: Path of a Sigstore client trust configuration; default: the public instance's, over the network.
     """
 
@@ -143,7 +143,7 @@ class Signer(Frozen):
         if sum(each is not None for each in (self.key, self.certificate, self.keyless)) != 1:
             raise ValueError("give exactly one of key, certificate and keyless")
         if self.not_before is not None and self.expires is not None and self.not_before >= self.expires:
-            raise ValueError("not_before is no earlier than expires: no signature would ever count")
+            raise ValueError("not_before must be earlier than expires: no signature would ever count")
         return self
 
     @property
@@ -207,13 +207,13 @@ def trust_path() -> Path:
     """`$STEERKIT_TRUST`, or `steerkit/trust.toml` in the user's configuration folder.
 
     Raises:
-        TrustFileError: It names a home folder that there is not.
+        TrustFileError: It names a home folder that does not exist.
     """
     return place(PLACE, "XDG_CONFIG_HOME", "~/.config", "steerkit/trust.toml", TrustFileError)
 
 
 def default_trust() -> TrustFile:
-    """The user's trust file; one that names nobody where there is none, unless STEERKIT_TRUST names it.
+    """The user's trust file; an empty one where it does not exist, unless STEERKIT_TRUST names it.
 
     Raises:
         TrustFileError: It is malformed, can't be read, or is missing where STEERKIT_TRUST says it is.

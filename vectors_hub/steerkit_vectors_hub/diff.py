@@ -43,7 +43,7 @@ class FieldDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PackDifference:
     """What differs between two packs.
 
     Attributes:
@@ -64,7 +64,7 @@ class Comparison:
         return self.same_tensors and not self.fields and not self.interventions
 
 
-def compare(first: RawPack, second: RawPack) -> Comparison:
+def difference(first: RawPack, second: RawPack) -> PackDifference:
     """Compare two audited packs.
 
     Args:
@@ -75,7 +75,7 @@ def compare(first: RawPack, second: RawPack) -> Comparison:
     directions = tuple(_direction(first, second, key, full) for key, full in sorted(names.items()))
     mine, theirs = ({**pack.document, "tensors_sha256": None} for pack in (first, second))
     differing = list(_differences(mine, theirs))
-    return Comparison(
+    return PackDifference(
         same_tensors=first.document.get("tensors_sha256") == second.document.get("tensors_sha256"),
         directions=directions,
         fields=tuple(each for each in differing if not each.field.startswith("interventions")),

@@ -46,7 +46,7 @@ def model_and_anchors(
     """What `fit` was given, whichever way; the model is read by the engine.
 
     Raises:
-        OptionError: It is no model, or there is no processor, or one too many.
+        OptionError: It is not a model, or the processor is missing or given twice.
     """
     if isinstance(model, SteerableModel):
         if anchors is not None and processor is not None:

@@ -1,4 +1,4 @@
-"""A line between two kinds of prompts, by ridge regression on their hidden states."""
+"""Two kinds of prompts, separated, by ridge regression on their hidden states."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PENALTIES = (0.1, 0.3, 1.0)
 """Of the ridge, in units of the mean squared singular value of the centred states."""
 
 
-class Told(NamedTuple):
-    """Where two kinds are told best: a state `h` is of the first kind where `h @ direction > threshold`."""
+class Separation(NamedTuple):
+    """Where two kinds are separated best: a state `h` is of the first kind where `h @ direction > threshold`."""
 
     layer: int
     direction: Float[Tensor, "hidden"]
     threshold: float
 
 
-def told(rows: Mapping[int, tuple[Float[Tensor, "first hidden"], Float[Tensor, "second hidden"]]]) -> Told:
+def separate(rows: Mapping[int, tuple[Float[Tensor, "first hidden"], Float[Tensor, "second hidden"]]]) -> Separation:
     """Tell two kinds by a unit direction and a threshold at one layer.
 
     There are more dimensions than anchors, so that every layer tells the anchors without an error. Layer, penalty and
@@ -37,7 +37,7 @@ def told(rows: Mapping[int, tuple[Float[Tensor, "first hidden"], Float[Tensor, "
     Raises:
         EmptyAnchorSetError: Both kinds have the same mean at every layer.
     """
-    best: tuple[float, Told] | None = None
+    best: tuple[float, Separation] | None = None
     for layer, (first, second) in rows.items():
         x = torch.cat([first, second]).double()
         y = torch.cat([x.new_ones(len(first)), -x.new_ones(len(second))])
@@ -56,7 +56,7 @@ def told(rows: Mapping[int, tuple[Float[Tensor, "first hidden"], Float[Tensor, "
                 weights = right.T @ (values / (squares + ridge) * along)
                 length = weights.norm().clamp_min(tiny)
                 between = _between(left_out[: len(first)], left_out[len(first) :])
-                best = error, Told(layer, weights / length, float((between + mean @ weights) / length))
+                best = error, Separation(layer, weights / length, float((between + mean @ weights) / length))
     assert best is not None, "there is a layer"
     require_shift(best[1].direction)
     return best[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -25,15 +25,12 @@ Place = tuple[int, Site]
 def counted_passes(model: nn.Module) -> Iterator[list[str]]:
     """The classes of all modules that ran while the block was open: empty if the model did not."""
     ran: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, args: ran.append(type(module).__name__))
-        for module in model.modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(
+                module.register_forward_pre_hook(lambda module, args: ran.append(type(module).__name__))
+            )
         yield ran
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def traces_left(model: nn.Module) -> list[Any]:
@@ -74,8 +71,7 @@ def answer_logits(vlm: VLM, samples: Sequence[Sample], steps: int = 3) -> list[T
     if vlm.architecture.image_token_ids:
         more["suppress_tokens"] = sorted(vlm.architecture.image_token_ids)
     head = cast("Any", vlm.model).get_output_embeddings()
-    handle = None if head is None else head.register_forward_hook(recorder.head)
-    try:
+    with nullcontext() if head is None else head.register_forward_hook(recorder.head):
         vlm.generate(
             samples,
             max_new_tokens=steps,
@@ -84,9 +80,6 @@ def answer_logits(vlm: VLM, samples: Sequence[Sample], steps: int = 3) -> list[T
             logits_processor=LogitsProcessorList([recorder]),
             **more,
         )
-    finally:
-        if handle is not None:
-            handle.remove()
     return recorder.asked or recorder.given
 
 
@@ -113,15 +106,11 @@ def outputs(
 
         return hook
 
-    handles = [model.get_submodule(architecture.site(*place)).register_forward_hook(keep(place)) for place in places]
-    try:
-        with torch.no_grad():
-            target = call_target(model, inputs, architecture)
-            returned = target(**forward_inputs(model, dict(inputs), architecture), **options)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found, returned
+    with ExitStack() as hooks, torch.no_grad():
+        for place in places:
+            hooks.enter_context(model.get_submodule(architecture.site(*place)).register_forward_hook(keep(place)))
+        target = call_target(model, inputs, architecture)
+        return found, target(**forward_inputs(model, dict(inputs), architecture), **options)
 
 
 @contextmanager
@@ -145,15 +134,11 @@ def added(model: nn.Module, architecture: Architecture, directions: Mapping[Plac
 
         return hook
 
-    handles = [
-        model.get_submodule(architecture.site(*place)).register_forward_hook(add(place, direction))
-        for place, direction in directions.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for place, direction in directions.items():
+            module = model.get_submodule(architecture.site(*place))
+            hooks.enter_context(module.register_forward_hook(add(place, direction)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def streams(h: Tensor, architecture: Architecture) -> Sequence[Tensor]:
