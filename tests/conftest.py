@@ -15,10 +15,11 @@ import tiny
 import torch
 from PIL import Image
 
+from steerkit.demo import model_path
 from steerkit.interventions import Pool, Site, Tower
 from steerkit.models import Architecture, Images, Sample
 from steerkit.vectors import Fingerprint, ModelRecord
-from steerkit.vlm import VLM, wrap
+from steerkit.vlm import VLM, load, wrap
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 sys.path.append(str(Path(__file__).parent.parent))  # for `demo_training`, which no wheel has
@@ -36,6 +37,13 @@ def grad_mode_is_left_as_found() -> Iterator[None]:
     """Else a test far away, in the same worker, fails for want of gradients."""
     yield
     assert torch.is_grad_enabled(), "this test leaves PyTorch's grad mode off"
+
+
+@pytest.fixture(scope="module")
+def demo() -> VLM:
+    """The demo model, on one thread: matrices this small are slower on several."""
+    torch.set_num_threads(1)
+    return load(model_path("llava"), dtype="float32")
 
 
 class ReadByHooks:

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import steerkit as sk
 from demo_training.world import anchors
 from steerkit.cli.app import app
-from steerkit.demo import model_path
 from steerkit.errors import EmptyAnchorSetError, OptionError, SampleError
 from steerkit.evaluation import Budget, Calibration, Outcome, Suite, calibrate_gate
 from steerkit.vectors import SteeringVector
@@ -23,12 +22,6 @@ from steerkit.vlm import VLM
 
 BUDGETS = (Budget("over_refusal", 0.2), Budget("utility_loss", 0.1))
 STRENGTHS = (0.4, 2.0)
-
-
-@pytest.fixture(scope="module")
-def demo() -> VLM:
-    torch.set_num_threads(1)
-    return sk.load(model_path("llava"), dtype="float32")
 
 
 @pytest.fixture(scope="module")

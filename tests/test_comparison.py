@@ -55,12 +55,6 @@ MAXIMUM, TOLERANCE = 2.0, 0.1
 
 
 @pytest.fixture(scope="module")
-def demo() -> VLM:
-    torch.set_num_threads(1)
-    return sk.load(model_path("llava"), dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def cmrm(demo: VLM) -> sk.SteeringVector:
     return sk.CMRM().fit(demo, anchors(20), batch_size=20)
 

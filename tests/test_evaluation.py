@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 from toy import suite
 
 import steerkit as sk
-from steerkit.demo import model_path
 from steerkit.errors import JudgeError, OptionError, RecordsError
 from steerkit.evaluation import (
     Answer,
@@ -39,12 +37,6 @@ from steerkit.evaluation import (
 from steerkit.vlm import VLM
 
 PLAIN = [Condition("unsteered")]
-
-
-@pytest.fixture(scope="module")
-def demo() -> VLM:
-    torch.set_num_threads(1)
-    return sk.load(model_path("llava"), dtype="float32")
 
 
 @pytest.fixture(scope="module")

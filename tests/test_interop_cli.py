@@ -7,33 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import foreign
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
+from test_cli import run
 
 import steerkit as sk
-from steerkit.cli.app import app
 from steerkit_vectors_hub import interop
 from steerkit_vectors_hub.bundled import bundled_path
 
 MODEL = ("--architecture", "Any", "--model-type", "any", "--layer-count", 6)
-
-
-class Output(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run(*args: object) -> Output:
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Output(result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture

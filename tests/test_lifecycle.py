@@ -18,7 +18,6 @@ import torch
 import steerkit as sk
 from demo_training import world
 from demo_training.world import anchors, samples
-from steerkit.demo import model_path
 from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.vlm import VLM
@@ -113,12 +112,6 @@ def cases() -> list[Any]:
 
 def test_every_registered_method_has_a_case() -> None:
     assert set(sk.methods.method_names()) == set(CASES), "give the new method a case above"
-
-
-@pytest.fixture(scope="module")
-def demo() -> VLM:
-    torch.set_num_threads(1)
-    return sk.load(model_path("llava"), dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,6 @@ OPTIONS: dict[str, Any] = {"alphas": (1.0, 3.0), "layers": {"first": range(2)}, 
 
 
 @pytest.fixture(scope="module")
-def demo() -> VLM:
-    torch.set_num_threads(1)
-    return sk.load(model_path("llava"), dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def two() -> list[Suite]:
     return [load_suite(SUITES[name]).first(10) for name in ("test", "dev")]
 
