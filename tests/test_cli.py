@@ -388,7 +388,7 @@ class TestExtract:
             ("exists", [files.llava, files.anchors, "-o", files.pack]),
             ("is a folder", [files.llava, files.anchors, "-o", tmp_path]),
             ("no file", [files.llava, "nothing.jsonl", "-o", new]),
-            ("holds no config.json", [tmp_path, files.anchors, "-o", new]),
+            ("has no model config", [tmp_path, files.anchors, "-o", new]),
             ("'./no/such/model' has no model config", ["./no/such/model", files.anchors, "-o", new]),
         ):
             found = run("extract", *arguments)

@@ -202,12 +202,8 @@ def _residual(part: _Part, index: int, span: Sequence[Tensor]) -> Tensor:
 
 def _parts(vector: SteeringVector, strength: float) -> Iterator[_Part]:
     for number, intervention in enumerate(vector.interventions):
-        stored = intervention.operation.stored
-        if stored is None:
-            continue
         for layer in vector.layers_of(intervention):
-            direction = vector.direction(stored, layer, intervention.site, intervention.tower)
-            if direction is not None:
+            if (direction := vector.operand(intervention, layer)) is not None:
                 yield _Part(intervention, number, layer, direction, _signs(strength, intervention, layer))
 
 

@@ -290,9 +290,7 @@ def _part(
     where: Where = layer if inside else f"{layer} ({label})"
     norm = norms[layer] if inside and norms is not None else None
     factors = tuple(strength * factor for factor in intervention.strength_bounds(layer))
-    direction = None
-    if operation.stored is not None:
-        direction = vector.direction(operation.stored, layer, site, intervention.tower)
+    direction = vector.operand(intervention, layer)
     length = None if direction is None or direction.dim() != 1 else float(direction.detach().double().norm())
     bound = operation.size(factors, norm, length)
     added: Tensor | None = None

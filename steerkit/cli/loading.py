@@ -6,13 +6,11 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import steerkit as sk
 from steerkit.cli import interrupts
 from steerkit.cli.progress import loading_progress, progress
-from steerkit.errors import OptionError, SteerKitError
 
 
 def import_libraries() -> None:
@@ -39,12 +37,11 @@ def check_without_weights(model: str, options: Mapping[str, Any], check: Callabl
 
     source = bundled(model)
     shared = {key: value for key, value in options.items() if key == "revision"}
-    family = _readable(source, lambda: sk.models.family_of(source, **shared))
-    # its type is served, so transformers has its class and needs none of the repository's code
-    auto = transformers.AutoConfig
-    config = _readable(source, lambda: auto.from_pretrained(source, trust_remote_code=False, **shared))
+    family = sk.models.family_of(source, **shared)
     skeleton = None
     with suppress(Exception), torch.device("meta"):
+        # its type is served, so transformers has its class and needs none of the repository's code
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **shared)
         skeleton = sk.wrap(getattr(transformers, family.auto_class).from_config(config))
     if skeleton is not None:
         check(skeleton)
@@ -62,26 +59,7 @@ def load_model(model: str, options: Mapping[str, Any]) -> sk.VLM:
 
     source = bundled(model)
     with loading_progress(f"Loading {model}"):
-        vlm = _readable(source, lambda: sk.load(source, **options))
+        vlm = sk.load(source, **options)
         if "device_map" not in options and torch.cuda.is_available():
             vlm.model.to("cuda")
     return vlm
-
-
-def _readable(source: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns; whatever transformers raises about a source that is not a valid model, in our form."""
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise OptionError(f"the folder {source!r} holds no config.json", expected="a folder that holds a model")
-    try:
-        return load()
-    except (SteerKitError, MemoryError):
-        raise
-    except Exception as error:  # a config.json that is a list, a number where a text is meant: any type at all
-        if type(error).__name__ == "OutOfMemoryError":
-            raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise OptionError(
-            f"the model {source!r} can't be loaded ({reason.strip()})",
-            expected="a folder, or a repository id of the Hugging Face hub that you have access to",
-            fix="check the name and the revision; `hf auth login` for a gated repository; --debug shows it all",
-        ) from error

@@ -29,13 +29,14 @@ def family_of(source: str, **options: Any) -> Family:
         config, _ = PretrainedConfig.get_config_dict(source, **options)
         if not config:
             raise OSError("there is no config.json")
-    except (OSError, ValueError) as error:
+        model_type = str(config.get("model_type", ""))
+    except Exception as error:  # a config.json that is a list, a number where a text is meant: any type at all
         raise UnsupportedModelError(
             f"{str(source)!r} has no model config that can be read ({one_line(error).strip()[:300]})",
             expected="a folder with a config.json, or a repository id of the Hugging Face hub that you have access to",
             fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
-    family = family_for(str(config.get("model_type", "")))
+    family = family_for(model_type)
     family.check_served(config.get("model_type"))
     return family
 

@@ -113,6 +113,11 @@ class Directions:
         expect(StoredDirection, "a StoredDirection, as an intervention names it", stored=stored)
         return self.tensors.get(Key(layer if stored.layer is None else stored.layer, site, stored.name, tower))
 
+    def operand(self, intervention: Intervention, layer: int) -> Tensor | None:
+        """The stored direction that an intervention works with at a layer; None where it stores none there."""
+        stored = intervention.operation.stored
+        return None if stored is None else self.direction(stored, layer, intervention.site, intervention.tower)
+
     @property
     def places(self) -> set[tuple[Site, Tower]]:
         """The sites and towers that the interventions steer."""

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from steerkit._internal.validation import PATH, expect
-from steerkit._text import one_line
-from steerkit.errors import OptionError, UnsupportedModelError
+from steerkit._text import first_line, one_line
+from steerkit.errors import OptionError, SteerKitError, UnsupportedModelError
 from steerkit.models import check_dtype, commit_of, family_of, load_processor, tested
 from steerkit.vlm._self_check import check_itself
 from steerkit.vlm._vlm import VLM
@@ -29,7 +30,8 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
         The model in evaluation mode.
 
     Raises:
-        UnsupportedModelError: There is no model, or its type is not served; raised before any weight is read.
+        UnsupportedModelError: There is no model, or its type is not served; raised before any weight is read. Or its
+            weights can't be loaded.
         ProcessorError: The processor can't be built.
         OptionError: The source is no text, or torch has no such dtype.
         SampleError: The chat template does not read such an option.
@@ -54,6 +56,14 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
         raise UnsupportedModelError(
             f"{source!r} needs what is not installed: {one_line(error).strip()[:200]}",
             expected="the packages that transformers names",
+        ) from error
+    except (SteerKitError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of many libraries: weights that are missing, torn or of another model
+        raise UnsupportedModelError(
+            f"the model {source!r} can't be loaded ({first_line(error)[:300]})",
+            expected="a folder, or a repository id of the Hugging Face hub that you have access to",
+            fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
     return _tried(VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs))
 

@@ -113,7 +113,7 @@ def leaning(vectors: Sequence[SteeringVector], doses: Sequence[float], refusal: 
         operation = change.operation
         if layer not in refusal or not _known(change):
             return 0.0
-        tensor = _direction(vectors[vector], change, layer)
+        tensor = vectors[vector].operand(change, layer)
         if tensor is None:
             return 0.0
         dose = doses[vector] * change.strength_at(layer)
@@ -139,11 +139,6 @@ def unjudged(vectors: Sequence[SteeringVector]) -> list[str]:
 def _known(change: Intervention) -> bool:
     """Whether what it does to the residual stream is known beforehand."""
     return change.in_stream and change.operation.stored is not None and change.operation.effect != "injects"
-
-
-def _direction(vector: SteeringVector, change: Intervention, layer: int) -> Tensor | None:
-    stored = change.operation.stored
-    return None if stored is None else vector.direction(stored, layer, change.site)
 
 
 def _sums(
@@ -208,7 +203,7 @@ def _by_layer(
     tensors = {
         layer: tensor
         for layer in (range(vector.layer_count) if change.layers == "all" else sorted(change.layers))
-        if (tensor := _direction(vector, change, layer)) is not None
+        if (tensor := vector.operand(change, layer)) is not None
     }
     operation = change.operation
     found: dict[int, float] = {}
