@@ -18,7 +18,9 @@ from steerkit._text import one_line
 COLORS = ("#2a88a8", "#cf6537", "#6f9424", "#946bc2", "#a88512", "#c05580", "#7b8d97")
 """Told apart by shape as well; dark enough on white and light enough on black."""
 
-GREY, FAINT = "#8a979d", "#d5dadc"
+GREY, FAINT = "#8a979d", 0.35
+"""Of lines that only guide the eye, on white and on black: their colour, and the opacity of most."""
+
 WIDTH = 760
 """Pixels of a picture that stands by itself."""
 
@@ -68,9 +70,9 @@ def text(
     return Shape("text", ((x, y),), "", size, one_line(said), anchor)
 
 
-def line(*points: Point, color: str = GREY, size: float = 1.0) -> Shape:
+def line(*points: Point, color: str = GREY, size: float = 1.0, opacity: float = 1.0) -> Shape:
     """A line through points."""
-    return Shape("line", points, color, size)
+    return Shape("line", points, color, size, opacity=opacity)
 
 
 def mark(x: float, y: float, number: int, said: str = "", size: float = 4.0, opacity: float = 1.0) -> Shape:
@@ -140,7 +142,7 @@ class Frame:
         found: Shapes = []
         for tick in axis.ticks(4):
             y, said = self.height(axis)(tick), f"{100 * tick:.3g} %" if percent else f"{tick:.3g}"
-            found.append(line((self.left, y), (self.right, y), color=GREY if tick == 0 else FAINT))
+            found.append(line((self.left, y), (self.right, y), opacity=1.0 if tick == 0 else FAINT))
             found.append(text(self.left - 6, y + 4, said, "end", 11))
         return found
 
@@ -235,9 +237,9 @@ def svg(title: str, shapes: Sequence[Shape], height: float, width: float = WIDTH
             parts.append(_tag("text", said, **place, fill="currentColor"))
             continue
         about = _tag("title", said) if said else ""
-        look = {"fill": color, **({} if opacity == 1 else {"fill_opacity": f"{opacity:.2f}"})}
+        look = {"fill": color, "opacity": f"{opacity:.2f}"}
         if kind == "line":
-            parts.append(_tag("polyline", points=at, fill="none", stroke=color, stroke_width=size))
+            parts.append(_tag("polyline", points=at, stroke=color, stroke_width=size, **{**look, "fill": "none"}))
         elif kind == "box":
             sides = {"width": f"{right - x:.1f}", "height": f"{bottom - y:.1f}"}
             parts.append(_tag("rect", inner=about, x=f"{x:.1f}", y=f"{y:.1f}", **sides, **look))
@@ -257,12 +259,13 @@ def _tag(name: str, said: str = "", *, inner: str = "", **attributes: object) ->
 
 def png(panels: Sequence[Sequence[Shape]], height: int, width: int = WIDTH) -> bytes:
     """Pictures of one size below each other; texts are drawn last, and so over everything."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageColor, ImageDraw, ImageFont
 
     image = Image.new("RGB", (width * _FINE, height * len(panels) * _FINE), "white")
     draw, texts = ImageDraw.Draw(image), []
     for number, shapes in enumerate(panels):
-        for kind, points, color, size, said, anchor, _ in shapes:
+        for kind, points, name, size, said, anchor, opacity in shapes:
+            color = tuple(round(255 - opacity * (255 - part)) for part in ImageColor.getrgb(name or GREY))
             at = [(x, y + number * height) for x, y in points]
             fine = [(x * _FINE, y * _FINE) for x, y in at]
             if kind == "text":

@@ -165,10 +165,8 @@ class Comparison:
         measured = {name: tuple(p for p in points if not any(map(math.isnan, p))) for name, points in found.items()}
         lines = [Curve(name, points, percent=True) for name, points in measured.items()]
         height = 160 + max(280, 20 * len(lines))
-        title = (
-            f"{self.model}, to strength {max(p.strength for p in self.sweep):g}: "
-            "mean of utility and harmless requests not refused"
-        )
+        most = max(point.strength for point in self.sweep)
+        title = f"Mean of utility and harmless requests not refused, to strength {most:g}: {self.model}"
         below = "share of harmful requests whose answer is not known to be safe"
         shapes = curves(Frame(60, 40, WIDTH - 190, height - 50), title, below, lines, least=(1.0, 1.0))
         write_atomically(Path(path), png([shapes], height))

@@ -44,7 +44,7 @@ def intervals(title: str, rows: Sequence[tuple[str, Estimate]]) -> Markup:
     shapes: list[Shape] = []
     for share in (0, 25, 50, 75, 100):
         x = LEFT + wide * share / 100
-        shapes += [line((x, 24), (x, height - 18), color=FAINT), text(x, height - 4, f"{share} %", "middle", 11)]
+        shapes += [line((x, 24), (x, height - 18), opacity=FAINT), text(x, height - 4, f"{share} %", "middle", 11)]
     for at, (name, found) in enumerate(rows):
         y = 36 + ROW * at
         shapes.append(text(LEFT - 10, y + 4, name if len(name) < 36 else name[:34] + "…", "end"))
