@@ -32,7 +32,7 @@ from steerkit.methods._fit_inputs import (
 from steerkit.methods._moments import Groups, Observations, groups_of
 from steerkit.methods._state import Extraction, Measured, State, check_place, merged
 from steerkit.models import Images, Sample, SteerableModel, as_samples, numbered_from
-from steerkit.vectors import Fingerprint, Key, MethodRecord, PackMetadata, SteeringVector, options_record
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector, options_record
 
 SAVE_EVERY = 2.0
 """Seconds between two writes of a checkpoint."""
@@ -168,14 +168,8 @@ class SteeringMethod(Frozen, ABC):
         expect(str | None, "a text, or None", anchor_license=anchor_license)
         model, anchors = model_and_anchors(model, processor, anchors, engine)
         plan = self.plan(model, as_samples(anchors))
-        state: State | None = None
-        if plan.measures:
-            state, left = self._start(model, anchors, plan, batch_size, checkpoint)
-            fingerprint = model.fingerprint()  # a model that can't give it is found out before the work
-            self._measure(model, anchors, plan, state, left, checkpoint, progress)
-        else:
-            fingerprint = model.fingerprint()
-        return self._vector(model, plan.layers, state, fingerprint, anchor_name, anchor_license)
+        state = self._measured(model, anchors, plan, None, batch_size, checkpoint, progress) if plan.measures else None
+        return self._vector(model, plan.layers, state, anchor_name, anchor_license)
 
     def blocks(self, model: SteerableModel, anchors: Sequence[Sample], *, batch_size: int = 8) -> range:
         """The numbers of the blocks that an anchor set is measured in: share them among workers.
@@ -225,9 +219,7 @@ class SteeringMethod(Frozen, ABC):
         if not plan.measures:
             raise OptionError(f"{self.name}, so configured, measures no anchors", expected="fit")
         blocks = [block] if isinstance(block, int) else list(block)
-        state, left = self._start(model, anchors, plan, batch_size, checkpoint, blocks)
-        self._measure(model, anchors, plan, state, left, checkpoint, progress)
-        return state
+        return self._measured(model, anchors, plan, blocks, batch_size, checkpoint, progress)
 
     def finish(
         self,
@@ -253,14 +245,13 @@ class SteeringMethod(Frozen, ABC):
         mine = self._extraction(model, range(held.anchors), Plan(list(held.layers)), held.block_size)
         mine.require(held, "a state")
         state.check_complete()  # before the model is run for its fingerprint
-        return self._vector(model, list(held.layers), state, model.fingerprint(), anchor_name, anchor_license)
+        return self._vector(model, list(held.layers), state, anchor_name, anchor_license)
 
     def _vector(
         self,
         model: SteerableModel,
         layers: list[int],
         state: State | None,
-        fingerprint: Fingerprint,
         anchor_name: str,
         anchor_license: str | None,
     ) -> SteeringVector:
@@ -271,7 +262,7 @@ class SteeringMethod(Frozen, ABC):
                 method=MethodRecord(name=self.name, config=self.model_dump(mode="json"), paper=self.paper),
                 interventions=interventions,
                 model=model.record,
-                fingerprint=fingerprint,
+                fingerprint=model.fingerprint(),
                 anchors=None if state is None else anchor_record(state, anchor_name, anchor_license),
                 versions=versions(),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -292,19 +283,20 @@ class SteeringMethod(Frozen, ABC):
             chat_template_kwargs=options_record(getattr(model, "chat_template_kwargs", {})),
         )
 
-    def _start(
+    def _measured(
         self,
         model: SteerableModel,
         anchors: Sequence[Sample],
         plan: Plan,
+        wanted: Sequence[int] | None,
         batch_size: int,
         checkpoint: str | Path | None,
-        blocks: Sequence[int] | None = None,
-    ) -> tuple[State, list[int]]:
-        """What the checkpoint holds, or nothing, and the blocks that are left; their anchors are sound."""
+        progress: Callable[[int, int], None] | None,
+    ) -> State:
+        """Some blocks, or all, added to what the checkpoint holds; the state is whole after each of them."""
         state = State(self._extraction(model, anchors, plan, batch_size))
         every = state.extraction.blocks
-        if unknown := sorted(set(blocks or ()) - set(every)):
+        if unknown := sorted(set(wanted or ()) - set(every)):
             raise OptionError(
                 f"there is no block {unknown[0]} of {state.extraction.block_size} in {len(anchors)} anchors",
                 expected=f"numbers from 0 to {every[-1]}",
@@ -322,21 +314,10 @@ class SteeringMethod(Frozen, ABC):
                     expected="the same anchor set in the same order",
                     fix="delete the checkpoint to start again",
                 )
-        left = sorted(set(every if blocks is None else blocks) - state.blocks)
-        check_anchors(model, anchors, plan.shown, [index for block in left for index in state.extraction.span(block)])
-        return state, left
-
-    def _measure(
-        self,
-        model: SteerableModel,
-        anchors: Sequence[Sample],
-        plan: Plan,
-        state: State,
-        blocks: Sequence[int],
-        checkpoint: str | Path | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        """Measure blocks into the state, which is whole after each of them."""
+        blocks = sorted(set(every if wanted is None else wanted) - state.blocks)
+        check_anchors(model, anchors, plan.shown, [index for block in blocks for index in state.extraction.span(block)])
+        if wanted is None:
+            model.fingerprint()  # a model that can't give it is found out before the work
         spans = [state.extraction.span(block) for block in blocks]
         done = len(state)
         total = done + sum(map(len, spans))
@@ -364,6 +345,7 @@ class SteeringMethod(Frozen, ABC):
         finally:
             if checkpoint is not None and unsaved:
                 state.save(checkpoint)
+        return state
 
 
 def at_depth(model: SteerableModel, share: float) -> tuple[int]:
