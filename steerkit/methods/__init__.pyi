@@ -6,13 +6,13 @@ from steerkit.methods._base import (
     SteeringMethod as SteeringMethod,
     by_label as by_label,
 )
+from steerkit.methods._logistic import fit_probes as fit_probes
 from steerkit.methods._moments import (
     Groups as Groups,
     Moments as Moments,
     Observations as Observations,
     merge_groups as merge_groups,
 )
-from steerkit.methods._probes import fit_probes as fit_probes
 from steerkit.methods._registry import get_method as get_method, method_names as method_names
 from steerkit.methods._requirements import (
     require_anchors as require_anchors,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerkit.methods._pairs import require_shift
+from steerkit.methods._differences import require_shift
 
 PENALTIES = (0.1, 0.3, 1.0)
 """Of the ridge, in units of the mean squared singular value of the centred states."""

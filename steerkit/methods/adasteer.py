@@ -19,8 +19,8 @@ from steerkit.interventions import (
     _arithmetic as ops,
 )
 from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._differences import require_shift
 from steerkit.methods._moments import Groups, Observations, farthest_apart
-from steerkit.methods._pairs import require_shift
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key

@@ -22,8 +22,8 @@ from steerkit.interventions import (
     _arithmetic as ops,
 )
 from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth
+from steerkit.methods._differences import difference_components
 from steerkit.methods._moments import Groups, Moments, Observations
-from steerkit.methods._pairs import difference_components
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key

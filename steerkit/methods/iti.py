@@ -12,8 +12,8 @@ from torch import Tensor
 from steerkit.errors import EmptyAnchorSetError, OptionError
 from steerkit.interventions import FiniteFloat, Intervention
 from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._logistic import Probes, fit_probes
 from steerkit.methods._moments import Groups, Moments, Observations
-from steerkit.methods._probes import Probes, fit_probes
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from steerkit.interventions import Add, FiniteFloat, Intervention, Tokens
 from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth, by_label
+from steerkit.methods._differences import difference_components, neighbour_differences, require_neighbours
 from steerkit.methods._moments import Groups, Observations
-from steerkit.methods._pairs import difference_components, neighbour_differences, require_neighbours
 from steerkit.methods._requirements import require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key

@@ -20,8 +20,13 @@ from steerkit.interventions import (
     StoredDirection,
 )
 from steerkit.methods._base import Fit, Plan, SteeringMethod, by_label
+from steerkit.methods._differences import (
+    difference_components,
+    neighbour_differences,
+    pair_components,
+    require_neighbours,
+)
 from steerkit.methods._moments import Groups, Observations
-from steerkit.methods._pairs import difference_components, neighbour_differences, pair_components, require_neighbours
 from steerkit.methods._requirements import require_labels, require_vision
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key

@@ -14,8 +14,8 @@ from torch import Tensor
 from steerkit.errors import EmptyAnchorSetError
 from steerkit.interventions import Add, FiniteFloat, Intervention, Site, Tower
 from steerkit.methods._base import Fit, Plan, SteeringMethod
+from steerkit.methods._differences import neighbour_differences, require_neighbours, require_shift
 from steerkit.methods._moments import Groups, Moments, Observations
-from steerkit.methods._pairs import neighbour_differences, require_neighbours, require_shift
 from steerkit.methods._requirements import require_images, require_labels, require_vision
 from steerkit.models import Sample, SteerableModel, open_image
 from steerkit.vectors import Key
