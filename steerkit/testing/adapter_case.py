@@ -15,7 +15,7 @@ from torch import Tensor
 from steerkit.engines.capturing import call_target, forward_inputs
 from steerkit.errors import ContractError
 from steerkit.models import Architecture, Family, Inputs, PromptFormat, Sample, tokenizer_of
-from steerkit.testing.reference_hooks import Place
+from steerkit.testing.reference_hooks import Place, outputs
 from steerkit.testing.samples import picture
 from steerkit.vlm import VLM
 

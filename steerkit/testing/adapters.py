@@ -374,7 +374,7 @@ def _read(case: AdapterCase, inputs: dict[str, Tensor]) -> Tensor:
 
     block = case.vlm.model.get_submodule(case.architecture.site(0, "resid_post"))
     with block.register_forward_pre_hook(keep, with_kwargs=True):
-        _answer(case, inputs)
+        case.answer(inputs)
     return read[0]
 
 
