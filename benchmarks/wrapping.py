@@ -1,4 +1,7 @@
-"""What it costs to wrap a model, and to try one of an untested type, against loading it and against one forward pass.
+"""What it costs to wrap a model, and to try one of an untested type, against loading it and against forward passes.
+
+The check reads three prompts in one pass, and one of them again by itself; `pass` is a pass of the same three, which
+the processor of transformers makes.
 
 Run `PYTHONPATH=tests python benchmarks/wrapping.py [TYPE ...]`.
 """
@@ -14,10 +17,10 @@ from collections.abc import Callable
 import torch
 import transformers
 from breadth import pairs, prompts
-from breadth.reference import Plain
 
 import steerkit as sk
-from steerkit.vlm._self_check import check_itself
+from steerkit.models import meaningless_image
+from steerkit.vlm._self_check import _LONG, _SHORT, _SIDE, check_itself
 
 TYPES = ("llava", "qwen2_vl", "gemma3", "idefics3")
 
@@ -37,16 +40,17 @@ def main(types: list[str]) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     print(f"{'type':16} {'load':>9} {'wrap':>9} {'check':>9} {'pass':>9} {'check / pass':>13}")
+    pictures = [meaningless_image((_SIDE, _SIDE), seed) for seed in (None, 0, None)]
     for name in types:
         model, processor = pairs.pair(name)
-        plain = Plain(name, model, processor)
-        inputs = plain.shown("What is this?", [prompts.picture(0, 224, 224)])
+        inputs = prompts.encoded(name, processor, [_SHORT, _SHORT, _LONG], [[each] for each in pictures])
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             model.save_pretrained(folder)
             load = least(lambda: type(model).from_pretrained(folder), 2)  # noqa: B023
             wrap = least(lambda: sk.wrap(model, processor))  # noqa: B023
-            once = least(lambda: plain.logits(inputs))  # noqa: B023
+            once = least(lambda: model(**inputs, use_cache=False))  # noqa: B023
             vlm = sk.wrap(model, processor)
+            check_itself(vlm)
             check = least(lambda: check_itself(vlm))  # noqa: B023
         figures = " ".join(f"{each * 1e3:7.1f}ms" for each in (load, wrap, check, once))
         print(f"{name:16} {figures} {check / once:13.2f}", flush=True)

@@ -103,13 +103,14 @@ def load_processor(source: str, family: Family, **options: Any) -> Any:
         ProcessorError: There is none, or what is there is not a whole processor.
     """
     import transformers
+    from transformers.utils.import_utils import is_torchvision_available
 
     if family.auto_class != "AutoModelForImageTextToText" or not family.marks:
         with loading("tokenizer", source):
             return transformers.AutoTokenizer.from_pretrained(source, **options)
     named = family.processor_class
     kind: Any = getattr(transformers, named) if named else transformers.AutoProcessor
-    without = not transformers.utils.is_torchvision_available()
+    without = not is_torchvision_available()
     if without and family.frames is not None:
         raise ProcessorError(
             f"the model of {source!r} is shown images as videos, and torchvision is not installed",

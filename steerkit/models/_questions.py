@@ -45,7 +45,7 @@ class PromptQuestions:
     """
 
     def __init__(self, model: nn.Module, processor: Any, family: Family, architecture: Architecture) -> None:
-        if "padding" in family.call and processor is not None and tokenizer_of(processor).pad_token is None:
+        if "padding" in family.call and tokenizer_of(processor).pad_token is None:
             processor = _with_padding(processor)
         self.processor = processor
         self._model = model
