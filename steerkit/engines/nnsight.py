@@ -20,10 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import nnsight
 import torch
-from nnsight.intervention.interleaver import Mediator, OutOfOrderError
-from nnsight.intervention.source import STATE
 from torch import Tensor, nn
 
 from steerkit.engines import capturing, hooks, replaying
@@ -36,6 +33,15 @@ from steerkit.engines.vision import pass_at
 from steerkit.errors import EngineError
 from steerkit.interventions import OPERATIONS, Pool, Site, Tower
 from steerkit.models import Architecture, Inputs, LoadedModel, tokenizer_of
+
+try:
+    import nnsight
+    from nnsight.intervention.interleaver import Mediator, OutOfOrderError
+    from nnsight.intervention.source import STATE
+except ImportError as error:
+    raise EngineError(
+        f"nnsight can't be imported ({error})", expected="nnsight 0.8", fix="install it, or pass engine='hooks'"
+    ) from error
 
 
 class _Wrapped:

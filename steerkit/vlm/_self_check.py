@@ -1,10 +1,10 @@
-"""What is tried, in two short passes, of a model whose type is in no table of tested ones."""
+"""What is tried, in a pass and the first blocks of another, of a model whose type is in no table of tested ones."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -48,20 +48,20 @@ def check_itself(vlm: PromptedModel) -> None:
     one = [Sample(_SHORT, shown[0])]
     others = [] if vlm.family.batch == "one" else [Sample(_LONG, shown[0])]
     try:
-        together, inputs = _pass(vlm, [*one, Sample(_SHORT, shown[1]), *others])
-        alone, _ = _pass(vlm, one)
+        alone, _ = _pass(vlm, one, vlm.architecture.layer_count)
+        together, inputs = _pass(vlm, [*one, Sample(_SHORT, shown[1]), *others], _kinds_end(vlm))
     except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise _failed(
             vlm,
             f"a prompt{' with a blank image' if shown[0] else ''} does not run ({error})",
             "prompt, marks or text_module",
         ) from error
-    _check_blocks(vlm, together)
+    _check_blocks(vlm, alone)
     _check_positions(vlm, together, inputs)
     _check_text(vlm, inputs)
     last = vlm.architecture.layer_count - 1
-    for layer, state in alone.states.items():
-        padded, own = together.states[layer][0, -1].float(), state[0, -1].float()
+    for layer, state in together.states.items():
+        padded, own = state[0, -1].float(), alone.states[layer][0, -1].float()
         if float((padded - own).abs().max()) > _NEAR * float(own.abs().max()):
             raise _failed(
                 vlm, f"padding changes the state behind block {layer} of {last}", "positions, padding or batch"
@@ -125,18 +125,34 @@ def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError
     )
 
 
-def _pass(vlm: PromptedModel, samples: list[Sample]) -> tuple[_Seen, Any]:
+class _Enough(Exception):
+    """The blocks that are wanted have run."""
+
+
+def _kinds_end(vlm: PromptedModel) -> int:
+    """How many blocks run until each kind has: of a kind, one counts padding as the others do."""
+    found = vlm.architecture
+    # weights that accelerate moves in for a pass move out only when the pass ends of itself
+    if found.runs or found.only_with_image or getattr(vlm.model, "hf_device_map", None) is not None:
+        return found.layer_count
+    blocks = cast("Any", vlm.model.get_submodule(found.layers))
+    kinds = [frozenset(type(module) for module in block.modules()) for block in blocks]
+    return max(map(kinds.index, kinds)) + 1
+
+
+def _pass(vlm: PromptedModel, samples: list[Sample], count: int) -> tuple[_Seen, Any]:
+    """A pass of some samples through the model, or through its first blocks."""
     found, seen = vlm.architecture, _Seen([], {}, {}, set())
     inputs = vlm.inputs(samples)
     vlm.reset()
-    with torch.no_grad(), _watched(vlm, seen):
+    with torch.no_grad(), suppress(_Enough), _watched(vlm, seen, count):
         capturing.call_target(vlm.model, inputs, found)(**capturing.forward_inputs(vlm.model, inputs, found))
     vlm.reset()
     return seen, inputs
 
 
 @contextmanager
-def _watched(vlm: PromptedModel, seen: _Seen) -> Iterator[None]:
+def _watched(vlm: PromptedModel, seen: _Seen, count: int) -> Iterator[None]:
     found = vlm.architecture
     decoder, blocks = (vlm.model.get_submodule(path) for path in (found.decoder, found.layers))
     last: list[Any] = [None]
@@ -153,6 +169,8 @@ def _watched(vlm: PromptedModel, seen: _Seen) -> Iterator[None]:
         last[0] = capturing.hidden(output)
         seen.order.append(layer)
         seen.states[layer] = merged(last[0], found)
+        if layer + 1 == count < found.layer_count:
+            raise _Enough
 
     def watch(module: torch.nn.Module, layer: int | None) -> Any:
         return module.register_forward_pre_hook(lambda _, args, options: before(layer, args, options), with_kwargs=True)
