@@ -170,8 +170,7 @@ def _tokenizer_for(name: str, kind: Any) -> Any:
     return made
 
 
-def entry(mapping: Any, name: str) -> Any:
-    """What a table of transformers has for a type, or for the one that lends it its part."""
+def _entry(mapping: Any, name: str) -> Any:
     found = mapping.get(name) or mapping.get(SIBLINGS.get(name, ""))
     if isinstance(found, dict):
         order = ("torchvision", "pil") if is_torchvision_available() else ("pil", "torchvision")
@@ -180,11 +179,11 @@ def entry(mapping: Any, name: str) -> Any:
 
 
 def _images(name: str) -> Any:
-    found = entry(IMAGE_PROCESSOR_MAPPING_NAMES, name)
+    found = _entry(IMAGE_PROCESSOR_MAPPING_NAMES, name)
     if found is None:
         from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES as ALL
 
-        found = entry(ALL, name)
+        found = _entry(ALL, name)
     options = IMAGES.get(name, {})
     return getattr(transformers, found)(**options)
 
@@ -194,7 +193,7 @@ def _videos(name: str) -> Any:
         return Waived("pixel_values_videos")
     from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES as ALL
 
-    found = entry(VIDEO_PROCESSOR_MAPPING_NAMES, name) or entry(ALL, name)
+    found = _entry(VIDEO_PROCESSOR_MAPPING_NAMES, name) or _entry(ALL, name)
     if found is None:
         return Waived("pixel_values_videos")
     return getattr(transformers, found)(**VIDEOS.get(name, IMAGES.get(name, {})))
