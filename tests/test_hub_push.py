@@ -19,6 +19,7 @@ from PIL import Image
 import steerkit as sk
 from steerkit._internal.drawing import COLORS, Axis
 from steerkit._text import clean
+from steerkit.errors import OptionError
 from steerkit.vectors import PACK, Publication
 from steerkit_vectors_hub.card import CURVE, PLOT
 from steerkit_vectors_hub.errors import AccessError, DownloadError, OfflineError, PublishError, ReferenceFormatError
@@ -98,8 +99,11 @@ class TestCompleteness:
 
     def test_the_repository_needs_an_owner(self) -> None:
         for name in ("pack", "owner/name@main", "owner/name/x.safetensors", f"owner/name#sha256={'0' * 64}"):
-            with pytest.raises(ReferenceFormatError):
+            with pytest.raises(ReferenceFormatError) as caught:
                 vector().push_to_hub(name, dry_run=True)
+            assert ("hf auth whoami" in str(caught.value.fix)) == (name == "pack")
+        with pytest.raises(OptionError, match="repo_id is None"):
+            vector().push_to_hub(None, dry_run=True)  # type: ignore[arg-type]
 
 
 class TestCard:

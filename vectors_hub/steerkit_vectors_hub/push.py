@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from steerkit._internal.validation import expect
 from steerkit.vectors import PACK, PackMetadata, Publication, SteeringVector
 from steerkit.vectors.formats import parse_pack
 from steerkit_vectors_hub import plots
@@ -59,6 +60,13 @@ def publication(
         PublishError: The metadata are incomplete; the message names every field.
         ReferenceFormatError: The repository's name is malformed.
     """
+    expect(str, "owner/name", repo_id=repo_id)
+    if repo_id and "/" not in repo_id:
+        raise ReferenceFormatError(
+            f"the repository {repo_id!r} has no owner",
+            expected="owner/name, which the model card names as well",
+            fix="put your user name, or your organisation's, in front; `hf auth whoami` says it",
+        )
     if parse_ref(f"hf://{repo_id}") != Ref("hf", repo_id):
         raise ReferenceFormatError(
             f"{repo_id!r} names more than a repository",
