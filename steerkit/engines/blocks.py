@@ -1,7 +1,8 @@
 """Which open steering blocks a call of the model belongs to: those of the context in which it is made.
 
 A block belongs to the context (`contextvars`) that opens it, so that concurrent tasks of an event loop, which share a
-thread, each have their own. `carrying` takes it into the threads that are started inside.
+thread, each have their own. `carrying` takes it into the threads that are started inside, and keeps it open for them,
+for tasks and for callbacks.
 
 What begins inside a block belongs to it to its end: a call that runs, a thread or a task that was started. Where the
 `with` is left before, the model is put back when the last of them is done, and not in the middle of an answer.

@@ -26,10 +26,10 @@ def hidden(output: Any) -> Tensor:
         EngineError: It is wrapped in something else.
     """
     h = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(h, Tensor):
+    if not isinstance(h, Tensor) or type(h).__name__ == "DTensor":  # which is spread over processes
         raise EngineError(
-            f"a module that is steered or read gives a {type(output).__name__}",
-            expected="a tensor, or a tuple or list that begins with one",
+            f"a module that is steered or read gives a {type(h).__name__}",
+            expected="a tensor that is whole in each process, or a tuple or list that begins with one",
             fix="steer another site, or let the module return its hidden state",
         )
     return h

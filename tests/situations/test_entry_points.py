@@ -31,7 +31,9 @@ from reference import (
     vector,
 )
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 import steerkit as sk
 from steerkit.errors import EngineError, UnsupportedModelError
@@ -210,8 +212,8 @@ def test_a_model_inside_peft(entry: str) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A group of this process alone, as a script has it that was started without torchrun."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=store.as_uri(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -236,6 +238,17 @@ def test_a_model_that_several_processes_share(one_process: None, how: str) -> No
             torch.testing.assert_close(wrapped(**inputs).logits, right, atol=1e-4, rtol=1e-4)
 
 
+def test_states_that_are_spread_over_processes_are_refused(one_process: None) -> None:
+    """As modules give them that torch has parallelised by sequence, and told to keep them so."""
+    model, tokenizer = tiny.build("qwen3")
+    vlm, mesh = sk.wrap(model, tokenizer), init_device_mesh("cpu", (1,))
+    block = model.model.layers[1]
+    forward = block.forward
+    block.forward = lambda *given, **named: DTensor.from_local(tensor_of(forward(*given, **named)), mesh, [Shard(1)])
+    with pytest.raises(EngineError, match="gives a DTensor"), sk.steer(vlm, vector(vlm, directions(vlm)), policy="off"):
+        model(**tokenizer("What is in this picture?", return_tensors="pt"))
+
+
 @pytest.mark.parametrize("when", ["before", "inside"])
 @pytest.mark.parametrize("how", ["prepare", "prepare in bfloat16", "offload"])
 def test_a_model_that_accelerate_has_prepared(how: str, when: str) -> None:
@@ -251,7 +264,7 @@ def test_a_model_that_accelerate_has_prepared(how: str, when: str) -> None:
 
     def prepare() -> Any:
         if how == "offload":
-            return accelerate.cpu_offload(model, execution_device="cpu")
+            return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
         mixed_precision = "bf16" if "bfloat16" in how else "no"
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision=mixed_precision)
         return accelerator.prepare_model(model, evaluation_mode=True)

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -155,7 +155,7 @@ def test_a_loop_that_is_a_generator_waits_and_is_not_suspended(asked: Asked) -> 
     contexts: list[Context] = []
 
     @types.coroutine
-    def pause() -> Iterator[None]:
+    def pause() -> Generator[None, None, None]:
         yield
 
     async def serve() -> None:
