@@ -97,7 +97,9 @@ def figures(study: Study) -> dict[str, Markup]:
             start = [cell for cell in tried if (cell.suite, cell.condition) == (suite, "image")]
             whole = [*start, *(cell for cell in mine if cell.layers == mine[0].layers)]
             lines = {
-                _SHORT[name]: [(c.strength, (f := c.figures[name]).value, f.low, f.high) for c in whole]
+                f"{_SHORT[name]}, n {whole[0].figures[name].n}": [
+                    (c.strength, (f := c.figures[name]).value, f.low, f.high) for c in whole
+                ]
                 for name in _SHORT
             }
             found[f"c-{at}-{number}-strength"] = curves(f"{suite}: {method}, {mine[0].layers}", "strength", lines, 1.0)
@@ -121,7 +123,9 @@ def figures(study: Study) -> dict[str, Markup]:
         mine = [each for each in study.planes if each.suite == suite]
         names = [name for name in mine[0].distances if mine[0].distances[name] or name != "text only"]
         far = {
-            name: [(float(p.layer), p.distances[name], p.distances[name], p.distances[name]) for p in mine]
+            f"{name}, n {len(mine[0].points[name])}": [
+                (float(p.layer), p.distances[name], p.distances[name], p.distances[name]) for p in mine
+            ]
             for name in names
             if name != "text only"
         }
