@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steerkit.engines import capturing, hooks, replaying
+from steerkit.engines import capturing, hooks
 from steerkit.engines.application import Application
 from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
@@ -38,6 +38,8 @@ try:
     import nnsight
     from nnsight.intervention.interleaver import Mediator, OutOfOrderError
     from nnsight.intervention.source import STATE
+
+    from steerkit.engines import replaying
 except ImportError as error:
     raise EngineError(
         f"nnsight can't be imported ({error})", expected="nnsight 0.8", fix="install it, or pass engine='hooks'"
