@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,15 @@ METHODS = {
     "rows": sk.methods.ITI(**LABELS, heads=4),
     "pairs": sk.methods.RepE(**LABELS),
     "condition": sk.methods.CAST(),
+    "unit": sk.methods.RefusalDirection(),
+    "contrast": sk.methods.ShiftDC(),
+    "gate": sk.methods.AdaSteer(),
+    "pair": sk.methods.ActAdd(**LABELS),
+    "patches": sk.methods.ASTRA(grid=2, masks=4, alpha=1.0),
+    "subspace": sk.methods.VLMGuard(),
+    "masked": sk.methods.VTI(**LABELS, grid=2, masks=2),
 }
+OF_ANCHORS = {"sample level": [], "pair": ANCHORS[:2], "patches": ANCHORS[:6], "masked": ANCHORS[:6]}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +85,7 @@ def assert_equal(found: sk.SteeringVector, expected: sk.SteeringVector) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_two_workers_make_the_bits_of_one_process(name: str, model: str, tmp_path: Path) -> None:
     method = METHODS[name]
-    anchors = ANCHORS if name != "sample level" else []
+    anchors = OF_ANCHORS.get(name, ANCHORS)
     names = {"anchor_name": "requests", "anchor_license": "MIT"}
     told: list[tuple[int, int]] = []
     options: dict[str, Any] = {"batch_size": 3, "engine": "hooks", **names}
@@ -91,9 +100,13 @@ def test_two_workers_make_the_bits_of_one_process(name: str, model: str, tmp_pat
         **options,
     )
     assert_equal(found, method.fit(sk.load(model), anchors, **options))
-    if anchors:
-        assert told[-1] == (22, 22)
-        assert len(told) == len(list(tmp_path.iterdir())) == 4 or name == "pairs"
+    assert told[-1:] == [(len(anchors),) * 2] * bool(told)
+    if name in ("mean", "rows"):
+        assert len(told) == len(list(tmp_path.iterdir())) == 4
+
+
+def test_every_method_is_in_the_table() -> None:
+    assert {each.name for each in METHODS.values()} == set(sk.methods.method_names())
 
 
 @pytest.mark.usefixtures("cluster")
@@ -137,6 +150,47 @@ def test_a_killed_worker_is_replaced(model: str, tmp_path: Path) -> None:
     )
     assert killed
     assert_equal(found, sk.CMRM().fit(sk.load(model), ANCHORS, **options))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_slow_worker_is_waited_for_and_given_less(model: str, tmp_path: Path) -> None:
+    stopped: list[int] = []
+
+    def stop_one(done: int, total: int) -> None:
+        if not stopped:
+            workers = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=True)
+            stopped.append(int(workers.stdout.split()[-1]))
+            os.kill(stopped[0], signal.SIGSTOP)
+            threading.Timer(3.0, os.kill, (stopped[0], signal.SIGCONT)).start()
+
+    options: dict[str, Any] = {"batch_size": 1, "engine": "hooks"}
+    found = scale.fit(
+        METHODS["pca"], model, ANCHORS, folder=tmp_path, workers=2, blocks_per_task=1, progress=stop_one, **options
+    )
+    assert stopped
+    assert_equal(found, METHODS["pca"].fit(sk.load(model), ANCHORS, **options))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_full_disk_is_told_and_nothing_on_it_is_lost(model: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)]
+    if subprocess.run(small, capture_output=True, check=False).returncode:
+        pytest.skip("only the administrator of a machine can make a small disk")
+    options: dict[str, Any] = {"batch_size": 2, "engine": "hooks", "blocks_per_task": 1, "workers": 1}
+    try:
+        with pytest.raises(CheckpointError, match="No space left"):
+            scale.fit(METHODS["pca"], model, ANCHORS, folder=disk, **options)
+        there = {path.name for path in disk.glob("blocks-*")}
+        assert 0 < len(there) < 11
+        subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
+        told: list[int] = []
+        found = scale.fit(METHODS["pca"], model, ANCHORS, folder=disk, progress=lambda n, _: told.append(n), **options)
+        assert len(told) == 11 - len(there)
+        assert_equal(found, METHODS["pca"].fit(sk.load(model), ANCHORS, batch_size=2, engine="hooks"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 _DRIVER = """
