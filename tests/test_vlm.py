@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -255,6 +256,21 @@ def test_of_a_module_that_holds_the_model_the_model_is_asked_for(llava: sk.VLM, 
     with pytest.raises(UnsupportedModelError) as caught:
         sk.wrap(Holder(llava.model, model_type))
     assert "pass the Hugging Face model inside" in str(caught.value.fix)
+
+
+def test_a_vocabulary_is_not_read_to_wrap_a_model(vlm: sk.VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one takes a second; the record holds the digest of what stood there when the model was wrapped."""
+    tokenizer, template = vlm.processor.tokenizer, getattr(vlm.processor, "chat_template", None)
+    vocabulary, reads = tokenizer.get_vocab(), []
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: reads.append(self) or vocabulary)
+    wrapped = sk.wrap(vlm.model, vlm.processor)
+    assert repr(wrapped) == repr(vlm)
+    assert not reads
+    monkeypatch.setattr(vlm.processor, "chat_template", "{{ messages }}")
+    written = json.dumps({"vocabulary": vocabulary, "template": template}, sort_keys=True)
+    assert wrapped.record.tokenizer_sha256 == hashlib.sha256(written.encode()).hexdigest()
+    assert wrapped.record is wrapped.record
+    assert len(reads) == 1
 
 
 def test_a_record_tells_models_apart(llava: sk.VLM, vlm_of: Any) -> None:

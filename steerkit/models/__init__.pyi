@@ -22,6 +22,7 @@ from steerkit.models._identity import (
     hugging_face as hugging_face,
     model_record as model_record,
     unwrapped as unwrapped,
+    vocabulary_digest as vocabulary_digest,
     weights_digest as weights_digest,
 )
 from steerkit.models._images import (

@@ -134,8 +134,10 @@ class PromptQuestions:
         """
         ids = self._architecture.image_token_ids
         token = str(getattr(self.processor, "image_token", None))
-        number = self.tokenizer.get_vocab().get(token)
-        if not self._sees or number is None or not ids or number in ids:
+        number = self.tokenizer.convert_tokens_to_ids(token)
+        # what is not in the vocabulary has the number of the unknown token, or none
+        known = number is not None and self.tokenizer.convert_ids_to_tokens(number) == token
+        if not self._sees or not known or not ids or number in ids:
             return
         if not ids & self.tokenizer.added_tokens_decoder.keys() or not ids & set(self._blank(token)):
             raise ProcessorError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -88,7 +88,11 @@ def wrap(model: nn.Module, processor: Any = None, *, chat_template_kwargs: Mappi
 
 def _tried(vlm: VLM) -> VLM:
     """A model, once it has been tried, where its type is in no table of tested ones."""
-    known = tested().get(vlm.record.model_type, {}).get("level") in ("images and text", "images", "text")
+    known = tested().get(cast("Any", vlm.model).config.model_type, {}).get("level") in (
+        "images and text",
+        "images",
+        "text",
+    )
     if not known and vlm.processor is not None and vlm.device.type != "meta":
         check_itself(vlm)
     return vlm

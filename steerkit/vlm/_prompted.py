@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast, get_args
 
 import torch
@@ -51,6 +52,7 @@ from steerkit.models import (
     prepare,
     prompt_of,
     view,
+    vocabulary_digest,
 )
 from steerkit.vectors import ModelRecord
 
@@ -123,7 +125,6 @@ class PromptedModel:
         family: What is declared of its family.
         architecture: Where the model's blocks are.
         format: Its prompts; None where there is no processor.
-        record: What the model is.
         chat_template_kwargs: Options of the chat template, for samples that do not set them.
     """
 
@@ -146,13 +147,23 @@ class PromptedModel:
             check_processor(processor, self.architecture, type(model).__name__)
             self.format = PromptFormat(model, processor, self.family, self.architecture)
             self.format.check_image_token(type(model).__name__)
-        self.record: ModelRecord = model_record(model, processor, self.architecture, revision)
+        self._recorded = model_record(model, processor, self.architecture, revision)
+        self._template = getattr(processor, "chat_template", None)
         self.chat_template_kwargs: dict[str, Any] = {}
         if chat_template_kwargs:
             self.require_processor("an option of the chat template")
             options = Sample("?", chat_template_kwargs=chat_template_kwargs)
             cast("PromptFormat", self.format).check_template_options(options)
             self.chat_template_kwargs.update(options.chat_template_kwargs)
+
+    @cached_property
+    def record(self) -> ModelRecord:
+        """What the model is, as written into packs."""
+        if self.processor is None:
+            return self._recorded
+        # not when it is wrapped: a large vocabulary takes longer to read than all else
+        digest = vocabulary_digest(self.processor, self._template)
+        return self._recorded.model_copy(update={"tokenizer_sha256": digest})
 
     @property
     def device(self) -> torch.device:
@@ -233,7 +244,8 @@ class PromptedModel:
         for layer in wanted:
             if not 0 <= layer < count:
                 raise LayerRangeError(
-                    f"layer {layer} is outside the model", expected=f"0 to {count - 1} for {self.record.architecture}"
+                    f"layer {layer} is outside the model",
+                    expected=f"0 to {count - 1} for {self._recorded.architecture}",
                 )
         return wanted
 

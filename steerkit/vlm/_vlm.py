@@ -117,9 +117,8 @@ class VLM(AnsweringModel):
 
     def __repr__(self) -> str:
         """Class and sizes of the model."""
-        return one_line(
-            f"VLM({self.record.architecture}, {self.record.layer_count} layers of {self.record.hidden_size})"
-        )
+        found = self.architecture
+        return one_line(f"VLM({self._recorded.architecture}, {found.layer_count} layers of {found.hidden_size})")
 
 
 def check_vlm(given: object) -> None:
