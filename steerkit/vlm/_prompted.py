@@ -156,9 +156,13 @@ class PromptedModel:
             cast("PromptFormat", self.format).check_template_options(options)
             self.chat_template_kwargs.update(options.chat_template_kwargs)
 
-    @cached_property
+    @property
     def record(self) -> ModelRecord:
         """What the model is, as written into packs."""
+        return self._whole_record
+
+    @cached_property
+    def _whole_record(self) -> ModelRecord:
         if self.processor is None:
             return self._recorded
         # not when it is wrapped: a large vocabulary takes longer to read than all else
