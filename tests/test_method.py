@@ -458,7 +458,7 @@ def test_a_checkpoint_of_the_same_class_with_other_weights_is_refused(
         with torch.no_grad():
             model.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.01)
     vlm = sk.wrap(model, measured_llava.vlm.processor)
-    vlm.record = measured_llava.record
+    assert vlm.record == measured_llava.record
     other = ReadByHooks(vlm)
     with pytest.raises(CheckpointError, match="another extraction"):
         sk.CMRM().fit(other, anchors, batch_size=2, checkpoint=interrupted)
