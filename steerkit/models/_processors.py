@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from steerkit._text import one_line
-from steerkit.errors import ProcessorError
+from steerkit.errors import ProcessorError, SteerKitError
 from steerkit.models._family import Family
 
 
@@ -83,9 +83,11 @@ def loading(what: str, source: str) -> Iterator[None]:
             f"the {what} of {source!r} needs what is not installed: {one_line(error).strip()[:200]}",
             expected="the packages that transformers names",
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (SteerKitError, MemoryError):
+        raise
+    except Exception as error:  # a list where a number is meant: any type at all, of several libraries
         raise ProcessorError(
-            f"the {what} of {source!r} can't be loaded ({error})",
+            f"the {what} of {source!r} can't be loaded ({one_line(error).strip()[:500]})",
             expected=f"a repository or folder with the files of a {what}",
             fix=f"check the name, or save one there with {what}.save_pretrained(folder)",
         ) from error
