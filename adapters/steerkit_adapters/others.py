@@ -101,6 +101,8 @@ FAMILIES = (
         types=(
             *"bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr whisper".split(),
             *"recurrent_gemma roformer".split(),
+            "minimax",  # the mask of a step counts what the first layer keeps: nothing, where it is recurrent
+            "doge",  # its mixture of experts chooses for a token by the others of the batch
         ),
         auto_class="AutoModelForCausalLM",
         batch="one",
@@ -130,6 +132,18 @@ FAMILIES = (
         auto_class="AutoModelForCausalLM",
         refused="its blocks hold the tokens, and not the prompts, in the first dimension",
     ),
+    Family(
+        types=("rwkv", "xlstm"),
+        auto_class="AutoModelForCausalLM",
+        refused="its state is in no cache of transformers, and does not say how many positions it is of",
+    ),
+    Family(
+        types=("xlm",),
+        auto_class="AutoModelForCausalLM",
+        refused="it has no list of blocks: their parts are in lists beside each other",
+    ),
+    # its config counts attentions, two in a block
+    Family(types=("longcat_flash",), auto_class="AutoModelForCausalLM", layers="model.layers"),
     # a language model, which transformers lists among those that read images
     Family(types=("mistral4",), marks=""),
 )

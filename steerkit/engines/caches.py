@@ -32,15 +32,19 @@ def held_by(cache: Any) -> int:
         EngineError: It holds some, and nobody has noted how many.
     """
     try:
-        return int(cache.get_seq_length())
+        length, layers = int(cache.get_seq_length()), getattr(cache, "layers", ())
+        if not length and len(layers) > 1:  # MiniMax keeps recurrent states elsewhere: those layers stay empty
+            length = max(int(layer.get_seq_length()) for layer in layers if hasattr(layer, "get_seq_length"))
+        unknown = not length and layers == [] and len(cache) > 0
     except ValueError:
-        if cache.has_previous_state() and cache not in _lengths:
-            raise EngineError(
-                "a call goes on from recurrent states, which don't say how many positions they are of",
-                expected="states that a call inside the block has made",
-                fix="generate(**inputs) from the whole prompt",
-            ) from None
-        return _lengths.get(cache, 0)
+        length, unknown = 0, cache.has_previous_state()
+    if unknown and cache not in _lengths:
+        raise EngineError(
+            "a call goes on from recurrent states, which don't say how many positions they are of",
+            expected="states that a call inside the block has made, of a cache that it was given",
+            fix="generate(**inputs) from the whole prompt; use_cache=False where the model makes the cache by itself",
+        )
+    return _lengths[cache] if unknown else length
 
 
 def note_length(cache: Any, length: int) -> None:

@@ -184,7 +184,7 @@ def batches(vlm: VLM, suite: Suite, work: Work, batch_size: int) -> list[list[li
     """The rows of some work as they are answered: of about one length together, with an image or without."""
     conditions, rows = work
     size = batch_size if len(conditions) == 1 else min(batch_size, LONGEST // len(conditions))
-    size = 1 if vlm.family.batch == "one" else size
+    size = 1 if vlm.architecture.alone else size
 
     def sample(row: list[Answer]) -> Sample:
         return suite.named[row[0].kind, row[0].row].sample

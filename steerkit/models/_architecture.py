@@ -84,6 +84,7 @@ class Architecture:
         only_images: Whether the encoder reads images alone, so that every prompt has one.
         prepends_images: Whether the processor puts image tokens in front of the text as ids. In other models they are
             written into the text, and tokenised with it.
+        alone: Whether prompts of different lengths can't share a batch: padding would count.
         counts_padding: Whether a bare forward pass counts padding among the positions unless it is told the positions.
         heads: The attention heads; None where blocks have none, or not the same ones, and `head_out` is refused.
         vision: The vision tower; None where it can't be steered.
@@ -108,6 +109,7 @@ class Architecture:
     encoder_decoder: bool = False
     only_images: bool = False
     prepends_images: bool = False
+    alone: bool = False
     counts_padding: bool = False
     heads: Heads | None = None
     vision: VisionTower | None = None

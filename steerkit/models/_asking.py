@@ -102,6 +102,7 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         encoder_decoder=encoder_decoder,
         only_images=family.prompt == "decoder",
         prepends_images=family.prompt == "bare" and marks == "ids",
+        alone=family.batch == "one" or _padding_leaks(blocks, int(text.hidden_size)),
         counts_padding=family.positions == "counted"
         or (not marks and family.positions == "relative" and takes(model, "position_ids")),
         heads=None if encoder_decoder else _heads(blocks, attention, text),
@@ -194,7 +195,7 @@ def _layers(model: Any, family: Family, count: int) -> str:
             raise UnsupportedModelError(
                 f"{name} has no list of decoder blocks at {family.layers!r}", expected="what its Family declares"
             ) from None
-        if found != count:
+        if not found or count % found:  # some configs count what is inside of a block
             raise UnsupportedModelError(
                 f"{name} has {found} blocks at {family.layers!r}", expected=f"{count} as its config says"
             )
@@ -263,6 +264,22 @@ def _check_inside(model: nn.Module, layers: str, blocks: list[nn.Module], found:
                 f"{type(model).__name__} has no module '{layers}.{layer}.{path}'",
                 expected="what its Family declares in every block",
             ) from None
+
+
+def _padding_leaks(blocks: list[nn.Module], width: int) -> bool:
+    """Whether a recurrent block has a bias in what it makes of its input.
+
+    Transformers sets padding to zero in front of such a projection, and the bias is then in the convolution and in the
+    state as if it had been said.
+    """
+    return any(
+        isinstance(child, nn.Linear) and child.bias is not None and child.in_features == width
+        for block in blocks
+        for mixer in block.modules()
+        if any(isinstance(child, nn.Conv1d) for child in mixer.children())
+        for name, child in mixer.named_children()
+        if not name.startswith(("dt_", *_PROJECTIONS))  # dt_proj is given what was made of the state
+    )
 
 
 def _marks(model: Any, family: Family) -> str:

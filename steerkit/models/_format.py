@@ -214,9 +214,9 @@ class PromptFormat(PromptQuestions):
         return {**tensors(made), **tensors({"decoder_input_ids": rows})}
 
     def _check_lengths(self, rows: Sequence[Sequence[int]]) -> None:
-        if self._family.batch == "one" and len({len(row) for row in rows}) > 1:
+        if self._architecture.alone and len({len(row) for row in rows}) > 1:
             raise SampleError(
-                "prompts of different lengths in one batch, and the positions of this family would count the padding",
+                "prompts of different lengths in one batch, and this model would count the padding",
                 expected="batch_size=1, or prompts of the same length",
                 fix="batch_size=1",
             )

@@ -130,7 +130,7 @@ class AdapterCase:
     @property
     def batches(self) -> list[list[Sample]]:
         """The same, as batches that the family takes."""
-        return self.kinds if self.family.batch == "any" else [[sample] for batch in self.kinds for sample in batch]
+        return [[sample] for batch in self.kinds for sample in batch] if self.architecture.alone else self.kinds
 
     @property
     def places(self) -> list[Place]:

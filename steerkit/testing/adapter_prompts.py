@@ -73,7 +73,7 @@ def image_sizes_keep_the_shapes(case: AdapterCase) -> None:
     """Images of the sizes that `image_sizes` tells are processed to the shapes of the originals."""
     case.needs_images()
     width, height = case.size
-    sizes = [case.size, (2 * width, height), (height, width)][: 1 if case.family.batch == "one" else 3]
+    sizes = [case.size, (2 * width, height), (height, width)][: 1 if case.architecture.alone else 3]
     inputs = case.encode(*[Sample(SHORT, (picture(7, *size),)) for size in sizes])
     try:
         groups = case.format.image_sizes(inputs)

@@ -204,7 +204,7 @@ def image_tokens_hold_the_image(case: AdapterCase) -> None:
 
 def batch_answers_as_its_prompts_alone(case: AdapterCase) -> None:
     """Prompts of different lengths in one batch have the hidden states that each has alone."""
-    if case.family.batch == "one":
+    if case.architecture.alone:
         raise SkipTest("prompts of different lengths share no batch")
     for batch in case.kinds:
         together = _last_states(case, batch)

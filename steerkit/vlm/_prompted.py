@@ -386,7 +386,7 @@ class PromptedModel:
 
     def _batches(self, samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:
         """Indices by batch; prompts that can't share one are each given their own."""
-        return batched(samples, images, 1 if self.family.batch == "one" else size)
+        return batched(samples, images, 1 if self.architecture.alone else size)
 
     def _all(self, samples: Sequence[Sample], images: Images, batch_size: int, seed: int = 0) -> Iterator[Prepared]:
         expect_whole(batch_size=batch_size)

@@ -46,7 +46,7 @@ def check_itself(vlm: PromptedModel) -> None:
     """
     shown = [(meaningless_image((_SIDE, _SIDE), seed),) if vlm.architecture.takes_images else () for seed in (None, 0)]
     one = [Sample(_SHORT, shown[0])]
-    others = [] if vlm.family.batch == "one" else [Sample(_LONG, shown[0])]
+    others = [] if vlm.architecture.alone else [Sample(_LONG, shown[0])]
     try:
         alone, _ = _pass(vlm, one, vlm.architecture.layer_count)
         together, inputs = _pass(vlm, [*one, Sample(_SHORT, shown[1]), *others], _kinds_end(vlm))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,15 +29,15 @@ class CheckError(AssertionError):
 class Case:
     """One type: its model, its processor, the reference, and what steerkit makes of the two."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.name = name
-        model, processor = pairs.pair(name)
+        model, processor = pairs.pair(name, changes)
         self.vlm = sk.wrap(model, processor)  # first: a type that is refused has no blocks to hook
         self.plain = Plain(name, model, processor)
         side = prompts.SIDES.get(name, 56)
         self.images = [prompts.picture(seed, side, side) for seed in range(3)]
         self._made: dict[Any, dict[str, Tensor]] = {}
-        self.alone = {} if self.vlm.family.batch == "any" else {"batch_size": 1}
+        self.alone = {"batch_size": 1} if self.vlm.architecture.alone else {}
 
     def sample(self, text: str, *images: int) -> Sample:
         return Sample(text, tuple(self.images[each] for each in images))

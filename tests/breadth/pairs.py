@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,8 +32,12 @@ _NAMELESS = ("image_token_id", "image_token_index", "video_token_id", "audio_tok
 _LARGEST = 80e6
 
 
-def pair(name: str) -> tuple[Any, Any]:
+def pair(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
     """The model of a type, in evaluation mode, and its processor with a chat template.
+
+    Args:
+        name: The type.
+        changes: Entries of its configuration that are to be others than those of the table of sizes.
 
     Raises:
         ImportError: Something that the type needs is not installed.
@@ -41,7 +46,12 @@ def pair(name: str) -> tuple[Any, Any]:
     made = None if name in prompts.WITHOUT_PROCESSOR else processor(name)
     if made is not None:
         prompts.prepare(name, made)
-    config = configs.tiny(name, lambda document: _agree(name, document, made))
+
+    def change(document: dict[str, Any]) -> None:
+        _agree(name, document, made)
+        configs.override(document, changes)
+
+    config = configs.tiny(name, change)
     with _patched(name):
         return build(getattr(transformers, CLASSES[name]), config), made
 

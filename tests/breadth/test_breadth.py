@@ -171,9 +171,9 @@ def test_a_decoder_answers_behind_its_prompt(name: str) -> None:
 
 
 def test_what_is_refused_is_refused_before_weights_are_read(tmp_path: Path) -> None:
-    rows = levels.recorded()["types"]
+    rows = levels.recorded()["types"] | levels.recorded()["text"]
     refused = [name for name in rows if rows[name]["level"] == "refused"]
-    assert len(refused) == 3
+    assert len(refused) == 8
     for name in refused:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
         with pytest.raises(UnsupportedModelError, match=f"{name!r} can't be steered: it "):
@@ -230,7 +230,7 @@ def test_a_state_outside_of_a_cache_is_refused(name: str) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnsupportedModelError, match="keeps its state outside of a cache"):
-        sk.wrap(model)
+        sk.VLM(model, None, Family(types=(name,), auto_class="AutoModelForCausalLM"))
 
 
 @pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "minimax"])

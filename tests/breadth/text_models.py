@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -46,12 +47,12 @@ def tokenizer() -> Any:
     return processors.tokenizer({}, [])
 
 
-def model(name: str) -> Any:
-    """The model of a type, in evaluation mode."""
+def model(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The model of a type, in evaluation mode; some entries of its configuration may be others."""
     made = CONFIG_MAPPING[name]
     document = made().to_dict()
     configs.shrink(document)
-    configs.override(document, TEXT_SIZES.get(name, {}))
+    configs.override(document, {**TEXT_SIZES.get(name, {}), **changes})
     for _, part in configs.parts(document):
         part.update({key: value for key, value in _ENDS.items() if key in part})
     document.pop("transformers_version", None)
@@ -93,10 +94,10 @@ def blocks_of(built: nn.Module, ids: Tensor) -> nn.ModuleList:
     return whole[-1]
 
 
-def outcome(name: str) -> str:
+def outcome(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> str:
     """`ok`, `not built: why`, `refused: why` or `fails: how`."""
     try:
-        built = model(name)
+        built = model(name, changes)
         ids = [torch.tensor([tokenizer()(text)["input_ids"]]) for text in (SHORT, LONG)]
         with torch.no_grad():
             built(input_ids=ids[0])
