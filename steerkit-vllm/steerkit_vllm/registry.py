@@ -38,6 +38,8 @@ class Registry:
         config: vLLM's.
 
     Attributes:
+        longest: Tokens that a prompt and its answer may have.
+        speculates: Whether tokens are drafted.
         packs: The packs by name, as requests may use them.
         room: What the workers allocate.
         checks: What was found of each pack, and by the self-test.
@@ -45,7 +47,8 @@ class Registry:
 
     def __init__(self, settings: Settings, config: Any) -> None:
         self.settings = settings
-        self.config = config
+        self.longest = config.model_config.max_model_len
+        self.speculates = config.speculative_config is not None
         self.model = _skeleton(config.model_config)
         self.packs: dict[str, Served] = {}
         self.checks: dict[str, tuple[Check, ...]] = {}
@@ -187,7 +190,7 @@ class Registry:
             EngineError: It can't be served.
         """
         plan, digest = self._planner.plan(parts, len(ids), states)
-        if self.config.speculative_config is not None:
+        if self.speculates:
             for *_, runs in plan["changes"]:
                 if any(edge > len(ids) and edge < 2**31 for start, stop, _ in runs for edge in (start, stop)):
                     raise EngineError(

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def scores(served: Served) -> dict[str, Any]:
     stop = whole[len(whole) // 2 : len(whole) // 2 + 4]
     (stopped,) = served.answer([prompt], [wish("all")], **text, stop=[stop])
     found["stopped"] = stopped.outputs[0].text == whole[: whole.index(stop)]
-    several = served.answer([prompt], [{**asked, "steerkit_receipt": 1}], n=3, temperature=1.0, top_k=1)[0]
+    several = served.answer([prompt], [{**asked, "steerkit_receipt": 1}], n=3, temperature=0.01, seed=0)[0]
     found["several"] = [list(each.token_ids) for each in several.outputs] == [list(said.token_ids)] * 3
     found["receipts"] = [each["steered"] for each in several.kv_transfer_params["steerkit"]]
     return found
@@ -266,13 +267,18 @@ def _parsed(recipe: str) -> tuple[str, float]:
 def packs(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """The packs of the lab on its model, in one engine."""
     served = Served(laboratory.build(folder, job["only"]), job["options"], job["only"])
+    layers = served.llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+    caches = [weakref.ref(layer.kv_cache) for layer in layers]
+    del layers
     try:
         runner, _, *checks = served.llm.llm_engine.steerkit.checks[""]
         found: dict[str, Any] = {"runner": runner.message, "self_test": [check.as_json() for check in checks]}
         for name in job["parts"]:
             found[name] = globals()[name](served)
     finally:
-        closed(served.llm)
+        closed(served.__dict__.pop("llm"))
+    gc.collect()
+    found["caches"] = [len(caches), sum(each() is not None for each in caches)]
     return found
 
 

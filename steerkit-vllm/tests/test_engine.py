@@ -11,20 +11,25 @@ PLAIN = ["cmrm", "last", "image", "mlp", "steps"]
 
 def check_equal(found, recipes, part="mixed"):
     assert all(check["status"] == "pass" for check in found["self_test"]), found["self_test"]
+    assert found["caches"][1] == 0, "an engine that is closed keeps its KV cache"
     assert {recipe: at for recipe, at in found[part].items() if at} == {}
     assert len(found[part]) >= recipes
+
+
+def check_extras(found, scores):
+    assert found["contaminated"]["salted"] == 0
+    assert found["contaminated"]["unsalted"] > 0, "this test would not see a contaminated cache"
+    assert found["together"]
+    assert scores.pop("wrong") < 1e-3 < 0.5 < scores.pop("moved")
+    assert scores.pop("receipts") == [True] * 3
+    assert all(scores.values()), scores
 
 
 def test_eager(compare, lab):
     found = compare("table", "contaminated", "together", "scores", "receipts", "refused")
     check_equal(found, 50, "table")
-    assert found["contaminated"]["salted"] == 0
-    assert found["contaminated"]["unsalted"] > 0, "this test would not see a contaminated cache"
-    assert found["together"]
-    scores = found["scores"]
-    assert scores.pop("wrong") < 1e-3 < 0.5 < scores.pop("moved")
-    assert scores.pop("receipts") == [True] * 3
-    assert all(scores.values()), scores
+    assert found["caches"][0] == 8
+    check_extras(found, found["scores"])
     last, image, other = (found["receipts"][key] for key in ("last 0", "image 1", "image 0"))
     assert last["steered"]
     (site,) = last["sites"]
@@ -89,7 +94,20 @@ def test_second_model_runner_with_every_pack(compare, options):
     check_equal(found, 50)
 
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+
 @pytest.mark.long
-def test_speculation(compare):
-    config = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    check_equal(compare("mixed", only=FEW, options={"speculative_config": config}), 15)
+@pytest.mark.parametrize("runner", [{}, {"STEERKIT_TEST_V2": "1"}], ids=["V1", "V2"])
+def test_speculation(compare, runner):
+    check_equal(compare("mixed", only=FEW, options={"speculative_config": NGRAM, "max_num_seqs": 16}, **runner), 15)
+
+
+@pytest.mark.long
+def test_what_else_a_request_may_ask_of_the_second_model_runner(compare):
+    found = compare(
+        *("contaminated", "together", "scores", "receipts", "refused"),
+        options={"max_num_seqs": 16},
+        STEERKIT_TEST_V2="1",
+    )
+    check_extras(found, found["scores"])

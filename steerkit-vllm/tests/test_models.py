@@ -18,8 +18,9 @@ def test_answers_equal_those_of_transformers(ask, tmp_path, name):
 
 
 @pytest.mark.long
-def test_beside_a_lora_adapter(ask, tmp_path):
-    check(ask(job("llama", tmp_path, lora=True)))
+@pytest.mark.parametrize("runner", [{}, {"STEERKIT_TEST_V2": "1"}], ids=["V1", "V2"])
+def test_beside_a_lora_adapter(ask, tmp_path, runner):
+    check(ask(job("llama", tmp_path, lora=True), **runner))
 
 
 def job(name, folder, lora=False):

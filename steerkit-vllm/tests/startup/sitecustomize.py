@@ -34,8 +34,28 @@ if os.environ.get("STEERKIT_TEST_V2"):
         def is_active() -> bool:
             return True
 
+        @staticmethod
+        def get_current_target() -> None:
+            # Inductor, which compiles for the CPU without Triton, takes this for Triton's own word that there is no GPU
+            raise RuntimeError("0 active drivers")
+
     class _Backend:
         driver = _Driver
         compiler = None
 
     triton.backends.backends["cpu"] = _Backend
+
+    import numpy as np
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    def _boolean(method, at):  # type: ignore[no-untyped-def]
+        """The interpreter refuses masks that its own arithmetic has widened; compiled, they are one bit."""
+
+        def masked(*given):  # type: ignore[no-untyped-def]
+            given[at].data = given[at].data.astype(np.bool_)
+            return method(*given)
+
+        return masked
+
+    InterpreterBuilder.create_masked_load = _boolean(InterpreterBuilder.create_masked_load, 2)
+    InterpreterBuilder.create_masked_store = _boolean(InterpreterBuilder.create_masked_store, 3)
