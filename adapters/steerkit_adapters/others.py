@@ -18,7 +18,16 @@ FAMILIES = (
         max_images=1,
         flat_images=True,
     ),
-    Family(types=("git",), prompt="bare", marks="prefix", batch="one", max_images=1, flat_images=True),
+    # its vision tower is inside the decoder, and may be as deep
+    Family(
+        types=("git",),
+        layers="git.encoder.layer",
+        prompt="bare",
+        marks="prefix",
+        batch="one",
+        max_images=1,
+        flat_images=True,
+    ),
     Family(
         types=("kosmos-2",),
         prompt="bare",
@@ -88,7 +97,6 @@ FAMILIES = (
         marks="none",
         call={**_PADDED, "add_special_tokens": False, "return_tensors": "pt"},
     ),
-    Family(types=("mistral_large4",), positions="counted"),
     # the processor counts in padded rows alone
     Family(types=("ernie4_5_vl_moe",), call=_PADDED),
     # the image index is counted across the batch; images of other sizes are padded before they become codes
@@ -142,6 +150,9 @@ FAMILIES = (
         auto_class="AutoModelForCausalLM",
         refused="it has no list of blocks: their parts are in lists beside each other",
     ),
+    Family(
+        types=("phi4_multimodal",), auto_class="AutoModelForCausalLM", layers="model.layers"
+    ),  # beside a tower of images
     # its config counts attentions, two in a block
     Family(types=("longcat_flash",), auto_class="AutoModelForCausalLM", layers="model.layers"),
     # a language model, which transformers lists among those that read images

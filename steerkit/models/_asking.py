@@ -78,6 +78,12 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         )
     cross = frozenset(getattr(text, family.only_with_image)) if family.only_with_image else frozenset()
     encoder_decoder = bool(text.is_encoder_decoder or model.config.is_encoder_decoder)
+    # with them a model counts positions of several dimensions by itself
+    transient = tuple(
+        ".".join(filter(None, (path, "rope_deltas")))
+        for path, module in model.named_modules()
+        if hasattr(module, "rope_deltas")
+    )
     return Architecture(
         layers=layers,
         layer_count=len(blocks),
@@ -94,17 +100,15 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         runs=_runs(text, family, len(blocks)),
         only_with_image=cross,
         text_module=family.text_module,
-        transient=tuple(
-            ".".join(filter(None, (path, "rope_deltas")))
-            for path, module in model.named_modules()
-            if hasattr(module, "rope_deltas")
-        ),
+        transient=transient,
         encoder_decoder=encoder_decoder,
         only_images=family.prompt == "decoder",
         prepends_images=family.prompt == "bare" and marks == "ids",
         alone=family.batch == "one" or _padding_leaks(blocks, int(text.hidden_size)),
-        counts_padding=family.positions == "counted"
-        or (not marks and family.positions == "relative" and takes(model, "position_ids")),
+        counts_padding=family.positions == "told"
+        and not transient
+        and not encoder_decoder
+        and takes(model, "position_ids"),
         heads=None if encoder_decoder else _heads(blocks, attention, text),
         vision=_vision(model, recorded, family) if marks else None,
     )

@@ -44,8 +44,7 @@ class Family:
         marks: What says where the image is: `ids`, `mask:NAME` for an input that marks the positions, `prefix` where
             features are put in front of the ids, or `none` where blocks attend to an image that has no position; empty
             for a model that takes none.
-        positions: `relative`, or `counted` where padding shifts positions that a forward pass is not told; `own` where
-            a language model counts them itself, and is not to be told.
+        positions: `told`: those without padding, as `generate` tells them; `own` where a model counts them itself.
         padding: The side that is padded.
         batch: `one` where prompts of different lengths can't share a batch.
         max_images: How many images a prompt may hold.
@@ -74,7 +73,7 @@ class Family:
     image: str | None = None
     user_marker: str | None = None
     marks: str = "ids"
-    positions: Literal["relative", "counted", "own"] = "relative"
+    positions: Literal["told", "own"] = "told"
     padding: Literal["left", "right"] = "left"
     batch: Literal["any", "one"] = "any"
     max_images: int | None = None

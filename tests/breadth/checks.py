@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -326,14 +327,14 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 """Every check; what a level needs is said in `levels`."""
 
 
-def outcomes(name: str, only: Sequence[str] = ()) -> dict[str, str]:
+def outcomes(name: str, only: Sequence[str] = (), changes: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
     """What came of each check of a type: `ok`, `refused: why` or `fails: how`; of one of a medium also `none`, where
     the type does not take it, or `untried`, without what is needed.
     """
     from breadth import media
 
     try:
-        case = Case(name)
+        case = Case(name, changes)
     except (ImportError, sk.SteerKitError, MemoryError) as error:
         kind = "refused" if isinstance(error, sk.SteerKitError) else "not built"
         return {"built": f"{kind}: {_line(error)}"}

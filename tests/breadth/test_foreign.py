@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import steerkit as sk
-from breadth import text_models
+from breadth import checks, levels, text_models
 
 BIASED: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_proj_bias": True},
@@ -53,3 +53,40 @@ def test_padding_counts_where_a_recurrent_block_has_a_bias(name: str) -> None:
         together = not sk.wrap(model, text_models.tokenizer()).architecture.alone
         apart[together] = text_models.apart(whole[0, -1], alone[0, -1])
     assert apart[True] < 1e-5 < 1e-4 < apart[False]
+
+
+def _text(kind: str, **changes: Any) -> dict[str, Any]:
+    return {"text_config": {**text_models.document(kind), "model_type": kind, **changes}}
+
+
+_SCALED = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 4,
+    "llama_4_scaling_beta": 1.0,
+}
+IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "positions that scale attention": ("llava", _text("ministral3", rope_parameters=_SCALED)),
+    "another window and order": (
+        "gemma3",
+        {
+            "text_config.sliding_window": 3,
+            "text_config.layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "text_config.num_key_value_heads": 1,
+        },
+    ),
+    "several layers of the tower": ("vipllava", {"vision_feature_layers": [0, -1, 1], **_text("qwen3")}),
+    "cross-attention first": ("mllama", {"text_config.cross_attention_layers": [0, 2]}),
+    "decoder deeper than encoder": ("florence2", {"text_config.decoder_layers": 4, "text_config.encoder_layers": 1}),
+    "tower as deep as the decoder": ("git", {"num_hidden_layers": 2}),
+    "convolutions with a bias": ("lfm3_vl", {"text_config.conv_bias": True}),
+}
+_ASKED = ("blocks", "capture", "steering", "padding", "image tokens", "counterpart", "text", "mixed", "generation")
+
+
+@pytest.mark.parametrize("what", IMAGES)
+def test_a_vision_language_model_is_steered_right(what: str) -> None:
+    name, changes = IMAGES[what]
+    found = checks.outcomes(name, _ASKED, changes)
+    cannot = levels.recorded()["types"][name]["cannot"]
+    assert {key: outcome for key, outcome in found.items() if outcome not in ("ok", "none")}.keys() <= {*cannot}

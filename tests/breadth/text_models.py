@@ -47,16 +47,20 @@ def tokenizer() -> Any:
     return processors.tokenizer({}, [])
 
 
-def model(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """The model of a type, in evaluation mode; some entries of its configuration may be others."""
-    made = CONFIG_MAPPING[name]
-    document = made().to_dict()
-    configs.shrink(document)
-    configs.override(document, {**TEXT_SIZES.get(name, {}), **changes})
-    for _, part in configs.parts(document):
+def document(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The tiny configuration of a type; some of its entries may be others."""
+    made = CONFIG_MAPPING[name]().to_dict()
+    configs.shrink(made)
+    configs.override(made, {**TEXT_SIZES.get(name, {}), **changes})
+    for _, part in configs.parts(made):
         part.update({key: value for key, value in _ENDS.items() if key in part})
-    document.pop("transformers_version", None)
-    config = made.from_dict(document)
+    made.pop("transformers_version", None)
+    return made
+
+
+def model(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The model of a type, in evaluation mode."""
+    config = CONFIG_MAPPING[name].from_dict(document(name, changes))
     if hasattr(config, "is_decoder"):  # encoders of the BERT kind are decoders here
         config.is_decoder = True
     seeing = pairs.CLASSES.get(name)
