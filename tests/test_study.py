@@ -221,15 +221,20 @@ def test_planes_are_those_of_plain_hooks(demo: VLM, level: Any) -> None:
         shift[name] = seen
     for plane in found:
         text, image = (shift[name][plane.layer].double() for name in ("text", "image"))
-        assert plane.distances["text"] == 0
-        assert plane.distances["image"] == pytest.approx(float((image.mean(0) - text.mean(0)).norm()), rel=1e-3)
-        assert plane.in_plane["image"] <= plane.distances["image"] * 1.0001
+        assert plane.distances["text"].value == 0
+        far, length = plane.distances["image"], float((image.mean(0) - text.mean(0)).norm())
+        assert far.value == pytest.approx(length, rel=1e-3)
+        assert plane.in_plane["image"].value <= far.value * 1.0001
+        parts = (image - text) @ (image - text).mean(0) / length
+        assert float(parts.min()) <= far.low * 1.001
+        assert far.low <= far.value <= far.high <= float(parts.max()) * 1.001
+        assert far.n == len(samples)
         centres = {name: torch.tensor(points).mean(0) for name, points in plane.points.items()}
         drawn = float((centres["image"] - centres["text"]).norm())
-        assert drawn == pytest.approx(plane.in_plane["image"], rel=1e-2, abs=1e-3)
+        assert drawn == pytest.approx(plane.in_plane["image"].value, rel=1e-2, abs=1e-3)
         assert sum(plane.explained) <= 1.0001
     last = found[-1]
-    assert last.distances["steered"] < 0.6 * last.distances["image"], "what steers brings it back"
+    assert last.distances["steered"].value < 0.6 * last.distances["image"].value, "what steers brings it back"
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "instructblip"])

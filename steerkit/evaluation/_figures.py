@@ -102,7 +102,12 @@ def plane(found: Plane) -> Markup:
     shapes = [mark(x, y, number, size=3, opacity=0.45) for number, points in enumerate(at.values()) for x, y in points]
     for number, (name, points) in enumerate(at.items()):
         x, y = (sum(each) / len(points) for each in zip(*points, strict=True))
-        far = f"{found.distances[name]:.3g} from text; here {found.in_plane[name]:.3g}"
-        shapes += [mark(x, y, number, f"mean of {name}", 8), mark(570, 60 + 36 * number, number)]
-        shapes += [text(582, 64 + 36 * number, f"{name}, n {len(points)}"), text(582, 79 + 36 * number, far, size=11)]
-    return _svg(title, shapes, 318)
+        down = 60 + 50 * number
+        far, here = (
+            f"{each.value:.3g} ({each.low:.3g} to {each.high:.3g})"
+            for each in (found.distances[name], found.in_plane[name])
+        )
+        shapes += [mark(x, y, number, f"mean of {name}", 8), mark(570, down, number)]
+        shapes += [text(582, down + 4, f"{name}, n {len(points)}")]
+        shapes += [text(582, down + 19, f"{far} from text", size=11), text(582, down + 33, f"here {here}", size=11)]
+    return _svg(title, shapes, max(318, 60 + 50 * len(at)))

@@ -121,12 +121,9 @@ def figures(study: Study) -> dict[str, Markup]:
     )
     for at, suite in enumerate(dict.fromkeys(each.suite for each in study.planes), 1):
         mine = [each for each in study.planes if each.suite == suite]
-        names = [name for name in mine[0].distances if mine[0].distances[name] or name != "text only"]
         far = {
-            f"{name}, n {len(mine[0].points[name])}": [
-                (float(p.layer), p.distances[name], p.distances[name], p.distances[name]) for p in mine
-            ]
-            for name in names
+            f"{name}, n {each.n}": [(float(p.layer), (f := p.distances[name]).value, f.low, f.high) for p in mine]
+            for name, each in mine[0].distances.items()
             if name != "text only"
         }
         found[f"e-{at}-distances"] = curves(f"{suite}: distance of the means from text only", "layer", far)

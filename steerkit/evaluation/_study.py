@@ -284,8 +284,8 @@ class _Run:
         return cells, adjusted(comparisons)
 
     def _states(self, subject: Subject, choice: Mapping[str, Any]) -> list[Plane]:
-        samples = [case.sample for case in subject.test.harmful if case.sample.images][:SHOWN]
-        if len(samples) < 2:
+        cases = [case for case in subject.test.harmful if case.sample.images][:SHOWN]
+        if len(cases) < 2:
             return []
         conditions = [
             _TEXT,
@@ -293,7 +293,8 @@ class _Run:
             *(replace(self._chosen(name, choice, subject), name=name) for name in self.methods),
         ]
         self._tell(f"hidden states of {subject.name}", self.done)
-        return planes(self.vlm, subject.test.name, samples, conditions, batch_size=self.batch_size)
+        samples, clusters = [case.sample for case in cases], [case.cluster for case in cases]
+        return planes(self.vlm, subject.test.name, samples, conditions, clusters=clusters, batch_size=self.batch_size)
 
     # -- conditions --------------------------------------------------------------------------------------------------
 

@@ -79,8 +79,8 @@ class Study:
                 "suite": each.suite,
                 "layer": each.layer,
                 "condition": name,
-                "distance": far,
-                "in_plane": each.in_plane[name],
+                "distance": asdict(far),
+                "in_plane": asdict(each.in_plane[name]),
             }
             for each in self.planes
             for name, far in each.distances.items()

@@ -64,7 +64,7 @@ def subjects_of(
         name, mine = suite.name, ()
         if anchors:
             mine = as_samples(anchors[number if len(anchors) > 1 else 0])
-            name = "common anchors" if len(anchors) == 1 and len(suites) > 1 else name
+            name = "common anchors" if len(anchors) == 1 else name
         elif suite.harmful:
             kinds: tuple[Kind, ...] = ("harmful", "harmless")
             mine = [case.sample for kind in kinds for case in parts["anchors"].cases(kind)]
