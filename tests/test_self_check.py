@@ -12,6 +12,7 @@ import torch
 import steerkit as sk
 from steerkit.errors import UnsupportedModelError
 from steerkit.models import Family, PromptFormat, architecture_of
+from steerkit.vlm import _self_check
 from steerkit.vlm._load import _tried
 
 
@@ -74,6 +75,64 @@ def test_a_block_that_is_passed_over_is_found() -> None:
     block = model.model.language_model.layers[1]
     block.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
     with pytest.raises(UnsupportedModelError, match="declare"):
+        sk.wrap(model, processor)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_an_edit_that_does_not_reach_the_next_block_is_found(kept: int) -> None:
+    """A block reads what the one before kept for itself, not what it returned: equal as long as nothing is steered.
+
+    The check adds behind the first block of the last kind that there is.
+    """
+    model, processor = tiny.build("llava")
+    layers = model.model.language_model.layers
+    if kept:
+        layers[kept].mlp = type("OfAnotherKind", (type(layers[kept].mlp),), {})(layers[kept].self_attn.config)
+    sk.wrap(model, processor)
+    forward, states = layers[kept].forward, []
+
+    def keeping(*args: Any, **options: Any) -> Any:
+        found = forward(*args, **options)
+        states[:] = [found.clone()]
+        return found
+
+    layers[kept].forward = keeping
+    layers[kept + 1].register_forward_pre_hook(lambda module, args: (states[0], *args[1:]))
+    with pytest.raises(UnsupportedModelError, match=rf"added behind block {kept} is not what the next block is given"):
+        sk.wrap(model, processor)
+
+
+def test_blocks_in_another_order_than_they_run_in_are_found() -> None:
+    vlm = broken("llava")
+    own = type(vlm.model.model.language_model).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        listed, self.layers = self.layers, torch.nn.ModuleList(self.layers[::-1])
+        try:
+            return own(self, *args, **kwargs)
+        finally:
+            self.layers = listed
+
+    decoder = vlm.model.model.language_model
+    decoder.forward = forward.__get__(decoder)
+    with pytest.raises(UnsupportedModelError, match=r"run in the order \[.*declare layers"):
+        _tried(vlm)
+
+
+def test_an_image_one_position_on_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _self_check.visual_positions
+    monkeypatch.setattr(_self_check, "visual_positions", lambda *args: real(*args).roll(1, -1))
+    with pytest.raises(UnsupportedModelError, match=r"another image changes positions \[\d+\], where no image is"):
+        _tried(broken("llava"))
+
+
+def test_a_block_that_reads_padding_is_found() -> None:
+    model, processor = tiny.build("llava")
+    attention = model.model.language_model.layers[0].self_attn
+    attention.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
+    )
+    with pytest.raises(UnsupportedModelError, match="padding changes the state behind block 0 of"):
         sk.wrap(model, processor)
 
 

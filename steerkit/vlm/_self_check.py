@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from steerkit.engines import capturing
+from steerkit.engines import capturing, hooks
+from steerkit.engines.application import Application
+from steerkit.engines.blocks import Block
+from steerkit.engines.calls import CallTracker
+from steerkit.engines.receipt import Receipt
 from steerkit.errors import SteerKitError, UnsupportedModelError
+from steerkit.interventions import Intervention
 from steerkit.models import Sample, meaningless_image, merged, tokenizer_of, visual_positions
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
 
 if TYPE_CHECKING:
     from steerkit.vlm._prompted import PromptedModel
@@ -29,7 +35,8 @@ _SEAM = 4
 class _Seen(NamedTuple):
     """What the blocks of one pass did: the order in which they ran, what each was given and what it returned.
 
-    What a block returned may be passed on to what stands between the blocks, such as cross-attention.
+    Of a block that runs more than once, the first run counts. What a block returned may be passed on to what stands
+    between the blocks, such as cross-attention.
     """
 
     order: list[int]
@@ -45,11 +52,18 @@ def check_itself(vlm: PromptedModel) -> None:
         UnsupportedModelError: It does something else; the message names the field to declare.
     """
     shown = [(meaningless_image((_SIDE, _SIDE), seed),) if vlm.architecture.takes_images else () for seed in (None, 0)]
-    one = [Sample(_SHORT, shown[0])]
-    others = [] if vlm.architecture.alone else [Sample(_LONG, shown[0])]
+    count, layers = _kinds_end(vlm), vlm.architecture.layer_count
+    batch = [Sample(_SHORT, shown[0]), Sample(_SHORT, shown[1])]
+    batch += [] if vlm.architecture.alone else [Sample(_LONG, shown[0])]
+    # steered behind what is compared unsteered, so in a row of its own where nothing is
+    layer, row = (count - 1, 0) if count < layers else (max(0, layers - 2), len(batch))
+    batch += batch[:1] if row else []
     try:
-        alone, _ = _pass(vlm, one, vlm.architecture.layer_count)
-        together, inputs = _pass(vlm, [*one, Sample(_SHORT, shown[1]), *others], _kinds_end(vlm))
+        alone, _ = _pass(vlm, batch[:1], layers)
+        added = alone.states[layer][0, -1].roll(1)
+        rows = tuple(float(index == row) for index in range(len(batch))) if row else None
+        with _steered(vlm, added, layer, rows):
+            together, inputs = _pass(vlm, batch, count)
     except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise _failed(
             vlm,
@@ -59,13 +73,44 @@ def check_itself(vlm: PromptedModel) -> None:
     _check_blocks(vlm, alone)
     _check_positions(vlm, together, inputs)
     _check_text(vlm, inputs)
-    last = vlm.architecture.layer_count - 1
-    for layer, state in together.states.items():
-        padded, own = state[0, -1].float(), alone.states[layer][0, -1].float()
-        if float((padded - own).abs().max()) > _NEAR * float(own.abs().max()):
-            raise _failed(
-                vlm, f"padding changes the state behind block {layer} of {last}", "positions, padding or batch"
-            )
+    padded = "padding changes the state behind block {} of {}", "positions, padding or batch"
+    for each, state in together.states.items():
+        if (each, row) != (layer, 0) and not _near(state[0, -1], alone.states[each][0, -1]):
+            raise _failed(vlm, padded[0].format(each, layers - 1), padded[1])
+    own, reached = alone.states[layer][0, -1], _next_given(vlm, together, layer)
+    reached = (together.states[layer] if reached is None else reached)[row, -1]
+    if not _near(reached, own + added):
+        if row == 0 and not _near(reached, own):
+            raise _failed(vlm, padded[0].format(layer, layers - 1), padded[1])
+        what = f"what is added behind block {layer} is not what the next block is given"
+        raise _failed(vlm, what, "layers or state")
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    one, other = one.float(), other.float()
+    return float((one - other).abs().max()) <= _NEAR * float(other.abs().max())
+
+
+def _next_given(vlm: PromptedModel, seen: _Seen, layer: int) -> Tensor | None:
+    """What the block behind another was given, where it is that which the other returned."""
+    return None if vlm.architecture.runs or layer in seen.passed_on else seen.given.get(layer + 1)
+
+
+@contextmanager
+def _steered(vlm: PromptedModel, added: Tensor, layer: int, rows: tuple[float, ...] | None) -> Iterator[None]:
+    """Add something behind a block, at the last token of prompts, with what `steerkit.steer` steers with."""
+    change = Intervention(layers=(layer,), phase="prompt", rows=rows)
+    metadata = PackMetadata(method=MethodRecord(name="check"), interventions=(change,), model=vlm._recorded)
+    vector = SteeringVector({Key(layer): added.float().cpu()}, metadata)
+    application = Application([vector], [1.0], vlm.architecture, Receipt(), cast("Any", None), vlm.dtype)
+    with ExitStack() as stack:
+        tracker = stack.enter_context(CallTracker.of(vlm.model, vlm.architecture))
+        block = Block(application.begin)
+        stack.enter_context(hooks.applied(vlm.model, tracker, application, block))
+        stack.enter_context(tracker.follow(block))
+        stack.callback(block.end)
+        block.enter()
+        yield
 
 
 def _check_blocks(vlm: PromptedModel, seen: _Seen) -> None:
@@ -76,7 +121,7 @@ def _check_blocks(vlm: PromptedModel, seen: _Seen) -> None:
     for layer, state in seen.states.items():
         if state.dim() != 3 or state.shape[-1] != found.hidden_size:
             raise _failed(vlm, f"block {layer} returns a state of shape {tuple(state.shape)}", "state")
-        follows = None if found.runs or layer in seen.passed_on else seen.given.get(layer + 1)
+        follows = _next_given(vlm, seen, layer)
         if follows is not None and not torch.equal(follows[:, -1], state[:, -1]):
             raise _failed(vlm, f"block {layer + 1} is given something else than block {layer} returns", "layers")
 
@@ -163,14 +208,14 @@ def _watched(vlm: PromptedModel, seen: _Seen, count: int) -> Iterator[None]:
             if given is not None and given is last[0]:
                 seen.passed_on.add(seen.order[-1])
         elif isinstance(given, Tensor):
-            seen.given[layer] = merged(given, found)
+            seen.given.setdefault(layer, merged(given, found))
+            if layer == count:
+                raise _Enough
 
     def after(layer: int, output: Any) -> None:
         last[0] = capturing.hidden(output)
         seen.order.append(layer)
-        seen.states[layer] = merged(last[0], found)
-        if layer + 1 == count < found.layer_count:
-            raise _Enough
+        seen.states.setdefault(layer, merged(last[0], found))
 
     def watch(module: torch.nn.Module, layer: int | None) -> Any:
         return module.register_forward_pre_hook(lambda _, args, options: before(layer, args, options), with_kwargs=True)
