@@ -58,32 +58,36 @@ def check_itself(vlm: PromptedModel) -> None:
     # steered behind what is compared unsteered, so in a row of its own where nothing is
     layer, row = (count - 1, 0) if count < layers else (max(0, layers - 2), len(batch))
     batch += batch[:1] if row else []
-    try:
+    rows = tuple(float(index == row) for index in range(len(batch))) if row else None
+    with _running(vlm):
         alone, _ = _pass(vlm, batch[:1], layers)
-        added = alone.states[layer][0, -1].roll(1)
-        rows = tuple(float(index == row) for index in range(len(batch))) if row else None
-        with _steered(vlm, added, layer, rows):
-            together, inputs = _pass(vlm, batch, count)
-    except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise _failed(
-            vlm,
-            f"a prompt{' with a blank image' if shown[0] else ''} does not run ({error})",
-            "prompt, marks or text_module",
-        ) from error
     _check_blocks(vlm, alone)
+    own = alone.states[layer][0, -1]
+    added = own.roll(1)
+    with _running(vlm), _steered(vlm, added, layer, rows):
+        together, inputs = _pass(vlm, batch, count)
     _check_positions(vlm, together, inputs)
     _check_text(vlm, inputs)
     padded = "padding changes the state behind block {} of {}", "positions, padding or batch"
     for each, state in together.states.items():
         if (each, row) != (layer, 0) and not _near(state[0, -1], alone.states[each][0, -1]):
             raise _failed(vlm, padded[0].format(each, layers - 1), padded[1])
-    own, reached = alone.states[layer][0, -1], _next_given(vlm, together, layer)
+    reached = _next_given(vlm, together, layer)
     reached = (together.states[layer] if reached is None else reached)[row, -1]
     if not _near(reached, own + added):
         if row == 0 and not _near(reached, own):
             raise _failed(vlm, padded[0].format(layer, layers - 1), padded[1])
         what = f"what is added behind block {layer} is not what the next block is given"
         raise _failed(vlm, what, "layers or state")
+
+
+@contextmanager
+def _running(vlm: PromptedModel) -> Iterator[None]:
+    try:
+        yield
+    except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        shown = " with a blank image" if vlm.architecture.takes_images else ""
+        raise _failed(vlm, f"a prompt{shown} does not run ({error})", "prompt, marks or text_module") from error
 
 
 def _near(one: Tensor, other: Tensor) -> bool:
