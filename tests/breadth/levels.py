@@ -164,7 +164,7 @@ the same is held for a call of the model with one.
 | fails | something is wrong: steerkit refuses the type, or its self-check at load does |
 | refused | steerkit refuses the type, and says why |
 | not built | nothing is known: a tiny model can't be built |
-| untested | the type came with a newer transformers; steerkit [checks the model](add-a-model.md#what-is-tried-at-loading) when it is loaded |
+| untested | the type is new in transformers, and [tried when it is loaded](add-a-model.md#what-is-tried-at-loading) |
 
 *Also* lists what a type is steered with beside images and text. *Declares* lists the fields of the type's `Family`
 record; all else is asked of transformers, or looked up in the model: `steerkit models TYPE` tells which. *Can't* lists
