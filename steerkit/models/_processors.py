@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 from steerkit._text import one_line
@@ -43,6 +44,7 @@ class NoVideo:
         """Nothing is saved."""
 
 
+@cache
 def waiving_video(kind: type[Any]) -> type[Any]:
     """The class of a processor that takes a placeholder where its video part belongs."""
 
@@ -64,9 +66,16 @@ def waiving_video(kind: type[Any]) -> type[Any]:
         "get_attributes": classmethod(lambda _: kind.get_attributes()),
         "check_argument_for_proper_class": check,
         "to_dict": document,
+        # no module holds this class: workers of data loaders are sent the one that it is of
+        "__reduce__": lambda self: (_blank, (kind,), self.__dict__),
         "__module__": kind.__module__,
     }
     return type(kind.__name__, (kind,), members)
+
+
+def _blank(kind: type[Any]) -> Any:
+    made = waiving_video(kind)
+    return made.__new__(made)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import steerkit as sk
 from breadth import checks, pairs, processor_options, prompts
@@ -120,3 +121,23 @@ def test_an_option_of_the_template_reaches_the_prompt(name: str, monkeypatch: py
         assert prompt(images, enable_thinking=False).rstrip().endswith("</think>")
     with pytest.raises(sk.SteerKitError):
         prompt(True, no_such_option=1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the processors of transformers
+@pytest.mark.parametrize("name", ["paligemma", "mllama", "idefics", "ernie4_5_vl_moe", *TYPES])
+def test_a_tokenizer_without_a_token_to_pad_with(name: str) -> None:
+    """Some processors pad by themselves, whatever they are told; the user's own is left as it is."""
+    try:
+        model, processor = pairs.pair(name)
+    except ImportError as error:
+        pytest.skip(str(error).strip().splitlines()[0])
+    asked = [(text, prompts.picture(seed)) for seed, text in enumerate((checks.SHORT, checks.LONG))]
+    with torch.no_grad():
+        alone = [model(**prompts.encoded(name, processor, [text], [[shown]])).logits[0, -1] for text, shown in asked]
+        processor.tokenizer.pad_token = None
+        vlm = sk.wrap(model, processor)
+        inputs = vlm.inputs([Sample(text, (shown,)) for text, shown in asked])
+        together = model(**inputs).logits[:, -1]
+    assert not inputs["attention_mask"].all()
+    assert (together - torch.stack(alone)).abs().max() < 1e-3 * torch.stack(alone).abs().max()
+    assert processor.tokenizer.pad_token is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,13 @@ def test_the_video_part_is_waived(name: str, tmp_path: Path) -> None:
     loaded = load_processor(str(tmp_path), family_for(name))
     assert type(loaded).__name__ == processors.kind_of(name).__name__
     assert isinstance(loaded.video_processor, NoVideo)
-    expected, found = (prompts.encoded(name, each, ["What?"], [[prompts.picture(0)]]) for each in (made, loaded))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert processors.kind_of(name).__name__ in repr(loaded)
+    sent = pickle.loads(pickle.dumps(loaded))  # as to the workers of a data loader
+    assert type(sent) is type(loaded)
+    of_each = [prompts.encoded(name, each, ["What?"], [[prompts.picture(0)]]) for each in (made, loaded, sent)]
+    for found in of_each[1:]:
+        assert of_each[0].keys() == found.keys()
+        assert all(torch.equal(of_each[0][key], found[key]) for key in found)
     with pytest.raises(ProcessorError, match="torchvision is not installed"):
         loaded.video_processor(videos=[prompts.picture(0)])
 
