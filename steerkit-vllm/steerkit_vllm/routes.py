@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from steerkit.errors import SteerKitError
+from steerkit.errors import OptionError, SteerKitError
 from steerkit_vllm._version import __version__
 from steerkit_vllm.asking import meant
 from steerkit_vllm.settings import KEY
@@ -31,7 +31,6 @@ async def added(registry: Any, engine: Any, name: object, ref: object) -> dict[s
     Raises:
         SteerKitError: It can't be served.
     """
-    from steerkit.errors import OptionError
     from steerkit_vllm.selftest import write
 
     if not isinstance(name, str) or not isinstance(ref, str):
@@ -47,18 +46,39 @@ async def added(registry: Any, engine: Any, name: object, ref: object) -> dict[s
     return registry.describe()
 
 
+PLACES = ("vllm_xargs", "extra_body", "extra_args", "sampling_params")
+"""Objects of a body in which clients put keys."""
+
+_PERHAPS = re.compile(rb"steer|\\u00|\x00", re.IGNORECASE)
+"""What a body holds that asks for steering: the letters, escapes of them, or text of 16 or 32 bits a character."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose last entry counts where a key comes twice; those before would be dropped."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and (key in PLACES or meant([key])):
+            raise OptionError(f"the body holds {key!r:.80} twice", expected="each key once")
+        found[key] = value
+    return found
+
+
 def parsed(body: bytes) -> dict[str, Any]:
-    """A body that may ask for steering; empty if it does not, or is none, which vLLM says."""
+    """A body that may ask for steering; empty if it does not, or is none, which vLLM says.
+
+    Raises:
+        OptionError: It holds a key twice.
+    """
     try:
-        found = json.loads(body) if re.search(b"steer", body, re.IGNORECASE) else None
-    except ValueError:
+        found = json.loads(body, object_pairs_hook=_once) if _PERHAPS.search(body) else None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def astray(path: str, given: dict[str, Any]) -> str | None:
     """What of a body asks for steering where vLLM does not look; it ignores fields that it does not know."""
-    for place in ("", "vllm_xargs", "extra_body", "extra_args", "sampling_params"):
+    for place in ("", *PLACES):
         part = given.get(place) if place else given
         if isinstance(part, dict) and (keys := meant(part)) and not (place == "vllm_xargs" and path.endswith(TAKES)):
             what = f"the request to {path} has {keys[0]!r:.80}" + (f" in {place}" if place else "")
@@ -100,8 +120,12 @@ class Refusing:
             parts.append(message.get("body", b""))
             more = message.get("more_body", False)
         body = b"".join(parts)
-        given, registry = parsed(body), getattr(scope["app"].state, "steerkit", None)
-        if problem := astray(scope["path"], given) or malformed(registry, given):
+        try:
+            given, registry = parsed(body), getattr(scope["app"].state, "steerkit", None)
+            problem = astray(scope["path"], given) or malformed(registry, given)
+        except OptionError as error:
+            problem = str(error)
+        if problem:
             from fastapi.responses import JSONResponse
 
             error = {"message": problem, "type": "BadRequestError", "param": KEY, "code": 400}

@@ -293,7 +293,7 @@ def closed(llm: Any) -> None:
 
 
 def main() -> None:
-    folder, output = Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w")
+    folder, output, failed = Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w"), False
     for line in sys.stdin:
         job = json.loads(line)
         try:
@@ -304,8 +304,10 @@ def main() -> None:
             else:
                 found = packs(folder, job)
         except Exception as error:  # a test shows it, and the next job goes on
+            failed = True
             found = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-4000:]}
         print(json.dumps(found), file=output, flush=True)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

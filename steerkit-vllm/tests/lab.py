@@ -212,11 +212,10 @@ ONLY_ONCE = ("ablate", "ablate_kept", "clamp", "sample", "shift", "linear_prompt
 
 def recipes(found: dict[str, SteeringVector]) -> list[tuple[str, float]]:
     """Which packs are compared at which strengths."""
-    return [("cmrm", 0.5), ("cmrm", 1.0), ("cmrm", 2.0)] + [
+    return [
         (name, strength)
         for name in found
-        if name != "cmrm"
-        for strength in ((1.0,) if name in ONLY_ONCE else (1.0, 4.0))
+        for strength in ((0.5, 1.0, 2.0) if name == "cmrm" else (1.0,) if name in ONLY_ONCE else (1.0, 4.0))
     ]
 
 

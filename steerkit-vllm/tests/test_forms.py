@@ -27,7 +27,7 @@ from steerkit.interventions import (
     StoredDirection,
 )
 from steerkit.vectors import Key, SteeringVector
-from steerkit_vllm import changes
+from steerkit_vllm import changes, register
 from steerkit_vllm.arithmetic import GATE, NUMBERS, Rows, advance
 from steerkit_vllm.asking import KEYS, Asked, asked, meant
 from steerkit_vllm.banks import _with_gates
@@ -367,6 +367,18 @@ def test_a_receipt_says_where_and_by_how_much():
 )
 def test_keys_go_where_vllm_reads_them(path, body, fine):
     assert (astray(path, parsed(json.dumps(body).encode())) is None) == fine
+
+
+def test_a_key_that_comes_twice_is_refused():
+    with pytest.raises(SteerKitError, match="'vllm_xargs' twice"):
+        parsed(b'{"vllm_xargs": {"steerkit_pack": "last"}, "vllm_xargs": {}}')
+
+
+@pytest.mark.parametrize("found", ["0.31.2", "0.33.0", "0.320.0", "1.32.0", "0.3"])
+def test_another_version_of_vllm_is_refused(monkeypatch, found):
+    monkeypatch.setattr("vllm.__version__", found)
+    with pytest.raises(RuntimeError, match=rf"knows the internals of vLLM 0\.32, and {found} is installed"):
+        register()
 
 
 def test_what_is_no_json_is_left_to_vllm():

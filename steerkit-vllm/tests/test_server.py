@@ -178,6 +178,41 @@ def test_a_stream_of_a_malformed_request_is_http_400(server, path):
         assert "steerkit_strength is 'much'" in found.text or "Did you mean 'cmrm'" in found.text
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"model": "m", "prompt": "x", "\u0073teerkit_pack": "last"}',
+        rb'{"model": "m", "prompt": "x", "extra_body": {"st\u0065\u0065rkit_pack": "last"}}',
+        b'{"model": "m", "prompt": "x", "vllm_xargs": {"steerkit_pack": "last"}, "vllm_xargs": {}}',
+        b'{"model": "m", "prompt": "x", "vllm_xargs": {"steerkit_pack": "last", "steerkit_pack": "image"}}',
+        '{"model": "m", "prompt": "x", "steerkit_pack": "last"}'.encode("utf-16"),
+        '{"model": "m", "prompt": "x", "steerkit_pack": "last"}'.encode("utf-32-le"),
+        b'\xef\xbb\xbf{"model": "m", "prompt": "x", "steerkit_pack": "last"}',
+    ],
+)
+def test_however_a_body_is_written_its_keys_are_not_dropped(server, body):
+    headers = {"content-type": "application/json"}
+    found = httpx.post(f"{server.address}/v1/completions", content=body, headers=headers, timeout=60)
+    assert found.status_code == 400
+    assert "where vLLM ignores it" in found.text or "twice" in found.text
+
+
+def test_clients_that_go_away_leave_the_answers_of_others_right(server, lab):
+    def leave(number: int) -> None:
+        asked = wish(("last", "sample", "gate_token")[number % 3], 1.0, steerkit_receipt=1)
+        messages = [{"role": "user", "content": lab.samples[number % 16].text}]
+        body = {"model": "m", "messages": messages, "max_tokens": 100, "ignore_eos": True, "vllm_xargs": asked}
+        with httpx.stream("POST", f"{server.address}/v1/chat/completions", json=body | {"stream": True}) as stream:
+            for _ in zip(range(number % 7), stream.iter_lines(), strict=False):
+                pass
+
+    with ThreadPoolExecutor(24) as pool:
+        gone = [pool.submit(leave, number) for number in range(48)]
+        found = list(pool.map(lambda at: server.tokens(at, wish("sample", 1.0)), range(16)))
+        assert [each.exception() for each in gone] == [None] * 48
+    assert found == lab.wanted("sample")
+
+
 def test_every_prompt_of_a_completion_is_steered(server, lab):
     texts = [at for at, sample in enumerate(lab.samples) if not sample.images][:3]
     prompts = [lab.prompt(at)["prompt"] for at in texts]

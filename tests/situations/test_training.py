@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import steerkit as sk
+from steerkit.engines import hooks
 from steerkit.errors import EngineError
 from steerkit.interventions import Ablate, Gate, LinearStrength, Measure, Site, Tower
 
@@ -253,6 +254,17 @@ def test_a_loss_on_states_in_the_middle(kind: str) -> None:
         found = loss(vlm)
     found.backward()
     assert distance(taken(vlm.model), taken(reference.model)) < ROUNDING
+
+
+def test_reentrant_checkpointing_is_refused_where_transformers_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_LOSES_GRADIENTS", True)
+    vlm = trained("qwen3", "reentrant")
+    tensors = directions(vlm, "mlp_out", "language")
+    with (
+        pytest.raises(EngineError, match="reentrant gradient checkpointing would lose"),
+        sk.steer(vlm, steering(vlm, tensors, "mlp_out", "language"), policy="off"),
+    ):
+        loss_of(vlm, prompt(vlm, "qwen3"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
