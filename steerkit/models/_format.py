@@ -13,7 +13,8 @@ from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Inputs
 from steerkit.models._asking import start_token
 from steerkit.models._encoding import batch_of, padded, tensors
-from steerkit.models._questions import Messages, PromptQuestions
+from steerkit.models._messages import Messages
+from steerkit.models._questions import PromptQuestions
 from steerkit.models._samples import Sample
 from steerkit.models._sizes import image_sizes
 from steerkit.models._written import numbered
@@ -101,6 +102,8 @@ class PromptFormat(PromptQuestions):
         if image_count or video_count:
             return prompt
         prompt = self._without(prompt, written)
+        if self.irregular and prompt != self._rendered(Messages(sample, _without_images(sample.messages(shown))), 0):
+            raise self.unequal  # what separates images, or counts them, would be left
         return prompt.replace(self.written_video, "") if videos else prompt
 
     def _check_asked(self, sample: Sample, shown: int, prompt: str) -> None:
@@ -314,3 +317,7 @@ class PromptFormat(PromptQuestions):
             ProcessorError: The inputs do not tell.
         """
         return image_sizes(self.processor, inputs)
+
+
+def _without_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**each, "content": [part for part in each["content"] if part["type"] != "image"]} for each in messages]

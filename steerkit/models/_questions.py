@@ -18,6 +18,7 @@ from steerkit.models._architecture import Architecture
 from steerkit.models._asking import takes
 from steerkit.models._encoding import batch_of
 from steerkit.models._family import Family
+from steerkit.models._messages import Messages, Turns
 from steerkit.models._processors import NoVideo, tokenizer_of
 from steerkit.models._samples import Sample
 from steerkit.models._videos import opened_video
@@ -76,13 +77,33 @@ class PromptQuestions:
         Raises:
             ProcessorError: It writes none, or something that can't be taken out again.
         """
-        one, two, none = (self._template([("user", _MARK)], count) for count in (1, 2, 0))
+        one, two, none = self._shown
         for shorter, longer in ((one, two), (none, one)):
             written = inserted(shorter, longer)
             known = written.strip() and re.search(numbered(written), one)
-            if known and self._without(one, written) == self._without(two, written):
+            if known and self._without(one, written) in (self._without(two, written), none):
                 return written
-        raise ProcessorError(
+        raise self.unequal
+
+    @cached_property
+    def irregular(self) -> bool:
+        """Whether the chat template writes several images in another way than one."""
+        if not self._sees or not self._has_template or self._family.image is not None:
+            return False
+        one, two, _ = (self._without(each, self.written_image) for each in self._shown)
+        return one != two
+
+    @cached_property
+    def _shown(self) -> tuple[str, str, str]:
+        """A prompt with an image, with two and with none."""
+        one, two, none = (self._template([("user", _MARK)], count) for count in (1, 2, 0))
+        return one, two, none
+
+    @property
+    def unequal(self) -> ProcessorError:
+        """That an image can't be taken out of a rendered prompt."""
+        one, _, none = self._shown
+        return ProcessorError(
             f"the chat template of this {self._kind} writes {self.image_token!r} 0 times"
             if one == none
             else f"the chat template of this {self._kind} writes several images in another way than one",
@@ -222,7 +243,7 @@ class PromptQuestions:
         return own or self._family.template or getattr(self.tokenizer, "chat_template", None)
 
     def _template(self, turns: Sequence[tuple[str, str]], images: int, *, opens: bool = True) -> str:
-        return self._rendered(Sample(tuple(turns)) if opens else _Turns(turns), images, opens)
+        return self._rendered(Sample(tuple(turns)) if opens else Turns(turns), images, opens)
 
     def _rendered(self, sample: Any, images: int, opens: bool = True) -> str:
         """A sample through the chat template."""
@@ -363,32 +384,3 @@ def _with_padding(processor: Any) -> Any:
     copied.tokenizer = deepcopy(processor.tokenizer)
     copied.tokenizer.pad_token = copied.tokenizer.eos_token or copied.tokenizer.unk_token
     return copied
-
-
-class _Turns:
-    """Turns that a sample may not hold: a chat that ends with a finished answer."""
-
-    continues = False
-
-    def __init__(self, turns: Sequence[tuple[str, str]]) -> None:
-        self._turns = list(turns)
-
-    def template_options(self, template: object) -> dict[str, Any]:
-        return {}
-
-    def messages(self, images: int) -> list[dict[str, Any]]:
-        return [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in self._turns]
-
-    def plain_turns(self, family: str) -> list[tuple[str, str]]:
-        return self._turns
-
-
-class Messages:
-    """A sample whose messages were changed."""
-
-    def __init__(self, sample: Sample, messages: list[dict[str, Any]]) -> None:
-        self.continues, self.template_options = sample.continues, sample.template_options
-        self._messages = messages
-
-    def messages(self, images: int) -> list[dict[str, Any]]:
-        return self._messages

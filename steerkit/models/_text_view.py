@@ -101,6 +101,8 @@ class TextView:
     """
 
     def __init__(self, format: PromptFormat, architecture: Architecture) -> None:
+        if format.irregular:
+            raise format.unequal
         self._architecture = architecture
         self._placeholder = format.placeholder
         self._tokenizer = format.tokenizer

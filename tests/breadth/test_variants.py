@@ -11,6 +11,7 @@ import steerkit as sk
 from breadth import checks, pairs, processor_options, prompts
 from breadth.processors import CHAT
 from steerkit.models import Sample
+from steerkit.models._views import without_image
 
 _COUNTING = "{% set seen = namespace(count=0) %}{% for m in messages %}"
 NUMBERED = CHAT.replace("{% for m in messages %}", _COUNTING, 1).replace(
@@ -46,10 +47,14 @@ TEMPLATES = {
     "refuses a system turn": NO_SYSTEM,
     "wants turns to alternate": TAKES_TURNS,
 }
-UNEQUAL = {
-    "writes how much there is": CHAT.replace("<|im_start|>", "{{ messages | string | length }}<|im_start|>", 1),
-    "separates pictures": CHAT.replace("@IMAGE@", "{% if not loop.first %}, {% endif %}@IMAGE@"),
-}
+SEPARATES = CHAT.replace("@IMAGE@", "{% if not loop.first %}, {% endif %}@IMAGE@")
+TOTALS = CHAT.replace(
+    "{% for c in m['content'] %}",
+    "{% set own = m['content'] | selectattr('type', 'equalto', 'image') | list %}"
+    "{% if own %}{{ own | length }} in all: {% endif %}{% for c in m['content'] %}",
+    1,
+)
+COUNTS = CHAT.replace("<|im_start|>", "{{ messages | string | length }}<|im_start|>", 1)
 """Of which no image can be taken out again."""
 REFUSING = ("refuses a system turn", "wants turns to alternate")
 TYPES = ("llava", "qwen2_vl", "gemma3", "idefics3")
@@ -86,11 +91,38 @@ def test_a_template_with_a_habit(name: str, habit: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "idefics3"])
-@pytest.mark.parametrize("habit", UNEQUAL)
-def test_a_template_that_writes_another_image_in_another_way_is_refused(
-    name: str, habit: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("template", [SEPARATES, TOTALS], ids=["separates", "totals"])
+def test_a_template_that_writes_several_images_in_another_way(
+    name: str, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompts, "CHAT", UNEQUAL[habit])
+    """One image is as plain as ever; nothing is cut that would leave a trace of others, and from ids nothing at all."""
+    monkeypatch.setattr(prompts, "CHAT", template)
+    case = checks.Case(name)
+    for key in ("inputs", "capture", "padding", "counterpart", "text", "mixed"):
+        checks.CHECKS[key](case)
+    several = Sample([_turn("image", "image", "text")], tuple(case.images[:2]))
+    assert case.vlm.inputs([several], images=False)["input_ids"][0].tolist() == case.text_ids(checks.SHORT)
+    for kinds in (("text", "image"), ("text", "image", "image")):
+        sample = Sample([_turn(*kinds)], tuple(case.images[: len(kinds) - 1]))
+        with pytest.raises(sk.errors.ProcessorError):
+            case.vlm.inputs([sample], images=False)
+    if template is SEPARATES:
+        checks.CHECKS["several images"](case)
+        shown = case.shown(checks.SHORT, 0, 1)["input_ids"][0].tolist()
+        assert case.vlm.inputs([several])["input_ids"][0].tolist() == shown
+    assert case.vlm.format is not None
+    with pytest.raises(sk.errors.ProcessorError, match="in another way than one"):
+        without_image(dict(case.shown(checks.SHORT, 0)), case.vlm.format, case.vlm.architecture)
+
+
+def _turn(*kinds: str) -> dict[str, Any]:
+    parts = {"text": {"type": "text", "text": checks.SHORT}, "image": {"type": "image"}}
+    return {"role": "user", "content": [parts[kind] for kind in kinds]}
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "idefics3"])
+def test_a_template_that_changes_with_every_image_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "CHAT", COUNTS)
     model, processor = pairs.pair(name)
     vlm = sk.wrap(model, processor)
     for images in (True, False):
