@@ -62,7 +62,7 @@ def _of_steerkit(record: Mapping[str, Any], asked: Mapping[str, Sequence[rows.As
 
 @dataclass(frozen=True)
 class Line:
-    """One condition: (hits, count) of each figure; restored counts the refusals that the picture took."""
+    """One condition: (hits, count) of each figure; restored: of refusals that the picture took, where asked."""
 
     condition: str
     unsafe: tuple[int, int]
@@ -90,7 +90,7 @@ def lines(answers: Answers) -> list[Line]:
                 (len(refused), len(unsafe)),
                 (len(_refused(safe)), len(safe)),
                 (right, len(visual)),
-                (len(lost & refused), len(lost)),
+                (len(lost & refused), len(lost & unsafe.keys())),
             )
         )
     return out
