@@ -81,7 +81,7 @@ class PromptFormat(PromptQuestions):
         videos = sample.video_places
         shown = image_count or sample.places or (0 if videos else 1)
         prompt = self._rendered(sample, shown)
-        written = self.image_token if self._family.image is not None else self.written_image
+        written = self.image_token if self._declared is not None else self.written_image
         if videos and prompt.count(self.written_video) != videos:
             raise ProcessorError(
                 f"the chat template of this {self._kind} writes {self.written_video!r} "
@@ -271,7 +271,7 @@ class PromptFormat(PromptQuestions):
         self._check_count(max(map(len, images), default=0))
         if not self._has_template or not self._sees:
             return
-        written = self.image_token if self._family.image is not None else self.written_image
+        written = self.image_token if self._declared is not None else self.written_image
         for text, own in zip(texts, images, strict=True):
             if (found := len(re.findall(numbered(written), text))) != len(own):
                 raise SampleError(

@@ -74,7 +74,7 @@ def waiving_video(kind: type[Any]) -> type[Any]:
 
 
 def _blank(kind: type[Any]) -> Any:
-    made = waiving_video(kind)
+    made: Any = waiving_video(kind)
     return made.__new__(made)
 
 

@@ -88,7 +88,7 @@ class PromptQuestions:
     @cached_property
     def irregular(self) -> bool:
         """Whether the chat template writes several images in another way than one."""
-        if not self._sees or not self._has_template or self._family.image is not None:
+        if not self._sees or not self._has_template or self._declared is not None:
             return False
         one, two, _ = (self._without(each, self.written_image) for each in self._shown)
         return one != two
@@ -169,15 +169,25 @@ class PromptQuestions:
             )
 
     @cached_property
+    def _declared(self) -> str | None:
+        """The family's expression of an image, unless the chat template writes more than that for one, but for blanks."""
+        if self._family.image is None:
+            return None
+        found = self._family.image.replace("{image}", re.escape(self.image_token))
+        if not self._has_template:
+            return found
+        one, _, none = ("".join(re.sub(found, "", each).split()) for each in self._shown)
+        return found if one == none else None
+
+    @cached_property
     def placeholder(self) -> str:
         """A regular expression of everything that stands for the images of a prompt once it is tokenised."""
         if not self._sees:
             return _NOTHING
-        token = re.escape(self.image_token)
-        if self._family.image is not None:
-            return self._family.image.replace("{image}", token)
+        if self._declared is not None:
+            return self._declared
         if self._family.prompt == "bare":
-            return f"(?:{token})+"
+            return f"(?:{re.escape(self.image_token)})+"
         pattern = pattern_of([self._expanded(self.written_image)], self._added)
         return "|".join(filter(None, (self._video_pattern(pattern), pattern)))
 
@@ -273,8 +283,8 @@ class PromptQuestions:
 
     def _without(self, prompt: str, written: str) -> str:
         """A rendered prompt without its images."""
-        if self._family.image is not None:
-            return re.sub(self.placeholder, "", prompt)
+        if self._declared is not None:
+            return re.sub(self._declared, "", prompt)
         return re.sub(numbered(written), "", prompt)
 
     def _blank(self, written: str, frames: int = 0) -> list[int]:

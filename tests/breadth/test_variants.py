@@ -80,6 +80,9 @@ def test_a_template_with_a_habit(name: str, habit: str, monkeypatch: pytest.Monk
     told = Sample(SYSTEM_AND_QUESTION, (case.images[0],))
     if habit not in REFUSING:
         _only_the_image_is_cut(case, told)
+        bare = case.vlm.inputs([case.sample(checks.SHORT, 0)], images=False)["input_ids"][0]
+        written = case.plain.processor.tokenizer.decode(bare, skip_special_tokens=True)
+        assert "Picture" not in written and written.split() == _without_images(case).split()
         return
     for images in (True, False):
         with pytest.raises(sk.errors.SampleError, match="no system turns here"):
@@ -128,6 +131,13 @@ def test_a_template_that_changes_with_every_image_is_refused(name: str, monkeypa
     for images in (True, False):
         with pytest.raises(sk.errors.ProcessorError, match="in another way than one.*declare image in a Family record"):
             vlm.inputs([Sample(checks.SHORT, (prompts.picture(0),))], images=images)
+
+
+def _without_images(case: checks.Case) -> str:
+    """What the template writes of a question without an image."""
+    tokenizer = case.plain.processor.tokenizer
+    text = prompts.rendered(case.name, case.plain.processor, checks.SHORT, 0)
+    return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True)
 
 
 def _only_the_image_is_cut(case: checks.Case, sample: Sample) -> None:
