@@ -170,7 +170,7 @@ class PromptQuestions:
 
     @cached_property
     def _declared(self) -> str | None:
-        """The family's expression of an image, unless the chat template writes more than that for one, but for blanks."""
+        """The family's expression of an image, unless the chat template writes more for one than that and blanks."""
         if self._family.image is None:
             return None
         found = self._family.image.replace("{image}", re.escape(self.image_token))
