@@ -66,15 +66,16 @@ def architecture_of(model: Any, family: Family) -> Architecture:
     for found in (attention, mlp):
         _check_inside(model, layers, blocks, found)
     marks = _marks(model, family)
-    images = _token_ids(model.config, _IMAGES) if marks == "ids" or family.prompt == "bare" else frozenset()
+    names = (family.marks.removeprefix("ids:"),) if family.marks.startswith("ids:") else _IMAGES
+    images = _token_ids(model.config, names) if marks == "ids" or family.prompt == "bare" else frozenset()
     videos = _token_ids(model.config, _VIDEOS) if marks == "ids" and family.prompt == "chat" else frozenset()
     ends = [each for name in _VIDEO_ENDS for each in (_token_ids(model.config, (name,)) if videos else ())]
     if marks == "ids" and not images:
         raise UnsupportedModelError(
             f"the config of this {model.config.model_type} model names no image token",
-            expected="an image_token_id",
-            fix="set config.image_token_id to the id that the processor writes for an image, or declare marks in a "
-            "Family record",
+            expected=f"the id that the processor writes for an image, as {names[0]}",
+            fix="set config.image_token_id; or declare marks in a Family record: `ids:NAME` where another entry of the "
+            "config names it",
         )
     cross = frozenset(getattr(text, family.only_with_image)) if family.only_with_image else frozenset()
     encoder_decoder = bool(text.is_encoder_decoder or model.config.is_encoder_decoder)
@@ -194,11 +195,20 @@ def _layers(model: Any, family: Family, count: int) -> str:
     name = type(model).__name__
     if family.layers is not None:
         try:
-            found = len(cast("Any", model.get_submodule(family.layers)))
-        except (AttributeError, TypeError):
+            held: Any = model.get_submodule(family.layers)
+        except AttributeError:
             raise UnsupportedModelError(
                 f"{name} has no list of decoder blocks at {family.layers!r}", expected="what its Family declares"
             ) from None
+        numbers = [child for child, _ in held.named_children()]
+        found = len(numbers)
+        if numbers != [str(number) for number in range(found)]:
+            raise UnsupportedModelError(
+                f"{name} has no list of decoder blocks at {family.layers!r}, but a {type(held).__name__} with "
+                f"{', '.join(numbers[:4])}",
+                expected="an nn.ModuleList of blocks in the order in which they run",
+                fix="declare another path as layers in the Family record; blocks kept by name can't be steered",
+            )
         if not found or count % found:  # some configs count what is inside of a block
             raise UnsupportedModelError(
                 f"{name} has {found} blocks at {family.layers!r}", expected=f"{count} as its config says"
@@ -288,6 +298,8 @@ def _padding_leaks(blocks: list[nn.Module], width: int) -> bool:
 
 def _marks(model: Any, family: Family) -> str:
     """What says where the image is; empty for a model that takes none."""
+    if family.marks.startswith("ids:"):
+        return "ids"
     if family.marks != "ids" or family.auto_class == "AutoModelForImageTextToText":
         return family.marks
     return ""

@@ -41,7 +41,8 @@ class Family:
         image: A regular expression of everything that stands for the images of a prompt once it is tokenised, with
             `{image}` for the token; asked of template and processor where it is None.
         user_marker: What opens the user's turn; asked of the template where it is None.
-        marks: What says where the image is: `ids`, `mask:NAME` for an input that marks the positions, `prefix` where
+        marks: What says where the image is: `ids`, those of the config's image token, or `ids:NAME` where the config
+            calls it something else; `mask:NAME` for an input that marks the positions, `prefix` where
             features are put in front of the ids, or `none` where blocks attend to an image that has no position; empty
             for a model that takes none.
         positions: `told`: those without padding, as `generate` tells them; `own` where a model counts them itself.

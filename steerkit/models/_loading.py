@@ -12,11 +12,12 @@ from steerkit.models._family import Family
 from steerkit.models._registry import family_for
 
 
-def family_of(source: str, **options: Any) -> Family:
+def family_of(source: str, *, trust_remote_code: bool = False, **options: Any) -> Family:
     """The family of the model in a repository or folder, from its config alone: none of the repository's code is run.
 
     Args:
         source: Repository id or folder.
+        trust_remote_code: Whether it will be, so that the repository may bring a type that transformers does not have.
         **options: What `from_pretrained` takes: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
@@ -36,7 +37,8 @@ def family_of(source: str, **options: Any) -> Family:
             expected="a folder with a config.json, or a repository id of the Hugging Face hub that you have access to",
             fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
-    family = family_for(model_type)
+    brought = config.get("auto_map") if trust_remote_code else None
+    family = family_for(model_type, brought if isinstance(brought, dict) else ())
     family.check_served(config.get("model_type"))
     return family
 

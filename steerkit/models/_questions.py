@@ -262,7 +262,8 @@ class PromptQuestions:
             raise ProcessorError(
                 f"this {self._kind} has no chat template",
                 expected="the template that the model was trained with",
-                fix="set processor.chat_template, or use a revision of the repository that has a chat_template file",
+                fix="set processor.chat_template, use a revision of the repository that has a chat_template file, or "
+                "declare template or prompt in a Family record",
             )
         options = sample.template_options(template)
         own = getattr(self.processor, "chat_template", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 
 from steerkit._internal.plugins import ADAPTERS, PluginWarning, is_ours, load, names, owner_of, registered
 from steerkit._internal.validation import expect
@@ -21,8 +22,12 @@ def get_adapter(name: str) -> tuple[Family, ...]:
     return load(ADAPTERS, name, Family)
 
 
-def family_for(model_type: str) -> Family:
+def family_for(model_type: str, brought: Collection[str] = ()) -> Family:
     """What is declared of a `config.model_type`: steerkit's own record where it has one, else nothing but its type.
+
+    Args:
+        model_type: The type; one that was registered with a class of transformers counts as one of its own.
+        brought: The classes of transformers that a repository brings its own code for, and that are trusted.
 
     Raises:
         UnsupportedModelError: transformers has no model of the type that answers text, and nobody declares it.
@@ -41,7 +46,7 @@ def family_for(model_type: str) -> Family:
     if serving:
         return _entitled(model_type, serving)
     for auto_class, types in _transformers().items():
-        if model_type in types:
+        if model_type in types or auto_class in brought:
             return Family(types=(model_type,), auto_class=auto_class)
     if broken:
         raise PluginError(
@@ -51,8 +56,10 @@ def family_for(model_type: str) -> Family:
     hint = (
         "the first-generation Qwen-VL runs remote code and is not served: use Qwen2-VL or later"
         if model_type == "qwen"
-        else "write a Family record and register it under the entry-point group 'steerkit.adapters'; of a module that "
-        "only holds the model, pass the Hugging Face model inside"
+        else "of code of your own, register the class with AutoModelForImageTextToText or AutoModelForCausalLM; of a "
+        "repository's, pass trust_remote_code=True; or write a Family record and pass it, "
+        "sk.VLM(model, processor, family), or register it under the entry-point group 'steerkit.adapters'; of a module "
+        "that only holds the model, pass the Hugging Face model inside"
     )
     raise UnsupportedModelError(
         f"no adapter serves model type {model_type!r}",
@@ -75,14 +82,17 @@ def model_types() -> dict[str, Family]:
 
 
 def _transformers() -> dict[str, frozenset[str]]:
-    """The model types of transformers, by the class that loads them."""
+    """The model types of transformers, and those that were registered with it, by the class that loads them."""
     from transformers.models.auto import modeling_auto as auto
 
-    seeing = frozenset(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    return {
-        "AutoModelForImageTextToText": seeing,
-        "AutoModelForCausalLM": frozenset(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - seeing,
-    }
+    seeing, reading = (
+        frozenset(names) | {config.model_type for config in kind._model_mapping._extra_content}
+        for kind, names in (
+            (auto.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+            (auto.AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        )
+    )
+    return {"AutoModelForImageTextToText": seeing, "AutoModelForCausalLM": reading - seeing}
 
 
 def _entitled(model_type: str, serving: dict[str, Family]) -> Family:

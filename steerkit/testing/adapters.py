@@ -120,8 +120,7 @@ def modules_exist(case: AdapterCase) -> None:
             model.get_submodule(path)
         except AttributeError as error:
             raise ContractError(f"{type(model).__name__} has no module {path!r}") from error
-    blocks: Any = model.get_submodule(found.layers)
-    if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) != found.layer_count:
+    if len(list(model.get_submodule(found.layers).children())) != found.layer_count:
         raise ContractError(f"{found.layers!r} is not a list of {found.layer_count} modules")
     for path in found.transient:
         owner, _, name = path.rpartition(".")

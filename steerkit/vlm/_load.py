@@ -24,7 +24,8 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
         source: Repository id or folder.
         chat_template_kwargs: Options of the chat template, such as `{"enable_thinking": False}`: of every prompt that
             is made of a sample, unless the sample sets them itself.
-        **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir` ...
+        **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir`,
+            `trust_remote_code` ...
 
     Returns:
         The model in evaluation mode.
@@ -46,10 +47,11 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
     for name in {"dtype", "torch_dtype"} & options.keys():
         check_dtype(name, options[name])
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-    family = family_of(source, **shared)
+    trusted = {k: v for k, v in options.items() if k == "trust_remote_code"}
+    family = family_of(source, **shared, **trusted)
     if (commit := commit_of(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
         shared["revision"] = options["revision"] = commit
-    processor = load_processor(source, family, **shared)
+    processor = load_processor(source, family, **shared, **trusted)
     try:
         model = getattr(transformers, family.auto_class).from_pretrained(source, **options)
     except ImportError as error:  # before any weight is read
@@ -87,12 +89,15 @@ def wrap(model: nn.Module, processor: Any = None, *, chat_template_kwargs: Mappi
 
 
 def _tried(vlm: VLM) -> VLM:
-    """A model, once it has been tried, where its type is in no table of tested ones."""
+    """A model, once it has been tried, where its type is in no table of tested ones, or its class is somebody's own."""
     known = tested().get(cast("Any", vlm.model).config.model_type, {}).get("level") in (
         "images and text",
         "images",
         "text",
     )
+    # FSDP makes a class of its own in front of that of the model
+    kind = next(kind for kind in type(vlm.model).__mro__ if not kind.__module__.startswith("torch."))
+    known = known and kind.__module__.startswith("transformers.")
     if not known and vlm.processor is not None and vlm.device.type != "meta":
         check_itself(vlm)
     return vlm
