@@ -60,8 +60,9 @@ def check_itself(vlm: PromptedModel) -> None:
     batch += batch[:1] if row else []
     rows = tuple(float(index == row) for index in range(len(batch))) if row else None
     with _running(vlm):
-        alone, _ = _pass(vlm, batch[:1], layers)
+        alone, asked = _pass(vlm, batch[:1], layers)
     _check_blocks(vlm, alone)
+    _check_width(vlm, alone, asked)
     own = alone.states[layer][0, -1]
     added = own.roll(1)
     with _running(vlm), _steered(vlm, added, layer, rows):
@@ -128,6 +129,17 @@ def _check_blocks(vlm: PromptedModel, seen: _Seen) -> None:
         follows = _next_given(vlm, seen, layer)
         if follows is not None and not torch.equal(follows[:, -1], state[:, -1]):
             raise _failed(vlm, f"block {layer + 1} is given something else than block {layer} returns", "layers")
+
+
+def _check_width(vlm: PromptedModel, seen: _Seen, inputs: Any) -> None:
+    """A state has as many positions as the prompt has ids: a model that makes several of one moves all behind it."""
+    found = vlm.architecture
+    if found.encoder_decoder or found.marks == "prefix":
+        return
+    width, given = seen.states[0].shape[1], inputs["input_ids"].shape[1]
+    if width != given:
+        what = f"the blocks read {width} positions for {given} ids, and each feature of an image must be one of them"
+        raise _failed(vlm, what, "marks")
 
 
 def _check_positions(vlm: PromptedModel, seen: _Seen, inputs: Any) -> None:
