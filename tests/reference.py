@@ -5,6 +5,7 @@ Nothing here comes from steerkit's engines, operations or selectors, so an error
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -171,7 +172,7 @@ def captured(
         found.append(h[torch.arange(h.shape[0]), position].clone())
 
     handles = [module_at(model, family, layer, site).register_forward_hook(keep) for layer in range(layers)]
-    more = {}
+    more = positions(model, inputs)
     if family == "instructblip-t5":
         more["decoder_input_ids"] = torch.zeros_like(inputs["input_ids"][:, :1])
     forget(model)
@@ -182,6 +183,15 @@ def captured(
         for handle in handles:
             handle.remove()
     return found
+
+
+def positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `generate` says of left-padded prompts, where the model does not count by itself."""
+    counts_itself = any(hasattr(module, "rope_deltas") for module in model.modules())
+    takes = "position_ids" in inspect.signature(model.forward).parameters
+    if counts_itself or not takes or "attention_mask" not in inputs:
+        return {}
+    return {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)}
 
 
 def forget(model: Any) -> None:

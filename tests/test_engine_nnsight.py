@@ -116,15 +116,18 @@ def counts(receipt: Receipt) -> dict[Any, tuple[int, int, float]]:
     }
 
 
-def reading(vlm: VLM, inputs: dict[str, torch.Tensor], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output of a block and logits of one pass of the raw model, by a plain hook."""
+def reading(
+    vlm: VLM, inputs: dict[str, torch.Tensor], layer: int, *, raw: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output of a block and logits of one pass of the raw model, by a plain hook; raw: of these inputs alone."""
     found: list[torch.Tensor] = []
     vlm.reset()
     handle = layers_of(vlm)[layer].register_forward_hook(lambda module, args, out: found.append(capturing.hidden(out)))
     try:
         with torch.no_grad():
             target = capturing.call_target(vlm.model, inputs, vlm.architecture)
-            logits = target(**capturing.forward_inputs(vlm.model, inputs, vlm.architecture)).logits
+            given = inputs if raw else capturing.forward_inputs(vlm.model, inputs, vlm.architecture)
+            logits = target(**given).logits
     finally:
         handle.remove()
     return found[-1], logits  # the passes that measure a contrast come before
@@ -519,7 +522,7 @@ def test_a_trace_edits_further(llava: VLM, samples: list[Sample]) -> None:
 
     with sk.steer(llava, made):
         handle = layers_of(llava)[1].register_forward_hook(halve)
-        expected, logits = reading(llava, inputs, 3)
+        expected, logits = reading(llava, inputs, 3, raw=True)
         handle.remove()
     with sk.steer(llava, made, engine="nnsight") as receipt:
         steered = receipt.nnsight
@@ -622,7 +625,7 @@ def test_a_trace_that_stops_early(llava: VLM, samples: list[Sample]) -> None:
 
 def test_after_the_block_traces_are_not_steered(llava: VLM, samples: list[Sample]) -> None:
     inputs = llava.inputs(samples)
-    expected, _ = reading(llava, inputs, 3)
+    expected, _ = reading(llava, inputs, 3, raw=True)
     with sk.steer(llava, stored(llava), engine="nnsight") as receipt, torch.no_grad():
         steered = receipt.nnsight
         with steered.edit() as (_, theirs):
@@ -641,7 +644,7 @@ def test_after_the_block_traces_are_not_steered(llava: VLM, samples: list[Sample
 def test_a_model_without_processor_is_traced_too(llava: VLM, samples: list[Sample]) -> None:
     inputs = llava.inputs(samples)
     with sk.steer(llava, stored(llava)):
-        expected, _ = reading(llava, inputs, 3)
+        expected, _ = reading(llava, inputs, 3, raw=True)
     with sk.steer(llava.model, stored(llava), engine="nnsight") as receipt, torch.no_grad():
         steered = receipt.nnsight
         with steered.trace(**inputs):
@@ -651,9 +654,9 @@ def test_a_model_without_processor_is_traced_too(llava: VLM, samples: list[Sampl
 
 def test_a_measured_contrast_is_hidden_from_a_trace_around_hooks(llava: VLM, samples: list[Sample]) -> None:
     inputs = llava.inputs(samples)
-    plain, _ = reading(llava, inputs, 0)
+    plain, _ = reading(llava, inputs, 0, raw=True)
     with sk.steer(llava, measured(llava)):
-        _, logits = reading(llava, inputs, 0)
+        _, logits = reading(llava, inputs, 0, raw=True)
     mine = nns.NNsight(llava.model)
     with sk.steer(llava, measured(llava)), torch.no_grad(), mine.trace(**inputs):
         h = mine.model.language_model.layers[0].output.save()
@@ -668,7 +671,7 @@ def test_a_measured_contrast_is_hidden_from_a_trace_around_hooks(llava: VLM, sam
 def test_remote_local(llava: VLM, samples: list[Sample]) -> None:
     inputs = llava.inputs(samples)
     with sk.steer(llava, stored(llava)):
-        expected, _ = reading(llava, inputs, 3)
+        expected, _ = reading(llava, inputs, 3, raw=True)
     with sk.steer(llava, stored(llava), engine="nnsight") as receipt, torch.no_grad():
         steered = receipt.nnsight
         with steered.trace(**inputs, remote="local"):
