@@ -126,13 +126,16 @@ def test_an_image_one_position_on_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         _tried(broken("llava"))
 
 
-def test_a_block_that_reads_padding_is_found() -> None:
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_block_that_reads_padding_is_found(layer: int) -> None:
+    """Also one of the same classes as others, if it is told something else."""
     model, processor = tiny.build("llava")
-    attention = model.model.language_model.layers[0].self_attn
+    attention = model.model.language_model.layers[layer].self_attn
+    attention.is_sliding = layer > 0
     attention.register_forward_pre_hook(
         lambda module, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
     )
-    with pytest.raises(UnsupportedModelError, match="padding changes the state behind block 0 of"):
+    with pytest.raises(UnsupportedModelError, match=f"padding changes the state behind block {layer} of"):
         sk.wrap(model, processor)
 
 

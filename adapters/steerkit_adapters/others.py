@@ -55,7 +55,7 @@ FAMILIES = (
         max_images=1,
         flat_images=True,
     ),
-    Family(types=("paligemma",), prompt="bare", frame=("", "\n"), max_images=1, call=_PADDED),
+    Family(types=("paligemma",), prompt="bare", frame=("{bos}", "\n"), max_images=1, call=_PADDED),
     # the marker that an answer begins
     Family(types=("fuyu",), prompt="bare", frame=("", "<0x04>"), max_images=1),
     Family(types=("udop",), prompt="bare", marks="none", batch="one", max_images=1, flat_images=True, boxes=True),
@@ -89,7 +89,8 @@ FAMILIES = (
         types=("inkling2_loop",),
         loop=("loop_layer_index_start", "loop_layer_index_end", "loop_num_passes"),
     ),
-    Family(types=("mllama",), marks="none", only_with_image="cross_attention_layers", call=_PADDED),
+    # tiles of images that other prompts of a batch lack are attended to
+    Family(types=("mllama",), marks="none", only_with_image="cross_attention_layers", batch="one", call=_PADDED),
     # the processor writes the first token itself
     Family(
         types=("idefics",),

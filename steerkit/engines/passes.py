@@ -221,13 +221,13 @@ class VisionPass:
         prompt: The call that it belongs to.
         rows: Number of images, or 1 where they are packed.
         length: Tokens in a row.
-        class_tokens: How many of them, in front, stand for no patch.
+        patches: Which of them stand for patches.
     """
 
     prompt: Prompt
     rows: int
     length: int
-    class_tokens: int
+    patches: range
     start: int = 0
     redone: int = 0
     reads_prompt: bool = True
@@ -253,8 +253,9 @@ class VisionPass:
 
     def select(self, selector: Selector, device: torch.device) -> Selection | None:
         """Every token for `all`, every patch for `image`."""
-        first = self.class_tokens if selector.tokens == "image" else 0
-        mask = (torch.arange(self.length, device=device) >= first).expand(self.rows, -1)
+        places = self.patches if selector.tokens == "image" else range(self.length)
+        numbers = torch.arange(self.length, device=device)
+        mask = ((numbers >= places.start) & (numbers < places.stop)).expand(self.rows, -1)
         rows, columns = mask.nonzero(as_tuple=True)
         return Selection(None, rows, columns)
 

@@ -23,7 +23,8 @@ def pass_at(tracker: CallTracker, place: Place, h: Tensor) -> Observed | None:
     if tower is None or prompt is None:
         return None
     rows, length = (1, h.shape[0]) if h.dim() == 2 else (h.shape[0], h.shape[1])
-    return VisionPass(prompt, rows, length, tower.class_tokens)
+    patches = length - tower.class_tokens
+    return VisionPass(prompt, rows, length, range(patches) if tower.class_behind else range(length - patches, length))
 
 
 def check(intervention: Intervention) -> None:

@@ -47,6 +47,7 @@ class VisionTower:
         layer_count: Number of blocks.
         hidden_size: Width of their output.
         class_tokens: Number of tokens in front of each image's patches that stand for no patch.
+        class_behind: Whether they stand behind the patches.
         mlp: The MLP inside a block.
         attention: The attention inside a block.
     """
@@ -55,6 +56,7 @@ class VisionTower:
     layer_count: int
     hidden_size: int
     class_tokens: int = 0
+    class_behind: bool = False
     mlp: str | None = "mlp"
     attention: str | None = "self_attn"
 

@@ -357,13 +357,24 @@ def _vision(model: Any, recorded: frozenset[str], family: Family) -> VisionTower
         layers=f"{inside}.{lists[0]}",
         layer_count=depth,
         hidden_size=int(cast("Any", norm.weight).shape[0]),
-        class_tokens=int(any(name.rpartition(".")[2] in _CLASS_TOKENS for name, _ in tower.named_parameters())),
+        class_tokens=_class_tokens(tower),
+        class_behind=getattr(config, "model_type", None) in _CLASS_BEHIND,
         mlp=mlps.pop() if len(mlps) == 1 else None,
         attention=attentions.pop() if len(attentions) == 1 else None,
     )
 
 
 _CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
+_CLASS_BEHIND = ("llama4_vision_model",)
+"""Configurations of towers in which such tokens stand behind the patches."""
+
+
+def _class_tokens(tower: nn.Module) -> int:
+    """How many tokens stand for no patch, registers among them."""
+    parameters = {name.rpartition(".")[2]: each for name, each in tower.named_parameters()}
+    registers = parameters.get("register_tokens")
+    held = 0 if registers is None else registers.shape[-2]
+    return held + any(name in parameters for name in _CLASS_TOKENS)
 
 
 def _norms(block: nn.Module) -> Iterator[nn.Module]:

@@ -36,7 +36,8 @@ class Family:
         prompt: `chat`: the processor's chat template; `bare`: the text itself, in front of which the processor puts the
             image; `decoder`: the text itself, which the decoder reads behind its start token, while the encoder reads
             the image alone.
-        frame: What stands in front of a bare prompt and behind it.
+        frame: What stands in front of a bare prompt without an image, where `{bos}` is the token that begins one, and
+            behind it.
         template: The published chat template, for repositories that came before templates.
         image: A regular expression of everything that stands for the images of a prompt once it is tokenised, with
             `{image}` for the token; asked of template and processor where it is None.

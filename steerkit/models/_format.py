@@ -283,7 +283,7 @@ class PromptFormat(PromptQuestions):
     def _text_only(self, texts: Sequence[str]) -> Mapping[str, Any]:
         """By the processor, where it takes text alone, else by its tokenizer."""
         special = self._adds_special(texts)
-        before, after = self._family.frame
+        before, after = (part.replace("{bos}", self.tokenizer.bos_token or "") for part in self._family.frame)
         placed = self._family.prompt == "chat" or self._architecture.marks == "none"
         if self._sees and placed and self._text_alone is not None:
             given = [[text] for text in texts] if self._text_alone == "nested" else texts

@@ -177,7 +177,8 @@ class PromptQuestions:
         if not self._has_template:
             return found
         one, _, none = ("".join(re.sub(found, "", each).split()) for each in self._shown)
-        return found if one == none else None
+        # what takes more away is for the check at loading to find
+        return found if len(one) <= len(none) else None
 
     @cached_property
     def placeholder(self) -> str:

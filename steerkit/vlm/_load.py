@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import first_line, one_line
 from steerkit.errors import OptionError, SteerKitError, UnsupportedModelError
-from steerkit.models import check_dtype, commit_of, family_of, load_processor, tested
+from steerkit.models import Family, check_dtype, commit_of, family_of, load_processor, tested
 from steerkit.vlm._self_check import check_itself
 from steerkit.vlm._vlm import VLM
 
@@ -53,6 +54,7 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
         shared["revision"] = options["revision"] = commit
     processor = load_processor(source, family, **shared, **trusted)
     try:
+        _check_installed(source, family, shared)
         model = getattr(transformers, family.auto_class).from_pretrained(source, **options)
     except ImportError as error:  # before any weight is read
         raise UnsupportedModelError(
@@ -68,6 +70,23 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
             fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
     return _tried(VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs))
+
+
+def _check_installed(source: str, family: Family, options: Mapping[str, Any]) -> None:
+    """Let transformers name what the model itself needs, before its weights are fetched.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    import transformers
+
+    # torchvision is for processors, and named when one is loaded
+    needed = {name for kind in family.types for name in tested().get(kind, {}).get("needs", ())} - {"torchvision"}
+    if not all(map(find_spec, needed)):
+        with torch.device("meta"):
+            getattr(transformers, family.auto_class).from_config(
+                transformers.AutoConfig.from_pretrained(source, **options)
+            )
 
 
 def wrap(model: nn.Module, processor: Any = None, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> VLM:

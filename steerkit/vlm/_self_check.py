@@ -197,8 +197,14 @@ def _kinds_end(vlm: PromptedModel) -> int:
     if found.runs or found.only_with_image or getattr(vlm.model, "hf_device_map", None) is not None:
         return found.layer_count
     blocks = cast("Any", vlm.model.get_submodule(found.layers))
-    kinds = [frozenset(type(module) for module in block.modules()) for block in blocks]
+    kinds = [frozenset(map(_kind, block.modules())) for block in blocks]
     return max(map(kinds.index, kinds)) + 1
+
+
+def _kind(module: torch.nn.Module) -> tuple[Any, ...]:
+    """Its class, and what it was told: whether it slides, say, or rotates; numbers are sizes, or its own."""
+    told = ((name, value) for name, value in vars(module).items() if value is None or isinstance(value, (bool, str)))
+    return type(module), *sorted(told, key=str)
 
 
 def _pass(vlm: PromptedModel, samples: list[Sample], count: int) -> tuple[_Seen, Any]:

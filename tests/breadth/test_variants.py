@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import steerkit as sk
-from breadth import checks, pairs, processor_options, prompts
+from breadth import checks, configs, pairs, processor_options, prompts
 from breadth.processors import CHAT
 from steerkit.models import Sample
 from steerkit.models._views import without_image
+from steerkit.vectors import MethodRecord, PackMetadata
+from steerkit.vlm import _load
 
 _COUNTING = "{% set seen = namespace(count=0) %}{% for m in messages %}"
 NUMBERED = CHAT.replace("{% for m in messages %}", _COUNTING, 1).replace(
@@ -183,3 +188,93 @@ def test_a_tokenizer_without_a_token_to_pad_with(name: str) -> None:
     assert not inputs["attention_mask"].all()
     assert (together - torch.stack(alone)).abs().max() < 1e-3 * torch.stack(alone).abs().max()
     assert processor.tokenizer.pad_token is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the processors of transformers
+def test_paligemmas_counterpart_begins_as_its_prompt_with_an_image_does() -> None:
+    """Its processor writes the token behind the image, though its tokenizer adds none."""
+    model, processor = pairs.pair("paligemma")
+    vlm = sk.wrap(model, processor)
+    sample = Sample(checks.SHORT, (prompts.picture(1),))
+    shown = vlm.inputs([sample])
+    rest = [token for token in shown["input_ids"][0].tolist() if token not in vlm.architecture.image_token_ids]
+    bos = processor.tokenizer.bos_token_id
+    assert rest[0] == bos
+    assert bos not in rest[1:]
+    assert vlm.inputs([sample], images=False)["input_ids"][0].tolist() == rest
+
+
+def test_prompts_with_other_numbers_of_images_do_not_touch_each_other() -> None:
+    vlm = sk.wrap(*pairs.pair("mllama"))
+    samples = [Sample("Say it", (prompts.picture(1), prompts.picture(2))), Sample("Say it", (prompts.picture(3),))]
+    together = vlm.next_token_log_probabilities(samples)
+    alone = torch.cat([vlm.next_token_log_probabilities([sample]) for sample in samples])
+    assert (together - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("tower", "others"),
+    [
+        ("llama4_vision_model", [-1]),
+        ("dinov2_with_registers", [0, 1, 2, 3]),
+        ("dinov3_vit", [0, 1, 2, 3]),
+        ("dinov2", [0]),
+        ("siglip_vision_model", []),
+    ],
+)
+def test_what_stands_for_no_patch_is_left_alone(tower: str, others: list[int]) -> None:
+    """Registers, and a token of the class where a tower puts it: of Llama 4 behind the patches."""
+    if tower == "llama4_vision_model":
+        config = configs.tiny("llama4")
+        with pairs._patched("llama4"):
+            model = pairs.build(transformers.Llama4ForConditionalGeneration, config)
+        size, token = config.vision_config.image_size, config.image_token_index
+    else:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+        size, given = 56, {"image_size": 56, "patch_size": 14, "num_register_tokens": 3}
+        text = pairs.pair("llava")[0].config
+        config = transformers.LlavaConfig(
+            vision_config=transformers.AutoConfig.for_model(tower, **sizes, **given),
+            text_config=text.text_config,
+            image_token_index=text.image_token_index,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+        )
+        model, token = pairs.build(transformers.LlavaForConditionalGeneration, config), text.image_token_index
+    vlm = sk.wrap(model)
+    found = vlm.architecture.vision
+    assert found is not None
+    pixels = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        features: Any = model.get_image_features(pixel_values=pixels)
+    features = next(f for f in (features.pooler_output, features.last_hidden_state) if f is not None)
+    count = sum(part.reshape(-1, part.shape[-1]).shape[0] for part in features)
+    inputs = {"input_ids": torch.tensor([[41] + [token] * count + [45, 46]]), "pixel_values": pixels}
+    seen: list[torch.Tensor] = []
+    block = model.get_submodule(found.layers)[1]
+
+    def keep(module: Any, args: Any, options: Any) -> None:
+        given = args[0] if args else options["hidden_state"]
+        seen.append(given.reshape(-1, given.shape[-1]))
+
+    block.register_forward_pre_hook(keep, with_kwargs=True)
+    change = sk.Intervention(layers=(0,), tower="vision", tokens="image")
+    record = PackMetadata(method=MethodRecord(name="check"), interventions=(change,), model=vlm.record)
+    vector = sk.SteeringVector({sk.Key(0, tower="vision"): torch.full((found.hidden_size,), 3.0)}, record)
+    with torch.no_grad():
+        model(**inputs)
+        with sk.steer(model, vector, policy="off"):
+            model(**inputs)
+    same = ((seen[0] - seen[-1]).abs().amax(-1) < 1e-3).nonzero().flatten().tolist()
+    assert same == [place % len(seen[0]) for place in others]
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+@pytest.mark.parametrize("name", ["gemma3n", "fast_vlm"])
+def test_what_the_model_needs_is_named_before_there_are_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs.tiny(name).save_pretrained(tmp_path)
+    monkeypatch.setattr(_load, "load_processor", lambda *args, **options: None)
+    with pytest.raises(sk.errors.UnsupportedModelError, match=r"needs what is not installed: .*timm"):
+        sk.load(str(tmp_path))
