@@ -151,9 +151,8 @@ FAMILIES = (
         auto_class="AutoModelForCausalLM",
         refused="it has no list of blocks: their parts are in lists beside each other",
     ),
-    Family(
-        types=("phi4_multimodal",), auto_class="AutoModelForCausalLM", layers="model.layers"
-    ),  # beside a tower of images
+    # beside a tower of images
+    Family(types=("phi4_multimodal",), auto_class="AutoModelForCausalLM", layers="model.layers"),
     # its config counts attentions, two in a block
     Family(types=("longcat_flash",), auto_class="AutoModelForCausalLM", layers="model.layers"),
     # a language model, which transformers lists among those that read images

@@ -75,10 +75,8 @@ def _plane(suite: str, layer: int, states: dict[str, Tensor], clusters: Sequence
     centre = whole.mean(0)
     _, sizes, axes = torch.linalg.svd(whole - centre, full_matrices=False)
     axes = axes[:2] * axes.new_ones(2, 1)
-    means = {name: found.mean(0) for name, found in states.items()}
-    text, image = list(means.values())[:2]
-    start = next(iter(states.values()))
-    axes[0] *= -1.0 if float((image - text) @ axes[0]) < 0 else 1.0
+    start, shown = list(states.values())[:2]
+    axes[0] *= -1.0 if float((shown.mean(0) - start.mean(0)) @ axes[0]) < 0 else 1.0
     axes[1] *= -1.0 if float(axes[1][axes[1].abs().argmax()]) < 0 else 1.0
     variance = (sizes**2 / (sizes**2).sum().clamp_min(1e-30)).tolist()
     return Plane(

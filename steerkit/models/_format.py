@@ -81,7 +81,7 @@ class PromptFormat(PromptQuestions):
         videos = sample.video_places
         shown = image_count or sample.places or (0 if videos else 1)
         prompt = self._rendered(sample, shown)
-        written = self.image_token if self._declared is not None else self.written_image
+        written = self._placed
         if videos and prompt.count(self.written_video) != videos:
             raise ProcessorError(
                 f"the chat template of this {self._kind} writes {self.written_video!r} "
@@ -105,6 +105,11 @@ class PromptFormat(PromptQuestions):
         if self.irregular and prompt != self._rendered(Messages(sample, _without_images(sample.messages(shown))), 0):
             raise self.unequal  # what separates images, or counts them, would be left
         return prompt.replace(self.written_video, "") if videos else prompt
+
+    @property
+    def _placed(self) -> str:
+        """What a rendered prompt holds once for each image."""
+        return self.image_token if self._declared is not None else self.written_image
 
     def _check_asked(self, sample: Sample, shown: int, prompt: str) -> None:
         """Refuse a template that leaves out the question."""
@@ -271,7 +276,7 @@ class PromptFormat(PromptQuestions):
         self._check_count(max(map(len, images), default=0))
         if not self._has_template or not self._sees:
             return
-        written = self.image_token if self._declared is not None else self.written_image
+        written = self._placed
         for text, own in zip(texts, images, strict=True):
             if (found := len(re.findall(numbered(written), text))) != len(own):
                 raise SampleError(

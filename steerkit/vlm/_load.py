@@ -83,10 +83,9 @@ def _check_installed(source: str, family: Family, options: Mapping[str, Any]) ->
     # torchvision is for processors, and named when one is loaded
     needed = {name for kind in family.types for name in tested().get(kind, {}).get("needs", ())} - {"torchvision"}
     if not all(map(find_spec, needed)):
+        config = transformers.AutoConfig.from_pretrained(source, **options)
         with torch.device("meta"):
-            getattr(transformers, family.auto_class).from_config(
-                transformers.AutoConfig.from_pretrained(source, **options)
-            )
+            getattr(transformers, family.auto_class).from_config(config)
 
 
 def wrap(model: nn.Module, processor: Any = None, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> VLM:

@@ -69,15 +69,14 @@ def check_itself(vlm: PromptedModel) -> None:
         together, inputs = _pass(vlm, batch, count)
     _check_positions(vlm, together, inputs)
     _check_text(vlm, inputs)
-    padded = "padding changes the state behind block {} of {}", "positions, padding or batch"
     for each, state in together.states.items():
         if (each, row) != (layer, 0) and not _near(state[0, -1], alone.states[each][0, -1]):
-            raise _failed(vlm, padded[0].format(each, layers - 1), padded[1])
+            raise _padding_counts(vlm, each)
     reached = _next_given(vlm, together, layer)
     reached = (together.states[layer] if reached is None else reached)[row, -1]
     if not _near(reached, own + added):
         if row == 0 and not _near(reached, own):
-            raise _failed(vlm, padded[0].format(layer, layers - 1), padded[1])
+            raise _padding_counts(vlm, layer)
         what = f"what is added behind block {layer} is not what the next block is given"
         raise _failed(vlm, what, "layers or state")
 
@@ -184,6 +183,11 @@ def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError
         expected="what transformers declares of the model",
         fix=f"declare {fields} in a Family record: sk.VLM(model, processor, family)",
     )
+
+
+def _padding_counts(vlm: PromptedModel, layer: int) -> UnsupportedModelError:
+    what = f"padding changes the state behind block {layer} of {vlm.architecture.layer_count - 1}"
+    return _failed(vlm, what, "positions, padding or batch")
 
 
 class _Enough(Exception):
