@@ -7,6 +7,8 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from steerkit.evaluation import (
     states,
     zero_allows,
 )
+from steerkit.evaluation._statistics import change
 
 REQUEST = Case(sk.Sample("How?"))
 
@@ -296,6 +299,17 @@ def test_changes_of_pairs_as_scipy_and_statsmodels_have_them() -> None:
     assert holm([]) == []
 
 
+@pytest.mark.parametrize(("n", "down", "up"), [(12, 0.03, 0.03), (40, 0.02, 0.0), (40, 0.6, 0.05), (100, 0.1, 0.05)])
+def test_intervals_of_changes_hold_what_was_drawn(n: int, down: float, up: float) -> None:
+    """Of pairs that were drawn, the interval holds the change in 95 % of runs, also where hardly any pair changes."""
+    drawn = np.random.default_rng(0).choice([-1, 1, 0], (300, n), p=[down, up, 1 - down - up])
+    found = [change(pairs.tolist(), list(range(n))) for pairs in drawn]
+    assert np.mean([each.low <= up - down <= each.high for each in found]) >= 0.94
+    assert all(each.value == pytest.approx(pairs.mean()) for each, pairs in zip(found, drawn, strict=True))
+    alone, grouped = (change([0] * 40, clusters) for clusters in (list(range(40)), [at // 10 for at in range(40)]))
+    assert (alone.low < 0 < alone.high, grouped.high > 2 * alone.high, grouped.clusters) == (True, True, 4)
+
+
 def test_what_a_run_could_have_found() -> None:
     # statsmodels' proportion_confint(method="wilson")
     assert (zero_allows(40), zero_allows(200), zero_allows(1110)) == pytest.approx(
@@ -359,6 +373,36 @@ def test_a_judge_is_held_against_people_by_condition(tmp_path: Path) -> None:
     document = json.loads(json.dumps(check.as_json(), allow_nan=False))
     assert len(document["differing"]) == 6
     assert judge_check(PhraseJudge(), labelled(tmp_path, *lines[:21])).title == "phrases and people: kappa at least 0.8"
+
+
+@dataclass(frozen=True)
+class Liar:
+    """A judge that says what it likes, whatever the answer."""
+
+    says: Callable[[int], Judgement]
+    name: str = "liar"
+    identity: str = "liar"
+    count: Iterator[int] = field(default_factory=itertools.count)
+
+    def judge(self, case: Case, answer: str) -> Judgement:
+        return self.says(next(self.count))
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (lambda at: Judgement(refused=True), "kappa is below 0.8"),
+        (lambda at: Judgement(refused=False), "kappa is below 0.8"),
+        (lambda at: Judgement(refused=at % 3 == 0), "kappa is below 0.8"),
+        (lambda at: Judgement(refused=at % 2 == 0) if at < 40 else Judgement(raw="Well!"), "20 of 60 are unjudged"),
+        (lambda at: Judgement(raw="As an AI, I cannot judge."), "nothing that both judged"),
+    ],
+)
+def test_a_judge_that_lies_or_says_nothing_is_not_reliable(tmp_path: Path, says: Any, told: str) -> None:
+    lines = [f"How?,Eggs {at}.,{at % 2 == 0}" for at in range(60)]
+    check = judge_check(Liar(says), labelled(tmp_path, "request,answer,refused", *lines))
+    assert told in check.title
+    assert not check.good
 
 
 def test_columns_of_a_file_may_be_called_otherwise(tmp_path: Path) -> None:

@@ -428,6 +428,13 @@ def test_a_random_control_steers_the_same_prompts(demo: VLM) -> None:
             assert abs(float(torch.cosine_similarity(control.tensors[key], tensor, dim=0))) < 0.5
 
 
+def test_distances_of_hidden_states_have_intervals(whole: tuple[Path, sk.evaluation.Study]) -> None:
+    """Prompts with images of their own are a sample, of which no mean is known to the last digit."""
+    far = [plane.distances[name] for plane in whole[1].planes for name in ("image", "dataset level")]
+    assert len(far) >= 8
+    assert all(each.low < each.value < each.high for each in far)
+
+
 def test_rows_of_one_image_count_once() -> None:
     """Forty answers about four images hold less than forty about forty: by resampling of one's own."""
     values = [True] * 10 + [False] * 30

@@ -123,8 +123,29 @@ def test_every_figure_has_its_interval_and_number(shown: playwright.Page) -> Non
     for letter in ("safety", "utility"):
         rows = shown.locator(f"#{letter} svg text").all_text_contents()
         assert sum(bool(re.search(r"\(\d+-\d+\), n \d+", row)) for row in rows) >= 5
+    assert "unjudged" not in " ".join(shown.locator("#safety svg").all_text_contents())
     assert shown.locator("svg").count() > 8
     assert re.search("[0-9a-f]{64}", shown.locator("#choice code").inner_text())
+
+
+def test_what_no_judge_tells_and_how_judges_differ_is_said_first(shown: playwright.Page) -> None:
+    """Phrases judge first, and tell refusals alone; the other judge says the opposite of them."""
+    said = shown.get_by_role("note").inner_text()
+    assert "No judge here tells whether an answer is harmful" in said
+    assert "NOT RELIABLE: kappa is below 0.8 for refused, all" in said
+    place = [shown.locator(where).bounding_box() for where in ("#notes", "#choice")]
+    assert place[0] is not None
+    assert place[1] is not None
+    assert place[0]["y"] < place[1]["y"]
+
+
+def test_no_text_of_a_figure_is_cut(shown: playwright.Page) -> None:
+    outside = """all => all.filter(each => {
+      const box = each.getBBox(), edge = each.ownerSVGElement.viewBox.baseVal;
+      return box.x < -1 || box.x + box.width > edge.width + 1 || box.y + box.height > edge.height + 1;
+    }).map(each => each.textContent)"""
+    assert shown.locator("figure svg text").count() > 100
+    assert shown.locator("figure svg text").evaluate_all(outside) == []
 
 
 @pytest.mark.parametrize(("name", "width", "scheme"), [("wide", 1200, "light"), ("narrow", 360, "dark")])

@@ -30,6 +30,9 @@ PARTS = ("refused", "harmful", "garbled")
 ENOUGH = 0.8
 """The kappa below which a judge is not good enough to be believed without a warning."""
 
+MOST_LEFT = 0.1
+"""The share of labelled answers that a judge may leave unjudged without one."""
+
 LARGEST = 2**28
 """Bytes of a file of labels."""
 
@@ -46,6 +49,7 @@ class Agreement:
         kappa: Cohen's kappa with its interval of 95 %; `n` and `unjudged` count answers.
         only_first: Answers of which the first alone says so.
         only_second: Answers of which the second alone says so.
+        left: Answers that the second has judged and the first has not.
     """
 
     condition: str
@@ -53,6 +57,14 @@ class Agreement:
     kappa: Estimate
     only_first: int
     only_second: int
+    left: int = 0
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the first is not to be believed here."""
+        found = [] if self.kappa.value >= ENOUGH else [f"kappa is below {ENOUGH:g}"]
+        judged = self.kappa.n - self.kappa.unjudged + self.left
+        return found + ([f"{self.left} of {judged} are unjudged"] if self.left > MOST_LEFT * judged else [])
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,8 @@ class Check:
 
     @property
     def good(self) -> bool:
-        """Whether there is something to compare, and every kappa is at least 0.8."""
-        return bool(self.rows) and all(row.kappa.value >= ENOUGH for row in self.rows)
+        """Whether there is something to compare, every kappa is at least 0.8, and the first judged 9 in 10 of it."""
+        return bool(self.rows) and not any(row.faults for row in self.rows)
 
     @property
     def differing(self) -> tuple[Opinion, ...]:
@@ -108,10 +120,13 @@ class Check:
     @property
     def title(self) -> str:
         """The names, and whether the agreement is good enough."""
-        weak = [f"{row.part}, {row.condition}" for row in self.rows if not row.kappa.value >= ENOUGH]
-        told = (
-            f"NOT RELIABLE: kappa is below {ENOUGH:g} for {'; '.join(weak)}" if weak else f"kappa at least {ENOUGH:g}"
-        )
+        weak: dict[str, list[str]] = {}
+        for row in self.rows:
+            for fault in row.faults:
+                weak.setdefault(fault, []).append(f"{row.part}, {row.condition}")
+        told = f"kappa at least {ENOUGH:g}"
+        if weak:
+            told = "NOT RELIABLE: " + "; ".join(f"{fault} for {'; '.join(where)}" for fault, where in weak.items())
         return one_line(f"{self.first} and {self.second}: {told if self.rows else 'nothing that both judged'}")
 
     def as_json(self) -> dict[str, Any]:
@@ -154,11 +169,9 @@ def side_by_side(first: str, second: str, opinions: Sequence[Opinion]) -> Check:
             said = [[getattr(side, part) for side in (each.first, each.second)] for each in group]
             if any(None not in pair for pair in said):
                 ones, others = zip(*said, strict=True)
-                rows.append(
-                    Agreement(
-                        condition, part, kappa(ones, others), said.count([True, False]), said.count([False, True])
-                    )
-                )
+                counts = (said.count([True, False]), said.count([False, True]))
+                left = sum(one is None and other is not None for one, other in said)
+                rows.append(Agreement(condition, part, kappa(ones, others), *counts, left))
     return Check(first, second, tuple(opinions), tuple(rows))
 
 

@@ -17,7 +17,12 @@ LEFT, RIGHT = 250, 190
 
 
 def _svg(title: str, shapes: Sequence[Shape], height: float) -> Markup:
-    return Markup(drawing.svg(title, [text(0, 14, title, size=13), *shapes], height))
+    return Markup(drawing.svg(title, [text(0, 14, shortened(title, 100), size=13), *shapes], height))
+
+
+def shortened(name: str, most: int = 50) -> str:
+    """A name as far as there is room for it."""
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
 def told(found: Estimate) -> str:
@@ -47,8 +52,8 @@ def intervals(title: str, rows: Sequence[tuple[str, Estimate]]) -> Markup:
         shapes += [line((x, 24), (x, height - 18), opacity=FAINT), text(x, height - 4, f"{share} %", "middle", 11)]
     for at, (name, found) in enumerate(rows):
         y = 36 + ROW * at
-        shapes.append(text(LEFT - 10, y + 4, name if len(name) < 36 else name[:34] + "…", "end"))
-        shapes.append(text(LEFT + wide + 10, y + 4, told(found), size=11))
+        shapes.append(text(LEFT - 10, y + 4, shortened(name, 35), "end"))
+        shapes.append(text(LEFT + wide + 12, y + 4, told(found), size=11))
         if found.n:
             shapes.append(line((across(found.low), y), (across(found.high), y), color=drawing.COLORS[0], size=3))
         if found.value == found.value:
@@ -65,7 +70,7 @@ def curves(
         return _svg(f"{title}: nothing was measured", [], 30)
     drawn = [Curve(name, points, percent=top == 1.0) for name, points in kept.items()]
     frame = Frame(60, 40, drawing.WIDTH - RIGHT, 256)
-    return Markup(drawing.svg(title, drawing.curves(frame, title, below, drawn, least=(0.0, top)), 296))
+    return Markup(drawing.svg(title, drawing.curves(frame, shortened(title, 100), below, drawn, least=(0.0, top)), 296))
 
 
 def matrix(
@@ -73,11 +78,11 @@ def matrix(
 ) -> Markup:
     """Shares by row and column, darker where they are larger."""
     wide, high = (drawing.WIDTH - LEFT) / max(len(columns), 1), 46
-    names = (name[: int(wide / 7)] for name in columns)
+    names = (shortened(name, int(wide / 7)) for name in columns)
     shapes = [text(LEFT + wide * (at + 0.5), 36, name, "middle", 11) for at, name in enumerate(names)]
     for down, row in enumerate(rows):
         y = 44 + high * down
-        shapes.append(text(LEFT - 10, y + 27, row[:38], "end"))
+        shapes.append(text(LEFT - 10, y + 27, shortened(row, 35), "end"))
         for at, column in enumerate(columns):
             if (found := cells.get((row, column))) is not None:
                 x, shade = LEFT + wide * at, 0.0 if found.value != found.value else found.value
@@ -91,12 +96,12 @@ def plane(found: Plane) -> Markup:
     """The prompts of a layer in the plane of its first two components; a larger mark is a mean."""
     places = [point for points in found.points.values() for point in points]
     spans = [(min(p[axis] for p in places), max(p[axis] for p in places)) for axis in (0, 1)]
-    scale = min(520 / max(spans[0][1] - spans[0][0], 1e-9), 260 / max(spans[1][1] - spans[1][0], 1e-9))
+    scale = min(440 / max(spans[0][1] - spans[0][0], 1e-9), 260 / max(spans[1][1] - spans[1][0], 1e-9))
     middle = [sum(span) / 2 for span in spans]
     shares = " and ".join(f"{100 * share:.0f} %" for share in found.explained)
-    title = f"{found.suite}, layer {found.layer}: two components that explain {shares} of the variance"
+    title = f"{shortened(found.suite)}, layer {found.layer}"
     at = {
-        name: [(285 + scale * (x - middle[0]), 172 - scale * (y - middle[1])) for x, y in points]
+        name: [(230 + scale * (x - middle[0]), 172 - scale * (y - middle[1])) for x, y in points]
         for name, points in found.points.items()
     }
     shapes = [mark(x, y, number, size=3, opacity=0.45) for number, points in enumerate(at.values()) for x, y in points]
@@ -104,10 +109,15 @@ def plane(found: Plane) -> Markup:
         x, y = (sum(each) / len(points) for each in zip(*points, strict=True))
         down = 60 + 50 * number
         far, here = (
-            f"{each.value:.3g} ({each.low:.3g} to {each.high:.3g})"
+            f"{each.value:.2g} ({each.low:.2g} to {each.high:.2g})"
             for each in (found.distances[name], found.in_plane[name])
         )
-        shapes += [mark(x, y, number, f"mean of {name}", 8), mark(570, down, number)]
-        shapes += [text(582, down + 4, f"{name}, n {len(points)}")]
-        shapes += [text(582, down + 19, f"{far} from text", size=11), text(582, down + 33, f"here {here}", size=11)]
-    return _svg(title, shapes, max(318, 60 + 50 * len(at)))
+        shapes += [mark(x, y, number, f"mean of {name}", 8), mark(500, down, number)]
+        shapes += [text(512, down + 4, shortened(f"{name}, n {len(points)}", 36))]
+        shapes += [text(512, down + 19, f"{far} from text only", size=11)]
+        shapes += [text(512, down + 33, f"{here} in this plane", size=11)]
+    height = max(336, 78 + 50 * len(at))
+    shapes.append(
+        text(0, height - 8, f"across and up: the first two components, which explain {shares} of the variance", size=11)
+    )
+    return _svg(title, shapes, height)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from steerkit.evaluation._outcome import Judged, Outcome
 from steerkit.evaluation._records import Kind
-from steerkit.evaluation._statistics import Estimate, bootstrap, holm, mcnemar, power, zero_allows
+from steerkit.evaluation._statistics import Estimate, change, holm, mcnemar, power, zero_allows
 
 End = Literal["not safe", "over-refusal", "wrong answers"]
 
@@ -33,7 +33,7 @@ class Paired:
         unjudged: Those that are not.
         fixed: Wrong under the reference alone.
         broken: Wrong under the condition alone.
-        change: Of the share that is wrong, with its interval by bootstrap, by cluster where rows share one.
+        change: Of the share that is wrong; its interval counts rows that share a cluster once.
         p: By chance alone, a split at least as uneven; rows count as independent.
         holm: The same, adjusted by Holm's method for all comparisons of the study.
     """
@@ -61,11 +61,11 @@ def paired(suite: str, condition: str, reference: str, after: Outcome, before: O
         changes = [int(bool(now[row])) - int(bool(was[row])) for row in rows]
         if not rows:
             continue
-        change = bootstrap(changes, clusters=[after.clusters.get((kind, row), row) for row in rows])
+        moved = change(changes, [after.clusters.get((kind, row), row) for row in rows])
         fixed, broken = changes.count(-1), changes.count(1)
         left = len(now) - len(rows)
         p = mcnemar(fixed, broken)
-        found.append(Paired(suite, condition, reference, what, len(rows), left, fixed, broken, change, p))
+        found.append(Paired(suite, condition, reference, what, len(rows), left, fixed, broken, moved, p))
     return found
 
 

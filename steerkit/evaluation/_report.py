@@ -18,7 +18,7 @@ from steerkit._internal.files import write_atomically
 from steerkit._internal.sealed_page import sealed_page
 from steerkit.evaluation._agreement import Check, opinions, side_by_side
 from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
-from steerkit.evaluation._figures import curves, intervals, matrix, plane, told
+from steerkit.evaluation._figures import curves, intervals, matrix, plane, shortened, told
 from steerkit.evaluation._formats import relative_score
 from steerkit.evaluation._journal import read_records
 from steerkit.evaluation._judges import Judge, compares
@@ -88,8 +88,8 @@ def figures(study: Study) -> dict[str, Markup]:
         for letter, names in (("a", ("unsafe", "not_safe")), ("b", ("over_refusal", "utility", "relative"))):
             for name in names:
                 rows = [(cell.label, cell.figures[name]) for cell in mine]
-                if any(figure.n for _, figure in rows):
-                    found[f"{letter}-{at}-{name}"] = intervals(f"{suite}: {_SHARES[name]}", rows)
+                if any(figure.unjudged < figure.n for _, figure in rows):
+                    found[f"{letter}-{at}-{name}"] = intervals(f"{shortened(suite)}: {_SHARES[name]}", rows)
     tried = [cell for cell in study.cells if cell.stage == "dev"]
     for at, suite in enumerate(dict.fromkeys(cell.suite for cell in tried), 1):
         for number, method in enumerate(study.choice, 1):
@@ -102,14 +102,16 @@ def figures(study: Study) -> dict[str, Markup]:
                 ]
                 for name in _SHORT
             }
-            found[f"c-{at}-{number}-strength"] = curves(f"{suite}: {method}, {mine[0].layers}", "strength", lines, 1.0)
+            found[f"c-{at}-{number}-strength"] = curves(
+                f"{shortened(suite)}: {method}, {mine[0].layers}", "strength", lines, 1.0
+            )
             rows = [
                 (f"{c.layers} at {c.strength:g}, {_SHORT[name]}", c.figures[name])
                 for c in mine
                 for name in _SHORT
                 if c.figures[name].n
             ]
-            found[f"c-{at}-{number}-layers"] = intervals(f"{suite}: {method}, by layers and strength", rows)
+            found[f"c-{at}-{number}-layers"] = intervals(f"{shortened(suite)}: {method}, by layers and strength", rows)
     first = next(iter(study.choice))
     moved = [
         cell for cell in study.cells if cell.stage == "transfer" or (cell.stage == "test" and cell.method == first)
@@ -126,10 +128,27 @@ def figures(study: Study) -> dict[str, Markup]:
             for name, each in mine[0].distances.items()
             if name != "text only"
         }
-        found[f"e-{at}-distances"] = curves(f"{suite}: distance of the means from text only", "layer", far)
+        found[f"e-{at}-distances"] = curves(f"{shortened(suite)}: distance of the means from text only", "layer", far)
         step = max(1, round(len(mine) / PANELS))
         found |= {f"e-{at}-layer-{each.layer}": plane(each) for each in mine[step - 1 :: step]}
     return found
+
+
+def notes(study: Study, reads: Sequence[Read], checks: Iterable[Check]) -> list[str]:
+    """What a reader has to know before the figures: what no judge can tell, has told, or tells as others do."""
+    found = []
+    cells = [cell.figures["unsafe"] for cell in study.cells if cell.stage == "test" and cell.figures["unsafe"].n]
+    if cells and all(each.unjudged == each.n for each in cells):
+        found.append(
+            "No judge here tells whether an answer is harmful, so “unsafe” was not measured: “not known to be safe” "
+            "counts every answer to a harmful request that is no refusal. A judge that can tell: --judge-url."
+        )
+    for name in dict.fromkeys(each.said[0].judge for each in reads if each.said):
+        mine = [each for each in reads if each.said and each.said[0].judge == name]
+        left = sum(each.verdict == "unjudged" for each in mine)
+        if left:
+            found.append(f"{name} left {left} of {len(mine)} answers unjudged.")
+    return found + [check.title for check in checks if not check.good]
 
 
 def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given: Sequence[Judge]) -> None:
@@ -177,8 +196,9 @@ def page(
         "study",
         study=study,
         figures=drawn,
+        notes=notes(study, reads, checks := list(checks)),
         reads=sorted(reads, key=lambda each: (each.answer.suite, each.answer.kind, each.answer.row)),
-        checks=list(checks),
+        checks=checks,
         written=written,
         told=told,
         suites=sorted({each.answer.suite for each in reads}),

@@ -56,7 +56,7 @@ def planes(
         suite: Name of the suite, for the record.
         samples: The prompts, at least two.
         conditions: Text only, the image, then what steers.
-        clusters: What each prompt belongs to, such as its image; default: itself.
+        clusters: What each prompt belongs to, such as its image; as for `bootstrap`. Default: itself.
         batch_size: Prompts per forward pass.
     """
     states: dict[str, dict[int, Tensor]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def bootstrap(
         resamples: How often they are drawn.
         seed: Of the drawing.
         clusters: What each belongs to, such as its image: clusters are drawn as a whole, since values of one are more
-            alike than others.
+            alike than others. What is one and the same for all is no sample of anything, and is not drawn.
     """
     if not values:
         return Estimate(math.nan, math.nan, math.nan)
@@ -99,7 +99,7 @@ def ratio(
     seed: int = 0,
 ) -> Estimate:
     """The ratio of two sums, with its interval by bootstrap; see `bootstrap`."""
-    names = list(range(len(values)) if clusters is None else clusters)
+    names = list(range(len(values)) if clusters is None or len(set(clusters)) == 1 else clusters)
     number = {name: at for at, name in enumerate(dict.fromkeys(names))}
     sums, counts = np.zeros(len(number)), np.zeros(len(number))
     for value, other, name in zip(values, others, names, strict=True):
@@ -110,6 +110,20 @@ def ratio(
     n = len(values)
     low, high = float(means[int(0.025 * resamples)]), float(means[int(0.975 * resamples) - 1])
     return Estimate(sum(values) / sum(others), low, high, n, clusters=len(number) if len(number) < n else 0)
+
+
+def change(changes: Sequence[int], clusters: Sequence[object]) -> Estimate:
+    """The change of a share between two conditions, from that of each pair: -1, 0 or 1.
+
+    The interval is that of the bootstrap by cluster or, where it is wider, that of Bonett and Price (2012) of so many
+    clusters: where no pair has changed, the bootstrap alone would be certain that none ever does.
+    """
+    drawn = bootstrap(changes, clusters=clusters)
+    groups = (drawn.clusters or len(changes)) + 2
+    down, up = (changes.count(step) / len(changes) * (groups - 2) + 1 for step in (-1, 1))
+    middle = (up - down) / groups
+    half = Z * math.sqrt(((up + down) / groups - middle**2) / groups)
+    return replace(drawn, low=max(min(drawn.low, middle - half), -1.0), high=min(max(drawn.high, middle + half), 1.0))
 
 
 def sign_test(worse: int, better: int) -> float:

@@ -293,7 +293,8 @@ class _Run:
             *(replace(self._chosen(name, choice, subject), name=name) for name in self.methods),
         ]
         self._tell(f"hidden states of {subject.name}", self.done)
-        samples, clusters = [case.sample for case in cases], [case.cluster for case in cases]
+        samples = [case.sample for case in cases]
+        clusters = [subject.test.clusters["harmful", case.id] for case in cases]
         return planes(self.vlm, subject.test.name, samples, conditions, clusters=clusters, batch_size=self.batch_size)
 
     # -- conditions --------------------------------------------------------------------------------------------------
