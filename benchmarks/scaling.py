@@ -33,7 +33,7 @@ from steerkit.demo import METHODS, anchors, model_path
 from steerkit.evaluation import read_methods
 from steerkit.methods import State
 from steerkit.methods._moments import LARGE, Moments
-from steerkit.scale._fit import JOINED
+from steerkit.scale._cluster import JOINED
 
 LAYERS, HIDDEN, BATCH = 32, 4096, 8
 
@@ -54,16 +54,15 @@ def workers(rounds: int) -> Table:
             asking = 0.0
             for count in ((1, 2), (2, 1))[number % 2]:
                 told: list[tuple[float, int, dict[int, float]]] = []
-                scale.fit(
-                    sk.CMRM(),
-                    f"{place}/model",
-                    requests,
-                    folder=f"{place}/{number}-{count}",
-                    workers=count,
-                    batch_size=2,
-                    blocks_per_task=1,
-                    progress=lambda done, _, told=told: told.append((time.perf_counter(), done, used())),
-                )
+                with scale.cluster(f"{place}/model", workers=count) as cluster:
+                    cluster.fit(
+                        sk.CMRM(),
+                        requests,
+                        folder=f"{place}/{number}-{count}",
+                        batch_size=2,
+                        blocks_per_task=1,
+                        progress=lambda done, _, told=told: told.append((time.perf_counter(), done, used())),
+                    )
                 (began, first, before), (ended, last, after) = told[0], told[-1]
                 rates[count] = (last - first) / (ended - began)
                 seconds = {process: after[process] - before[process] for process in after}
@@ -80,7 +79,7 @@ def used() -> dict[int, float]:
     """Seconds of processor time of each worker, and of this process as 0."""
     found = {0: time.process_time()}
     for process in psutil.process_iter(["cmdline"]):
-        if any("ray::_Worker" in part for part in process.info["cmdline"] or ()):
+        if any("ray::Worker" in part for part in process.info["cmdline"] or ()):
             found[process.pid] = sum(process.cpu_times()[:2])
     return found
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def fit(
+    method: sk.SteeringMethod,
+    model: str,
+    anchors: list[sk.Sample],
+    workers: int | None = None,
+    loading: dict[str, Any] | None = None,
+    **options: Any,
+) -> sk.SteeringVector:
+    with scale.cluster(model, workers=workers, loading=loading) as cluster:
+        return cluster.fit(method, anchors, **options)
+
+
 def assert_equal(found: sk.SteeringVector, expected: sk.SteeringVector) -> None:
     assert found.tensors.keys() == expected.tensors.keys()
     for key, tensor in expected.tensors.items():
@@ -89,7 +102,7 @@ def test_two_workers_make_the_bits_of_one_process(name: str, model: str, tmp_pat
     names = {"anchor_name": "requests", "anchor_license": "MIT"}
     told: list[tuple[int, int]] = []
     options: dict[str, Any] = {"batch_size": 3, "engine": "hooks", **names}
-    found = scale.fit(
+    found = fit(
         method,
         model,
         anchors,
@@ -113,25 +126,25 @@ def test_every_method_is_in_the_table() -> None:
 def test_what_an_earlier_run_left_is_not_measured_again(model: str, tmp_path: Path) -> None:
     method, told = sk.CMRM(), []
     options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
-    whole = scale.fit(method, model, ANCHORS, folder=tmp_path, workers=1, blocks_per_task=3, **options)
+    whole = fit(method, model, ANCHORS, folder=tmp_path, workers=1, blocks_per_task=3, **options)
     states = sorted(tmp_path.iterdir())
     states[1].unlink()
     (tmp_path / "join-0.safetensors").write_bytes(b"left by a run that was killed while it joined states")
     options |= {"blocks_per_task": 3}
-    again = scale.fit(method, model, ANCHORS, folder=tmp_path, progress=lambda *at: told.append(at), **options)
+    again = fit(method, model, ANCHORS, folder=tmp_path, progress=lambda *at: told.append(at), **options)
     assert told == [(22, 22)]
     assert_equal(again, whole)
     assert sorted(tmp_path.iterdir()) == states
     twice = tmp_path / "blocks-x.safetensors"
     twice.write_bytes(states[0].read_bytes())
     with pytest.raises(CheckpointError, match="anchors 0-5 were measured in two"):
-        scale.fit(method, model, ANCHORS, folder=tmp_path, **options)
+        fit(method, model, ANCHORS, folder=tmp_path, **options)
     twice.unlink()
     with pytest.raises(CheckpointError, match="another extraction: its config"):
-        scale.fit(sk.CMRM(alpha=2.0), model, ANCHORS, folder=tmp_path, **options)
+        fit(sk.CMRM(alpha=2.0), model, ANCHORS, folder=tmp_path, **options)
     states[0].write_bytes(states[0].read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="damaged"):
-        scale.fit(method, model, ANCHORS, folder=tmp_path, **options)
+        fit(method, model, ANCHORS, folder=tmp_path, **options)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -140,14 +153,12 @@ def test_a_killed_worker_is_replaced(model: str, tmp_path: Path) -> None:
 
     def kill_one(done: int, total: int) -> None:
         if not killed:
-            workers = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=True)
+            workers = subprocess.run(["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=True)
             killed.append(int(workers.stdout.split()[-1]))
             os.kill(killed[0], signal.SIGKILL)
 
     options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
-    found = scale.fit(
-        sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=2, blocks_per_task=1, progress=kill_one, **options
-    )
+    found = fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=2, blocks_per_task=1, progress=kill_one, **options)
     assert killed
     assert_equal(found, sk.CMRM().fit(sk.load(model), ANCHORS, **options))
 
@@ -158,13 +169,13 @@ def test_a_slow_worker_is_waited_for_and_given_less(model: str, tmp_path: Path) 
 
     def stop_one(done: int, total: int) -> None:
         if not stopped:
-            workers = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=True)
+            workers = subprocess.run(["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=True)
             stopped.append(int(workers.stdout.split()[-1]))
             os.kill(stopped[0], signal.SIGSTOP)
             threading.Timer(3.0, os.kill, (stopped[0], signal.SIGCONT)).start()
 
     options: dict[str, Any] = {"batch_size": 1, "engine": "hooks"}
-    found = scale.fit(
+    found = fit(
         METHODS["pca"], model, ANCHORS, folder=tmp_path, workers=2, blocks_per_task=1, progress=stop_one, **options
     )
     assert stopped
@@ -181,12 +192,12 @@ def test_a_full_disk_is_told_and_nothing_on_it_is_lost(model: str, tmp_path: Pat
     options: dict[str, Any] = {"batch_size": 2, "engine": "hooks", "blocks_per_task": 1, "workers": 1}
     try:
         with pytest.raises(CheckpointError, match="No space left"):
-            scale.fit(METHODS["pca"], model, ANCHORS, folder=disk, **options)
+            fit(METHODS["pca"], model, ANCHORS, folder=disk, **options)
         there = {path.name for path in disk.glob("blocks-*")}
         assert 0 < len(there) < 11
         subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
         told: list[int] = []
-        found = scale.fit(METHODS["pca"], model, ANCHORS, folder=disk, progress=lambda n, _: told.append(n), **options)
+        found = fit(METHODS["pca"], model, ANCHORS, folder=disk, progress=lambda n, _: told.append(n), **options)
         assert len(told) == 11 - len(there)
         assert_equal(found, METHODS["pca"].fit(sk.load(model), ANCHORS, batch_size=2, engine="hooks"))
     finally:
@@ -202,7 +213,7 @@ ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_
 def report(done, total):
     print(done, flush=True)
     time.sleep(300)
-test_scale.scale.fit(test_scale.METHODS["pca"], sys.argv[2], test_scale.ANCHORS, folder=sys.argv[3], batch_size=2,
+test_scale.fit(test_scale.METHODS["pca"], sys.argv[2], test_scale.ANCHORS, folder=sys.argv[3], batch_size=2,
     blocks_per_task=2, engine="hooks", progress=report)
 """
 
@@ -217,7 +228,7 @@ def test_a_killed_driver_goes_on(model: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir())
     told: list[int] = []
     options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
-    found = scale.fit(
+    found = fit(
         METHODS["pca"],
         model,
         ANCHORS,
@@ -233,26 +244,26 @@ def test_a_killed_driver_goes_on(model: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_errors_of_a_worker_are_ours(model: str, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="no anchor is labelled 'target'"):
-        scale.fit(sk.methods.CAA(positive="target", negative="harmless"), model, ANCHORS, folder=tmp_path, workers=1)
+        fit(sk.methods.CAA(positive="target", negative="harmless"), model, ANCHORS, folder=tmp_path, workers=1)
     with pytest.raises(OptionError, match="at most 2"):
-        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=3)
+        fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=3)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="can't be written"):
-        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path / "file" / "folder", workers=1)
+        fit(sk.CMRM(), model, ANCHORS, folder=tmp_path / "file" / "folder", workers=1)
     with pytest.raises(EngineError, match="lost"):
-        scale.fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=1, loading={"nonsense": object})
+        fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=1, loading={"nonsense": object})
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-def suite_of(count: int) -> evaluation.Suite:
+def suite_of(count: int, first: int = 0) -> evaluation.Suite:
     """Prompts of several lengths, with pictures and without, so that batches are cut in more than one way."""
     cases = [
         evaluation.Case(
             sk.Sample(f"request {number} " + "of several " * (number % 3), (picture(number),) * bool(number % 4))
         )
-        for number in range(count)
+        for number in range(first, first + count)
     ]
     return evaluation.Suite("several", tuple(cases[::2]), tuple(cases[1::2]), (), evaluation.PhraseJudge(), 6)
 
@@ -275,7 +286,7 @@ def test_workers_answer_as_one_process_does(model: str, tmp_path: Path) -> None:
     expected = evaluation.generate(vlm, suite, conditions, batch_size=3)
     assert len({answer.answer for answer in expected}) > 11  # steering changes some, else a wrong vector would pass
     told: list[int] = []
-    with scale.answering(model, workers=2) as answering:
+    with scale.cluster(model, workers=2) as cluster:
         found = evaluation.generate(
             vlm,
             suite,
@@ -283,7 +294,7 @@ def test_workers_answer_as_one_process_does(model: str, tmp_path: Path) -> None:
             path=tmp_path / "answers.jsonl",
             batch_size=3,
             progress=lambda done, total: told.append(done),
-            answering=answering,
+            cluster=cluster,
         )
     assert found == expected
     assert told[-1] == 55
@@ -300,13 +311,13 @@ def test_a_worker_that_is_killed_while_it_answers(model: str, tmp_path: Path) ->
 
     def kill_one(done: int, total: int) -> None:
         if not killed:
-            workers = subprocess.run(["pgrep", "-f", "ray::_Worker"], capture_output=True, text=True, check=True)
+            workers = subprocess.run(["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=True)
             killed.append(int(workers.stdout.split()[-1]))
             os.kill(killed[0], signal.SIGKILL)
 
-    with scale.answering(model, workers=2) as answering:
+    with scale.cluster(model, workers=2) as cluster:
         found = evaluation.generate(
-            vlm, suite, conditions, batch_size=2, path=tmp_path / "a.jsonl", progress=kill_one, answering=answering
+            vlm, suite, conditions, batch_size=2, path=tmp_path / "a.jsonl", progress=kill_one, cluster=cluster
         )
     assert killed
     assert found == evaluation.generate(vlm, suite, conditions, batch_size=2)
@@ -319,23 +330,49 @@ def test_another_model_is_not_asked_of_the_workers(model: str) -> None:
         for weight in other.model.parameters():
             weight.mul_(1.5)
     conditions = [evaluation.Condition("image")]
-    with scale.answering(model, workers=1) as answering:
-        found = evaluation.generate(other, suite, conditions, answering=answering)
+    with scale.cluster(model, workers=1) as cluster:
+        found = evaluation.generate(other, suite, conditions, cluster=cluster)
     assert found == evaluation.generate(other, suite, conditions)
     assert found != evaluation.generate(sk.load(model), suite, conditions)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_comparison_by_workers_is_that_of_one_process(model: str, tmp_path: Path) -> None:
+def test_a_comparison_by_workers_is_that_of_one_process(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vlm, suite = sk.load(model), suite_of(6)
     given = ({"cmrm": sk.CMRM(), "sample level": sk.CMRM(level="sample")}, suite, ANCHORS[8:])
-    with scale.answering(model, workers=2) as answering:
-        sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "ray", answering=answering)
+    with scale.cluster(model, workers=2) as cluster, monkeypatch.context() as patch:
+        patch.delattr(sk.SteeringMethod, "fit")  # in this process, where nothing is to be fitted
+        sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "ray", cluster=cluster)
     sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "one")
+    assert {each.name for each in (tmp_path / "ray").iterdir()} == {each.name for each in (tmp_path / "one").iterdir()}
     for name in ("answers.jsonl", "verdicts.jsonl"):
         lines = [sorted((tmp_path / each / name).read_text().splitlines()) for each in ("ray", "one")]
         assert lines[0] == lines[1]
         assert len(lines[0]) >= 30
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_study_by_workers_is_that_of_one_process(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suites, dev = [replace(suite_of(10, 100), name="test")], [replace(suite_of(6, 200), name="dev")]
+    options: dict[str, Any] = {"alphas": (1.0,), "layers": {}, "batch_size": 3}
+    vlm = sk.load(model)
+    with scale.cluster(model, workers=2) as cluster, monkeypatch.context() as patch:
+        patch.delattr(sk.SteeringMethod, "fit")
+        evaluation.study(vlm, suites, [ANCHORS], dev, folder=tmp_path / "ray", cluster=cluster, **options)
+    evaluation.study(vlm, suites, [ANCHORS], dev, folder=tmp_path / "one", **options)
+    for name in ("cells.csv", "comparisons.csv", "distances.csv", "powers.csv"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    lines = [sorted((tmp_path / each / "answers.jsonl").read_text().splitlines()) for each in ("ray", "one")]
+    assert lines[0] == lines[1]
+    vectors = [
+        {each.name: sk.SteeringVector.load(each) for each in (tmp_path / run / "vectors").iterdir()}
+        for run in ("ray", "one")
+    ]
+    assert vectors[0].keys() == vectors[1].keys()
+    for name, vector in vectors[1].items():
+        assert_equal(vectors[0][name], vector)
 
 
 # -- shards: workers that know nothing of each other -------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_comparisons_count_the_prompts_that_changed(whole: tuple[Path, sk.evalua
 def test_a_study_is_continued_or_refused(demo: VLM, two: list[Suite], whole: tuple[Path, Any], tmp_path: Path) -> None:
     folder, found = whole
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    again = sk.evaluation.study(demo, two, folder=folder, answering=_refusing, **OPTIONS)
+    again = sk.evaluation.study(demo, two, folder=folder, cluster=_Idle(), **OPTIONS)
     assert again.as_json() == found.as_json()
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     for changed in ({"alphas": (1.0,)}, {"seed": 1}, {"tolerance": 0.5}, {"judges": [sk.evaluation.PhraseJudge()]}):
@@ -132,10 +132,18 @@ def test_a_study_is_continued_or_refused(demo: VLM, two: list[Suite], whole: tup
     frozen.write_bytes(before["frozen.json"])
 
 
-def _refusing(vlm: VLM, suite: Any, work: Any, batch_size: int) -> Any:
-    """What must not be asked: everything is answered already."""
-    assert not work
-    yield from ()
+class _Idle:
+    """Workers that must not be asked: everything is fitted and answered already."""
+
+    def holds(self, vlm: VLM) -> bool:
+        return True
+
+    def fit(self, method: Any, anchors: Any, **options: Any) -> sk.SteeringVector:
+        raise AssertionError("everything is fitted")
+
+    def answer(self, vlm: VLM, suite: Any, work: Any, batch_size: int) -> Any:
+        assert not work
+        yield from ()
 
 
 def _killed(folder: Path, after: int) -> None:

@@ -37,6 +37,23 @@ def _more(answer: sk.evaluation.Answer) -> str:
     return HUGE if (answer.kind, answer.condition) == ("utility", "image") else EVIL
 
 
+class _Tampering:
+    """Workers that put something hostile behind each answer."""
+
+    def __init__(self, vlm: sk.VLM) -> None:
+        self.vlm = vlm
+
+    def holds(self, vlm: sk.VLM) -> bool:
+        return True
+
+    def fit(self, method: sk.SteeringMethod, anchors: Any, **options: Any) -> sk.SteeringVector:
+        return method.fit(self.vlm, anchors, batch_size=options["batch_size"])
+
+    def answer(self, *work: Any) -> Iterator[list[sk.evaluation.Answer]]:
+        for batch in sk.evaluation.answered(*work):
+            yield [each.model_copy(update={"answer": f"{each.answer} {_more(each)}"}) for each in batch]
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a study whose suite, requests, judges and answers are hostile."""
@@ -48,12 +65,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     worse = replace(first, sample=replace(first.sample, text=f"{first.sample.text} {EVIL}"), id=EVIL)
     test = replace(test, name=EVIL, licence=EVIL, harmful=(worse, *test.harmful[1:]))
 
-    def answering(*work: Any) -> Iterator[list[sk.evaluation.Answer]]:
-        for batch in sk.evaluation.answered(*work):
-            yield [each.model_copy(update={"answer": f"{each.answer} {_more(each)}"}) for each in batch]
-
     options = {"alphas": (1.0,), "layers": {}, "judges": [PhraseJudge(), Hostile()]}
-    sk.evaluation.study(vlm, [test], [anchors(2)], [dev], folder=folder, answering=answering, **options)  # type: ignore[arg-type]
+    sk.evaluation.study(vlm, [test], [anchors(2)], [dev], folder=folder, cluster=_Tampering(vlm), **options)  # type: ignore[arg-type]
     return folder / "report.html"
 
 

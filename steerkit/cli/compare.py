@@ -51,7 +51,7 @@ def compare(
         sweep: Strengths of a second table, and of the picture in --output, with commas.
         output: Folder for compare.json, compare.csv and compare.png.
         policy: strict: a failed check is an error. warn: it is a warning. off: checks are not enforced.
-        ray: Let the workers of a Ray cluster answer.
+        ray: Let the workers of a Ray cluster fit and answer.
         loading: How the model is loaded.
         batch_size: Samples per batch.
     """
@@ -88,7 +88,7 @@ def compare(
             (output / "compare.csv").write_text(found.as_csv(), encoding="utf-8")
 
     try:
-        with progress("Comparing", total=1) as report, opt.answering(ray, model, loading.given()) as answering:
+        with progress("Comparing", total=1) as report, opt.cluster(ray, model, loading.given()) as cluster:
             sk.compare(
                 vlm,
                 {**entries, **packs},
@@ -100,7 +100,7 @@ def compare(
                 progress=report,
                 policy=policy,
                 on_row=keep,
-                answering=answering,
+                cluster=cluster,
             )
         (found,) = finished
         if output is not None and found.sweep:

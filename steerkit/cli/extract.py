@@ -98,8 +98,8 @@ def extract(
         with _reported(fitter, samples, partial) as report:
             options: dict[str, Any] = {"batch_size": batch_size, "progress": report}
             if vlm is None:
-                options |= {"folder": partial, "workers": workers, "loading": given}
-                made = sk.scale.fit(fitter, bundled(model), samples, anchor_name=name, **options)
+                with sk.scale.cluster(bundled(model), workers=workers, loading=given) as cluster:
+                    made = cluster.fit(fitter, samples, folder=partial, anchor_name=name, **options)
             elif part is None:
                 made = fitter.fit(vlm, samples, anchor_name=name, checkpoint=partial, **options)
             else:

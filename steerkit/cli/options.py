@@ -17,7 +17,7 @@ from steerkit.cli.console import say
 from steerkit.errors import OptionError, SampleError
 
 if TYPE_CHECKING:
-    from steerkit.evaluation import Answering
+    from steerkit.scale import Cluster
     from steerkit.vectors.formats import RawPack
     from steerkit_vectors_hub.resolve import Resolved
 
@@ -171,15 +171,15 @@ class SampleFile:
 
 
 @contextmanager
-def answering(ray: bool, model: str, loading: dict[str, Any]) -> Iterator[Answering | None]:
-    """Who answers suites: the workers of a Ray cluster, or nobody else."""
+def cluster(ray: bool, model: str, loading: dict[str, Any]) -> Iterator[Cluster | None]:
+    """Who fits and answers: the workers of a Ray cluster, or nobody else."""
     if not ray:
         yield None
         return
     from steerkit import scale
     from steerkit.demo import bundled
 
-    with scale.answering(bundled(model), loading=loading) as found:
+    with scale.cluster(bundled(model), loading=loading) as found:
         yield found
 
 

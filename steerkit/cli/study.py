@@ -57,7 +57,7 @@ def study(
         count: Only the first prompts of each kind, as many.
         max_new_tokens: Length of the answers. Default: that of the file, or 64.
         workers: How many answers the judge is asked about at once.
-        ray: Let the workers of a Ray cluster answer.
+        ray: Let the workers of a Ray cluster fit and answer.
         loading: How the model is loaded.
         batch_size: Prompts per batch.
     """
@@ -82,7 +82,7 @@ def study(
     given = loading.given()
     vlm = load_model(model, given)
     try:
-        with progress("Studying") as report, opt.answering(ray, model, given) as answering:
+        with progress("Studying") as report, opt.cluster(ray, model, given) as cluster:
             found = sk.evaluation.study(
                 vlm,
                 tested,
@@ -95,7 +95,7 @@ def study(
                 judges=judges,
                 batch_size=batch_size,
                 workers=workers,
-                answering=answering,
+                cluster=cluster,
                 progress=lambda what, done, total: report(done, total),
             )
     except BaseException:

@@ -38,8 +38,9 @@ from steerkit.evaluation._formats import (
     relative_score as relative_score,
 )
 from steerkit.evaluation._generate import (
-    Answering as Answering,
     Condition as Condition,
+    Work as Work,
+    Workers as Workers,
     answered as answered,
     batches as batches,
     generate as generate,

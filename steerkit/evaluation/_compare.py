@@ -19,7 +19,7 @@ from steerkit._text import one_line
 from steerkit.errors import OptionError, RecordsError, SteerKitError
 from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import ANSWERS, cost_per_token, outcomes
-from steerkit.evaluation._generate import Answering, Condition, check_measurable, check_vectors, generate
+from steerkit.evaluation._generate import Condition, Workers, check_measurable, check_vectors, generate
 from steerkit.evaluation._outcome import Outcome
 from steerkit.evaluation._statistics import Estimate
 from steerkit.evaluation._suites import Suite
@@ -173,6 +173,17 @@ class Comparison:
         return Path(path)
 
 
+def _fitted(
+    vlm: VLM, method: SteeringMethod, anchors: Sequence[Sample], cluster: Workers | None, place: Any, batch_size: int
+) -> SteeringVector:
+    if cluster is None or not cluster.holds(vlm):
+        return method.fit(vlm, anchors, batch_size=batch_size)
+    if place is not None:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="states-", dir=place) as states:  # beside the answers, where all workers see it
+        return cluster.fit(method, as_samples(anchors), folder=states, batch_size=batch_size)
+
+
 def compare(
     vlm: VLM,
     methods: Mapping[str, Entry],
@@ -185,7 +196,7 @@ def compare(
     progress: Progress | None = None,
     policy: Policy = "strict",
     on_row: Callable[[Comparison], None] | None = None,
-    answering: Answering | None = None,
+    cluster: Workers | None = None,
 ) -> Comparison:
     """Fit several methods on one model, let it answer a suite under each, and judge.
 
@@ -206,7 +217,7 @@ def compare(
         progress: Called with (what is next, done, total): fits, answers and rows of the table.
         policy: As for `steer`, for vectors that are fitted already; their dose is not judged.
         on_row: Called after each row with everything up to it, which would be lost if the run were stopped.
-        answering: As for `generate`.
+        cluster: Who fits and answers in place of this process, such as `steerkit.scale.cluster`.
 
     Raises:
         OptionError: There is nothing to compare, or an argument is of another type.
@@ -271,7 +282,7 @@ def compare(
         tell(f"fitting {name}", done)
         start = time.perf_counter()
         try:
-            vectors[name] = method.fit(vlm, chosen, batch_size=batch_size)
+            vectors[name] = _fitted(vlm, method, chosen, cluster, folder, batch_size)
             seconds = time.perf_counter() - start
             rows[name] = replace(rows[name], fit_seconds=seconds, anchors=len(chosen))
         except Exception as error:  # whatever a method of somebody's own may raise
@@ -280,7 +291,7 @@ def compare(
     asked = {UNSTEERED: [Condition(UNSTEERED)]}
     asked |= {name: [Condition(name, vectors[name], s) for s in (1.0, *extra)] for name in methods if name in vectors}
     with TemporaryDirectory() if folder is None else nullcontext(folder) as kept:
-        options: Any = {"batch_size": batch_size, "answering": answering}
+        options: Any = {"batch_size": batch_size, "cluster": cluster}
         try:
             generate(
                 vlm,

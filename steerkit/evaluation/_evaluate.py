@@ -12,9 +12,9 @@ from typing import Any
 
 from steerkit._internal.validation import PATH, expect
 from steerkit.evaluation._generate import (
-    Answering,
     Condition,
     Progress,
+    Workers,
     check_measurable,
     check_vectors,
     generate,
@@ -45,7 +45,7 @@ def evaluate(
     fluency: bool = True,
     progress: Progress | None = None,
     policy: Policy = "strict",
-    answering: Answering | None = None,
+    cluster: Workers | None = None,
 ) -> Outcome:
     """Let a model answer a suite, steered or not, and judge the answers: `generate`, `judge` and `tabulate` in one.
 
@@ -61,7 +61,7 @@ def evaluate(
         fluency: Whether to measure how likely the unsteered model finds the answers, in one more pass for each.
         progress: Called with (done, total) prompts after each batch.
         policy: As for `steer`; the dose is not judged.
-        answering: As for `generate`.
+        cluster: As for `generate`.
 
     Raises:
         OptionError: An argument is of another type.
@@ -81,7 +81,7 @@ def evaluate(
         batch_size=batch_size,
         fluency=fluency,
         progress=progress,
-        answering=answering,
+        cluster=cluster,
     ).values()
     return outcome
 
@@ -97,7 +97,7 @@ def outcomes(
     fluency: bool = False,
     batch_size: int = 16,
     progress: Progress | None = None,
-    answering: Answering | None = None,
+    cluster: Workers | None = None,
 ) -> dict[tuple[str, float], Outcome]:
     """Answers under several conditions, judged and counted, by name and strength; the vectors are checked already.
 
@@ -112,10 +112,10 @@ def outcomes(
         fluency: As for `evaluate`.
         batch_size: As for `generate`.
         progress: As for `generate`.
-        answering: As for `generate`.
+        cluster: As for `generate`.
     """
     answers, verdicts = (None if folder is None else Path(folder) / file for file in (ANSWERS, VERDICTS))
-    options: Any = {"batch_size": batch_size, "progress": progress, "policy": "off", "answering": answering}
+    options: Any = {"batch_size": batch_size, "progress": progress, "policy": "off", "cluster": cluster}
     found = generate(vlm, suite, conditions, path=answers, **options)
     asked = [each for each in judges if not compares(each)] or [suite.judge]
     said, *_ = [judge(suite, found, judge=each, path=verdicts, workers=workers) for each in asked]

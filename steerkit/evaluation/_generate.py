@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Protocol, get_args
 
 from steerkit._internal.validation import PATH, expect, expect_each, expect_one_of, expect_whole
 from steerkit._text import quoted
@@ -20,6 +20,7 @@ from steerkit.evaluation._journal import Journal
 from steerkit.evaluation._records import Answer, as_told
 from steerkit.evaluation._suites import KINDS, Suite, check_suite
 from steerkit.interventions import View, is_finite
+from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.policy import Policy, enforce
 from steerkit.steering import check_applied, steer
@@ -29,8 +30,30 @@ from steerkit.vlm import VLM, check_vlm
 Work = tuple[list["Condition"], list[list[Answer]]]
 """Conditions that are answered in one call, and for each prompt the records that they lack."""
 
-Answering = Callable[["VLM", Suite, Sequence[Work], int], Iterator[list[Answer]]]
-"""Fills in records, a batch at a time, in any order; given model, suite, what is lacking, and the size of a batch."""
+
+class Workers(Protocol):
+    """Processes that fit and answer in place of this one, such as those of `steerkit.scale.cluster`."""
+
+    def holds(self, vlm: VLM) -> bool:
+        """Whether a model has the weights that the workers have; another is asked in this process."""
+        ...
+
+    def fit(
+        self,
+        method: SteeringMethod,
+        anchors: Sequence[Sample],
+        *,
+        folder: str | Path,
+        batch_size: int = 8,
+        anchor_name: str = "",
+    ) -> SteeringVector:
+        """What `method.fit` makes; what was measured is kept in a folder, which all of them share."""
+        ...
+
+    def answer(self, vlm: VLM, suite: Suite, work: Sequence[Work], batch_size: int) -> Iterator[list[Answer]]:
+        """Fill in the records that lack answers, a batch at a time, in any order."""
+        ...
+
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) answers."""
@@ -86,7 +109,7 @@ def generate(
     batch_size: int = 16,
     progress: Progress | None = None,
     policy: Policy = "strict",
-    answering: Answering | None = None,
+    cluster: Workers | None = None,
 ) -> list[Answer]:
     """Let a model answer a suite greedily under several conditions.
 
@@ -103,7 +126,7 @@ def generate(
             in one call, up to eight: so many rows has each prompt.
         progress: Called with (done, total) answers after each batch.
         policy: As for `steer`; the dose is not judged.
-        answering: Who answers, such as the workers of `steerkit.scale.answering`. Default: the model, in this process.
+        cluster: Who answers in place of this process, such as `steerkit.scale.cluster`.
 
     Returns:
         The answers to this suite under these conditions, in their order.
@@ -148,7 +171,7 @@ def generate(
         left = sum(len(some) * len(rows) for some, rows in work)
         most = batch_size * max((len(some) for some, _ in work), default=0)
         # a batch comes whole; its room on the disk is there before it begins
-        made = (answering or answered)(vlm, suite, work, batch_size)
+        made = (answered if cluster is None or not cluster.holds(vlm) else cluster.answer)(vlm, suite, work, batch_size)
         while left:
             journal.reserve(min(left, most) * (RECORD + suite.max_new_tokens * TOKEN))
             for answer in (batch := next(made)):

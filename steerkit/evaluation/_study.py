@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from steerkit.evaluation._choice import Option, choose, chosen_option, dev_cost,
 from steerkit.evaluation._controls import random_like
 from steerkit.evaluation._evaluate import ANSWERS, outcomes
 from steerkit.evaluation._frozen import digest_of, settle
-from steerkit.evaluation._generate import Answering, Condition, check_measurable
+from steerkit.evaluation._generate import Condition, Workers, check_measurable
 from steerkit.evaluation._journal import read_records
 from steerkit.evaluation._judges import Judge, compares
 from steerkit.evaluation._outcome import Outcome
@@ -62,7 +63,7 @@ def study(
     batch_size: int = 16,
     workers: int = 1,
     progress: Progress | None = None,
-    answering: Answering | None = None,
+    cluster: Workers | None = None,
 ) -> Study:
     """Run the paper's five analyses: safety, utility and over-refusal, strength and layers, transfer, hidden states.
 
@@ -97,7 +98,7 @@ def study(
         batch_size: Prompts per call of the model.
         workers: How many answers a judge is asked about at once.
         progress: Called with (what is next, answers done, answers in all).
-        answering: As for `generate`.
+        cluster: Who fits and answers in place of this process, such as `steerkit.scale.cluster`.
 
     Raises:
         SampleError: Anchors, dev and test share a prompt.
@@ -128,7 +129,7 @@ def study(
     run = _Run(
         vlm, subjects, chosen, Path(folder), baselines or {}, tuple(judges), tolerance, seed, batch_size, workers
     )
-    run.progress, run.answering = progress, answering
+    run.progress, run.cluster = progress, cluster
     return run.all(tuple(dict.fromkeys(map(float, alphas))), layers)
 
 
@@ -147,7 +148,7 @@ class _Run:
     batch_size: int
     workers: int
     progress: Progress | None = None
-    answering: Answering | None = None
+    cluster: Workers | None = None
     done: int = 0
     total: int = 0
 
@@ -320,9 +321,13 @@ class _Run:
             self._tell(f"fitting {name} on {subject.set}", self.done)
             partial = path.with_suffix(".partial")
             path.parent.mkdir(parents=True, exist_ok=True)
-            options: Any = {"batch_size": self.batch_size, "checkpoint": partial, "anchor_name": subject.set}
-            method.fit(self.vlm, subject.anchors, **options).save(path)
-            partial.unlink(missing_ok=True)
+            options: Any = {"batch_size": self.batch_size, "anchor_name": subject.set}
+            if self.cluster is not None and self.cluster.holds(self.vlm):
+                self.cluster.fit(method, subject.anchors, folder=partial, **options).save(path)
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                method.fit(self.vlm, subject.anchors, checkpoint=partial, **options).save(path)
+                partial.unlink(missing_ok=True)
         return SteeringVector.load(path)
 
     # -- answers -----------------------------------------------------------------------------------------------------
@@ -342,7 +347,7 @@ class _Run:
             workers=self.workers,
             batch_size=self.batch_size,
             progress=lambda done, total: self._tell(what, before + done),
-            answering=self.answering,
+            cluster=self.cluster,
         )
         self.done = before + len(conditions) * suite.size
         return found
