@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from steerkit.errors import OptionError, ProcessorError, UnsupportedModelError
 from steerkit.models._architecture import Architecture
@@ -99,12 +101,25 @@ def check_processor(processor: Any, architecture: Architecture, name: str) -> No
 def weights_digest(model: nn.Module) -> str:
     """Digest of the type and of a few values of every weight; see `VLM.weights_digest`."""
     state = hashlib.sha256()
-    for name, tensor in model.named_parameters():
+    whole_numbers = ((name, each) for name, each in model.named_buffers() if not each.is_floating_point())
+    for name, tensor in (*model.named_parameters(), *whole_numbers):  # quantised weights may lie in buffers
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if type(tensor) is nn.Parameter and not tensor.is_meta and tensor.numel():
-            few = tensor.detach().flatten()[:: max(tensor.numel() // 16, 1)]
-            state.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for part in _parts(tensor.detach()):
+            if not part.is_meta and part.numel():
+                few = part.flatten()[:: max(part.numel() // 16, 1)]
+                state.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor is made of, such as the integers and the scales of a quantised one."""
+    if type(tensor).__module__.startswith("torch.distributed"):
+        return  # the part of it that is here would differ from rank to rank
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+    else:
+        yield tensor.as_subclass(Tensor)
 
 
 def model_record(model: nn.Module, processor: Any, architecture: Architecture, revision: str | None) -> ModelRecord:

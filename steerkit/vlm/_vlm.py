@@ -110,8 +110,8 @@ class VLM(AnsweringModel):
     def weights_digest(self) -> str:
         """Digest of the type and of a few values of every weight.
 
-        It differs for a model that was trained further, or loaded in another type. Weights that are offloaded, or kept
-        in a format of their own, count by their type alone.
+        It differs for a model that was trained further, quantised, or loaded in another type. Weights that are
+        offloaded, or spread over devices, count by their type alone.
         """
         return weights_digest(self.model)
 
