@@ -75,10 +75,12 @@ def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse what vLLM would drop without a word: steering in a beam search."""
 
     @functools.wraps(method)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with refusals():
-            if meant(getattr(self, "vllm_xargs", None) or ()):
-                raise EngineError("a beam search is asked to steer", expected="sampling or greedy decoding")
-        return method(self, *args, **kwargs)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for each in (*args, *kwargs.values()):
+            for name in ("vllm_xargs", "extra_args"):
+                with refusals():
+                    if meant(getattr(each, name, None) or ()):
+                        raise EngineError("a beam search is asked to steer", expected="sampling or greedy decoding")
+        return method(*args, **kwargs)
 
     return wrapped

@@ -36,7 +36,11 @@ class Asked:
 
 def meant(keys: Iterable[object]) -> list[str]:
     """The keys that were meant for steering, be they known or not: a wrong one must not go unnoticed."""
-    return [key for key in keys if isinstance(key, str) and key.strip().lower().startswith("steer")]
+    return [key for key in keys if isinstance(key, str) and _meant(key.strip().lower())]
+
+
+def _meant(key: str) -> bool:
+    return key.startswith("steer") or bool(difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8))
 
 
 def asked(given: Mapping[str, Any] | None, packs: Mapping[str, Served]) -> Asked | None:
@@ -53,7 +57,7 @@ def asked(given: Mapping[str, Any] | None, packs: Mapping[str, Served]) -> Asked
         raise OptionError(f"the request has {unknown[0]!r:.80}", expected=f"one of {', '.join(KEYS)}")
     names = given.get(PACK)
     if names is None:
-        raise OptionError(f"the request has {keys[0]} and no {PACK}", expected=f"{PACK}: the name of a pack")
+        raise OptionError(f"the request names no pack in {PACK}", expected=f"{PACK}: the name of a pack")
     names = list(names) if isinstance(names, list | tuple) else [names]
     if not names or len(names) > MOST or len(set(map(str, names))) != len(names):
         raise OptionError(f"{PACK} names {len(names)} packs", expected=f"1 to {MOST} different names")

@@ -85,4 +85,5 @@ def _install_rest() -> None:
     RequestState._new_request_output = answered(RequestState._new_request_output)
     for kind in (ChatCompletionRequest, CompletionRequest):
         kind.to_beam_search_params = refusing(kind.to_beam_search_params)
+    LLM.beam_search = refusing(LLM.beam_search)
     routes.install(ready)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from steerkit.analysis import Response, check_dose, check_fingerprint, state_norms
 from steerkit.engines.program import compiled
-from steerkit.errors import EngineError, ModelMismatchError, NonFiniteError, OptionError
+from steerkit.errors import (
+    EngineError,
+    ModelMismatchError,
+    NonFiniteError,
+    OptionError,
+    SteerKitError,
+    UnknownNameError,
+)
 from steerkit.interventions import View
 from steerkit.models import family_of, load_processor, system_lengths
 from steerkit.policy import Check, enforce
@@ -28,6 +36,7 @@ from steerkit_vllm.settings import KEY, SITES, Room, Settings
 from steerkit_vllm.views import view
 
 _tags = itertools.count()
+_logger = logging.getLogger("vllm.steerkit")  # below vLLM's, so that it is shown as theirs
 
 
 class Registry:
@@ -43,6 +52,7 @@ class Registry:
         packs: The packs by name, as requests may use them.
         room: What the workers allocate.
         checks: What was found of each pack, and by the self-test.
+        withdrawn: Why packs were taken out while the server runs, by name.
     """
 
     def __init__(self, settings: Settings, config: Any) -> None:
@@ -53,8 +63,8 @@ class Registry:
         self.packs: dict[str, Served] = {}
         self.checks: dict[str, tuple[Check, ...]] = {}
         self.responses: dict[str, Response] = {}
+        self.withdrawn: dict[str, str] = {}
         self._rows: dict[int, int] = {}
-        self._next = [1] * len(SITES)
         self._waiting = [self._loaded(name, ref) for name, ref in settings.packs.items()]
         needed = functools.reduce(Room.joined, (each.room for each in self._waiting), settings.room)
         rows = max((sum(_rows(each, site) for each in self._waiting) for site in range(len(SITES))), default=0)
@@ -62,6 +72,7 @@ class Registry:
         rows = max(rows, settings.room.rows) + settings.spare + 1  # one for the self-test
         least = Room(rows=rows, depth=2, sites=("resid_post",))
         self.room = needed.joined(least)
+        self._free = [set(range(1, 1 + self.room.rows)) for _ in SITES]
         lengths = functools.partial(_lengths, self.model)
         self._planner = Planner(self.model.architecture, lengths, self.room, self._rows)
         self._doses = functools.lru_cache(maxsize=1024)(self._dose)
@@ -70,6 +81,19 @@ class Registry:
     def waiting(self) -> list[Served]:
         """Packs that have not been written into the workers yet."""
         return self._waiting
+
+    def revoked(self, pack: Served) -> str | None:
+        """Why a pack that is served would not be loaded again; None if it would be, or if that can't be told."""
+        from steerkit_vectors_hub.errors import UntrustedPackError
+        from steerkit_vectors_hub.load import load_vector
+
+        try:
+            load_vector(str(pack.vector.source), policy=self.settings.policy)
+        except UntrustedPackError as error:
+            return str(error)
+        except (SteerKitError, OSError) as error:
+            _logger.warning("steerkit-vllm: pack %r can't be verified again: %s", pack.name, error)
+        return None
 
     def _loaded(self, name: str, ref: str) -> Served:
         from steerkit_vectors_hub.load import load_vector
@@ -97,26 +121,55 @@ class Registry:
                 expected="a pack of the kinds that the server was started for",
                 fix='start the server with the pack, or with {"steerkit": {"room": {...}}}',
             )
-        for site in range(len(SITES)):
-            free = 1 + self.room.rows - self._next[site]
-            if _rows(found, site) > free:
-                raise EngineError(
-                    f"pack {name!r} needs {_rows(found, site)} rows at {SITES[site]}, and {free} are free",
-                    expected="a smaller pack",
-                    fix='start the server with more: {"steerkit": {"spare": N}}',
-                )
         self.check(found)
         return found
 
     def payloads(self, pack: Served) -> list[tuple[int, int, bytes]]:
-        """What is written into the workers for a pack: `(site, first row, tensors)`; its rows are taken then."""
+        """What is written into the workers for a pack: `(site, first row, tensors)`; its rows are taken then.
+
+        Raises:
+            EngineError: There are too few rows.
+        """
         found = []
         for change in pack.changes:
-            start = self._next[change.site]
-            self._next[change.site] += change.depth
+            start = self._start(change.site, change.depth)
+            if start is None:
+                self.release(pack)
+                raise EngineError(
+                    f"pack {pack.name!r} needs {_rows(pack, change.site)} rows at {SITES[change.site]}, of which "
+                    f"{len(self._free[change.site])} are free",
+                    expected="a smaller pack",
+                    fix='start the server with more: {"steerkit": {"spare": N}}, or take a pack out',
+                )
             self._rows[id(change)] = start
+            self._free[change.site] -= set(range(start, start + change.depth))
             found.append((change.site, start, save({key: each.contiguous() for key, each in change.tensors.items()})))
         return found
+
+    def _start(self, site: int, depth: int) -> int | None:
+        """The first of so many free rows that follow each other."""
+        free = self._free[site]
+        return next((row for row in sorted(free) if free.issuperset(range(row, row + depth))), None)
+
+    def withdraw(self, name: str, why: str) -> Served:
+        """Take a pack out: no further request can name it. Its rows are still those of the requests under way.
+
+        Raises:
+            UnknownNameError: There is none of this name.
+        """
+        if name not in self.packs:
+            raise UnknownNameError(f"there is no pack {name!r:.80}", expected=f"one of {sorted(self.packs)}")
+        self.withdrawn[name] = why
+        self.checks.pop(name, None)
+        self._doses.cache_clear()
+        return self.packs.pop(name)
+
+    def release(self, pack: Served) -> None:
+        """Let a pack's rows be used for others."""
+        for change in pack.changes:
+            start = self._rows.pop(id(change), None)
+            if start is not None:
+                self._free[change.site].update(range(start, start + change.depth))
 
     def trial(self, layer: int, direction: Tensor) -> tuple[int, int, bytes]:
         """The same for a plain addition at one layer, in a row that the next pack overwrites."""
@@ -128,10 +181,14 @@ class Registry:
         for name in ("k0", "dose", "opens"):
             tensors["numbers"][layer, 0, NUMBERS.index(name)] = 1.0
         site = SITES.index("resid_post")
-        return site, self._next[site], save(tensors)
+        row = self._start(site, 1)
+        assert row is not None, "a row is kept for it"
+        return site, row, save(tensors)
 
     def serve(self, pack: Served) -> None:
         """Let requests name a pack."""
+        self._doses.cache_clear()  # by name, and another pack may have had it
+        self.withdrawn.pop(pack.name, None)
         self.packs[pack.name] = pack
 
     def check(self, pack: Served) -> None:
@@ -233,7 +290,8 @@ class Registry:
             ],
             "self_test": [check.as_json() for check in self.checks.get("", ())],
             "room": self.room.model_dump(mode="json"),
-            "free_rows": {SITES[site]: 1 + self.room.rows - self._next[site] for site in range(len(SITES))},
+            "free_rows": {SITES[site]: len(free) for site, free in enumerate(self._free)},
+            "withdrawn": self.withdrawn,
         }
 
     def started(self) -> dict[str, Any]:

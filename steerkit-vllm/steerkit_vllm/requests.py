@@ -38,6 +38,7 @@ class Measured:
     """Parameters of a request whose prompt was measured."""
 
     given: dict[str, Any]
+    asked: Asked
     states: dict[Any, Any]
 
 
@@ -71,7 +72,7 @@ def processed(process: Callable[..., Any]) -> Callable[..., Any]:
                     if plan["changes"]:
                         request.cache_salt = f"steerkit-test-{next(tags)}"
             elif isinstance(ours, Measured):
-                _planned(self.vllm_config, request, ours.given, ours.states, kwargs)
+                _planned(self.vllm_config, request, ours.given, ours, kwargs)
             elif meant(given):
                 _planned(self.vllm_config, request, given, None, kwargs)
         return request
@@ -79,7 +80,7 @@ def processed(process: Callable[..., Any]) -> Callable[..., Any]:
     return process_inputs
 
 
-def _planned(config: Any, request: Any, given: dict[str, Any], states: dict[Any, Any] | None, options: Any) -> None:
+def _planned(config: Any, request: Any, given: dict[str, Any], measured: Measured | None, options: Any) -> None:
     """Turn what a request asks for into its plan, or refuse it."""
     registry = registry_of(config)
     if registry is None:
@@ -95,14 +96,17 @@ def _planned(config: Any, request: Any, given: dict[str, Any], states: dict[Any,
         raise EngineError("a request brings prompt embeddings", expected="text, token ids or images")
     if options.get("resumable"):
         raise EngineError("the input of a request is streamed", expected="a request that holds its whole prompt")
+    if measured is not None and found.packs != measured.asked.packs:
+        raise EngineError("a pack was replaced while the prompt was measured", expected="the same pack until then")
     ids = request.prompt_token_ids
     parts = registry.parts(found, ids, params.max_tokens or 0)
-    if states is None and registry.needs(parts, len(ids)):
+    if measured is None and registry.needs(parts, len(ids)):
         raise EngineError(
             "a pack is measured on each prompt, and the request came in a way that can't measure first",
             expected="LLM.generate, LLM.chat, AsyncLLM.generate or the HTTP server",
         )
-    plan, request.cache_salt = registry.plan(found, parts, ids, states or {}, request.cache_salt)
+    states = {} if measured is None else measured.states
+    plan, request.cache_salt = registry.plan(found, parts, ids, states, request.cache_salt)
     rest = {key: value for key, value in (params.extra_args or {}).items() if key not in meant(given)}
     params.extra_args = {**rest, KEY: plan}
     if found.receipt:
@@ -155,7 +159,7 @@ async def measured(processor: Any, prompt: Any, params: Any, run: Answer, rpc: A
     params = params.clone()
     params.extra_args = {
         **{key: v for key, v in given.items() if key not in meant(given)},
-        KEY: Measured(given, states),
+        KEY: Measured(given, found, states),
     }
     return prompt, params
 

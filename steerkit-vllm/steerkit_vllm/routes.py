@@ -1,56 +1,30 @@
-"""Routes beside vLLM's, `GET /steerkit` and `POST /steerkit/packs`; and what is refused before vLLM's own see it."""
+"""What is refused before vLLM's own routes see it, and `GET /steerkit`; `admin` has the routes for administrators."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import hmac
 import json
-import os
 import re
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from steerkit.errors import OptionError, SteerKitError
+from steerkit_vllm import admin
 from steerkit_vllm._version import __version__
-from steerkit_vllm.asking import meant
+from steerkit_vllm.asking import KEYS, meant
 from steerkit_vllm.settings import KEY
-
-ADMIN = "STEERKIT_ADMIN_KEY"
-"""Environment variable with the key that adding packs needs; without it, none can be added."""
 
 TAKES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/invocations")
 """Ends of the paths at which vLLM reads `vllm_xargs`; elsewhere it drops them."""
 
-_adding = asyncio.Lock()
-
-
-async def added(registry: Any, engine: Any, name: object, ref: object) -> dict[str, Any]:
-    """Load a pack into a running server; requests under way are not disturbed, because its rows are used by none.
-
-    Raises:
-        SteerKitError: It can't be served.
-    """
-    from steerkit_vllm.selftest import write
-
-    if not isinstance(name, str) or not isinstance(ref, str):
-        raise OptionError("the body names no pack", expected='{"name": "NAME", "ref": "REF"}')
-
-    async def rpc(method: str, *args: Any) -> list[Any]:
-        return await engine.collective_rpc(method, args=args)
-
-    async with _adding:
-        pack = await asyncio.to_thread(registry.load, name, ref)
-        await write(registry, pack, rpc)
-        registry.serve(pack)
-    return registry.describe()
-
-
 PLACES = ("vllm_xargs", "extra_body", "extra_args", "sampling_params")
 """Objects of a body in which clients put keys."""
 
-_PERHAPS = re.compile(rb"steer|\\u00|\x00", re.IGNORECASE)
-"""What a body holds that asks for steering: the letters, escapes of them, or text of 16 or 32 bits a character."""
+_PERHAPS = re.compile(rb"steer|kit_|xargs|\\u00|\x00", re.IGNORECASE)
+"""What a body holds that asks for steering: the letters, perhaps mistyped, escapes of them, or text of 16 or 32 bits a
+character."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,12 +52,24 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 def astray(path: str, given: dict[str, Any]) -> str | None:
     """What of a body asks for steering where vLLM does not look; it ignores fields that it does not know."""
-    for place in ("", *PLACES):
-        part = given.get(place) if place else given
-        if isinstance(part, dict) and (keys := meant(part)) and not (place == "vllm_xargs" and path.endswith(TAKES)):
+    for place, part in _objects(given):
+        if place == "vllm_xargs" and path.endswith(TAKES):
+            continue
+        # what else a body holds has names of its own
+        free = place.rpartition(".")[2] not in ("", *PLACES)
+        if keys := [key for key in part if key in KEYS] if free else meant(part):
             what = f"the request to {path} has {keys[0]!r:.80}" + (f" in {place}" if place else "")
             return f"{what}, where vLLM ignores it. Expected: keys in vllm_xargs, sent to one of {', '.join(TAKES)}"
     return None
+
+
+def _objects(given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where keys may have been put, by path: the body, its objects, and those of `PLACES` inside these."""
+    yield "", given
+    for name, part in given.items():
+        if isinstance(part, dict):
+            yield name, part
+            yield from ((f"{name}.{place}", part[place]) for place in PLACES if isinstance(part.get(place), dict))
 
 
 def malformed(registry: Any, given: dict[str, Any]) -> str | None:
@@ -98,6 +84,26 @@ def malformed(registry: Any, given: dict[str, Any]) -> str | None:
     except SteerKitError as error:
         return str(error)
     return None
+
+
+def batched(read: Callable[[str], Awaitable[str]]) -> Callable[[str], Awaitable[str]]:
+    """`read_file` of `vllm run-batch`, which has no routes: the file is refused before any request is answered."""
+
+    @functools.wraps(read)
+    async def read_file(path: str) -> str:
+        text = await read(path)
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                given = parsed(line.encode())
+                body = given.get("body")
+                problem = astray(str(given.get("url")), body) if isinstance(body, dict) else None
+            except OptionError as error:
+                problem = str(error)
+            if problem:
+                raise OptionError(f"line {number} of {path}: {problem}")
+        return text
+
+    return read_file
 
 
 class Refusing:
@@ -147,33 +153,14 @@ def _attach(app: Any) -> None:
         registry = getattr(request.app.state, "steerkit", None)
         return JSONResponse({"steering": False, "version": __version__} if registry is None else registry.describe())
 
-    async def add(request: Request) -> Any:
-        key = os.environ.get(ADMIN)
-        given = request.headers.get("authorization", "")
-        if not key or not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
-            why = "the key is wrong" if key else f"the server has no {ADMIN}"
-            return JSONResponse({"error": {"message": f"packs can't be added: {why}", "code": 403}}, status_code=403)
-        registry = getattr(request.app.state, "steerkit", None)
-        if registry is None:
-            error = "the server was started without steering"
-            return JSONResponse({"error": {"message": error, "code": 409}}, status_code=409)
-        try:
-            body = await request.json()
-            given = body if isinstance(body, dict) else {}
-            return JSONResponse(
-                await added(registry, request.app.state.engine_client, given.get("name"), given.get("ref"))
-            )
-        except (SteerKitError, ValueError) as error:
-            return JSONResponse({"error": {"message": str(error), "code": 400}}, status_code=400)
-
     # the annotations are names of this function, which FastAPI could not find
-    show.__annotations__ = add.__annotations__ = {"request": Request}
+    show.__annotations__ = {"request": Request}
     app.add_middleware(Refusing)
     app.add_api_route("/steerkit", show, methods=["GET"])
-    app.add_api_route("/steerkit/packs", add, methods=["POST"])
+    admin.attach(app)
 
 
-def install(ready: Callable[[Any], Awaitable[object]]) -> None:
+def install(ready: Callable[[Any], Awaitable[Any]]) -> None:
     """Add the routes to every app, and let none answer before the self-test has passed.
 
     Args:
@@ -181,6 +168,10 @@ def install(ready: Callable[[Any], Awaitable[object]]) -> None:
     """
     from vllm.entrypoints.launchers import app as apps
     from vllm.entrypoints.launchers.api_server import app_state
+
+    batches: Any = sys.modules.get("vllm.entrypoints.launchers.run_batch")
+    if batches is not None:  # it starts the engine
+        batches.read_file = batched(batches.read_file)
 
     attach, begin = apps.attach_endpoint_plugins, app_state.init_endpoint_plugins_state
 
@@ -192,7 +183,9 @@ def install(ready: Callable[[Any], Awaitable[object]]) -> None:
     @functools.wraps(begin)
     async def init_endpoint_plugins_state(engine: Any, state: Any, *args: Any, **kwargs: Any) -> None:
         await begin(engine, state, *args, **kwargs)
-        state.steerkit = await ready(engine)
+        state.steerkit = registry = await ready(engine)
+        if registry is not None and registry.settings.recheck:
+            state.steerkit_watch = asyncio.create_task(admin.watch(registry, engine))  # a task that nobody keeps may go
 
     apps.attach_endpoint_plugins = attach_endpoint_plugins
     app_state.init_endpoint_plugins_state = init_endpoint_plugins_state

@@ -78,6 +78,7 @@ class Settings(Frozen):
         policy: What becomes of a check that fails, as for `steerkit.steer`.
         spare: Rows beyond those of the packs, for packs that are added later.
         room: Room beyond what the packs need.
+        recheck: Seconds after which a server verifies its packs again, to take out those that were revoked; 0: never.
         allocated: Filled in when the server starts: what the workers allocate.
         version: Filled in when the server starts: it keeps compiled graphs of another version from being used.
     """
@@ -86,6 +87,7 @@ class Settings(Frozen):
     policy: Policy = "strict"
     spare: int = Field(default=16, ge=0, le=65_536)
     room: Room = Room()
+    recheck: float = Field(default=3600.0, ge=0, allow_inf_nan=False)
     allocated: Room | None = None
     version: str = Field(default_factory=lambda: _marker())
 

@@ -48,7 +48,9 @@ class Served:
 
         options = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "detokenize": False, **more}
         sampling = [SamplingParams(**options, extra_args=each) for each in asked]
-        return self.llm.generate(prompts, sampling, use_tqdm=False)
+        config = self.llm.llm_engine.vllm_config.scheduler_config
+        priority = [at * 7 % 5 for at in range(len(prompts))] if config.policy == "priority" else None
+        return self.llm.generate(prompts, sampling, use_tqdm=False, priority=priority)
 
     def tokens(self, at: list[int], asked: list[Any]) -> list[list[int]]:
         found = self.answer([self.lab.prompt(each) for each in at], asked)
@@ -203,6 +205,70 @@ def scores(served: Served) -> dict[str, Any]:
     found["several"] = [list(each.token_ids) for each in several.outputs] == [list(said.token_ids)] * 3
     found["receipts"] = [each["steered"] for each in several.kv_transfer_params["steerkit"]]
     return found
+
+
+def ways(served: Served) -> dict[str, Any]:
+    """The other methods of `LLM`: answers beside those of transformers, or what is said instead."""
+    from vllm import PoolingParams, SamplingParams
+    from vllm.sampling_params import BeamSearchParams
+
+    lab, asked = served.lab, wish("sample")
+    options = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "detokenize": False}
+    steered = SamplingParams(**options, extra_args=asked)
+    chats = []
+    for sample in lab.samples:
+        images = [{"type": "image_pil", "image_pil": laboratory.open_image(each)} for each in sample.images]
+        chats.append([{"role": "user", "content": [*images, {"type": "text", "text": sample.text}]}])
+    first = {"add_special_tokens": True}  # the demo's template leaves the first token to the tokenizer
+
+    def said(outputs: list[Any]) -> list[list[int]]:
+        return [list(each.outputs[0].token_ids) for each in outputs]
+
+    found: dict[str, Any] = {
+        "chat": said(served.llm.chat(chats, steered, use_tqdm=False, tokenization_kwargs=first))
+        == lab.wanted("sample"),
+    }
+    texts = [at for at, sample in enumerate(lab.samples) if not sample.images]
+    ids = [{"prompt_token_ids": lab.ids[at]} for at in texts]
+    plain = SamplingParams(**options, extra_args=wish("last"))
+    found["ids"] = said(served.llm.generate(ids, plain, use_tqdm=False)) == [lab.wanted("last")[at] for at in texts]
+    served.llm.enqueue(ids, plain, use_tqdm=False)
+    served.llm.enqueue([lab.prompt(0)], SamplingParams(**options), use_tqdm=False)
+    later = said(served.llm.wait_for_completion(use_tqdm=False))
+    found["enqueued"] = later == [*(lab.wanted("last")[at] for at in texts), lab.wanted(None)[0]]
+    beams = BeamSearchParams(beam_width=2, max_tokens=4)
+    beams.extra_args = wish("last")  # type: ignore[attr-defined]
+    pooled = PoolingParams(extra_kwargs=asked)
+    calls = {
+        "beam search": lambda: served.llm.beam_search(ids[:1], beams),
+        "encode": lambda: served.llm.encode(ids[:1], pooled, pooling_task="token_embed", use_tqdm=False),
+        "embed": lambda: served.llm.embed(ids[:1], pooling_params=pooled, use_tqdm=False),
+        "score": lambda: served.llm.score("a", "b", pooling_params=pooled, use_tqdm=False),
+        "embeddings": lambda: served.llm.generate({"prompt_embeds": torch.zeros(4, 96)}, plain, use_tqdm=False),
+        "own plan": lambda: served.answer(ids[:1], [{"steerkit": {"prompt": 9, "changes": []}}]),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+            found[name] = ""
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    found["afterwards"] = served.tokens([1], [wish("last")])[0] == lab.wanted("last")[1]
+    return found
+
+
+def preempted(served: Served) -> dict[str, Any]:
+    """As `mixed`, where the cache holds so little that requests lose their states half-way: also how often they do."""
+    scheduler = served.llm.llm_engine.engine_core.engine_core.scheduler
+    taken, preempt = [], scheduler._preempt_request
+
+    def counting(request: Any, *args: Any, **kwargs: Any) -> None:
+        if (request.sampling_params.extra_args or {}).get("steerkit"):
+            taken.append(request.num_output_tokens)
+        preempt(request, *args, **kwargs)
+
+    scheduler._preempt_request = counting
+    return {"mixed": mixed(served), "taken": taken}
 
 
 def receipts(served: Served) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 
 FEW = ["cmrm", "last", "all", "image", "relative", "ablate_kept", "gate_prompt", "sample", "mlp"]
-PLAIN = ["cmrm", "last", "image", "mlp", "steps"]
-"""Packs that only add: a server with no others has a shorter way."""
 
 
 def check_equal(found, recipes, part="mixed"):
@@ -26,9 +24,10 @@ def check_extras(found, scores):
 
 
 def test_eager(compare, lab):
-    found = compare("table", "contaminated", "together", "scores", "receipts", "refused")
+    found = compare("table", "contaminated", "together", "scores", "receipts", "refused", "ways")
     check_equal(found, 50, "table")
     assert found["caches"][0] == 8
+    check_ways(found["ways"])
     check_extras(found, found["scores"])
     last, image, other = (found["receipts"][key] for key in ("last 0", "image 1", "image 0"))
     assert last["steered"]
@@ -49,22 +48,38 @@ def test_eager(compare, lab):
     assert all(each.startswith("VLLMValidationError") for each in found["refused"])
 
 
-def test_prompts_in_chunks(compare):
-    check_equal(compare("mixed", options={"max_num_batched_tokens": 32}), 50)
+def check_ways(ways):
+    assert "asked to steer" in ways.pop("beam search")
+    for name in ("encode", "embed", "score"):
+        assert "only supported for pooling models" in ways.pop(name)
+    assert "enable-prompt-embeds" in ways.pop("embeddings")
+    assert "the request has 'steerkit'" in ways.pop("own plan")
+    assert all(ways.values()), ways
 
 
-def test_compiled(compare):
-    check_equal(compare("mixed", only=FEW, options={"enforce_eager": False}), 15)
+SCARCE = {"num_gpu_blocks_override": 24, "scheduling_policy": "priority", "max_num_seqs": 16}
+"""A cache that holds so little that requests lose their states half-way, and are computed again."""
 
 
-def test_plain_additions_compiled(compare):
-    check_equal(compare("mixed", only=PLAIN, options={"enforce_eager": False}), 10)
+def check_preempted(found, recipes):
+    found |= found.pop("preempted")
+    check_equal(found, recipes)
+    assert len(found["taken"]) >= 8, "too few requests were computed again"
+    assert max(found["taken"]) > 4
 
 
-def test_second_model_runner(compare):
-    found = compare("mixed", only=FEW, options={"max_num_seqs": 16}, STEERKIT_TEST_V2="1")
+def test_prompts_in_chunks_and_requests_that_are_preempted(compare):
+    check_preempted(compare("preempted", options={"max_num_batched_tokens": 32, **SCARCE}), 50)
+
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+
+def test_second_model_runner_with_speculation_and_requests_that_are_preempted(compare):
+    options = {"speculative_config": NGRAM, **SCARCE}
+    found = compare("preempted", only=FEW, options=options, STEERKIT_TEST_V2="1")
     assert found["runner"] == "model runner V2"
-    check_equal(found, 15)
+    check_preempted(found, 15)
 
 
 PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -94,9 +109,6 @@ def test_second_model_runner_with_every_pack(compare, options):
     check_equal(found, 50)
 
 
-NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("runner", [{}, {"STEERKIT_TEST_V2": "1"}], ids=["V1", "V2"])
 def test_speculation(compare, runner):
@@ -106,7 +118,7 @@ def test_speculation(compare, runner):
 @pytest.mark.long
 def test_what_else_a_request_may_ask_of_the_second_model_runner(compare):
     found = compare(
-        *("contaminated", "together", "scores", "receipts", "refused"),
+        *("contaminated", "together", "scores", "receipts", "refused", "ways"),
         options={"max_num_seqs": 16},
         STEERKIT_TEST_V2="1",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.util
 import json
@@ -11,7 +12,8 @@ import torch
 
 import steerkit as sk
 from steerkit import demo
-from steerkit.errors import EngineError, SteerKitError
+from steerkit.cli.serve import _settings
+from steerkit.errors import EngineError, OptionError, SteerKitError
 from steerkit.interventions import (
     OPERATIONS,
     Ablate,
@@ -33,7 +35,7 @@ from steerkit_vllm.asking import KEYS, Asked, asked, meant
 from steerkit_vllm.banks import _with_gates
 from steerkit_vllm.changes import served
 from steerkit_vllm.plans import Planner, measured_at, receipt, salt, with_changes
-from steerkit_vllm.routes import astray, parsed
+from steerkit_vllm.routes import astray, batched, parsed
 from steerkit_vllm.settings import Room, settings_of
 
 HIDDEN, LAYERS = 96, 8
@@ -319,7 +321,8 @@ def test_ten_thousand_malformed_requests_are_refused_with_a_text(base, architect
         assert all(abs(strength) <= 1e6 for _, strength in found.packs)
         assert not isinstance(given.get("steerkit_strength"), str | bool | dict)
     assert asked({"other": 1}, packs) is None
-    assert meant(["seed", "ste"]) == []
+    assert meant(["seed", "ste", "kit_pack", "pack"]) == []
+    assert meant(["sterkit_pack", "streekit_strength", "Stearkit_Receipt"]) != []
 
 
 def test_settings_are_checked():
@@ -363,6 +366,12 @@ def test_a_receipt_says_where_and_by_how_much():
         ("/v1/completions", {"vllm_xargs": {"other": 1}, "SteerKit_strength": 1}, False),
         ("/v1/completions", {"extra_body": {"steerkit_pack": "a"}}, False),
         ("/v1/chat/completions/batch", {"vllm_xargs": {"steerkit_pack": "a"}}, False),
+        ("/v1/completions", {"extra_body": {"vllm_xargs": {"steerkit_pack": "a"}}}, False),
+        ("/v1/completions", {"vllm_xargs": {"extra_args": {"steerkit_pack": "a"}}}, False),
+        ("/v1/chat/completions", {"chat_template_kwargs": {"steerkit_pack": "a"}}, False),
+        ("/v1/chat/completions", {"metadata": {"steerkit_strength": 1}}, False),
+        ("/v1/chat/completions", {"metadata": {"steering": "yes"}, "chat_template_kwargs": {"steer": 1}}, True),
+        ("/v1/chat/completions", {"vllm_xargs": {"other_kit_pack": 1}}, True),
     ],
 )
 def test_keys_go_where_vllm_reads_them(path, body, fine):
@@ -400,3 +409,36 @@ def test_vectors_are_made_where_there_is_no_nnsight():
     assert vector.metadata.versions.keys() == {"steerkit-vlm", "torch", "transformers"}
     with pytest.raises(EngineError, match="pass engine='hooks'"):
         sk.CMRM().fit(vlm, anchors)
+
+
+def test_options_for_vllm_leave_the_packs_of_the_command():
+    given = ['--additional-config={"other": 1, "steerkit": {"spare": 3, "packs": {"a": "x", "b": "y"}}}', "--seed=1"]
+    settings, options = _settings({"a": "z"}, "warn", given)
+    assert settings == {"other": 1, "steerkit": {"policy": "warn", "spare": 3, "packs": {"a": "z", "b": "y"}}}
+    assert options == ["--seed=1"]
+    assert _settings({"a": "z"}, "off", ["--seed=1"])[0] == {"steerkit": {"packs": {"a": "z"}, "policy": "off"}}
+    for wrong in ("--additional-config={", "--additional_config=[1]", "--additional-config.steerkit.spare=3"):
+        with pytest.raises(OptionError, match="additional.config"):
+            _settings({"a": "z"}, "strict", [wrong])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"url": "/v1/chat/completions", "body": {"vllm_xargs": {"steerkit_pack": "a"}}}', None),
+        ('{"url": "/v1/chat/completions", "body": {"messages": [{"content": "steer\u2028it"}]}}', None),
+        ('{"url": "/v1/chat/completions", "body": {"steerkit_pack": "a"}}', "line 2 of file: the request to /v1/chat"),
+        ('{"url": "/v1/chat/completions", "body": {"a": "\u2028", "steerkit_pack": "a"}}', "line 2 of file"),
+        ('{"url": "/v1/embeddings", "body": {"vllm_xargs": {"steerkit_pack": "a"}}}', "to /v1/embeddings"),
+        ('{"url": "/v1/chat/completions", "body": {"vllm_xargs": {"steerkit_pack": "a"}, "vllm_xargs": {}}}', "twice"),
+    ],
+)
+def test_a_file_of_requests_is_refused_before_it_is_answered(line, said):
+    async def read(path):
+        return f'{{"url": "/v1/chat/completions", "body": {{}}}}\n{line}\n'
+
+    if said is None:
+        assert line in asyncio.run(batched(read)("file"))
+    else:
+        with pytest.raises(OptionError, match=said):
+            asyncio.run(batched(read)("file"))

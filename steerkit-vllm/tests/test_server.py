@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,31 +31,53 @@ KEY = "an-administrator's-key"
 PACKS = ("cmrm", "last", "image", "relative", "gate_token", "sample")
 
 
-class Server:
-    """A server in a process of its own."""
+class ServerError(Exception):
+    """It ended, with what it said, instead of serving."""
 
-    def __init__(self, lab: Any, folder: Path) -> None:
+
+class Server:
+    """A server in a process of its own.
+
+    Args:
+        lab: What it serves.
+        folder: For its log.
+        packs: Names of the lab's packs.
+        policy: As of `steerkit serve`.
+        settings: Further settings of steerkit's.
+        env: Environment variables.
+    """
+
+    def __init__(
+        self,
+        lab: Any,
+        folder: Path,
+        packs: Iterable[str] = PACKS,
+        policy: str = "off",
+        settings: dict[str, Any] | None = None,
+        **env: str,
+    ) -> None:
         self.lab = lab
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
-        packs = [f"--vector={name}={lab.packs[name]}" for name in PACKS]
         options = [
             *("dtype=float32", "max-model-len=256", "enforce-eager", "max-num-seqs=32", "block-size=32"),
             *('limit-mm-per-prompt={"image":1}', "served-model-name=m"),
+            f"additional-config={json.dumps({'steerkit': settings or {}})}",
         ]
         command = [
-            *(sys.executable, "-m", "steerkit", "serve", str(lab.model), "--policy", "off", "--port", str(self.port)),
-            *packs,
+            *(sys.executable, "-m", "steerkit", "serve", str(lab.model), "--policy", policy, "--port", str(self.port)),
+            *(f"--vector={name}={lab.packs[name]}" for name in packs),
             *(f"--option={each}" for each in options),
         ]
         with self.log.open("w") as log:
-            env = environment(STEERKIT_ADMIN_KEY=KEY)
-            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+            every = environment(STEERKIT_ADMIN_KEY=KEY, **env)
+            self.process = subprocess.Popen(command, env=every, stdout=log, stderr=subprocess.STDOUT)
         while True:
-            assert self.process.poll() is None, self.log.read_text()[-8000:]
+            if self.process.poll() is not None:
+                raise ServerError(self.log.read_text()[-8000:])
             try:
                 if httpx.get(f"{self.address}/health", timeout=2).status_code == 200:
                     break
@@ -327,28 +351,69 @@ def test_ten_thousand_malformed_requests_leave_the_server_alive(server, lab):
     assert server.tokens(1, wish("last", 1.0)) == lab.wanted("last")[1]
 
 
-def test_packs_are_added_while_it_runs(server, lab):
-    where = f"{server.address}/steerkit/packs"
-    body = {"name": "later", "ref": lab.packs["all"]}
-    assert httpx.post(where, json=body).status_code == 403
-    assert httpx.post(where, json=body, headers={"Authorization": "Bearer wrong"}).status_code == 403
-    allowed = {"Authorization": f"Bearer {KEY}"}
+def admin(server: Server, method: str, pack: str = "", key: str | None = KEY, **body: Any) -> httpx.Response:
+    """A request for administrators."""
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    where = f"{server.address}/steerkit/packs" + (f"/{pack}" if pack else "")
+    return httpx.request(method, where, headers=headers, timeout=600, **({"json": body} if body else {}))
+
+
+def test_packs_come_and_go_while_it_runs(server, lab):
+    later = {"name": "later", "ref": lab.packs["all"]}
+    for key in (None, "wrong", KEY[:-1]):
+        assert admin(server, "POST", key=key, **later).status_code == 403
+        assert admin(server, "DELETE", "last", key=key).status_code == 403
+    free = httpx.get(f"{server.address}/steerkit").json()["free_rows"]
     with ThreadPoolExecutor(12) as pool:
         under_way = [pool.submit(server.tokens, at, wish("last", 1.0)) for at in range(12)]
-        found = httpx.post(where, json=body, headers=allowed, timeout=600)
+        assert admin(server, "POST", **later).status_code == 200
         assert [each.result() for each in under_way] == lab.wanted("last")[:12]
-    assert found.status_code == 200
     assert server.tokens(3, wish("later", 4.0)) == lab.wanted("all", 4.0)[3]
-    again = httpx.post(where, json=body, headers=allowed, timeout=60)
+    assert server.tokens(3, wish("later", 1.0)) == lab.wanted("all", 1.0)[3]
+    again = admin(server, "POST", name="later", ref=lab.packs["last"])
     assert again.status_code == 400
     assert "already" in again.json()["error"]["message"]
-    other = httpx.post(where, json={"name": "mlp", "ref": lab.packs["mlp"]}, headers=allowed, timeout=60)
+    other = admin(server, "POST", name="mlp", ref=lab.packs["mlp"])
     assert other.status_code == 400
     assert "mlp_out" in other.json()["error"]["message"]
+    # another pack of the same name: requests under way end as they began, those that follow are steered by the new one
+    with ThreadPoolExecutor(12) as pool:
+        under_way = [pool.submit(unless_gone, server, at, wish("later", 4.0)) for at in range(12)]
+        idle = 'vllm:num_requests_running{engine="0",model_name="m"} 0.0'
+        while idle in httpx.get(f"{server.address}/metrics").text:
+            time.sleep(0.01)
+        taken = admin(server, "DELETE", "later")
+        assert taken.status_code == 200
+        assert "later" in taken.json()["withdrawn"]
+        assert admin(server, "DELETE", "later").status_code == 400
+        with pytest.raises(openai.BadRequestError, match="there is no pack 'later'"):
+            server.tokens(3, wish("later", 4.0))
+        assert admin(server, "POST", name="later", ref=lab.packs["by_layer"]).status_code == 200
+        after = [server.tokens(at, wish("later", 4.0)) for at in range(4)]
+        answers = [each.result() for each in under_way]
+    assert sum(each is not None for each in answers) >= 6, "few were under way"
+    assert [each in (None, lab.wanted("all", 4.0)[at]) for at, each in enumerate(answers)] == [True] * 12
+    assert after == lab.wanted("by_layer", 4.0)[:4]
+    # what is taken out makes room, however often
+    assert admin(server, "DELETE", "later").status_code == 200
+    for _ in range(60):
+        if httpx.get(f"{server.address}/steerkit").json()["free_rows"] == free:
+            break
+        time.sleep(0.5)
+    else:
+        pytest.fail("rows are not given back")
 
 
-def test_a_dead_worker_ends_the_server_and_a_new_one_serves(server, lab, tmp_path_factory):
-    """Last, because it kills the server of this module."""
+def unless_gone(server: Server, at: int, asked: dict[str, Any]) -> list[int] | None:
+    """The tokens of an answer; None where its pack had been taken out."""
+    try:
+        return server.tokens(at, asked)
+    except openai.BadRequestError:
+        return None
+
+
+def test_a_dead_worker_ends_the_server(server, lab):
+    """The last one of its module's server; the next test starts another."""
     family = psutil.Process(server.process.pid).children(recursive=True)
     worker = max(family, key=lambda each: each.memory_info().rss)
     os.kill(worker.pid, signal.SIGKILL)
@@ -361,8 +426,44 @@ def test_a_dead_worker_ends_the_server_and_a_new_one_serves(server, lab, tmp_pat
     else:
         pytest.fail("the server goes on answering without its worker")
     assert server.process.wait(120) is not None
-    second = Server(lab, tmp_path_factory.mktemp("second"))
+
+
+def test_what_is_revoked_is_not_served(lab, tmp_path):
+    trust, packs = tmp_path / "trust.toml", ("cmrm", "last")
+    digests = {name: hashlib.sha256(Path(lab.packs[name]).read_bytes()).hexdigest() for name in lab.packs}
+
+    def revoke(*names: str) -> None:
+        entries = (f'[[revoked.packs]]\nsha256 = "{digests[name]}"\nreason = "it harms"\n' for name in names)
+        trust.write_text("".join(entries))
+
+    revoke("last")
+    with pytest.raises(ServerError, match="it harms"):
+        Server(lab, tmp_path, packs, "strict", STEERKIT_TRUST=str(trust))
+    revoke("image")
+    server = Server(lab, tmp_path, packs, "strict", {"recheck": 1}, STEERKIT_TRUST=str(trust))
     try:
-        assert second.tokens(1, wish("last", 1.0)) == lab.wanted("last")[1]
+        assert server.tokens(1, wish("last", 1.0)) == lab.wanted("last")[1]
+        refused = admin(server, "POST", name="image", ref=lab.packs["image"])
+        assert refused.status_code == 400
+        assert "it harms" in refused.json()["error"]["message"]
+        with pytest.raises(openai.BadRequestError, match="larger than the hidden state"):
+            server.tokens(1, wish("last", 1e4))  # out of proportion
+        revoke("image", "last")
+        for _ in range(60):
+            tokens = unless_gone(server, 1, wish("last", 1.0))
+            if tokens is None:
+                break
+            assert tokens == lab.wanted("last")[1], "an unsteered answer"
+            time.sleep(0.5)
+        else:
+            pytest.fail("what was revoked is served")
+        assert "it harms" in httpx.get(f"{server.address}/steerkit").json()["withdrawn"]["last"]
+        with pytest.raises(openai.BadRequestError, match="there is no pack 'last'"):
+            server.tokens(1, wish("last", 1.0))
+        assert server.tokens(1, wish("cmrm", 1.0)) == lab.wanted("cmrm")[1]
+        trust.write_text("require_signature = true\n")
+        refused = admin(server, "POST", name="image", ref=lab.packs["image"])
+        assert refused.status_code == 400
+        assert "requires a signature" in refused.json()["error"]["message"]
     finally:
-        second.stop()
+        server.stop()

@@ -54,11 +54,30 @@ def serve(
     for module, what in (("vllm", "vLLM"), ("steerkit_vllm", "steerkit-vllm")):
         if importlib.util.find_spec(module) is None:
             raise PluginError(f"{what} is not installed here", expected=what, fix=f"install {what}: docs/vllm.md")
-    settings = {"steerkit": {"packs": packs, "policy": policy}}
+    settings, options = _settings(packs, policy, options)
     command = [sys.executable, "-m", _VLLM, "--model", model, "--host", host, "--port", str(port)]
     command += ["--additional-config", json.dumps(settings), *options]
     sys.stdout.flush()
     os.execv(sys.executable, command)
+
+
+def _settings(packs: dict[str, str], policy: Policy, options: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The additional config of vLLM, joined with what options say of it, which would replace it; and the others."""
+    theirs = [each for each in options if each.lstrip("-").replace("_", "-").startswith("additional-config")]
+    config: dict[str, Any] = {}
+    for each in theirs:
+        name, _, value = each.partition("=")
+        try:
+            if "." in name:
+                raise ValueError("vLLM would replace the packs by it")
+            config = {**json.loads(value)}
+            config["steerkit"] = {"policy": policy, **config.get("steerkit", {})}
+            config["steerkit"]["packs"] = {**config["steerkit"].get("packs", {}), **packs}
+        except (ValueError, AttributeError, TypeError) as error:
+            expected = """additional-config='{"steerkit": {"spare": 32}}'"""
+            raise OptionError(f"--option {each.lstrip('-')!r:.80} is malformed: {error}", expected=expected) from error
+    settings = config or {"steerkit": {"packs": packs, "policy": policy}}
+    return settings, [each for each in options if each not in theirs]
 
 
 def _packs(given: list[str]) -> dict[str, str]:

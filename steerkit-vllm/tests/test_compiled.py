@@ -1,0 +1,23 @@
+"""The same in compiled engines, vLLM's default; a file of its own, because half of the time goes into compiling."""
+
+from __future__ import annotations
+
+from test_engine import FEW, check_equal
+
+PLAIN = ["cmrm", "last", "image", "mlp", "steps"]
+"""Packs that only add: a server with no others has a shorter way."""
+
+
+def test_compiled(compare):
+    check_equal(compare("mixed", only=FEW, options={"enforce_eager": False}), 15)
+
+
+def test_plain_additions_compiled(compare):
+    check_equal(compare("mixed", only=PLAIN, options={"enforce_eager": False}), 10)
+
+
+def test_second_model_runner_compiled(compare):
+    options = {"enforce_eager": False, "max_num_seqs": 16}
+    found = compare("mixed", only=FEW, options=options, STEERKIT_TEST_V2="1")
+    assert found["runner"] == "model runner V2"
+    check_equal(found, 15)
