@@ -365,6 +365,12 @@ def test_an_entry_that_fails_becomes_a_row_and_the_others_go_on(demo: VLM, cmrm:
     assert "bad failed: RuntimeError: out of memory" in shown
     assert "none failed: JudgeError: the judge 'unsure' failed" in shown
     assert "nan" not in shown
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(found.table())
+    narrow = console.export_text()
+    assert f" {100 * rows['good'].unsafe.low:.0f}-{100 * rows['good'].unsafe.high:.0f}" in narrow
+    cost = rows["good"].relative_cost
+    assert f" {cost.low:.2f}-{cost.high:.2f}" in narrow  # whole, where terminals are narrow
 
 
 def test_the_cost_is_that_of_steering_and_not_of_a_machine_that_gets_busy(

@@ -126,22 +126,34 @@ class Comparison:
 
     def table(self) -> Table:
         """The table, for a rich console; names of others are text there and no markup."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
         table = Table(title=Text(one_line(f"{self.model} on {self.suite} (judge: {self.judge})")))
-        table.add_column("", overflow="fold")  # at 80 characters a figure is folded, not cut
-        heads = ("unsafe %", "refused %", "over-refusal %", "garbled %", "utility %", "fluency nats", "cost x", "fit s")
+        table.box, table.padding = SIMPLE_HEAD, 0  # fits into 80 characters
+        table.add_column("", overflow="fold")
+        heads = (
+            "unsafe %",
+            "refused %",
+            "over-\nrefusal %",
+            "garbled %",
+            "utility %",
+            "fluency nats",
+            "cost x",
+            "fit s",
+        )
         for head in heads:
-            table.add_column(head, justify="right", overflow="fold")
+            table.add_column(head.replace(" ", "\n"), justify="right", overflow="fold")
         for row in self.rows:
             fit = "" if row.fit_seconds is None else f"{row.fit_seconds:.1f}"
             shares = (row.unsafe, row.refused, row.over_refusal, row.garbled, row.utility)
             cells = [*(_shown(each, 100, 0) for each in shares), _shown(row.fluency, 1, 2)]
             table.add_row(Text(one_line(row.name)), *cells, _shown(row.relative_cost, 1, 2), fit)
         notes = [
-            "with intervals of 95 %; fluency: mean negative log-likelihood of the answers under the unsteered model; "
-            f"cost: time per token, x unsteered ({1000 * self.rows[0].seconds_per_token.value:.1f} ms); fit: one run"
+            "below each figure its interval of 95 %; fluency: mean negative log-likelihood of the answers under the "
+            f"unsteered model; cost: time per token, x unsteered "
+            f"({1000 * self.rows[0].seconds_per_token.value:.1f} ms); fit: one run"
         ]
         notes += [f"{row.name} failed: {one_line(row.error)}" for row in self.rows if row.error]
         table.caption = Text("\n".join(map(one_line, notes)))
@@ -176,7 +188,7 @@ class Comparison:
 def _fitted(
     vlm: VLM, method: SteeringMethod, anchors: Sequence[Sample], cluster: Workers | None, place: Any, batch_size: int
 ) -> SteeringVector:
-    if cluster is None or not cluster.holds(vlm):
+    if cluster is None:
         return method.fit(vlm, anchors, batch_size=batch_size)
     if place is not None:
         Path(place).mkdir(parents=True, exist_ok=True)
@@ -278,11 +290,12 @@ def compare(
     vectors: dict[str, SteeringVector] = {
         name: each for name, each in methods.items() if isinstance(each, SteeringVector)
     }
+    fitting = cluster if fits and cluster is not None and cluster.holds(vlm) else None
     for name, (method, chosen) in fits.items():
         tell(f"fitting {name}", done)
         start = time.perf_counter()
         try:
-            vectors[name] = _fitted(vlm, method, chosen, cluster, folder, batch_size)
+            vectors[name] = _fitted(vlm, method, chosen, fitting, folder, batch_size)
             seconds = time.perf_counter() - start
             rows[name] = replace(rows[name], fit_seconds=seconds, anchors=len(chosen))
         except Exception as error:  # whatever a method of somebody's own may raise
@@ -345,7 +358,7 @@ def _shown(estimate: Estimate, factor: float, digits: int) -> str:
     if math.isnan(estimate.value):
         return "unjudged" if estimate.unjudged else "-"
     value, low, high = (f"{factor * each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low}-{high})" + (f", {estimate.unjudged} of {estimate.n} unjudged" if estimate.unjudged else "")
+    return f"{value}\n{low}-{high}" + (f"\n{estimate.unjudged} of {estimate.n}\nunjudged" if estimate.unjudged else "")
 
 
 def _helpful(utility: float, over_refusal: float) -> float:
