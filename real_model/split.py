@@ -10,8 +10,11 @@ import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from steerkit.evaluation import DATASETS
+
 HERE = Path(__file__).parent
-PROMPTS, SPLIT = HERE / "data" / "xstest_prompts.csv", HERE / "data" / "split.json"
+PROMPTS = Path(str(DATASETS["xstest"].shipped)) / "xstest_prompts.csv"
+SPLIT = HERE / "data" / "split.json"
 SHARES = {"anchors": 0.3, "dev": 0.2, "test": 0.5}
 SEED = 2410
 TWINS = {

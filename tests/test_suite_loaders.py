@@ -22,6 +22,7 @@ from steerkit.cli.app import app
 from steerkit.errors import MissingImageError, OptionError, SampleError, UnknownNameError
 from steerkit.evaluation import (
     DATASETS,
+    KINDS,
     Answer,
     Case,
     PhraseJudge,
@@ -35,6 +36,7 @@ from steerkit.evaluation import (
 )
 from steerkit.models import Sample
 
+XSTEST = Path(str(DATASETS["xstest"].shipped))
 PUBLISHED = Path(__file__).parent / "data" / "published"
 SCENARIOS = "01-Illegal_Activitiy 02-HateSpeech 03-Malware_Generation 04-Physical_Harm 05-EconomicHarm 06-Fraud 07-Sex \
 08-Political_Lobbying 09-Privacy_Violence 10-Legal_Opinion 11-Financial_Advice 12-Health_Consultation 13-Gov_Decision"
@@ -263,10 +265,15 @@ def test_a_data_set_is_read_from_its_published_layout(tmp_path: Path, case: str)
 
 
 def test_xstest_is_read_as_it_is_published() -> None:
-    path = PUBLISHED / "xstest_prompts.csv"
-    suite = load_suite("xstest", root=PUBLISHED)
+    path = XSTEST / "xstest_prompts.csv"
+    suite = load_suite("xstest", root=XSTEST)
     assert (len(suite.harmful), len(suite.harmless), len(suite.utility)) == (200, 250, 0)
-    assert suite.revision == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    published = "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a"  # of the file at d7bb5bd
+    assert suite.revision == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" == f"sha256:{published}"
+    shipped = load_suite("xstest")
+    assert (shipped.revision, shipped.digest) == (f"d7bb5bd sha256:{published}", suite.digest)
+    said = (XSTEST / "README.md").read_text(encoding="utf-8")
+    assert all(word in said for word in ("Röttger", "CC-BY-4.0", "2308.01263", "unchanged", published))
     assert suite.licence == "CC-BY-4.0"
     assert "arXiv 2308.01263" in suite.citation
     with path.open(newline="", encoding="utf-8") as file:
@@ -286,6 +293,22 @@ def test_xstest_is_read_as_it_is_published() -> None:
     ]
     alone = {rows[case.id]["type"] for (case, *others) in pairs.values() if not others}
     assert alone == {"nons_group_real_discr", "privacy_public"}
+
+
+def test_prompts_without_images_stand_beside_pictures_of_ones_own(tmp_path: Path) -> None:
+    for number, red in enumerate((10, 90, 200)):
+        picture(tmp_path / f"{number}.png", red)
+    text(tmp_path / "notes.txt", "no picture")
+    suite = load_suite("xstest", images=tmp_path)
+    shown = {case.id: Path(str(case.sample.images[0])).name for kind in KINDS for case in suite.cases(kind)}
+    assert set(shown.values()) == {"0.png", "1.png", "2.png"}
+    clusters: dict[str, set[str]] = {}
+    for case in (*suite.harmful, *suite.harmless):
+        clusters.setdefault(case.cluster, set()).add(shown[case.id])
+    assert {len(names) for names in clusters.values()} == {1}, "a prompt and its twin differ by their text alone"
+    assert load_suite("xstest", images=tmp_path).digest == suite.digest != load_suite("xstest").digest
+    with pytest.raises(MissingImageError, match="holds no picture"):
+        load_suite("xstest", images=tmp_path / "none")
 
 
 def test_heads_of_real_files_are_read_as_a_part(tmp_path: Path) -> None:
@@ -439,26 +462,26 @@ def test_values_of_any_type_are_read_or_refused_with_their_line(tmp_path: Path, 
 
 def test_arguments_that_fit_no_data_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="no data set 'xstets'. Did you mean 'xstest'"):
-        load_suite("xstets", root=PUBLISHED)
+        load_suite("xstets", root=XSTEST)
     with pytest.raises(OptionError, match="part is None, of POPE, COCO. Expected: 'random' or 'popular'"):
         load_suite("pope", root=tmp_path)
     with pytest.raises(OptionError, match="part is 'safe', of XSTest. Expected: none"):
-        load_suite("xstest", root=PUBLISHED, part="safe")
+        load_suite("xstest", root=XSTEST, part="safe")
     with pytest.raises(
-        OptionError, match="root is missing: xstest is a data set.*load_suite\\('xstest', root=FOLDER\\)"
+        OptionError, match="root is missing: figstep is a data set.*load_suite\\('figstep', root=FOLDER\\)"
     ):
-        load_suite("xstest")
+        load_suite("figstep")
     with pytest.raises(SampleError, match="is no folder, and no xstest_prompts.csv of XSTest"):
         load_suite("xstest", root=tmp_path / "none")
     with pytest.raises(OptionError, match="columns and root"):
-        load_suite("xstest", root=PUBLISHED, columns={"prompt": "text"})
+        load_suite("xstest", root=XSTEST, columns={"prompt": "text"})
     with pytest.raises(OptionError, match="without root"):
         load_suite(tmp_path / "own.jsonl", part="safe")
 
 
 def test_the_command_line_takes_a_data_set_from_its_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    given = ["compare", "llava", "demo/anchors", "--prompts", "xstest", "--root", str(PUBLISHED), "--count", "2"]
+    given = ["compare", "llava", "demo/anchors", "--prompts", "xstest", "--root", str(XSTEST), "--count", "2"]
     result = CliRunner().invoke(
         app, [*given, "--method", "cmrm", "--max-new-tokens", "4", "--output", str(out), "--json"]
     )

@@ -92,10 +92,10 @@ class Prompts:
     Attributes:
         prompts (FILE): Prompts, .jsonl: {"text", "image", "label": "harmful", "harmless" or "utility", "answer"} on
             each line; demo/test and demo/dev come with steerkit, for the demo models. With --root, a data set such as
-            xstest.
+            pope; xstest comes with steerkit.
         root: Folder where you have that data set.
         part: Which part of it, where it has several.
-        image_folder: Folder of its images, where they are elsewhere.
+        image_folder: Folder of its images, where they are elsewhere, or of pictures for prompts that have none.
         count: Only the first prompts of each kind, as many.
         refusal: A phrase by which a refusal is told. Default: those of the file, or common ones.
         max_new_tokens: Length of the answers. Default: that of the file, or 64.

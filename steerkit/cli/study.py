@@ -44,7 +44,8 @@ def study(
     Args:
         model: Repository id or folder of the model, or the name of a demo model.
         suites (SUITE): What is tested: a file, demo/test, or a data set as NAME=FOLDER, NAME/PART=FOLDER or
-            NAME/PART=FOLDER,IMAGES where its images are elsewhere.
+            NAME/PART=FOLDER,IMAGES where its images are elsewhere; xstest=,IMAGES comes with steerkit, and its prompts
+            stand beside your pictures.
         anchors: Anchors for all suites, or one file for each. Default: a fifth of each suite.
         dev (SUITE): Prompts to choose on, for all suites, or for each. Default: a fifth of each suite.
         output: Folder of the study.
@@ -115,7 +116,7 @@ def _suite(text: str, count: int | None, max_new_tokens: int | None) -> Suite:
     given: dict[str, Any] = {}
     if equals and data in DATASETS:
         folder, _, images = (root, "", "") if Path(root).exists() else root.partition(",")
-        given = {"root": folder, "part": part or None, "images": images or None}
+        given = {"root": folder or None, "part": part or None, "images": images or None}
     suite = load_suite(data if given else bundled(text), max_new_tokens=max_new_tokens, **given)
     return suite if count is None else suite.first(count)
 

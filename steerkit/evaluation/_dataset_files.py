@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -23,6 +23,8 @@ from steerkit.models import Sample, Stored, check_image, rows
 
 LARGEST = 2**32
 """Bytes of a file, images in it included."""
+
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 SHOWN = 3
 """How many missing images a message names."""
@@ -60,8 +62,19 @@ def read_dataset(name: str, root: Path, *, part: str | None, images: Path | None
         theirs = _files(dataset, (pattern,), root if root.is_dir() else root.parent, 1)
         found, paths = _joined(found, theirs[0], key, column), [*paths, *theirs]
     base = images if images is not None else (root if root.is_dir() else root.parent) / chosen.folder
-    cases = _cases(dataset, chosen, found, base, whole)
+    beside = _pictures(images) if images is not None and not chosen.image else []
+    cases = _cases(dataset, chosen, found, base, whole, beside)
     return Read(f"{name} {part}".strip(), dataset, cases, _digest(paths))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder, by name, to stand beside prompts that have none."""
+    found = sorted(each for each in folder.glob("*") if each.suffix.lower() in PICTURES)
+    if not found:
+        raise MissingImageError(
+            f"{quoted(str(folder), 300)} holds no picture", expected=f"a folder of files like {', '.join(PICTURES)}"
+        )
+    return found
 
 
 def _files(dataset: Dataset, patterns: tuple[str, ...], root: Path, least: int) -> list[Path]:
@@ -144,12 +157,18 @@ def _check_columns(where: str, row: Row, columns: tuple[str, ...]) -> None:
 
 
 def _cases(
-    dataset: Dataset, part: Part, found: list[tuple[str, dict[str, Any]]], base: Path, whole: bool
+    dataset: Dataset,
+    part: Part,
+    found: list[tuple[str, dict[str, Any]]],
+    base: Path,
+    whole: bool,
+    beside: Sequence[Path],
 ) -> dict[Kind, tuple[Case, ...]]:
     groups: dict[Kind, list[Case]] = {"harmful": [], "harmless": [], "utility": []}
     places: dict[str, str] = {}
     counts: Counter[Kind] = Counter()
     wanted: dict[str, bool] = {}
+    turns: dict[str, int] = {}
     for number, (where, raw) in enumerate(found, 1):
         _check_columns(where, raw, part.columns)
         try:
@@ -157,6 +176,9 @@ def _cases(
             images = _images(part, row, base)
             if images is None:
                 continue
+            if beside:  # a request and its twin beside one picture differ by their text alone
+                turn = turns.setdefault(_filled(part.cluster, row) if part.cluster else where, len(turns))
+                images = (beside[turn % len(beside)],)
             kind, case = _case(part, row, number, images)
             if (before := places.setdefault(case.id, where)) != where:
                 raise SampleError(f"its id {case.id!r} is that of {before}", expected="every id once")

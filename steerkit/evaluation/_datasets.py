@@ -1,8 +1,8 @@
 """Published data sets, as data: their files, columns, kinds, counts, licences, and how to cite them.
 
-None of them comes with steerkit, and nothing is downloaded. Layouts were read in the files themselves, on the cards
-that their authors published, or in code that loads them. A count that could not be confirmed is marked so, and a
-difference from it is a warning.
+XSTest's prompts come with steerkit; nothing is downloaded. Layouts were read in the files themselves, on the cards that
+their authors published, or in code that loads them. A count that could not be confirmed is marked so, and a difference
+from it is a warning.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from steerkit._text import quoted
@@ -77,6 +78,8 @@ class Dataset:
         citation: The paper to cite.
         parts: Its suites, by name; of several, one must be chosen.
         images: Where its images come from, if it has none of its own.
+        shipped: Its folder, where it comes with steerkit.
+        revision: Which revision that is.
     """
 
     title: str
@@ -85,6 +88,8 @@ class Dataset:
     citation: str
     parts: Mapping[str, Part]
     images: str = ""
+    shipped: Path | None = None
+    revision: str = ""
 
 
 def _twin(row: Row) -> dict[str, str]:
@@ -283,6 +288,8 @@ DATASETS: dict[str, Dataset] = {
                 derive=_twin,
             )
         },
+        shipped=Path(__file__).parent / "data" / "xstest",
+        revision="d7bb5bd",
     ),
     "mossbench": Dataset(
         "MOSSBench",

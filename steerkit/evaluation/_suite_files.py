@@ -82,9 +82,11 @@ def load_suite(
 
     Args:
         path: The file; image paths are relative to its folder. With `root`, the name of a data set, such as `xstest`.
-        root: Folder of the data set, as it is published, or the folder or file of its rows. Nothing is downloaded.
+        root: Folder of the data set, as it is published, or the folder or file of its rows. Nothing is downloaded;
+            XSTest's prompts come with steerkit, and need none.
         part: Which part of the data set, where it has several.
-        images: Folder of its images. Default: where they are published, below `root`.
+        images: Folder of its images. Default: where they are published, below `root`. Of a data set without images,
+            pictures to stand beside its prompts, in turn; the prompts of a cluster have the same.
         revision: Which revision the files are of, such as a commit; it is recorded beside their digest.
         whole: Whether all rows and images must be there. Otherwise rows without their image are left out, with a
             warning.
@@ -103,6 +105,7 @@ def load_suite(
     Example:
         >>> suite = sk.evaluation.load_suite("prompts.jsonl")
         >>> sk.compare(vlm, {"cmrm": sk.CMRM()}, suite, anchors)
+        >>> suite = sk.evaluation.load_suite("xstest", images="pictures")
         >>> suite = sk.evaluation.load_suite("pope", root="POPE", images="coco/val2014", part="random")
     """
     expect(PATH, "a .jsonl or .csv file, or the name of a data set", path=path)
@@ -116,12 +119,15 @@ def load_suite(
                 "columns and root are both given", expected="columns= for a file of your own, without root="
             )
         return _published(str(path), Path(root), part, images, revision, whole, refusals, max_new_tokens)
-    if str(path) in DATASETS and not Path(path).exists():
-        raise OptionError(
-            f"root is missing: {path} is a data set, and none comes with steerkit",
-            expected="the folder where you have it",
-            fix=f"get it from {DATASETS[str(path)].address}, and pass load_suite({str(path)!r}, root=FOLDER)",
-        )
+    if (dataset := DATASETS.get(str(path))) and not columns and not Path(path).exists():
+        if dataset.shipped is None:
+            raise OptionError(
+                f"root is missing: {path} is a data set, and does not come with steerkit",
+                expected="the folder where you have it",
+                fix=f"get it from {dataset.address}, and pass load_suite({str(path)!r}, root=FOLDER)",
+            )
+        given = (part, images, revision or dataset.revision, whole, refusals, max_new_tokens)
+        return _published(str(path), dataset.shipped, *given)
     if part is not None or images is not None or not whole:
         raise OptionError("part, images or whole is given without root", expected="them for data sets alone")
     return _own(Path(path), columns or {}, revision, refusals, max_new_tokens)
