@@ -96,7 +96,7 @@ def test_method_of_the_guide_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "kind", "name"), [("add-a-method", "method", "mean_centring"), ("add-a-model", "adapter", "blip2")]
+    ("page", "kind", "name"), [("add-a-method", "method", "mean_centring"), ("add-a-model", "adapter", "acme_vl")]
 )
 def test_guides_show_what_steerkit_new_writes(page: str, kind: Kind, name: str, tmp_path: Path) -> None:
     written = (scaffold(kind, name, tmp_path) / f"steerkit_{name}" / "__init__.py").read_text(encoding="utf-8")
@@ -313,24 +313,39 @@ def test_format_page_lists_every_field_of_the_document() -> None:
 
 def test_record_of_the_guide_serves_its_family(tmp_path: Path) -> None:
     family = run_page(DOCS / "add-a-model.md")["FAMILY"]
-    project = scaffold("adapter", "blip2", tmp_path)
-    made: dict[str, Any] = {"__name__": "tiny_blip2"}
-    exec((project / "steerkit_blip2" / "tiny.py").read_text(encoding="utf-8"), made)
+    project = scaffold("adapter", "acme_vl", tmp_path)
+    made: dict[str, Any] = {"__name__": "tiny_acme_vl"}
+    exec((project / "steerkit_acme_vl" / "tiny.py").read_text(encoding="utf-8"), made)
     model, processor = made["tiny_model"]()
-    vlm = sk.VLM(model, processor, family)
+    vlm = sk.wrap(model, processor, family=family)
     picture = Image.effect_noise((32, 32), 80).convert("RGB")
     samples = [sk.Sample("What is this?", (picture,)), sk.Sample("Describe the image in detail.", (picture,))]
-
-    vector = sk.CMRM(counterpart="blank").fit(vlm, samples)
-    inputs = {**vlm.inputs(samples), "decoder_input_ids": torch.zeros(2, 1, dtype=torch.long)}
+    states: list[torch.Tensor] = []
+    first, second = model.decoder.layers[:2]
+    hooks = [
+        first.register_forward_hook(lambda _, args, out: states.append(out)),
+        second.register_forward_pre_hook(lambda _, args: states.append(args[0])),
+    ]
     with torch.no_grad():
-        before = model(**inputs).logits[:, -1]
+        for sample in samples:
+            for images in (False, True):
+                model(**vlm.inputs([sample], images=images))
+        ends = [state[0, -1] for state in states[::2]]
+        expected = (ends[0] - ends[1] + ends[2] - ends[3]) / 2
+        vector = sk.CMRM(layers=(0,)).fit(vlm, samples)
+        torch.testing.assert_close(vector.directions[0], expected, rtol=1e-4, atol=1e-4)
+
+        states.clear()
+        inputs = vlm.inputs(samples)
         with sk.steer(vlm, vector) as receipt:
-            after = model(**inputs).logits[:, -1]
-        restored = model(**inputs).logits[:, -1]
-    assert receipt.layers == [0, 1, 2]
-    assert not torch.allclose(before, after)
-    assert torch.equal(before, restored)
+            model(**inputs)
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    (_, steered), (_, plain) = states[:2], states[2:]
+    assert receipt.layers == [0]
+    torch.testing.assert_close(steered[:, -1], plain[:, -1] + expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(steered[:, :-1], plain[:, :-1])
 
 
 # -- lists and commands ----------------------------------------------------------------------------------------------

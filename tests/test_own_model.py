@@ -14,9 +14,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
 import steerkit as sk
-from steerkit.errors import UnsupportedModelError
+from steerkit.cli.new import scaffold
+from steerkit.errors import OptionError, UnsupportedModelError
 from steerkit.models import Family, architecture_of
-from steerkit.testing import tiny
+from steerkit.testing import picture, tiny
 from steerkit.vlm._load import _tried
 
 CODE = """
@@ -38,11 +39,77 @@ class OwnForConditionalGeneration(LlavaForConditionalGeneration):
     config_class = OwnConfig
 
 
+PROCESSING = """
+import numpy as np
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+class BroughtImages(BaseImageProcessor):
+    model_input_names = ["pixel_values"]
+
+    def preprocess(self, images, return_tensors=None, **kwargs):
+        rows = [image for each in images for image in (each if isinstance(each, list) else [each])]
+        rows = [np.asarray(image.resize((32, 32)), dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1 for image in rows]
+        return BatchFeature({"pixel_values": np.stack(rows)}, tensor_type=return_tensors)
+
+class BroughtProcessor(ProcessorMixin):
+    def __init__(self, image_processor=None, tokenizer=None, count=16, chat_template=None, **kwargs):
+        self.count = count
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images=None, text=None, return_tensors=None, **kwargs):
+        texts = [text] if isinstance(text, str) else text
+        texts = [each.replace("<image>", "<image>" * self.count) for each in texts]
+        seen = {} if images is None else self.image_processor(images, return_tensors=return_tensors)
+        return BatchFeature({**self.tokenizer(texts, return_tensors=return_tensors, **kwargs), **seen})
+"""
+
+
+def brought(folder: Path, auto_class: str, picture_entry: str = "picture_token_id") -> Path:
+    """A repository whose config, model, image processor and processor are code of its own."""
+    made: dict[str, Any] = {"__name__": "tiny_brought"}
+    source = (scaffold("adapter", "brought_vl", folder / "project") / "steerkit_brought_vl" / "tiny.py").read_text()
+    source = source.replace("picture_token_id", picture_entry)
+    exec(source, made)
+    model, processor = made["tiny_model"]()
+    repository = folder / "brought"
+    model.save_pretrained(repository)
+    processor.tokenizer.save_pretrained(repository)
+    (repository / "chat_template.jinja").write_text(processor.chat_template)
+    (repository / "modeling_own.py").write_text(source)
+    (repository / "processing_own.py").write_text(PROCESSING)
+    maps = {"AutoProcessor": "processing_own.BroughtProcessor", "AutoImageProcessor": "processing_own.BroughtImages"}
+    documents: dict[str, dict[str, Any]] = {
+        "config.json": {"auto_map": {"AutoConfig": "modeling_own.Config", auto_class: "modeling_own.Model"}},
+        "preprocessor_config.json": {"image_processor_type": "BroughtImages", "auto_map": maps},
+        "processor_config.json": {"processor_class": "BroughtProcessor", "count": 16, "auto_map": maps},
+    }
+    for name, entries in documents.items():
+        file = repository / name
+        document = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(document | entries))
+    return repository
+
+
 def own() -> tuple[Any, Any]:
     model, processor = tiny.build("llava")
     made = OwnForConditionalGeneration(OwnConfig(**{**model.config.to_dict(), "model_type": "own_vl"})).eval()
     made.load_state_dict(model.state_dict())
     return made, processor
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the code of repositories is kept; what it registers is forgotten."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    auto = transformers.models.auto
+    kept: list[Any] = [auto.configuration_auto.CONFIG_MAPPING, auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING]
+    kinds = (AutoModelForImageTextToText, transformers.AutoModelForCausalLM, transformers.AutoModel)
+    kept += [auto.processing_auto.PROCESSOR_MAPPING, *(kind._model_mapping for kind in kinds)]
+    before = [dict(mapping._extra_content) for mapping in kept]
+    yield tmp_path / "modules"
+    for mapping, content in zip(kept, before, strict=True):
+        mapping._extra_content = content
 
 
 @pytest.fixture
@@ -55,7 +122,9 @@ def registered() -> Iterator[None]:
 
 
 def test_a_type_of_ones_own_is_told_how_to_be_served() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"register the class with.*sk\.VLM\(model, processor, family\)"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"register the class with.*sk\.wrap\(model, processor, family=FAMILY\)"
+    ):
         sk.wrap(*own())
 
 
@@ -79,7 +148,7 @@ def test_the_image_token_of_another_entry_is_declared() -> None:
     config = model.config
     config.picture = processor.tokenizer.convert_tokens_to_ids("</s>")
     assert config.picture != config.image_token_index
-    with pytest.raises(UnsupportedModelError, match="as pictures.*`ids:NAME` where another entry"):
+    with pytest.raises(UnsupportedModelError, match="as pictures.*marks='ids:image_token_index'"):
         sk.VLM(model, processor, Family(types=("llava",), marks="ids:pictures"))
     found = architecture_of(model, Family(types=("llava",), marks="ids:picture"))
     assert (found.marks, found.image_token_ids) == ("ids", {config.picture})
@@ -133,8 +202,7 @@ def test_an_image_token_that_the_model_makes_several_of_is_found() -> None:
             _tried(sk.VLM(made, processor, Family(types=("llava",), marks=marks)))
 
 
-def test_a_repositorys_code_is_run_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_a_repositorys_code_is_run_only_where_it_is_trusted(tmp_path: Path, modules: Path) -> None:
     folder = tiny.save("llava", tmp_path / "brought")
     (folder / "brought.py").write_text(CODE)
     config = LlavaConfig.from_pretrained(folder)
@@ -149,7 +217,103 @@ def test_a_repositorys_code_is_run_only_where_it_is_trusted(tmp_path: Path, monk
     (folder / "config.json").write_text(json.dumps(document))
     with pytest.raises(UnsupportedModelError, match="trust_remote_code=True"):
         sk.load(str(folder))
-    assert not (tmp_path / "modules").exists()
+    assert not modules.exists()
     vlm = sk.load(str(folder), trust_remote_code=True)
     assert type(vlm.model).__name__ == "BroughtForConditionalGeneration"
     assert vlm.architecture.layers == "model.language_model.layers"
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize("auto_class", ["AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel"])
+def test_a_repository_brings_model_and_processor(auto_class: str, tmp_path: Path) -> None:
+    folder = str(brought(tmp_path, auto_class))
+    with pytest.raises(UnsupportedModelError, match=r"trust_remote_code=True"):
+        sk.load(folder)
+    with pytest.raises(UnsupportedModelError, match="names no image token.*marks='ids:picture_token_id'"):
+        sk.load(folder, trust_remote_code=True)
+    family = Family(types=("brought_vl",), marks="ids:picture_token_id")
+    vlm = sk.load(folder, trust_remote_code=True, family=family)
+    assert type(vlm.processor).__name__ == "BroughtProcessor"
+    blocks: Any = vlm.model.get_submodule("decoder.layers")
+    states: list[torch.Tensor] = []
+    sample = sk.Sample("What is it?", (picture(3),))
+    hook = blocks[2].register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    with torch.no_grad():
+        vlm.model(**vlm.inputs([sample]))
+        vlm.model(**vlm.inputs([sample], images=False))
+        vector = sk.CMRM(layers=(1,)).fit(vlm, [sample], engine="hooks")
+        states, expected = [], states[1][0, -1] - states[0][0, -1]
+        with sk.steer(vlm, vector):
+            vlm.model(**vlm.inputs([sample]))
+        vlm.model(**vlm.inputs([sample]))
+    hook.remove()
+    torch.testing.assert_close(vector.directions[1], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states[0][0, -1], states[1][0, -1] + expected, rtol=1e-4, atol=1e-4)
+    pack = vector.save(tmp_path / "own.safetensors")
+    wrapped = sk.wrap(vlm.model, vlm.processor, family=family)
+    report = sk.verify(pack, model=wrapped, screening=False)
+    assert {check.name: check.status for check in report.checks}["fingerprint"] == "pass"
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_brought_language_model_with_a_processor_is_asked_for_its_images(tmp_path: Path) -> None:
+    folder = brought(tmp_path, "AutoModelForCausalLM", "image_token_index")
+    vlm = sk.load(str(folder), trust_remote_code=True)
+    again = sk.wrap(vlm.model, vlm.processor)
+    for each in (vlm, again):
+        assert each.architecture.takes_images
+        config: Any = each.model.config
+        ids = each.inputs([sk.Sample("What?", (picture(1),))])["input_ids"][0].tolist()
+        assert ids.count(config.image_token_index) == 16
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).unlink()
+    assert not sk.load(str(folder), trust_remote_code=True).architecture.takes_images
+
+
+def test_a_record_without_a_class_is_told_what_is_missing(tmp_path: Path) -> None:
+    folder = brought(tmp_path, "AutoModelForCausalLM")
+    with pytest.raises(UnsupportedModelError, match="no class of it.*registered with AutoConfig"):
+        sk.load(str(folder), family=Family(types=("brought_vl",)))
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"marks": "prefix"}, "changes positions"),
+        ({"marks": "mask:pixel_values"}, r"has the shape \[3, 3, 32, 32\]"),
+        ({"layers": "model.language_model"}, "no list of decoder blocks"),
+        ({"text_module": "model.vision_tower"}, "the blocks of"),
+        ({"text_module": "nowhere"}, "the blocks of"),
+        ({"loop": ("a", "b", "c")}, "the entry 'a'"),
+        ({"only_with_image": "hidden_size"}, "the entry 'hidden_size'"),
+        ({"padding": "right"}, "padding changes the state"),
+        ({"types": ("llava_next",)}, "is for llava_next"),
+    ],
+)
+def test_a_record_that_is_not_true_is_refused_where_it_is_given(declared: dict[str, Any], said: str) -> None:
+    model, processor = tiny.build("llava")
+    with pytest.raises(sk.SteerKitError, match=said):
+        sk.wrap(model, processor, family=Family(**{"types": ("llava",), **declared}))
+    sk.wrap(model, processor, family=Family(types=("llava",)))  # and leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"types": ()},
+        {"types": "llava"},
+        {"marks": "idz"},
+        {"marks": None},
+        {"state": "streams"},
+        {"layers": 3},
+        {"max_images": 0},
+        {"image": "("},
+        {"frame": "x"},
+        {"call": 3},
+        {"padding": "top"},
+    ],
+    ids=str,
+)
+def test_a_field_of_a_record_that_can_not_be_is_refused_when_it_is_made(declared: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"{next(iter(declared))}.*of a Family"):
+        Family(**{"types": ("llava",), **declared})

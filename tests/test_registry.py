@@ -156,16 +156,15 @@ def test_what_is_no_record_does_not_stop_the_others(install: Install, value: str
 @pytest.mark.parametrize("types", ["None", "5", '"llava_toy"', "(5,)"])
 def test_an_adapter_with_odd_model_types_is_named_and_the_rest_works(install: Install, types: str) -> None:
     install("odd-adapter", ADAPTER.replace('("toy_vl",)', types), plugins.ADAPTERS.name, toy="TYPED")
-    with pytest.raises(PluginError, match="'odd-adapter' has types = ") as caught:
+    with pytest.raises(PluginError, match="'odd-adapter' .*the field types of a Family"):
         sk.models.get_adapter("toy")
-    assert "texts" in str(caught.value.expected)
     assert_built_ins_work()
     with pytest.raises(PluginError, match="no working adapter.*'odd-adapter'"):
         family_for("toy")  # a part of "llava_toy"
     listed = CliRunner().invoke(app, ["models", "--json"])
     assert listed.exit_code == 0
     rows = {row["name"]: row for row in json.loads(listed.stdout)["adapters"]}
-    assert "has types" in rows["toy"]["error"]
+    assert "the field types" in rows["toy"]["error"]
     assert rows["llava"]["error"] is None
 
 
@@ -216,7 +215,7 @@ def test_an_unsupported_model_type_is_answered_with_what_is_supported() -> None:
     with pytest.raises(UnsupportedModelError, match="'blip_9'") as caught:
         family_for("blip_9")
     assert "qwen2_vl" in str(caught.value.expected)
-    assert "steerkit.adapters" in str(caught.value.fix)
+    assert "`steerkit new adapter`" in str(caught.value.fix)
 
 
 def test_the_first_qwen_vl_is_answered_with_its_successor() -> None:

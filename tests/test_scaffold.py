@@ -21,7 +21,7 @@ from steerkit.errors import OptionError
 from steerkit.testing import tiny
 from steerkit.vectors.formats import read_pack
 
-NAMES = {"method": "mean_centring", "adapter": "blip2"}
+NAMES = {"method": "mean_centring", "adapter": "acme_vl"}
 
 
 @pytest.mark.parametrize("kind", ["method", "adapter"])
@@ -123,4 +123,4 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 def test_classes_are_named_for_what_they_are() -> None:
     assert class_name("method", "mean_centring") == "MeanCentring"
-    assert class_name("adapter", "blip2") == "FAMILY"
+    assert class_name("adapter", "acme_vl") == "FAMILY"

@@ -191,9 +191,6 @@ def _records(what: str, found: Any, base: type, public: str) -> tuple[Any, ...]:
     records = found if isinstance(found, tuple) else (found,)
     if not records or not all(isinstance(record, base) for record in records):
         raise PluginError(f"{what} is {found!r:.80}", expected=f"a {public}, or a tuple of them")
-    for record in records:
-        if not record.types or not _are_texts(record.types):
-            raise PluginError(f"{what} has types = {record.types!r}", expected='texts, such as ("llava",)')
     return records
 
 

@@ -37,7 +37,7 @@ def check_without_weights(model: str, options: Mapping[str, Any], check: Callabl
 
     source = bundled(model)
     shared = {key: value for key, value in options.items() if key == "revision"}
-    family = sk.models.family_of(source, **shared)
+    family = sk.models.family_of(source, trust_remote_code=options.get("trust_remote_code", False), **shared)
     skeleton = None
     with suppress(Exception), torch.device("meta"):
         # its type is served, so transformers has its class and needs none of the repository's code

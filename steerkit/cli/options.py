@@ -33,15 +33,17 @@ class Weights:
         device_map: Where the weights go, as in transformers. Default: the GPU where there is one, else the CPU.
         template_option (KEY=VALUE): An option of the chat template, such as enable_thinking=false, for every prompt;
             may be repeated.
+        trust_remote_code: Run the code that the model's repository brings; as in transformers, only if you trust it.
     """
 
     dtype: Dtype | None = None
     device_map: str | None = None
     template_option: list[str] | None = None
+    trust_remote_code: bool = False
 
     def given(self, revision: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `steerkit.load`."""
-        given = {"revision": revision, **vars(self)}
+        given = {"revision": revision, **vars(self), "trust_remote_code": self.trust_remote_code or None}
         told = settings(given.pop("template_option"), "--template-option")
         return present(**given, chat_template_kwargs=told or None)
 

@@ -65,7 +65,9 @@ from steerkit.models._registry import (
     adapter_names as adapter_names,
     family_for as family_for,
     get_adapter as get_adapter,
+    may_see as may_see,
     model_types as model_types,
+    seeing as seeing,
 )
 from steerkit.models._rendering import hides_images as hides_images, prompt_of as prompt_of, shown as shown
 from steerkit.models._sample_files import rows as rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, cast, get_args
@@ -39,7 +40,8 @@ MLPS = (
 )
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "proj", "wo")
 _DEPTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers")
-_IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
+IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
+"""What configs call the token that stands for an image."""
 _VIDEOS = ("video_token_id", "video_token_index")
 _VIDEO_ENDS = ("video_start_token_id", "video_end_token_id")
 _AUDIO = ("audio_token_id", "audio_token_index", "sound_context_token_id")
@@ -66,7 +68,7 @@ def architecture_of(model: Any, family: Family) -> Architecture:
     for found in (attention, mlp):
         _check_inside(model, layers, blocks, found)
     marks = _marks(model, family)
-    names = (family.marks.removeprefix("ids:"),) if family.marks.startswith("ids:") else _IMAGES
+    names = (family.marks.removeprefix("ids:"),) if family.marks.startswith("ids:") else IMAGES
     images = _token_ids(model.config, names) if marks == "ids" or family.prompt == "bare" else frozenset()
     videos = _token_ids(model.config, _VIDEOS) if marks == "ids" and family.prompt == "chat" else frozenset()
     ends = [each for name in _VIDEO_ENDS for each in (_token_ids(model.config, (name,)) if videos else ())]
@@ -74,10 +76,11 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         raise UnsupportedModelError(
             f"the config of this {model.config.model_type} model names no image token",
             expected=f"the id that the processor writes for an image, as {names[0]}",
-            fix="set config.image_token_id; or declare marks in a Family record: `ids:NAME` where another entry of the "
-            "config names it",
+            fix=f"set config.image_token_id; or declare marks={_named_token(model.config)!r} in a Family record, where "
+            "an entry of the config has that id",
         )
-    cross = frozenset(getattr(text, family.only_with_image)) if family.only_with_image else frozenset()
+    cross = frozenset(_told(text, family.only_with_image, (list, tuple))) if family.only_with_image else frozenset()
+    _check_text_module(model, family, layers)
     encoder_decoder = bool(text.is_encoder_decoder or model.config.is_encoder_decoder)
     # with them a model counts positions of several dimensions by itself
     transient = tuple(
@@ -298,11 +301,9 @@ def _padding_leaks(blocks: list[nn.Module], width: int) -> bool:
 
 def _marks(model: Any, family: Family) -> str:
     """What says where the image is; empty for a model that takes none."""
-    if family.marks.startswith("ids:"):
-        return "ids"
-    if family.marks != "ids" or family.auto_class == "AutoModelForImageTextToText":
-        return family.marks
-    return ""
+    if not family.takes_images:
+        return ""
+    return "ids" if family.marks.startswith("ids:") else family.marks
 
 
 def _token_ids(config: Any, names: tuple[str, ...]) -> frozenset[int]:
@@ -310,10 +311,48 @@ def _token_ids(config: Any, names: tuple[str, ...]) -> frozenset[int]:
     return frozenset([next((int(each) for each in found if isinstance(each, int)), -1)]) - {-1}
 
 
+def _named_token(config: Any) -> str:
+    """What would declare the entry of a config that names a token and is none of every model; `ids:NAME` of several."""
+    told = re.compile(r"(?!bos|eos|pad|sep|cls).*token_(id|index)")
+    found = [name for name, value in config.to_dict().items() if isinstance(value, int) and told.fullmatch(name)]
+    return f"ids:{found[0] if len(found) == 1 else 'NAME'}"
+
+
+def _told(text: Any, name: str, kind: Any) -> Any:
+    """An entry that a record names.
+
+    Raises:
+        UnsupportedModelError: The config has none of that kind.
+    """
+    found = _entry(text, name)
+    if not isinstance(found, kind):
+        raise UnsupportedModelError(
+            f"the entry {name!r} in the text config of this {text.model_type} model is {found!r:.80}",
+            expected="what its Family declares: numbers as loop, a list of blocks as only_with_image",
+            fix="name another entry",
+        )
+    return found
+
+
+def _check_text_module(model: Any, family: Family, layers: str) -> None:
+    """The module that answers a prompt without an image holds the blocks.
+
+    Raises:
+        UnsupportedModelError: It does not, or there is none.
+    """
+    path = family.text_module
+    if path and not (layers.startswith(f"{path}.") and hasattr(model.get_submodule(path), "generate")):
+        raise UnsupportedModelError(
+            f"text_module is {path!r}, and the blocks of {type(model).__name__} are at {layers!r}",
+            expected="a module around them that has a generate of its own",
+            fix="declare another text_module in the Family record, or none where the model itself takes text alone",
+        )
+
+
 def _runs(text: Any, family: Family, count: int) -> tuple[int, ...]:
     if family.loop is None:
         return ()
-    start, end, times = (int(getattr(text, name)) for name in family.loop)
+    start, end, times = (_told(text, name, int) for name in family.loop)
     return tuple(times if start <= layer < end else 1 for layer in range(count))
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
 
-from steerkit.errors import UnsupportedModelError
+from pydantic import Field, TypeAdapter
+
+from steerkit._internal.faults import refused_as
+from steerkit.errors import OptionError, UnsupportedModelError
 
 State = Literal["plain", "streams_first", "streams_third", "streams_flat"]
 """What a block returns: `[batch, tokens, hidden]`, or several residual streams: `[streams, batch, tokens, hidden]`,
 `[batch, tokens, streams, hidden]` or `[batch, tokens, streams * hidden]`."""
+
+_Some = Annotated[int, Field(ge=1)]
+_Marks = Annotated[str, Field(pattern=r"^(ids|ids:\S+|mask:\S+|prefix|none|)$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +29,8 @@ class Family:
 
     Attributes:
         types: The `config.model_type` values that it is for.
-        auto_class: The class of transformers that loads these models.
+        auto_class: The class of transformers that loads these models. Of a repository that brings its own code, the
+            one that it brings it for counts.
         processor_class: The class of the processor, where a repository can't be relied on to name it.
         called_as: The base of the processor's class whose call is the one to use.
         needs: Settings without which the processor can't count image tokens.
@@ -54,9 +63,12 @@ class Family:
         frames: How many frames the clip has that the processor takes for the images of a prompt.
         boxes: Whether the processor wants a box for each word; each is given the whole page.
         call: Further options of the tokenizer inside the processor, for one that pads by itself.
+
+    Raises:
+        OptionError: A field is of another type, or has an impossible value.
     """
 
-    types: tuple[str, ...]
+    types: Annotated[tuple[str, ...], Field(min_length=1)]
     auto_class: str = "AutoModelForImageTextToText"
     processor_class: str | None = None
     called_as: str | None = None
@@ -74,27 +86,46 @@ class Family:
     template: str | None = None
     image: str | None = None
     user_marker: str | None = None
-    marks: str = "ids"
+    marks: _Marks = "ids"
     positions: Literal["told", "own"] = "told"
     padding: Literal["left", "right"] = "left"
     batch: Literal["any", "one"] = "any"
-    max_images: int | None = None
+    max_images: _Some | None = None
     flat_images: bool = False
-    frames: int | None = None
+    frames: _Some | None = None
     boxes: bool = False
     call: Mapping[str, object] = field(default_factory=dict, hash=False)
 
+    def __post_init__(self) -> None:
+        for name, kind in _kinds().items():
+            with refused_as(OptionError, f"the field {name} of a Family", expected="what its docstring says"):
+                kind.validate_python(getattr(self, name), strict=True)
+        try:
+            re.compile((self.image or "").replace("{image}", "x"))
+        except re.error as error:
+            raise OptionError(f"image={self.image!r} of a Family ({error})", expected="a regular expression") from error
+
     def check_served(self, model_type: object) -> None:
-        """Refuse a type that can't be served.
+        """Refuse a type that can't be served, or that the record is not for.
 
         Raises:
             UnsupportedModelError: It can't; the message says why.
         """
+        if model_type not in self.types:
+            raise UnsupportedModelError(
+                f"the Family record is for {', '.join(self.types)}, and the model's type is {model_type!r:.80}",
+                expected="config.model_type among its types",
+            )
         if self.refused is not None:
             raise UnsupportedModelError(
                 f"models of type {model_type!r} can't be steered: {self.refused}",
                 expected="a model that answers prompts with text, one token after the other",
             )
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the models do: what loads as a language model must say what marks an image."""
+        return bool(self.marks) and (self.marks != "ids" or self.auto_class != "AutoModelForCausalLM")
 
     @property
     def declared(self) -> list[str]:
@@ -114,3 +145,8 @@ class Family:
     def probed(self) -> list[str]:
         """What is looked up in the model."""
         return [name for name in ("attention", "mlp") if getattr(self, name) is None] + ["heads", "vision"]
+
+
+@cache
+def _kinds() -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(Family, include_extras=True).items()}

@@ -101,8 +101,15 @@ def visual_positions(given: Mapping[str, Any], architecture: Architecture, lengt
     if architecture.marks == "prefix":
         marked[:, : length - ids.shape[1]] = True
         return marked
-    mask = given.get(architecture.marks.partition(":")[2])
+    name = architecture.marks.partition(":")[2]
+    mask = given.get(name)
     if mask is not None:
+        if mask.dim() != 2:
+            raise EngineError(
+                f"{name}, which is said to mark where the image is, has the shape {list(mask.shape)}",
+                expected="[batch, tokens]",
+                fix="declare another input as marks in the Family record",
+            )
         marked[:, : mask.shape[1]] = mask[:, :length] > 0  # negative: tokens around the image
     return marked
 

@@ -116,7 +116,7 @@ def load_processor(source: str, family: Family, **options: Any) -> Any:
     import transformers
     from transformers.utils.import_utils import is_torchvision_available
 
-    if family.auto_class != "AutoModelForImageTextToText" or not family.marks:
+    if not family.takes_images:
         with loading("tokenizer", source):
             return transformers.AutoTokenizer.from_pretrained(source, **options)
     named = family.processor_class

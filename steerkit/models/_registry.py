@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 from steerkit._internal.plugins import ADAPTERS, PluginWarning, is_ours, load, names, owner_of, registered
 from steerkit._internal.validation import expect
 from steerkit.errors import PluginError, UnsupportedModelError
+from steerkit.models._asking import IMAGES
 from steerkit.models._family import Family
 
 
@@ -45,8 +48,9 @@ def family_for(model_type: str, brought: Collection[str] = ()) -> Family:
             serving[name] = found[0]
     if serving:
         return _entitled(model_type, serving)
-    for auto_class, types in _transformers().items():
-        if model_type in types or auto_class in brought:
+    types = _transformers()
+    for auto_class in dict.fromkeys((*types, *brought)):
+        if model_type in types.get(auto_class, ()) or auto_class in brought:
             return Family(types=(model_type,), auto_class=auto_class)
     if broken:
         raise PluginError(
@@ -57,15 +61,34 @@ def family_for(model_type: str, brought: Collection[str] = ()) -> Family:
         "the first-generation Qwen-VL runs remote code and is not served: use Qwen2-VL or later"
         if model_type == "qwen"
         else "of code of your own, register the class with AutoModelForImageTextToText or AutoModelForCausalLM; of a "
-        "repository's, pass trust_remote_code=True; or write a Family record and pass it, "
-        "sk.VLM(model, processor, family), or register it under the entry-point group 'steerkit.adapters'; of a module "
-        "that only holds the model, pass the Hugging Face model inside"
+        "repository's, trust it: sk.load(name, trust_remote_code=True), --trust-remote-code; or declare the type in a "
+        "Family record: sk.wrap(model, processor, family=FAMILY), sk.load(name, family=FAMILY), or `steerkit new "
+        "adapter`; of a module that only holds the model, pass the Hugging Face model inside"
     )
     raise UnsupportedModelError(
         f"no adapter serves model type {model_type!r}",
         expected="a type of AutoModelForImageTextToText or AutoModelForCausalLM, such as qwen2_vl: `steerkit models`",
         fix=hint,
     )
+
+
+def seeing(family: Family, config: Mapping[str, Any]) -> Family:
+    """A family of a class that transformers counts among language models, and that takes images all the same.
+
+    Args:
+        family: The family as its type and its auto class tell.
+        config: The model's config.
+    """
+    if family.takes_images:
+        return family
+    return replace(family, marks="ids:" + next((name for name in IMAGES if name in config), IMAGES[0]))
+
+
+def may_see(family: Family) -> bool:
+    """Whether it is not known if it takes images: a class may be registered, or brought, as one of language models."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ours
+
+    return not family.declared and not any(kind in ours for kind in family.types)
 
 
 def model_types() -> dict[str, Family]:
@@ -103,13 +126,13 @@ def _entitled(model_type: str, serving: dict[str, Family]) -> Family:
         raise PluginError(
             f"{first} and {second} both serve model type {model_type!r}",
             expected="one adapter for a model type",
-            fix="remove one of them, or choose: sk.VLM(model, processor, FAMILY)",
+            fix="remove one of them, or choose: sk.wrap(model, processor, family=FAMILY)",
         )
     for name in serving:
         if name not in chosen:
             warnings.warn(
                 f"{owner_of(ADAPTERS, name)} serves model type {model_type!r}, which steerkit itself serves: its "
-                f"adapter {name!r} is passed over; to use it: sk.VLM(model, processor, FAMILY)",
+                f"adapter {name!r} is passed over; to use it: sk.wrap(model, processor, family=FAMILY)",
                 PluginWarning,
                 stacklevel=4,
             )

@@ -18,11 +18,18 @@ from steerkit.vlm._self_check import check_itself
 from steerkit.vlm._vlm import VLM
 
 
-def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, **options: Any) -> VLM:
+def load(
+    source: str,
+    *,
+    family: Family | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> VLM:
     """Load a model with its processor, from the Hugging Face hub or a folder.
 
     Args:
         source: Repository id or folder.
+        family: What is declared of the model's family. Default: the record that is registered for its type.
         chat_template_kwargs: Options of the chat template, such as `{"enable_thinking": False}`: of every prompt that
             is made of a sample, unless the sample sets them itself.
         **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir`,
@@ -49,7 +56,8 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
         check_dtype(name, options[name])
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     trusted = {k: v for k, v in options.items() if k == "trust_remote_code"}
-    family = family_of(source, **shared, **trusted)
+    expect(Family | None, "a record of the model's family", family=family)
+    given, family = family, family_of(source, family=family, **shared, **trusted)
     if (commit := commit_of(source, shared)) is not None:  # all the rest is of the same one, should a branch move on
         shared["revision"] = options["revision"] = commit
     processor = load_processor(source, family, **shared, **trusted)
@@ -69,7 +77,8 @@ def load(source: str, *, chat_template_kwargs: Mapping[str, Any] | None = None, 
             expected="a folder, or a repository id of the Hugging Face hub that you have access to",
             fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
-    return _tried(VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs))
+    vlm = VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs)
+    return _tried(vlm, always=given is not None)
 
 
 def _check_installed(source: str, family: Family, options: Mapping[str, Any]) -> None:
@@ -88,25 +97,34 @@ def _check_installed(source: str, family: Family, options: Mapping[str, Any]) ->
             getattr(transformers, family.auto_class).from_config(config)
 
 
-def wrap(model: nn.Module, processor: Any = None, *, chat_template_kwargs: Mapping[str, Any] | None = None) -> VLM:
+def wrap(
+    model: nn.Module,
+    processor: Any = None,
+    *,
+    family: Family | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> VLM:
     """Use a model that is already loaded.
 
     Args:
         model: The Hugging Face model, or a PEFT model around it; it is neither copied nor changed.
         processor: Its processor (of a language model, its tokenizer). Without one, only raw inputs can be used:
             `steer(model, vector)` and `model.generate(**inputs)`.
+        family: As for `load`.
         chat_template_kwargs: As for `load`.
 
     Raises:
-        UnsupportedModelError: This model type is not served, or PEFT puts tokens of its own in front of prompts.
+        UnsupportedModelError: This model type is not served, the record is not true of it, or PEFT puts tokens of its
+            own in front of prompts.
         SampleError: The chat template does not read such an option.
     """
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
-    return _tried(VLM(model, processor, chat_template_kwargs=chat_template_kwargs))
+    vlm = VLM(model, processor, family, chat_template_kwargs=chat_template_kwargs)
+    return _tried(vlm, always=family is not None)
 
 
-def _tried(vlm: VLM) -> VLM:
+def _tried(vlm: VLM, *, always: bool = False) -> VLM:
     """A model, once it has been tried, where its type is in no table of tested ones, or its class is somebody's own."""
     known = tested().get(cast("Any", vlm.model).config.model_type, {}).get("level") in (
         "images and text",
@@ -116,6 +134,6 @@ def _tried(vlm: VLM) -> VLM:
     # FSDP makes a class of its own in front of that of the model
     kind = next(kind for kind in type(vlm.model).__mro__ if not kind.__module__.startswith("torch."))
     known = known and kind.__module__.startswith("transformers.")
-    if not known and vlm.processor is not None and vlm.device.type != "meta":
+    if (always or not known) and vlm.processor is not None and vlm.device.type != "meta":
         check_itself(vlm)
     return vlm

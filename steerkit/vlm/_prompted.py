@@ -46,11 +46,13 @@ from steerkit.models import (
     family_for,
     hides_images,
     hugging_face,
+    may_see,
     model_record,
     named,
     numbers,
     prepare,
     prompt_of,
+    seeing,
     view,
     vocabulary_digest,
 )
@@ -140,7 +142,12 @@ class PromptedModel:
         expect(Family | None, "the family's record", "sk.wrap(model, processor) finds it", family=family)
         self.model = model = hugging_face(model)
         self.processor = processor
-        self.family = family_for(cast("Any", model).config.model_type) if family is None else family
+        config: Any = cast("Any", model).config
+        if family is None:
+            family = family_for(config.model_type)
+            if getattr(processor, "image_processor", None) is not None and may_see(family):
+                family = seeing(family, config.to_dict())
+        self.family = family
         self.architecture: Architecture = architecture_of(model, self.family)
         self.format: PromptFormat | None = None
         if processor is not None:

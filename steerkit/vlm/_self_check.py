@@ -181,7 +181,7 @@ def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError
     return UnsupportedModelError(
         f"{type(vlm.model).__name__} is of a type that was never tested, and the check at loading fails: {what}",
         expected="what transformers declares of the model",
-        fix=f"declare {fields} in a Family record: sk.VLM(model, processor, family)",
+        fix=f"declare {fields} in a Family record: sk.wrap(model, processor, family=FAMILY)",
     )
 
 
