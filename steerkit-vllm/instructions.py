@@ -1,7 +1,8 @@
 """What the hook of a block costs, in instructions, where no clock resolves one percent: `python instructions.py`.
 
-A block with the matrices of LLaVA-1.5-7B's, eager and in float32, runs under valgrind: alone, with the hook idle, with
-each token steered by an addition, and with each token steered by the general form. Ratios are to the block alone.
+A decoding step of a block with the matrices of LLaVA-1.5-7B's, eager and in float32, runs under valgrind: alone, with
+the hook idle, with every request steered by one addition, with each steered by another pack, and by the general form.
+With it counts its share, of 32 blocks, in what the worker does before each step. Ratios are to the block alone.
 Attention and norms are left out, so that the ratios are upper bounds.
 """
 
@@ -21,11 +22,13 @@ from torch import nn
 
 from steerkit_vllm.banks import Now, Place, allocate
 from steerkit_vllm.settings import SITES, Room
+from steerkit_vllm.worker import Scheduled, Steering
 
-ROWS = 16
+ROWS, LAYERS = 16, 32
 VARIANTS: dict[str, dict[str, bool]] = {
     "idle": {"general": False, "steers": False},
     "addition": {"general": False, "steers": True},
+    "distinct": {"general": False, "steers": True, "distinct": True},
     "general": {"general": True, "steers": True},
 }
 
@@ -47,19 +50,32 @@ class Block(nn.Module):
         return (torch.nn.functional.silu(gate) * value) @ down, residual
 
 
-def hooked(block: Block, hidden: int, tokens: int, *, general: bool, steers: bool) -> None:
-    """Hook the block as a worker does, with every token steered or none."""
+def hooked(block: Block, hidden: int, tokens: int, *, general: bool, steers: bool, distinct: bool = False) -> Steering:
+    """Hook the block as a worker does, with the token of every request steered or none."""
     room = Room(rows=ROWS, depth=1, sites=("resid_post",), general=general)
     shape = (len(SITES), room.depth, tokens)
     shared = {"row": torch.zeros(shape, dtype=torch.int64), "coefficient": torch.zeros(shape)}
     shared["read_row"] = torch.zeros(1, dtype=torch.int64)
     if general:
         shared["vector"] = torch.zeros(shape, dtype=torch.int64)
-    if steers:
-        for name, values in shared.items():
-            values.fill_(1) if name != "read_row" else None
-    place = Place(SITES.index("resid_post"), room, True, Now(steers, False), True)
-    allocate(block, place, shared, hidden, 0, 1)
+    now = Now()
+    allocate(block, Place(SITES.index("resid_post"), room, True, now, True), shared, hidden, 0, 1)
+    # the rest of a worker is vLLM's: what it does before a step needs these alone
+    steering = Steering.__new__(Steering)
+    steering.__dict__.update(room=room, _shared=shared, _now=now, _dirty=0, _reading=[], _readable=1, counts={})
+    steering._host = {name: t.numpy().copy() for name, t in shared.items() if name != "read_row"}
+    return steering
+
+
+def scheduled(tokens: int, *, steers: bool, distinct: bool = False, **_: bool) -> list[Scheduled]:
+    """A step in which each request decodes a token."""
+
+    def plan(at: int) -> dict[str, Any] | None:
+        row = 1 + at % 8 if distinct else 1
+        changes = [[SITES.index("resid_post"), 0, row, -1, [[32, 2**31, 1.0]]]]
+        return {"prompt": 33, "changes": changes, "vectors": []} if steers else None
+
+    return [(str(at), plan(at), 40, at, 1) for at in range(tokens)]
 
 
 def counted() -> int:
@@ -90,11 +106,16 @@ def measure(hidden: int, inner: int, passes: int, batches: list[int], variants: 
             x, alone = torch.ones(tokens, hidden), 0.0
             for name in ("alone", *variants):
                 block._forward_hooks.clear()
+                before = 0.0
                 if name in VARIANTS:
-                    hooked(block, hidden, tokens, **VARIANTS[name])
-                found = count(partial(block, x, x))
+                    steering, batch = (
+                        hooked(block, hidden, tokens, **VARIANTS[name]),
+                        scheduled(tokens, **VARIANTS[name]),
+                    )
+                    before = count(partial(steering.begin, batch)) / LAYERS
+                found = count(partial(block, x, x)) + before
                 alone = alone or found
-                print(f"{tokens:>3} tokens, {name:<8} {found / 1e6:>10.3f} M {found / alone:.4f}", flush=True)
+                print(f"{tokens:>3} requests, {name:<8} {found / 1e6:>10.3f} M {found / alone:.4f}", flush=True)
 
 
 def main() -> None:
@@ -103,7 +124,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--inner", type=int, default=11008)
     parser.add_argument("--passes", type=int, default=8)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     given = parser.parse_args()
     if os.environ.get("STEERKIT_COUNTED"):

@@ -144,6 +144,7 @@ class Steering:
         """Fill the buffers for one step."""
         self._keep()
         filled, wanted = 0, []
+        single: list[tuple[int, int, int, int, float, int]] = []  # decoding steers one row of each request
         for request, plan, done, first, count in batch:
             if plan is None:
                 continue
@@ -160,16 +161,19 @@ class Steering:
                         continue
                     if not filled:
                         self._clear()
-                    rows = slice(first + low - done, first + high - done)
-                    self._host["row"][site, depth, rows] = row
-                    self._host["coefficient"][site, depth, rows] = coefficient
-                    if "vector" in self._host:
-                        self._host["vector"][site, depth, rows] = vector
-                    filled = max(filled, rows.stop)
+                    start_row, stop_row = first + low - done, first + high - done
+                    if stop_row == start_row + 1:
+                        single.append((site, depth, start_row, row, coefficient, vector))
+                    else:
+                        self._fill((site, depth, slice(start_row, stop_row)), row, coefficient, vector)
+                    filled = max(filled, stop_row)
                     if touched is not None:
                         touched[low - done : high - done] = True
             if touched is not None:
                 self.counts[plan["count"]] = self.counts.get(plan["count"], 0) + int(touched.sum())
+        if single:
+            sites, depths, places, rows, coefficients, vectors = zip(*single, strict=True)
+            self._fill((sites, depths, places), rows, coefficients, vectors)
         # what is read has its rows; receipts take those that are left
         for at, (receipt, tag, row) in enumerate(sorted(wanted, key=lambda each: each[0])[: self._readable]):
             self._reading.append((tag, receipt))
@@ -182,6 +186,12 @@ class Steering:
                 self._shared[name][:, :, :wide].copy_(torch.from_numpy(values[:, :, :wide]))
             self._dirty = filled
         self._now.steers, self._now.reads = bool(filled), bool(self._reading)
+
+    def _fill(self, where: Any, row: Any, coefficient: Any, vector: Any) -> None:
+        self._host["row"][where] = row
+        self._host["coefficient"][where] = coefficient
+        if "vector" in self._host:
+            self._host["vector"][where] = vector
 
     def _clear(self) -> None:
         for values in self._host.values():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -34,6 +35,8 @@ from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector  # 
 TOKENS = 12
 CLOSE = 1e-3
 """Two best tokens that are closer than this are decided by rounding."""
+DOSE = 3.0
+"""Strength in bfloat16, where a change has to be larger than what rounding changes."""
 
 TEXTS = (
     "Describe what is to be seen",
@@ -114,26 +117,48 @@ def packs_of(vlm: sk.VLM) -> dict[str, SteeringVector]:
     return found
 
 
-def answer(vlm: sk.VLM, sample: sk.Sample, pack: SteeringVector | None) -> list[tuple[int, float]]:
-    """Each token of transformers' answer, and how far behind the second best one is."""
+class Forced(LogitsProcessor):
+    """Has a model say what another one has said."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = iter(tokens)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Leave one token."""
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([next(self._tokens)]), 0.0)
+
+
+def answer(
+    vlm: sk.VLM, sample: sk.Sample, pack: SteeringVector | None, forced: list[int] | None = None, dose: float = 1.0
+) -> list[tuple[int, float]]:
+    """Each token of transformers' answer, and how far behind the second best one is; of a forced one, how likely."""
     inputs = vlm.inputs([sample])
     options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None}
 
     def run() -> Any:
         with torch.no_grad():
             return vlm.model.generate(
-                **inputs, **options, pad_token_id=0, return_dict_in_generate=True, output_logits=True
+                **inputs,
+                **options,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+                logits_processor=[] if forced is None else [Forced(forced)],
             )
 
     try:
         if pack is None:
             made = run()
         else:
-            with sk.steer(vlm, pack, policy="off"):
+            with sk.steer(vlm, pack, strength=dose, policy="off"):
                 made = run()
     except sk.errors.NothingSteeredError:
         made = run()
     tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    if forced is not None:
+        assert tokens == forced
+        likely = (logits[0].float().log_softmax(-1) for logits in made.logits)
+        return [(token, float(each[token])) for token, each in zip(tokens, likely, strict=True)]
     margins = [float(logits[0].topk(2).values.diff().abs()) for logits in made.logits]
     return list(zip(tokens, margins, strict=True))
 
@@ -167,10 +192,25 @@ def same(found: list[int], wanted: list[tuple[int, float]]) -> bool:
     return True
 
 
+def _likely(vlm: sk.VLM, samples: list[sk.Sample], packs: Any, jobs: Any, outputs: Any) -> dict[str, Any]:
+    """Where rounding decides tokens: how far log probabilities are from those of transformers, steered or not."""
+    found: dict[str, Any] = {"off": dict.fromkeys(packs, 0.0), "moved": dict.fromkeys(packs, 0.0)}
+    for (key, at), output in zip(jobs, outputs, strict=True):
+        (said,) = output.outputs
+        tokens = list(said.token_ids)
+        theirs = torch.tensor([each[token].logprob for each, token in zip(said.logprobs, tokens, strict=True)])
+        for name, pack in (("off", packs[key]), ("moved", None)):
+            ours = torch.tensor([likely for _, likely in answer(vlm, samples[at], pack, tokens, DOSE)])
+            found[name][key] = max(found[name][key], float((ours - theirs).abs().max()))
+    return found
+
+
 def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = False) -> dict[str, Any]:
     """Which answers of vLLM are not those of transformers, and how many of those are not the unsteered ones."""
     torch.set_num_threads(1)
-    vlm = model_of(name)
+    vlm, rounded = model_of(name), options.get("dtype") == "bfloat16"
+    if rounded:
+        vlm.model.bfloat16()
     save(vlm, folder / "model")
     beside: Any = None
     if lora:
@@ -183,11 +223,14 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
         sk.Sample(text, images=(picture(at),) if visual and at % 2 == 0 else ()) for at, text in enumerate(TEXTS)
     ]
     packs = packs_of(vlm)
+    if rounded:
+        del packs["gate"]  # rounding decides whether it is open, too
     files = {}
     for key, pack in packs.items():
         files[key] = str(folder / f"{key}.safetensors")
         pack.save(files[key])
-    wanted = {key: [answer(vlm, sample, pack) for sample in samples] for key, pack in (("", None), *packs.items())}
+    every = {"": None, **packs}
+    wanted = {key: [] if rounded else [answer(vlm, sample, pack) for sample in samples] for key, pack in every.items()}
     ids = [vlm.inputs([sample])["input_ids"][0].tolist() for sample in samples]
 
     from vllm import LLM, SamplingParams
@@ -215,14 +258,18 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
         given.append(
             {**prompt, **({"multi_modal_data": {"image": samples[at].images[0]}} if samples[at].images else {})}
         )
-        extra = {"steerkit_pack": key} if key else None
+        extra = {"steerkit_pack": key, "steerkit_strength": DOSE if rounded else 1.0} if key else None
         asked.append(
-            SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False, extra_args=extra)
+            SamplingParams(
+                temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False, logprobs=0, extra_args=extra
+            )
         )
     try:
         outputs = llm.generate(given, asked, use_tqdm=False, lora_request=beside)
     finally:
         closed(llm)
+    if rounded:
+        return _likely(vlm, samples, every, jobs, outputs)
     wrong = [
         f"{key or 'plain'} on {at}"
         for (key, at), output in zip(jobs, outputs, strict=True)

@@ -24,8 +24,15 @@ def test_beside_a_lora_adapter(ask, tmp_path, runner):
     check(ask(job("llama", tmp_path, lora=True), **runner))
 
 
-def job(name, folder, lora=False):
-    return {"model": name, "folder": str(folder), "options": {}, "lora": lora}
+@pytest.mark.long
+def test_hybrid_attention_which_vllm_computes_in_bfloat16_alone(ask, tmp_path):
+    found = ask(job("qwen3_5", tmp_path, dtype="bfloat16"))
+    assert all(off < 0.1 for off in found["off"].values()), found
+    assert all(moved > 0.15 for pack, moved in found["moved"].items() if pack), found
+
+
+def job(name, folder, lora=False, **options):
+    return {"model": name, "folder": str(folder), "options": options, "lora": lora}
 
 
 def check(found, unmoved=()):
