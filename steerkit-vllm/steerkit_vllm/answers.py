@@ -29,12 +29,19 @@ pending: dict[int, Callable[[int], dict[str, Any]]] = {}
 
 
 def registered(add: Callable[..., None]) -> Callable[..., None]:
-    """`OutputProcessor.add_request`, with the receipt that a request asks for kept until its answer is made."""
+    """`OutputProcessor.add_request`, with the receipt that a request asks for kept until its answer is made.
+
+    A request that vLLM is given ready-made passes this alone; keys that are left by then would be dropped.
+    """
 
     @functools.wraps(add)
     def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        given = getattr(request.sampling_params, "extra_args", None) or {}
+        plan = given.get(KEY)
+        with refusals():
+            if left := [key for key in meant(given) if key != KEY]:
+                raise EngineError(f"a ready-made request asks for {left[0]!r:.80}", expected="a prompt and parameters")
         add(self, request, *args, **kwargs)
-        plan = (getattr(request.sampling_params, "extra_args", None) or {}).get(KEY)
         if isinstance(plan, dict) and plan.get("receipt"):
             self.request_states[request.request_id].steerkit = pending.get(id(plan))
 

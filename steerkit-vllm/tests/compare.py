@@ -239,7 +239,17 @@ def ways(served: Served) -> dict[str, Any]:
     beams = BeamSearchParams(beam_width=2, max_tokens=4)
     beams.extra_args = wish("last")  # type: ignore[attr-defined]
     pooled = PoolingParams(extra_kwargs=asked)
+    engine = served.llm.llm_engine
+
+    def process(params: SamplingParams, **more: Any) -> Any:
+        prompt = {"type": "token", "prompt_token_ids": lab.ids[1]}
+        return engine.input_processor.process_inputs("own", prompt, params, supported_tasks=("generate",), **more)
+
+    made = process(SamplingParams(**options))
+    made.sampling_params.extra_args = wish("last")
     calls = {
+        "streamed": lambda: process(plain, resumable=True),
+        "ready-made": lambda: engine.add_request("own", made, made.sampling_params),
         "beam search": lambda: served.llm.beam_search(ids[:1], beams),
         "encode": lambda: served.llm.encode(ids[:1], pooled, pooling_task="token_embed", use_tqdm=False),
         "embed": lambda: served.llm.embed(ids[:1], pooling_params=pooled, use_tqdm=False),

@@ -52,6 +52,8 @@ def check_ways(ways):
     assert "asked to steer" in ways.pop("beam search")
     for name in ("encode", "embed", "score"):
         assert "only supported for pooling models" in ways.pop(name)
+    assert "the input of a request is streamed" in ways.pop("streamed")
+    assert "a ready-made request asks for 'steerkit_pack'" in ways.pop("ready-made")
     assert "enable-prompt-embeds" in ways.pop("embeddings")
     assert "the request has 'steerkit'" in ways.pop("own plan")
     assert all(ways.values()), ways

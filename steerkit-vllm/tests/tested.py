@@ -1,0 +1,43 @@
+"""Which types of models are compared in which configurations: the tests run this, and the page on vLLM shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+V2 = {"STEERKIT_TEST_V2": "1"}
+CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "V1, eager": ({}, {}),
+    "V1, compiled": ({"enforce_eager": False}, {}),
+    "V2, eager": ({"max_num_seqs": 16}, V2),
+    "V2, compiled": ({"enforce_eager": False, "max_num_seqs": 16}, V2),
+}
+"""Arguments of `vllm.LLM` and environment variables, by name."""
+
+CI, LONG = "`.ci/run all`", "`-m long`"
+TYPES: dict[str, dict[str, str]] = {
+    "qwen2_5_vl": {"V1, eager": CI, "V1, compiled": LONG, "V2, eager": LONG, "V2, compiled": LONG},
+    "qwen3_vl": {"V1, eager": LONG, "V2, eager": LONG},
+    "qwen2_vl": {"V1, eager": LONG},
+    "llava_next": {"V1, eager": LONG},
+    "llava_onevision": {"V1, eager": LONG},
+    "qwen3_5": {"V1, eager": LONG},
+    "llama": {"V1, eager": LONG, "V1, compiled": LONG, "V2, eager": LONG, "V2, compiled": LONG},
+    "qwen2": {"V1, eager": LONG},
+    "qwen3": {"V1, eager": LONG},
+    "gemma2": {"V1, eager": LONG},
+    "gemma3_text": {"V1, eager": LONG, "V2, eager": LONG},
+}
+"""By type and configuration, what runs the comparison; nothing where none was made."""
+
+DEMO = dict.fromkeys(CONFIGURATIONS, CI)
+"""The demo's LLaVA, in `test_engine.py` and `test_compiled.py`."""
+
+
+def table() -> list[str]:
+    """The lines of the page."""
+    rows = {"llava (the demo)": DEMO, **{f"`{name}`": found for name, found in TYPES.items()}}
+    head = f"| type | {' | '.join(CONFIGURATIONS)} |"
+    lines = (
+        f"| {name} | {' | '.join(found.get(each, '-') for each in CONFIGURATIONS)} |" for name, found in rows.items()
+    )
+    return [head, "| --- " * (1 + len(CONFIGURATIONS)) + "|", *lines]
