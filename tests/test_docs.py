@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -428,6 +430,27 @@ def test_names_and_files_of_steerkit_in_the_pages_exist() -> None:
             assert entry_point or name.endswith(".whl") or _exists(name), f"{page.name}: {name}"
         for path in re.findall(r"`((?:steerkit|vectors_hub|adapters|tests|benchmarks)/[\w/.-]+(?:/|\.py))`", text):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_what_the_pages_use_is_in_the_api() -> None:
+    documented: set[str] = set()
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    for name, members in re.findall(r"^::: (\S+)\n(?:    options:\n      members: \[([^]]*)\])?", page, re.MULTILINE):
+        documented |= {name.rpartition(".")[2], *members.split(", ")}
+        if not members and _exists(name) and (module := sys.modules.get(name)):
+            documented |= {each for each, value in vars(module).items() if getattr(value, "__module__", "") == name}
+    used: set[str] = set()
+    for path in [*DOCS.glob("*.md"), ROOT / "README.md", *(ROOT / "examples").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        used |= {
+            name for both in re.findall(r"\bsk\.([a-z]\w*|\w+(?!\w|\.))(?:\.([A-Za-z]\w*))?", text) for name in both
+        }
+        for given in re.findall(
+            r"^from steerkit(?:_vectors_hub)?(?:\.[\w.]+)? import (\([^)]*\)|.*)", text, re.MULTILINE
+        ):
+            used |= set(re.findall(r"\w+", re.sub(r"#.*| as \w+", "", given)))
+    modules = {each.name for each in pkgutil.iter_modules(sk.__path__)} | {"interop", "cmrm", ""}
+    assert sorted(used - documented - modules) == []
 
 
 def test_links_between_pages_lead_somewhere() -> None:
