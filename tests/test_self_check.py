@@ -10,15 +10,15 @@ import tiny
 import torch
 
 import steerkit as sk
-from steerkit.errors import UnsupportedModelError
-from steerkit.models import Family, PromptFormat, architecture_of
+from steerkit.errors import OptionError, ProcessorError, UnsupportedModelError
+from steerkit.models import Family, PromptFormat, architecture_of, family_for, meaningless_image
 from steerkit.vlm import _self_check
 from steerkit.vlm._load import _tried
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steerkit.vlm._load.tested", lambda: {"another": {"level": "images"}})
+    monkeypatch.setattr("steerkit.vlm._load.as_tested", lambda config: False)
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_what_is_asked_of_a_sound_model_holds(name: str, passes: list[Any]) -> None:
     model, processor = tiny.build(name)
     sk.wrap(model, processor)
-    assert len(passes) == 2
+    assert passes[:2] == [1, 1]
+    assert len(passes) == 3  # with an image
     left = [hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     assert not [hook for hook in left if hook.__module__.startswith("steerkit")]
 
@@ -126,12 +127,12 @@ def test_an_image_one_position_on_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         _tried(broken("llava"))
 
 
-@pytest.mark.parametrize("layer", [0, 2])
-def test_a_block_that_reads_padding_is_found(layer: int) -> None:
-    """Also one of the same classes as others, if it is told something else."""
+@pytest.mark.parametrize(("layer", "told"), [(0, False), (2, True), (2, False), (1, False)])
+def test_a_block_that_reads_padding_is_found(layer: int, told: bool) -> None:
+    """Also one of the same classes as others, whether or not it is told something else."""
     model, processor = tiny.build("llava")
     attention = model.model.language_model.layers[layer].self_attn
-    attention.is_sliding = layer > 0
+    attention.is_sliding = told
     attention.register_forward_pre_hook(
         lambda module, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
     )
@@ -151,3 +152,77 @@ def test_an_image_of_one_token_is_taken_out_of_an_undeclared_family_too() -> Non
     for tokens in (1, 2, 16):
         assert re.sub(asked.placeholder, "", written.replace("<image>", "<image>" * tokens)).count("<image>") == 0
     assert re.search(asked.placeholder, "two\n\nlines\n") is None
+
+
+def counted(vlm: Any) -> dict[str, int]:
+    """How many rows the last block of the tower, and that of the decoder, are given while a model is tried."""
+    found = vlm.architecture
+    rows = {"tower": 0, "decoder": 0}
+
+    def count(where: str, path: str, block: int) -> Any:
+        def hook(module: Any, args: Any, options: Any) -> None:
+            rows[where] += len(args[0] if args else next(iter(options.values())))
+
+        return vlm.model.get_submodule(f"{path}.{block}.mlp").register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [count("tower", found.vision.layers, found.vision.layer_count - 1)]
+    handles += [count("decoder", found.layers, found.layer_count - 1)]
+    forwards = {module: vars(module).get("forward") for module in vlm.model.modules()}
+    _tried(vlm, True)
+    for handle in handles:
+        handle.remove()
+    assert forwards == {module: vars(module).get("forward") for module in vlm.model.modules()}
+    return rows
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_it_costs_less_than_two_passes(name: str) -> None:
+    """One image through the whole tower; one prompt through the whole decoder, and two without their images."""
+    vlm = sk.wrap(*tiny.build(name), check=False)
+    pixels = vlm.inputs([sk.Sample("?", (meaningless_image((224, 224), None),))])["pixel_values"]
+    one = len(pixels.flatten(0, -4))  # tiles
+    assert counted(vlm) == {"tower": one, "decoder": 3}
+
+
+def test_a_tower_whose_blocks_are_not_alike_runs_whole() -> None:
+    """A block that returns something beside the state can't be passed over, nor the one that is given both."""
+    model, processor = tiny.build("llava")
+    first, last = tuple(model.model.vision_tower.encoder.layers)[-2:]
+    forward, behind, rows = first.forward, last.forward, []
+
+    def both(*given: Any, **options: Any) -> Any:
+        return forward(*given, **options), torch.ones(1)
+
+    def one(given: Any, *others: Any, **options: Any) -> Any:
+        rows.append(len(given[0]))
+        return behind(given[0], *others, **options)
+
+    first.forward, last.forward = both, one
+    sk.wrap(model, processor)
+    assert len(rows) == 2
+    assert rows[0] == 1 < rows[1]
+    assert (first.forward, last.forward) == (both, one)
+
+
+@pytest.mark.parametrize(
+    ("given", "tried"), [({}, False), ({"check": True}, True), ({"family": family_for("llava")}, True)]
+)
+def test_what_is_as_tested_is_tried_where_that_is_asked_for(
+    given: dict[str, Any], tried: bool, passes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerkit.vlm._load.as_tested", lambda config: True)
+    model, processor = tiny.build("llava")
+    sk.wrap(model, processor, **given)
+    assert bool(passes) == tried
+    del passes[:]
+    sk.wrap(model, processor, **{**given, "check": False})
+    assert not passes
+
+
+def test_to_try_a_model_takes_its_processor() -> None:
+    model, _ = tiny.build("llava")
+    sk.wrap(model, family=family_for("llava"))
+    with pytest.raises(ProcessorError, match="trying a model needs the model's processor"):
+        sk.wrap(model, check=True)
+    with pytest.raises(OptionError, match="check is 1"):
+        sk.wrap(model, check=1)  # type: ignore[arg-type]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -19,17 +21,36 @@ _innermost: ContextVar[object] = ContextVar("steerkit_innermost_capture", defaul
 """Whose pass runs: a contrast that is measured while a steered pass is captured is a pass of its own."""
 
 
+_NAMES = ("last_hidden_state", "hidden_state", "hidden_states")
+
+
+def _place(output: Any) -> int | str | None:
+    """Where the hidden state is in what holds more: in front, or under its name; None where that can't be told."""
+    if isinstance(output, Tensor):
+        return None
+    if isinstance(output, (tuple, list)):
+        return 0 if output else None
+    names = list(output) if isinstance(output, dict) else [f.name for f in fields(output)] if _is_record(output) else []
+    return next((name for name in _NAMES if name in names), names[0] if len(names) == 1 else None)
+
+
+def _is_record(output: Any) -> bool:
+    return is_dataclass(output) and not isinstance(output, (type, dict))
+
+
 def hidden(output: Any) -> Tensor:
-    """The hidden state in a module's output, which some families wrap in a tuple or a list.
+    """The hidden state in a module's output, which some families wrap in a tuple, a list, a dictionary or a dataclass.
 
     Raises:
         EngineError: It is wrapped in something else.
     """
-    h = output[0] if isinstance(output, (tuple, list)) and output else output
+    place = _place(output)
+    h = output if place is None else getattr(output, str(place)) if _is_record(output) else output[place]
     if not isinstance(h, Tensor) or type(h).__name__ == "DTensor":  # which is spread over processes
         raise EngineError(
             f"a module that is steered or read gives a {type(h).__name__}",
-            expected="a tensor that is whole in each process, or a tuple or list that begins with one",
+            expected="a tensor that is whole in each process, a tuple or list that begins with one, or what names it "
+            "hidden_states",
             fix="steer another site, or let the module return its hidden state",
         )
     return h
@@ -37,9 +58,16 @@ def hidden(output: Any) -> Tensor:
 
 def with_hidden(output: Any, h: Tensor) -> Any:
     """The same output around another hidden state."""
-    if isinstance(output, list):
-        return [h, *output[1:]]
-    return (h, *output[1:]) if isinstance(output, tuple) else h
+    place = _place(output)
+    if place is None:
+        return h
+    if _is_record(output):
+        return replace(output, **{str(place): h})
+    if isinstance(output, tuple):
+        return output._replace(**{output._fields[0]: h}) if hasattr(output, "_fields") else (h, *output[1:])  # type: ignore[attr-defined]
+    changed = copy.copy(output)
+    changed[place] = h
+    return changed
 
 
 class _Reached(Exception):
@@ -76,8 +104,7 @@ def capture(
     runs = dict.fromkeys(ran.values(), 0)
     owner = threading.get_ident()
     read = reader(inputs, architecture, tower, pool, site)
-    # weights that accelerate moves in for a pass move out only when the pass ends of itself
-    last = max(runs) if getattr(model, "hf_device_map", None) is None and whole is None else None
+    last = max(runs) if not moves_weights(model) and whole is None else None
 
     def hook_at(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any = None) -> None:
@@ -172,6 +199,12 @@ def _one_state(h: Tensor, inputs: Inputs, architecture: Architecture, site: Site
             fix="read resid_post; or declare `state` in a Family record, where blocks return several streams",
         )
     return h
+
+
+def moves_weights(model: nn.Module) -> bool:
+    """Whether accelerate moves weights in for a pass: they move out only when the pass ends of itself."""
+    places = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    return len(places) > 1 and bool(places & {"cpu", "disk"})
 
 
 def call_target(model: nn.Module, inputs: Mapping[str, Any], architecture: Architecture) -> nn.Module:

@@ -124,8 +124,7 @@ def capture(
     if any(module._forward_hooks or (site == "head_out" and module._forward_pre_hooks) for module in modules):
         return capturing.capture(model, inputs, architecture, layers, site, tower, pool)
     read = capturing.reader(inputs, architecture, tower, pool, site)
-    # weights that accelerate moves in for a pass move out only when the pass ends of itself
-    stops = getattr(model, "hf_device_map", None) is None
+    stops = not capturing.moves_weights(model)
     target = capturing.call_target(model, inputs, architecture)
     # bound here, not given to the trace: nnsight would send them to the device of the first weight
     run = functools.partial(target, **capturing.forward_inputs(model, inputs, architecture))

@@ -74,7 +74,7 @@ from steerkit.models._sample_files import rows as rows
 from steerkit.models._samples import Sample as Sample, anchor_digest as anchor_digest, as_samples as as_samples
 from steerkit.models._stored import Stored as Stored
 from steerkit.models._streams import merged as merged, spread as spread
-from steerkit.models._tested import tested as tested
+from steerkit.models._tested import as_tested as as_tested, tested as tested
 from steerkit.models._views import (
     decode as decode,
     encode as encode,

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import takewhile
 from typing import Any, cast, get_args
 
 from torch import nn
@@ -396,7 +397,7 @@ def _vision(model: Any, recorded: frozenset[str], family: Family) -> VisionTower
         layers=f"{inside}.{lists[0]}",
         layer_count=depth,
         hidden_size=int(cast("Any", norm.weight).shape[0]),
-        class_tokens=_class_tokens(tower),
+        class_tokens=_class_tokens(tower, lists[0]),
         class_behind=getattr(config, "model_type", None) in _CLASS_BEHIND,
         mlp=mlps.pop() if len(mlps) == 1 else None,
         attention=attentions.pop() if len(attentions) == 1 else None,
@@ -408,9 +409,13 @@ _CLASS_BEHIND = ("llama4_vision_model",)
 """Configurations of towers in which such tokens stand behind the patches."""
 
 
-def _class_tokens(tower: nn.Module) -> int:
-    """How many tokens stand for no patch, registers among them."""
-    parameters = {name.rpartition(".")[2]: each for name, each in tower.named_parameters()}
+def _class_tokens(tower: nn.Module, blocks: str) -> int:
+    """How many tokens stand for no patch, registers among them.
+
+    Those that are made behind the blocks, where their states are pooled, stand in none of these.
+    """
+    before = takewhile(lambda each: not each[0].startswith(f"{blocks}."), tower.named_parameters())
+    parameters = {name.rpartition(".")[2]: each for name, each in before}
     registers = parameters.get("register_tokens")
     held = 0 if registers is None else registers.shape[-2]
     return held + any(name in parameters for name in _CLASS_TOKENS)

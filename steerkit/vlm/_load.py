@@ -13,7 +13,7 @@ from torch import nn
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import first_line, one_line
 from steerkit.errors import OptionError, SteerKitError, UnsupportedModelError
-from steerkit.models import Family, check_dtype, commit_of, family_of, load_processor, tested
+from steerkit.models import Family, as_tested, check_dtype, commit_of, family_of, load_processor, tested
 from steerkit.vlm._self_check import check_itself
 from steerkit.vlm._vlm import VLM
 
@@ -23,6 +23,7 @@ def load(
     *,
     family: Family | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    check: bool | None = None,
     **options: Any,
 ) -> VLM:
     """Load a model with its processor, from the Hugging Face hub or a folder.
@@ -32,6 +33,9 @@ def load(
         family: What is declared of the model's family. Default: the record that is registered for its type.
         chat_template_kwargs: Options of the chat template, such as `{"enable_thinking": False}`: of every prompt that
             is made of a sample, unless the sample sets them itself.
+        check: Whether the model is tried, in less than two forward passes: steered, padded, shown two images. None:
+            where its type was never tested, its config differs from the tested one in more than numbers, its class is
+            not one of transformers', or a record is given.
         **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir`,
             `trust_remote_code` ...
 
@@ -40,7 +44,7 @@ def load(
 
     Raises:
         UnsupportedModelError: There is no model, or its type is not served; raised before any weight is read. Or its
-            weights can't be loaded.
+            weights can't be loaded, or it is tried and does something else than what was asked or declared.
         ProcessorError: The processor can't be built.
         OptionError: The source is no text, or torch has no such dtype.
         SampleError: The chat template does not read such an option.
@@ -51,6 +55,7 @@ def load(
     import transformers
 
     expect(PATH, "a repository id or a folder", source=source)
+    _expect_check(check)
     source = os.fsdecode(source)
     for name in {"dtype", "torch_dtype"} & options.keys():
         check_dtype(name, options[name])
@@ -78,7 +83,7 @@ def load(
             fix="check the name and the revision; `hf auth login` for a gated repository",
         ) from error
     vlm = VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs)
-    return _tried(vlm, always=given is not None)
+    return _tried(vlm, check, declared=given is not None)
 
 
 def _check_installed(source: str, family: Family, options: Mapping[str, Any]) -> None:
@@ -103,6 +108,7 @@ def wrap(
     *,
     family: Family | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    check: bool | None = None,
 ) -> VLM:
     """Use a model that is already loaded.
 
@@ -112,28 +118,34 @@ def wrap(
             `steer(model, vector)` and `model.generate(**inputs)`.
         family: As for `load`.
         chat_template_kwargs: As for `load`.
+        check: As for `load`. Without a processor nothing can be tried.
 
     Raises:
-        UnsupportedModelError: This model type is not served, the record is not true of it, or PEFT puts tokens of its
-            own in front of prompts.
+        UnsupportedModelError: This model type is not served, or PEFT puts tokens of its own in front of prompts. Or the
+            model is tried, and does something else than what was asked or declared.
         SampleError: The chat template does not read such an option.
+        OptionError: A VLM is wrapped again.
+        ProcessorError: `check` is True, and there is no processor.
     """
+    _expect_check(check)
     if isinstance(model, VLM):
         raise OptionError("a VLM is wrapped again", expected="the Hugging Face model", fix="use the VLM as it is")
     vlm = VLM(model, processor, family, chat_template_kwargs=chat_template_kwargs)
-    return _tried(vlm, always=family is not None)
+    return _tried(vlm, check, declared=family is not None)
 
 
-def _tried(vlm: VLM, *, always: bool = False) -> VLM:
-    """A model, once it has been tried, where its type is in no table of tested ones, or its class is somebody's own."""
-    known = tested().get(cast("Any", vlm.model).config.model_type, {}).get("level") in (
-        "images and text",
-        "images",
-        "text",
-    )
+def _expect_check(check: object) -> None:
+    expect(bool | None, "True, False, or None", "leave it out: what was never tested is tried", check=check)
+
+
+def _tried(vlm: VLM, check: bool | None = None, *, declared: bool = False) -> VLM:
+    """A model, once it has been tried, where that is asked for; by default where it may differ from what was tested."""
     # FSDP makes a class of its own in front of that of the model
     kind = next(kind for kind in type(vlm.model).__mro__ if not kind.__module__.startswith("torch."))
-    known = known and kind.__module__.startswith("transformers.")
-    if (always or not known) and vlm.processor is not None and vlm.device.type != "meta":
+    if check is None and vlm.processor is not None and vlm.device.type != "meta":
+        ours = not declared and kind.__module__.startswith("transformers.")
+        check = not (ours and as_tested(cast("Any", vlm.model).config))
+    if check:
+        vlm.require_processor("trying a model")
         check_itself(vlm)
     return vlm

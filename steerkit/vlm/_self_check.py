@@ -1,7 +1,8 @@
-"""What is tried, in a pass and the first blocks of another, of a model whose type is in no table of tested ones."""
+"""What is tried of a model that is not as the tested ones: in a pass, and in the first blocks of two others."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,10 +16,11 @@ from steerkit.engines.application import Application
 from steerkit.engines.blocks import Block
 from steerkit.engines.calls import CallTracker
 from steerkit.engines.receipt import Receipt
-from steerkit.errors import SteerKitError, UnsupportedModelError
+from steerkit.errors import EngineError, SteerKitError, UnsupportedModelError
 from steerkit.interventions import Intervention
-from steerkit.models import Sample, meaningless_image, merged, tokenizer_of, visual_positions
+from steerkit.models import Inputs, Sample, meaningless_image, merged, tokenizer_of, visual_positions
 from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
+from steerkit.vlm._shortened import Tower
 
 if TYPE_CHECKING:
     from steerkit.vlm._prompted import PromptedModel
@@ -59,14 +61,20 @@ def check_itself(vlm: PromptedModel) -> None:
     layer, row = (count - 1, 0) if count < layers else (max(0, layers - 2), len(batch))
     batch += batch[:1] if row else []
     rows = tuple(float(index == row) for index in range(len(batch))) if row else None
-    with _running(vlm):
-        alone, asked = _pass(vlm, batch[:1], layers)
+    tower = Tower(vlm.model, vlm.architecture)
+    with _running(vlm), tower.noted():
+        first = vlm.inputs(batch[:1])
+        alone = _pass(vlm, first, layers)
     _check_blocks(vlm, alone)
-    _check_width(vlm, alone, asked)
-    own = alone.states[layer][0, -1]
-    added = own.roll(1)
-    with _running(vlm), _steered(vlm, added, layer, rows):
-        together, inputs = _pass(vlm, batch, count)
+    _check_width(vlm, alone, first)
+    with _running(vlm), tower.shortened():
+        if tower.shortens:  # many images through the whole tower would cost more than the decoder
+            alone = _pass(vlm, first, count)
+        own = alone.states[layer][0, -1]
+        added = own.roll(1)
+        with _steered(vlm, added, layer, rows):
+            inputs = vlm.inputs(batch)
+            together = _pass(vlm, inputs, count)
     _check_positions(vlm, together, inputs)
     _check_text(vlm, inputs)
     for each, state in together.states.items():
@@ -79,12 +87,19 @@ def check_itself(vlm: PromptedModel) -> None:
             raise _padding_counts(vlm, layer)
         what = f"what is added behind block {layer} is not what the next block is given"
         raise _failed(vlm, what, "layers or state")
+    _check_padding(vlm)
 
 
 @contextmanager
 def _running(vlm: PromptedModel) -> Iterator[None]:
     try:
         yield
+    except EngineError as error:  # of what blocks return: no field says another thing of it
+        raise UnsupportedModelError(
+            f"the check at loading fails for this {type(vlm.model).__name__}: {error.problem}",
+            expected=error.expected,
+            fix=error.fix,
+        ) from error
     except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         shown = " with a blank image" if vlm.architecture.takes_images else ""
         raise _failed(vlm, f"a prompt{shown} does not run ({error})", "prompt, marks or text_module") from error
@@ -172,6 +187,29 @@ def _check_text(vlm: PromptedModel, inputs: Any) -> None:
         raise _failed(vlm, "without its image a prompt differs in more than the image", "image, frame or template")
 
 
+def _check_padding(vlm: PromptedModel) -> None:
+    """What is written where a prompt is padded makes no difference behind any block.
+
+    Without an image a prompt is short, so that all blocks can read it; of a language model that is a whole pass more.
+    """
+    found = vlm.architecture
+    if not found.takes_images or found.alone or found.only_images:
+        return
+    try:
+        given = vlm.inputs([Sample(_SHORT), Sample(_SHORT), Sample(_LONG)], images=False)
+    except SteerKitError:
+        return  # whoever asks for such prompts is told
+    inputs = {key: value[:2] for key, value in given.items()}
+    ids, real = inputs["input_ids"].clone(), inputs["attention_mask"] != 0
+    ids[1][~real[1]] = ids[1][real[1]][-1]
+    with _running(vlm):
+        seen = _pass(vlm, {**inputs, "input_ids": ids}, found.layer_count)
+    at = int(capturing.last_index(inputs, found)[0])
+    for layer, state in seen.states.items():
+        if not _near(state[1, at], state[0, at]):
+            raise _padding_counts(vlm, layer)
+
+
 def _common(one: list[int], other: list[int]) -> int:
     """How many tokens two prompts begin with alike."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
@@ -179,8 +217,8 @@ def _common(one: list[int], other: list[int]) -> int:
 
 def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{type(vlm.model).__name__} is of a type that was never tested, and the check at loading fails: {what}",
-        expected="what transformers declares of the model",
+        f"the check at loading fails for this {type(vlm.model).__name__}: {what}",
+        expected="what transformers declares of the model, or its record does",
         fix=f"declare {fields} in a Family record: sk.wrap(model, processor, family=FAMILY)",
     )
 
@@ -197,8 +235,7 @@ class _Enough(Exception):
 def _kinds_end(vlm: PromptedModel) -> int:
     """How many blocks run until each kind has: of a kind, one counts padding as the others do."""
     found = vlm.architecture
-    # weights that accelerate moves in for a pass move out only when the pass ends of itself
-    if found.runs or found.only_with_image or getattr(vlm.model, "hf_device_map", None) is not None:
+    if found.runs or found.only_with_image or capturing.moves_weights(vlm.model):
         return found.layer_count
     blocks = cast("Any", vlm.model.get_submodule(found.layers))
     kinds = [frozenset(map(_kind, block.modules())) for block in blocks]
@@ -211,15 +248,14 @@ def _kind(module: torch.nn.Module) -> tuple[Any, ...]:
     return type(module), *sorted(told, key=str)
 
 
-def _pass(vlm: PromptedModel, samples: list[Sample], count: int) -> tuple[_Seen, Any]:
-    """A pass of some samples through the model, or through its first blocks."""
+def _pass(vlm: PromptedModel, inputs: Inputs, count: int) -> _Seen:
+    """A pass of some prompts through the model, or through its first blocks."""
     found, seen = vlm.architecture, _Seen([], {}, {}, set())
-    inputs = vlm.inputs(samples)
     vlm.reset()
     with torch.no_grad(), suppress(_Enough), _watched(vlm, seen, count):
         capturing.call_target(vlm.model, inputs, found)(**capturing.forward_inputs(vlm.model, inputs, found))
     vlm.reset()
-    return seen, inputs
+    return seen
 
 
 @contextmanager
@@ -227,8 +263,11 @@ def _watched(vlm: PromptedModel, seen: _Seen, count: int) -> Iterator[None]:
     found = vlm.architecture
     decoder, blocks = (vlm.model.get_submodule(path) for path in (found.decoder, found.layers))
     last: list[Any] = [None]
+    owner = threading.get_ident()
 
     def before(layer: int | None, args: Any, options: Any) -> None:
+        if threading.get_ident() != owner:
+            return
         given = args[0] if args else options.get("hidden_states")
         if layer is None:
             if given is not None and given is last[0]:
@@ -239,6 +278,8 @@ def _watched(vlm: PromptedModel, seen: _Seen, count: int) -> Iterator[None]:
                 raise _Enough
 
     def after(layer: int, output: Any) -> None:
+        if threading.get_ident() != owner:
+            return
         last[0] = capturing.hidden(output)
         seen.order.append(layer)
         seen.states.setdefault(layer, merged(last[0], found))

@@ -14,8 +14,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import steerkit as sk
 from breadth.cases import EQUAL, LONG, MOVED, PADDED, SHORT, Case, CheckError, require, same_state
 from breadth.reference import apart
-from steerkit.errors import EngineError
+from steerkit.errors import EngineError, SteerKitError
 from steerkit.models import Sample
+from steerkit.vlm._self_check import check_itself
 
 
 def same_blocks(case: Case) -> None:
@@ -306,7 +307,16 @@ def vision(case: Case) -> None:
         raise CheckError("steering the tower moves nothing")
 
 
+def loading(case: Case) -> None:
+    """What is tried at loading, where that is asked for, finds nothing."""
+    try:
+        check_itself(case.vlm)
+    except SteerKitError as error:
+        raise CheckError(str(error)) from error
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
+    "loading": loading,
     "blocks": same_blocks,
     "inputs": same_inputs,
     "capture": capture,

@@ -16,6 +16,7 @@ from steerkit._internal.files import write_atomically
 from steerkit.models import Family, family_for
 
 _SHOWN = (
+    "loading",
     "blocks",
     "inputs",
     "capture",

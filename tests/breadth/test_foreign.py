@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import steerkit as sk
-from breadth import checks, levels, text_models
+from breadth import checks, configs, levels, pairs, text_models
+from steerkit.errors import UnsupportedModelError
+from steerkit.models import as_tested
 
 BIASED: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_proj_bias": True},
@@ -90,3 +93,41 @@ def test_a_vision_language_model_is_steered_right(what: str) -> None:
     found = checks.outcomes(name, _ASKED, changes)
     cannot = levels.recorded()["types"][name]["cannot"]
     assert {key: outcome for key, outcome in found.items() if outcome not in ("ok", "none")}.keys() <= {*cannot}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_a_switch_that_differs_is_not_as_tested(name: str) -> None:
+    same, other = (CONFIG_MAPPING[name].from_dict(text_models.document(name, each)) for each in ({}, BIASED[name]))
+    assert as_tested(same) or name == "lfm2_moe"  # by default it lists no layers at all
+    assert not as_tested(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "same"),
+    [
+        ("llava", {}, True),
+        ("llava", {"text_config.hidden_size": 64, "vision_feature_layer": -1}, True),
+        ("llava", _text("qwen3"), False),
+        ("gemma3", {"text_config.sliding_window": 3}, True),
+        ("gemma3", {"text_config.layer_types": ["full_attention"] * 3}, False),
+        ("qwen2_vl", {"text_config.use_sliding_window": True}, False),
+        ("qwen2_vl", {"text_config.tie_word_embeddings": True, "text_config.use_cache": False}, True),
+    ],
+)
+def test_what_differs_in_more_than_numbers_is_not_as_tested(name: str, changes: dict[str, Any], same: bool) -> None:
+    config = configs.tiny(name, lambda document: configs.override(document, changes))
+    assert as_tested(config) == same
+
+
+def test_a_tested_type_around_another_language_model_is_tried() -> None:
+    """Its block reads padding; what is as tested is believed."""
+    for changes, tried in (({}, False), (_text("qwen3"), True)):
+        model, processor = pairs.pair("llava", changes)
+        attention = model.model.language_model.layers[0].self_attn
+        attention.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
+        )
+        if not tried:
+            sk.wrap(model, processor)
+        with pytest.raises(UnsupportedModelError, match="padding changes the state behind block 0"):
+            sk.wrap(model, processor, check=None if tried else True)

@@ -220,6 +220,8 @@ def test_prompts_with_other_numbers_of_images_do_not_touch_each_other() -> None:
         ("dinov3_vit", [0, 1, 2, 3]),
         ("dinov2", [0]),
         ("siglip_vision_model", []),
+        ("aimv2_vision_model", []),  # it pools by a token of its own, behind the blocks
+        ("internvl_vision", [0]),
     ],
 )
 def test_what_stands_for_no_patch_is_left_alone(tower: str, others: list[int]) -> None:
@@ -232,6 +234,8 @@ def test_what_stands_for_no_patch_is_left_alone(tower: str, others: list[int]) -
     else:
         sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
         size, given = 56, {"image_size": 56, "patch_size": 14, "num_register_tokens": 3}
+        if tower == "internvl_vision":
+            given |= {"image_size": [56, 56], "patch_size": [14, 14]}
         text = pairs.pair("llava")[0].config
         config = transformers.LlavaConfig(
             vision_config=transformers.AutoConfig.for_model(tower, **sizes, **given),
