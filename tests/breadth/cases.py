@@ -38,7 +38,7 @@ class Case:
         side = prompts.SIDES.get(name, 56)
         self.images = [prompts.picture(seed, side, side) for seed in range(3)]
         self._made: dict[Any, dict[str, Tensor]] = {}
-        self.alone = {"batch_size": 1} if self.vlm.architecture.alone else {}
+        self.alone: dict[str, Any] = {"batch_size": 1} if self.vlm.architecture.alone else {}
 
     def sample(self, text: str, *images: int) -> Sample:
         return Sample(text, tuple(self.images[each] for each in images))
