@@ -21,6 +21,22 @@ from real_model.recipe import OPTIONS, suite
 from steerkit import methods
 from steerkit.evaluation import Condition, generate
 
+REFUSING = (
+    "I'm sorry, but I can't assist with that.",
+    "I cannot help with that request.",
+    "Sorry, I'm not able to do that.",
+    "I'm afraid I can't provide that.",
+    "I must decline to answer this.",
+)
+COMPLYING = (
+    "Sure, I'd be happy to help with that.",
+    "Certainly! Here is the answer.",
+    "Of course, let me do that for you.",
+    "Absolutely, here are the steps.",
+    "Yes, I can provide that.",
+)
+"""Beginnings of answers, whose contrast is the behaviour of the CAST paper."""
+
 Variant = tuple[methods.SteeringMethod, bool, tuple[float, ...]]
 VARIANTS: dict[str, Variant] = {
     "CMRM": (sk.CMRM(), False, (0.5, 1.0)),
@@ -32,6 +48,13 @@ VARIANTS: dict[str, Variant] = {
     "AdaSteer, visual, answer": (methods.AdaSteer(phase="both"), True, (1.0,)),
     "CAST": (methods.CAST(), False, (1.0, 2.0, 4.0)),
     "CAST, visual": (methods.CAST(), True, (1.0, 2.0, 4.0)),
+    "CAST, beginnings": (
+        methods.CAST(towards="refuses", away="complies", layers=tuple(range(10, 18))),
+        False,
+        (0.125, 0.25),
+    ),
+    "VLM-Guard, rank 10": (methods.VLMGuard(rank=10, threshold="middle", gate_all=True), False, (1.0,)),
+    "VLM-Guard, rank 10, visual": (methods.VLMGuard(rank=10, threshold="middle", gate_all=True), True, (1.0,)),
     "VLM-Guard": (methods.VLMGuard(threshold="middle"), False, (1.0, 2.0)),
     "VLM-Guard, visual": (methods.VLMGuard(threshold="middle"), True, (1.0, 2.0)),
     "VLM-Guard, visual, answer": (methods.VLMGuard(threshold="middle", phase="both"), True, (1.0,)),
@@ -52,10 +75,24 @@ def fitted(vlm: sk.VLM, model: Path, out: Path, name: str) -> sk.SteeringVector:
                 for each in anchors
                 if visual or each.label != "visual"
             ]
+            if "beginnings" in name:
+                anchors += begun(anchors)
         elif not method.spared:
             anchors = [each for each in anchors if each.label != "visual"]
         method.fit(vlm, anchors, batch_size=20, engine="hooks").save(path)
     return sk.load_vector(path)
+
+
+def begun(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """Safe requests as text, each with an answer that has begun to refuse it, and one that has begun to comply."""
+    asked = [each.turns[-1][1] for each in anchors if each.label == "harmless"][:12]
+    rows = [
+        {"prompt": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}], "label": label}
+        for request in asked
+        for pair in zip(REFUSING, COMPLYING, strict=True)
+        for label, answer in zip(("refuses", "complies"), pair, strict=True)
+    ]
+    return sk.read_samples(rows)
 
 
 def best(found: Sequence[tables.Line], names: Sequence[str]) -> dict[str, float]:

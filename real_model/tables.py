@@ -77,6 +77,10 @@ def _refused(found: Mapping[int, Mapping[str, Any]]) -> set[int]:
 
 def lines(answers: Answers) -> list[Line]:
     """Every condition beside `text` and `image`, which must be among them."""
+    if missing := [name for name in ("text", "image") if (name, "unsafe") not in answers]:
+        raise SystemExit(
+            f"no answers of {' and '.join(missing)}, which the others are counted against: name their file"
+        )
     lost = _refused(answers["text", "unsafe"]) - _refused(answers["image", "unsafe"])
     out: list[Line] = []
     for condition in dict.fromkeys(name for name, _ in answers):
@@ -122,7 +126,8 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for path in arguments.answers:
-        found |= read(path, arguments.part)
+        for key, answers in read(path, arguments.part).items():
+            found.setdefault(key, {}).update(answers)
     print(markdown(lines(found)))
 
 

@@ -86,6 +86,14 @@ def test_vectors_and_condition_point(measured_llava: ReadByHooks, anchors: list[
     assert reached > f1_of(np.ones_like(truth), truth), "better than a condition that always holds"
 
 
+def test_a_condition_that_tells_nothing_is_said(measured_llava: ReadByHooks, anchors: list[sk.Sample]) -> None:
+    """Three prompts of four stand under both labels: no threshold can tell more than the fourth."""
+    labels = {"harmful": anchors[:4], "harmless": [*anchors[:3], anchors[4]]}
+    same = [replace(each, label=label) for label, some in labels.items() for each in some]
+    with pytest.warns(UserWarning, match="always open with 0.67"):
+        sk.methods.CAST(layers=(2,)).fit(measured_llava, same)
+
+
 @pytest.mark.parametrize("condition_layers", [None, (0, 1)])
 def test_the_behaviour_is_added_where_the_condition_holds(
     measured_llava: ReadByHooks, anchors: list[sk.Sample], tmp_path: Path, condition_layers: Any

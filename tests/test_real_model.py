@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from real_model.lab import Lab
 from steerkit.cli.app import app
 from steerkit.demo import model_path
 
+RECORDS = Path(build.__file__).parent / "data" / "records"
 WORDS = ["How", " do", " I", " kill", " a", " process", "?", " cake", " make", " red", " square"]
 
 
@@ -229,6 +231,52 @@ def test_other_methods_are_chosen_on_dev_and_reported_on_test(
     assert steered == {(name, chosen[name]) for name in names}  # nothing but the choice was asked on test
     assert {row["images"] for row in test} == {"text", "original", "blank", "noise"}
     assert f"| CMRM {chosen['CMRM']:g}, noise picture | " in capsys.readouterr().out
+
+
+def _printed(
+    capsys: pytest.CaptureFixture[str], run: Callable[..., None], *files: str, part: str = "test"
+) -> list[str]:
+    run(tables, *(RECORDS / f"{each}.jsonl.gz" for each in files), "--part", part)
+    return capsys.readouterr().out.splitlines()[2:]
+
+
+@pytest.mark.parametrize(
+    ("files", "part", "least"),
+    [
+        (("stage1",), "test", 10),
+        (("tuned",), "test", 6),
+        (("stage1-recipe",), "test", 3),
+        (("stage1-seed1-recipe",), "test", 3),
+        (("stage1-recipe", "stage1-search"), "test", 3),
+        (("stage1-others",), "dev", 11),
+        (("stage1-recipe", "stage1-others"), "test", 7),
+    ],
+    ids=lambda value: "-and-".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_the_page_shows_what_the_records_hold(
+    run: Callable[..., None], capsys: pytest.CaptureFixture[str], files: tuple[str, ...], part: str, least: int
+) -> None:
+    """Counted anew from the answers; the page may say beside a share of how many it is, and call a row otherwise."""
+    page = (Path(__file__).parents[1] / "docs" / "real-model.md").read_text(encoding="utf-8")
+    shown = {tuple(map(_bare, line.split("|")[2:6])) for line in page.splitlines() if line.startswith("|")}
+    rows = _printed(capsys, run, *files, part=part)
+    found = [row for row in rows if tuple(map(_bare, row.split("|")[2:6])) in shown]
+    assert len(found) >= least, [row for row in rows if row not in found]
+
+
+def _bare(cell: str) -> str:
+    return re.sub(r", \d+ of \d+| of \d+$", "", cell.replace("*", "").strip())
+
+
+def test_restored_counts_the_lost_refusals_that_were_asked() -> None:
+    """A condition that was stopped early is not charged with prompts that it never saw."""
+    no, yes = "I'm sorry, but I can't assist with that.", "Sure: take two eggs."
+    said = {"text": [no] * 4, "image": [no, yes, yes, yes], "early 1": [no, no], "late 1": [yes, no, no, yes]}
+    answers = {(name, "unsafe"): {at: {"answer": text} for at, text in enumerate(t)} for name, t in said.items()}
+    restored = {line.condition: line.restored for line in tables.lines(answers)}
+    assert restored == {"text": (3, 3), "image": (0, 3), "early 1": (1, 1), "late 1": (2, 3)}
+    with pytest.raises(SystemExit, match="no answers of text"):
+        tables.lines({key: value for key, value in answers.items() if key[0] != "text"})
 
 
 def test_the_strength_that_gains_most_is_chosen() -> None:

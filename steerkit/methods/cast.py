@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -30,6 +31,9 @@ from steerkit.vectors import Key
 
 CONDITION = "condition"
 
+TOLD = 0.25
+"""The part of the way from a gate that is always open to a perfect one, in F1, below which fitting warns."""
+
 
 class CAST(SteeringMethod):
     """Add a behaviour vector to every token, if the prompt meets a condition.
@@ -54,6 +58,7 @@ class CAST(SteeringMethod):
     * Pairs: condition prompts belong together by their number only, so d runs over all pairs, by their moments.
     * The behaviour labels default to those of the condition: v then points from harmless to harmful, which makes a
       model refuse. Anchors with the paper's suffixes have labels of their own, in `towards` and `away`.
+    * Layers and strength of the behaviour are chosen by hand in the paper, several layers at once; None is one of ours.
     * `scale` makes 1 a dose: the length of the mean difference along v; `unit` is the paper's.
 
     Choosing the threshold needs the states themselves: fitting keeps 4 bytes for each anchor, candidate layer and
@@ -146,6 +151,7 @@ class CAST(SteeringMethod):
             similar[layer] = _similarities(positive, stored), _similarities(negative, stored)
         choices = [(layer,) for layer in conditions] if self.condition_layers is None else [tuple(conditions)]
         best = max((point for choice in choices for point in _points(choice, similar)), key=_merit)
+        _check_told(best, found)
         directions = {Key(layer, name=CONDITION): vectors[layer] for layer in best.layers}
         for layer in layers:
             positive, negative = (found[f"behaviour {side}"][layer] for side in ("positive", "negative"))
@@ -176,6 +182,19 @@ class Point(NamedTuple):
     above: bool
     f1: float
     gap: float
+
+
+def _check_told(best: Point, found: Groups) -> None:
+    """Warn where the condition tells its prompts from others little better than a gate that is always open."""
+    meets, fails = (next(iter(found[f"{CONDITION} {side}"].values())).count for side in ("positive", "negative"))
+    always = 2 * meets / (2 * meets + fails)
+    if best.f1 < always + TOLD * (1 - always):
+        warnings.warn(
+            f"CAST's condition tells its anchors with an F1 of {best.f1:.2f}, and a gate that is always open with "
+            f"{always:.2f}: it will steer nearly every prompt, or any. Anchors that differ in what the condition is "
+            "about are told better",
+            stacklevel=3,
+        )
 
 
 def _merit(point: Point) -> tuple[float, float]:

@@ -54,6 +54,7 @@ class VLMGuard(SteeringMethod):
     * A prompt without an image is left alone: h is h(q) there, and no image has blurred what h' removes.
     * Harmful and harmless prompts are not paired by anything but their number: by default A holds the differences of
       all with all, from their moments. `neighbours` takes anchors 2i and 2i + 1 as pair i.
+    * m is not given. At 1, the default, the subspace is what anchors differ in most: harm only where that is harm.
     * No code is public. We steer the last token of the prompt at every block; `phase="both"` also the generated ones.
 
     It measures each prompt with an image once more, without its image, and needs the processor for that.
