@@ -19,7 +19,6 @@ from steerkit.errors import (
     ModelMismatchError,
     NonFiniteError,
     OptionError,
-    SteerKitError,
     UnknownNameError,
 )
 from steerkit.interventions import View
@@ -91,7 +90,7 @@ class Registry:
             load_vector(str(pack.vector.source), policy=self.settings.policy)
         except UntrustedPackError as error:
             return str(error)
-        except (SteerKitError, OSError) as error:
+        except Exception as error:  # of a file or a network: the next time may tell
             _logger.warning("steerkit-vllm: pack %r can't be verified again: %s", pack.name, error)
         return None
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,96 +16,8 @@ import httpx
 import openai
 import psutil
 import pytest
-from conftest import environment
 from lab import TOKENS
-
-from steerkit.models import open_image
-
-KEY = "an-administrator's-key"
-PACKS = ("cmrm", "last", "image", "relative", "gate_token", "sample")
-
-
-class ServerError(Exception):
-    """It ended, with what it said, instead of serving."""
-
-
-class Server:
-    """A server in a process of its own.
-
-    Args:
-        lab: What it serves.
-        folder: For its log.
-        packs: Names of the lab's packs.
-        policy: As of `steerkit serve`.
-        settings: Further settings of steerkit's.
-        env: Environment variables.
-    """
-
-    def __init__(
-        self,
-        lab: Any,
-        folder: Path,
-        packs: Iterable[str] = PACKS,
-        policy: str = "off",
-        settings: dict[str, Any] | None = None,
-        **env: str,
-    ) -> None:
-        self.lab = lab
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "server.log"
-        options = [
-            *("dtype=float32", "max-model-len=256", "enforce-eager", "max-num-seqs=32", "block-size=32"),
-            *('limit-mm-per-prompt={"image":1}', "served-model-name=m"),
-            f"additional-config={json.dumps({'steerkit': settings or {}})}",
-        ]
-        command = [
-            *(sys.executable, "-m", "steerkit", "serve", str(lab.model), "--policy", policy, "--port", str(self.port)),
-            *(f"--vector={name}={lab.packs[name]}" for name in packs),
-            *(f"--option={each}" for each in options),
-        ]
-        with self.log.open("w") as log:
-            every = environment(STEERKIT_ADMIN_KEY=KEY, **env)
-            self.process = subprocess.Popen(command, env=every, stdout=log, stderr=subprocess.STDOUT)
-        while True:
-            if self.process.poll() is not None:
-                raise ServerError(self.log.read_text()[-8000:])
-            try:
-                if httpx.get(f"{self.address}/health", timeout=2).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(1)
-        self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=600)
-
-    def chat(self, at: int, asked: dict[str, Any] | None = None, **more: Any) -> Any:
-        """A prompt of the lab as a chat. The demo's template leaves the first token of a text to the tokenizer."""
-        sample = self.lab.samples[at]
-        parts: list[Any] = []
-        for image in sample.images:
-            data = io.BytesIO()
-            open_image(image).save(data, "PNG")
-            address = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-            parts.append({"type": "image_url", "image_url": {"url": address}})
-        parts.append({"type": "text", "text": sample.text})
-        body = {"ignore_eos": True, "return_token_ids": True, "add_special_tokens": True, **more}
-        if asked is not None:
-            body["vllm_xargs"] = asked
-        return self.client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": parts}], max_tokens=TOKENS, temperature=0, extra_body=body
-        )
-
-    def tokens(self, at: int, asked: dict[str, Any] | None = None, **more: Any) -> list[int]:
-        return self.chat(at, asked, **more).choices[0].model_extra["token_ids"]
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+from serving import KEY, PACKS, Server, ServerError, admin, post, unless_gone, wish
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +25,6 @@ def server(lab, tmp_path_factory):
     server = Server(lab, tmp_path_factory.mktemp("server"))
     yield server
     server.stop()
-
-
-def wish(name: str, strength: float, **more: Any) -> dict[str, Any]:
-    return {"steerkit_pack": name, "steerkit_strength": strength, **more}
 
 
 RECIPES = [
@@ -247,10 +149,6 @@ def test_every_prompt_of_a_completion_is_steered(server, lab):
         assert [each["token_ids"] for each in found] == [lab.wanted(name, strength)[at] for at in texts]
 
 
-def post(server: Server, path: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{server.address}{path}", json={"model": "m", **body}, timeout=600)
-
-
 @pytest.mark.parametrize(
     ("path", "place"),
     [
@@ -351,13 +249,6 @@ def test_ten_thousand_malformed_requests_leave_the_server_alive(server, lab):
     assert server.tokens(1, wish("last", 1.0)) == lab.wanted("last")[1]
 
 
-def admin(server: Server, method: str, pack: str = "", key: str | None = KEY, **body: Any) -> httpx.Response:
-    """A request for administrators."""
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    where = f"{server.address}/steerkit/packs" + (f"/{pack}" if pack else "")
-    return httpx.request(method, where, headers=headers, timeout=600, **({"json": body} if body else {}))
-
-
 def test_packs_come_and_go_while_it_runs(server, lab):
     later = {"name": "later", "ref": lab.packs["all"]}
     for key in (None, "wrong", KEY[:-1]):
@@ -402,14 +293,6 @@ def test_packs_come_and_go_while_it_runs(server, lab):
         time.sleep(0.5)
     else:
         pytest.fail("rows are not given back")
-
-
-def unless_gone(server: Server, at: int, asked: dict[str, Any]) -> list[int] | None:
-    """The tokens of an answer; None where its pack had been taken out."""
-    try:
-        return server.tokens(at, asked)
-    except openai.BadRequestError:
-        return None
 
 
 def test_a_dead_worker_ends_the_server(server, lab):
