@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -226,3 +227,45 @@ def test_to_try_a_model_takes_its_processor() -> None:
         sk.wrap(model, check=True)
     with pytest.raises(OptionError, match="check is 1"):
         sk.wrap(model, check=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steered", [True, False])
+def test_blocks_that_run_several_times_are_tried_in_their_last_run(steered: bool) -> None:
+    model, processor = tiny.build("llava")
+    text, inside = model.config.text_config, model.model.language_model
+    run, listed = inside.forward, inside.layers
+    *before, looped, last = listed
+    text.loop_from, text.loop_to, text.loop_times = len(before), len(before) + 1, 3
+
+    def forward(*args: Any, **options: Any) -> Any:
+        inside.layers = torch.nn.ModuleList([*before, looped, looped, looped, last])
+        text.num_hidden_layers = len(inside.layers)
+        try:
+            return run(*args, **options)
+        finally:
+            inside.layers, text.num_hidden_layers = listed, len(listed)
+
+    inside.forward = forward
+    family = replace(family_for("llava"), loop=("loop_from", "loop_to", "loop_times"))
+    if steered:
+        assert sk.wrap(model, processor, family=family).architecture.runs == (*(1 for _ in before), 3, 1)
+        return
+    text.loop_times = 2
+    with pytest.raises(UnsupportedModelError, match=r"run in the order \[0, 1, 2, 2, 2, 3\].*loop"):
+        sk.wrap(model, processor, family=family)
+
+
+def test_a_model_in_training_is_tried_without_dropout() -> None:
+    model, processor = tiny.build("llava")
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    model.train()
+    model.model.vision_tower.eval()
+    sk.wrap(model, processor)
+    assert model.training
+    assert model.model.language_model.layers[0].self_attn.training
+    assert not model.model.vision_tower.training
+    ids = torch.arange(40, 50)[None]
+    with torch.no_grad():
+        assert not torch.equal(model(ids).logits, model(ids).logits)

@@ -37,8 +37,8 @@ _SEAM = 4
 class _Seen(NamedTuple):
     """What the blocks of one pass did: the order in which they ran, what each was given and what it returned.
 
-    Of a block that runs more than once, the first run counts. What a block returned may be passed on to what stands
-    between the blocks, such as cross-attention.
+    Of a block that runs more than once it is what it was given first, and returned last, where it is steered. What a
+    block returned may be passed on to what stands between the blocks, such as cross-attention.
     """
 
     order: list[int]
@@ -53,6 +53,17 @@ def check_itself(vlm: PromptedModel) -> None:
     Raises:
         UnsupportedModelError: It does something else; the message names the field to declare.
     """
+    training = [module for module in vlm.model.modules() if module.training]
+    try:
+        for module in training:  # dropout would make each pass another one
+            module.training = False
+        _check(vlm)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check(vlm: PromptedModel) -> None:
     shown = [(meaningless_image((_SIDE, _SIDE), seed),) if vlm.architecture.takes_images else () for seed in (None, 0)]
     count, layers = _kinds_end(vlm), vlm.architecture.layer_count
     batch = [Sample(_SHORT, shown[0]), Sample(_SHORT, shown[1])]
@@ -282,7 +293,7 @@ def _watched(vlm: PromptedModel, seen: _Seen, count: int) -> Iterator[None]:
             return
         last[0] = capturing.hidden(output)
         seen.order.append(layer)
-        seen.states.setdefault(layer, merged(last[0], found))
+        seen.states[layer] = merged(last[0], found)
 
     def watch(module: torch.nn.Module, layer: int | None) -> Any:
         return module.register_forward_pre_hook(lambda _, args, options: before(layer, args, options), with_kwargs=True)
