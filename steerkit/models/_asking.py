@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import takewhile
 from typing import Any, cast, get_args
 
 from torch import nn
 
 from steerkit.errors import UnsupportedModelError
-from steerkit.models._architecture import Architecture, Heads, VisionTower
+from steerkit.models._architecture import Architecture
 from steerkit.models._family import Family
-
-ATTENTIONS = (
-    "self_attn",
-    "layer.0.SelfAttention",
-    "linear_attn",
-    "attention.self",
-    "attention",
-    "attn",
-    "self_attention",
-    "conv",
-    "mamba",
-    "cross_attn",
-    "mixer",
+from steerkit.models._parts import (
+    MLPS,
+    attention_of,
+    check_inside,
+    entry_of,
+    first_of,
+    heads_of,
+    padding_leaks,
+    recorded_classes,
+    vision_tower_of,
 )
-"""What mixes the tokens in a block, where transformers does not record it as attention; the first that is there."""
 
-MLPS = (
-    "mlp",
-    "layer.2.DenseReluDense",
-    "feed_forward",
-    "ffn",
-    "block_sparse_moe",
-    "moe",
-    "DenseReluDense",
-)
-_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "proj", "wo")
-_DEPTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers")
 IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
 """What configs call the token that stands for an image."""
 _VIDEOS = ("video_token_id", "video_token_index")
@@ -63,11 +46,11 @@ def architecture_of(model: Any, family: Family) -> Architecture:
     text = text_config(model.config)
     layers = _layers(model, family, _depth(text))
     blocks = list(cast("Any", model.get_submodule(layers)))
-    recorded = _recorded(model, "attentions")
-    attention = tuple(family.attention or _attention(block, recorded) for block in blocks)
-    mlp = tuple(family.mlp or _first(block, MLPS) for block in blocks)
+    recorded = recorded_classes(model, "attentions")
+    attention = tuple(family.attention or attention_of(block, recorded) for block in blocks)
+    mlp = tuple(family.mlp or first_of(block, MLPS) for block in blocks)
     for found in (attention, mlp):
-        _check_inside(model, layers, blocks, found)
+        check_inside(model, layers, blocks, found)
     marks = _marks(model, family)
     names = (family.marks.removeprefix("ids:"),) if family.marks.startswith("ids:") else IMAGES
     images = _token_ids(model.config, names) if marks == "ids" or family.prompt == "bare" else frozenset()
@@ -109,13 +92,13 @@ def architecture_of(model: Any, family: Family) -> Architecture:
         encoder_decoder=encoder_decoder,
         only_images=family.prompt == "decoder",
         prepends_images=family.prompt == "bare" and marks == "ids",
-        alone=family.batch == "one" or _padding_leaks(blocks, int(text.hidden_size)),
+        alone=family.batch == "one" or padding_leaks(blocks, int(text.hidden_size)),
         counts_padding=family.positions == "told"
         and not transient
         and not encoder_decoder
         and takes(model, "position_ids"),
-        heads=None if encoder_decoder else _heads(blocks, attention, text),
-        vision=_vision(model, recorded, family) if marks else None,
+        heads=None if encoder_decoder else heads_of(blocks, attention, text),
+        vision=vision_tower_of(model, recorded, family) if marks else None,
     )
 
 
@@ -138,16 +121,6 @@ def _check_state(model: Any) -> None:
             f"{type(model).__name__} keeps its state outside of a cache, so that the position of a token is not known",
             expected="a forward pass that takes a transformers.Cache",
         )
-
-
-def _entry(config: Any, name: str) -> Any:
-    """An entry of a config; None where it has none, or another one for each layer."""
-    try:
-        return getattr(config, name, None)
-    except Exception as error:
-        if type(error).__name__ != "AmbiguousGlobalPerLayerAttributeError":
-            raise
-        return None
 
 
 def text_config(config: Any) -> Any:
@@ -228,7 +201,7 @@ def _layers(model: Any, family: Family, count: int) -> str:
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if len(lists) > 1:
-        kinds = _recorded(model, "hidden_states")
+        kinds = recorded_classes(model, "hidden_states")
         lists = [
             path for path in lists if all(type(block).__name__ in kinds for block in model.get_submodule(path))
         ] or lists
@@ -243,61 +216,6 @@ def _layers(model: Any, family: Family, count: int) -> str:
             "inside",
         )
     return lists[0]
-
-
-def _recorded(model: nn.Module, what: str) -> frozenset[str]:
-    """Names of the classes whose outputs transformers records as attentions or hidden states."""
-    names: set[str] = set()
-    for module in model.modules():
-        found = (getattr(module, "_can_record_outputs", None) or {}).get(what)
-        for each in found if isinstance(found, (list, tuple)) else [found]:
-            target = getattr(each, "target_class", each)
-            if target is not None:
-                names.add(target if isinstance(target, str) else target.__name__)
-    return frozenset(names)
-
-
-def _attention(block: nn.Module, recorded: frozenset[str]) -> str | None:
-    named = _first(block, ATTENTIONS)
-    found = [name for name, child in block.named_children() if type(child).__name__ in recorded and name != "layer"]
-    return found[0] if len(found) == 1 else named
-
-
-def _first(block: nn.Module, names: Iterable[str]) -> str | None:
-    for name in names:
-        try:
-            block.get_submodule(name)
-        except AttributeError:
-            continue
-        return name
-    return None
-
-
-def _check_inside(model: nn.Module, layers: str, blocks: list[nn.Module], found: tuple[str | None, ...]) -> None:
-    for layer, (block, path) in enumerate(zip(blocks, found, strict=True)):
-        try:
-            block.get_submodule(path or "")
-        except AttributeError:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has no module '{layers}.{layer}.{path}'",
-                expected="what its Family declares in every block",
-            ) from None
-
-
-def _padding_leaks(blocks: list[nn.Module], width: int) -> bool:
-    """Whether a recurrent block has a bias in what it makes of its input.
-
-    Transformers sets padding to zero in front of such a projection, and the bias is then in the convolution and in the
-    state as if it had been said.
-    """
-    return any(
-        isinstance(child, nn.Linear) and child.bias is not None and child.in_features == width
-        for block in blocks
-        for mixer in block.modules()
-        if any(isinstance(child, nn.Conv1d) for child in mixer.children())
-        for name, child in mixer.named_children()
-        if not name.startswith(("dt_", *_PROJECTIONS))  # dt_proj is given what was made of the state
-    )
 
 
 def _marks(model: Any, family: Family) -> str:
@@ -325,7 +243,7 @@ def _told(text: Any, name: str, kind: Any) -> Any:
     Raises:
         UnsupportedModelError: The config has none of that kind.
     """
-    found = _entry(text, name)
+    found = entry_of(text, name)
     if not isinstance(found, kind):
         raise UnsupportedModelError(
             f"the entry {name!r} in the text config of this {text.model_type} model is {found!r:.80}",
@@ -355,73 +273,3 @@ def _runs(text: Any, family: Family, count: int) -> tuple[int, ...]:
         return ()
     start, end, times = (_told(text, name, int) for name in family.loop)
     return tuple(times if start <= layer < end else 1 for layer in range(count))
-
-
-def _heads(blocks: list[nn.Module], attention: tuple[str | None, ...], text: Any) -> Heads | None:
-    """The heads of a decoder whose every block ends its attention in a projection of the same width."""
-    count = _entry(text, "num_attention_heads")
-    if not isinstance(count, int) or len(set(attention)) != 1 or attention[0] is None:
-        return None
-    size = int(_entry(text, "head_dim") or text.hidden_size // count)
-    mixers = [block.get_submodule(attention[0]) for block in blocks]
-    for name in _PROJECTIONS:
-        # nx: GPT-2's Conv1D
-        widths = [getattr(last := getattr(m, name, None), "in_features", getattr(last, "nx", None)) for m in mixers]
-        if all(width == count * size for width in widths):
-            return Heads(count, size, name)
-    return None
-
-
-def _vision(model: Any, recorded: frozenset[str], family: Family) -> VisionTower | None:
-    """The blocks of the vision tower; None where they can't be told."""
-    tower: Any = model.get_encoder() if family.prompt == "decoder" else model.get_encoder(modality="image")
-    body = getattr(model, "base_model", model)
-    if tower in (model, body):
-        return None
-    inside = next((path for path, module in model.named_modules() if module is tower), None)
-    config = getattr(tower, "config", None)
-    config = getattr(config, "vision_config", config)
-    depth = next((d for name in _DEPTHS if isinstance(d := getattr(config, name, None), int)), None)
-    if inside is None or depth is None:
-        return None
-    lists = [p for p, m in tower.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(lists) != 1:
-        return None
-    blocks = list(tower.get_submodule(lists[0]))
-    norm = next(_norms(blocks[0]), None)
-    if norm is None:
-        return None
-    attentions = {_attention(block, recorded) for block in blocks}
-    mlps = {_first(block, MLPS) for block in blocks}
-    return VisionTower(
-        layers=f"{inside}.{lists[0]}",
-        layer_count=depth,
-        hidden_size=int(cast("Any", norm.weight).shape[0]),
-        class_tokens=_class_tokens(tower, lists[0]),
-        class_behind=getattr(config, "model_type", None) in _CLASS_BEHIND,
-        mlp=mlps.pop() if len(mlps) == 1 else None,
-        attention=attentions.pop() if len(attentions) == 1 else None,
-    )
-
-
-_CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
-_CLASS_BEHIND = ("llama4_vision_model",)
-"""Configurations of towers in which such tokens stand behind the patches."""
-
-
-def _class_tokens(tower: nn.Module, blocks: str) -> int:
-    """How many tokens stand for no patch, registers among them.
-
-    Those that are made behind the blocks, where their states are pooled, stand in none of these.
-    """
-    before = takewhile(lambda each: not each[0].startswith(f"{blocks}."), tower.named_parameters())
-    parameters = {name.rpartition(".")[2]: each for name, each in before}
-    registers = parameters.get("register_tokens")
-    held = 0 if registers is None else registers.shape[-2]
-    return held + any(name in parameters for name in _CLASS_TOKENS)
-
-
-def _norms(block: nn.Module) -> Iterator[nn.Module]:
-    for module in (*block.children(), *block.modules()):
-        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None:
-            yield module
