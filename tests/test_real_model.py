@@ -248,8 +248,8 @@ def _printed(
         (("stage1-recipe",), "test", 3),
         (("stage1-seed1-recipe",), "test", 3),
         (("stage1-recipe", "stage1-search"), "test", 3),
-        (("stage1-others",), "dev", 11),
-        (("stage1-recipe", "stage1-others"), "test", 7),
+        (("stage1-others",), "dev", 12),
+        (("stage1-recipe", "stage1-others"), "test", 8),
     ],
     ids=lambda value: "-and-".join(value) if isinstance(value, tuple) else str(value),
 )
