@@ -98,7 +98,7 @@ def _check(vlm: PromptedModel) -> None:
             raise _padding_counts(vlm, layer)
         what = f"what is added behind block {layer} is not what the next block is given"
         raise _failed(vlm, what, "layers or state")
-    _check_padding(vlm)
+    _check_padding(vlm, alone.given[0].shape[1])
 
 
 @contextmanager
@@ -198,18 +198,21 @@ def _check_text(vlm: PromptedModel, inputs: Any) -> None:
         raise _failed(vlm, "without its image a prompt differs in more than the image", "image, frame or template")
 
 
-def _check_padding(vlm: PromptedModel) -> None:
+def _check_padding(vlm: PromptedModel, width: int) -> None:
     """What is written where a prompt is padded makes no difference behind any block.
 
-    Without an image a prompt is short, so that all blocks can read it; of a language model that is a whole pass more.
+    All blocks can be asked where two prompts without an image are half as long as the one with it, of `width`
+    positions; else that would be a whole pass more.
     """
     found = vlm.architecture
     if not found.takes_images or found.alone or found.only_images:
         return
     try:
-        given = vlm.inputs([Sample(_SHORT), Sample(_SHORT), Sample(_LONG)], images=False)
+        given = vlm.inputs([Sample(_SHORT), Sample(_SHORT), Sample(f"{_SHORT} Why?")], images=False)
     except SteerKitError:
         return  # whoever asks for such prompts is told
+    if 4 * given["input_ids"].shape[1] > width:
+        return
     inputs = {key: value[:2] for key, value in given.items()}
     ids, real = inputs["input_ids"].clone(), inputs["attention_mask"] != 0
     ids[1][~real[1]] = ids[1][real[1]][-1]
