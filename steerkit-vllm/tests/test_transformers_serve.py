@@ -63,8 +63,16 @@ def expected(vlm: Any, vector: SteeringVector, sample: sk.Sample, dose: float) -
     return vlm.processor.tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
 
+CONTINUOUS = ("continuous-batching", "cb-num-blocks=64", "cb-block-size=16", "cb-max-batch-tokens=256")
+
+
+@pytest.fixture(scope="module", params=[(), CONTINUOUS], ids=["one by one", "continuous"])
+def options(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def address(vector, tmp_path_factory):
+def address(vector, options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformers")
     vector.save(folder / "v.safetensors")
     with socket.socket() as probe:
@@ -75,7 +83,7 @@ def address(vector, tmp_path_factory):
     command = [
         *(sys.executable, "-c", start, "serve", str(DEMO), "--engine", "transformers", "--policy", "off"),
         *("--vector", str(folder / "v.safetensors"), "--strength", str(STRENGTH), "--port", str(port)),
-        *("--option", "device=cpu", "--option", "dtype=float32"),
+        *(f"--option={each}" for each in ("device=cpu", "dtype=float32", *options)),
     ]
     log = folder / "log"
     with log.open("w") as said:
@@ -110,8 +118,9 @@ def chat(address: str, sample: sk.Sample, **more: Any) -> str:
     return answer.choices[0].message.content or ""
 
 
-def test_every_request_is_steered(address, vlm, vector):
-    samples = prompts()[:8]
+def test_every_request_is_steered(address, options, vlm, vector):
+    # continuous batching is compared on texts
+    samples = [sample for sample in prompts() if not (options and sample.images)][:8]
     want = [expected(vlm, vector, sample, STRENGTH) for sample in samples]
     plain = [expected(vlm, vector, sample, 0.0) for sample in samples]
     assert sum(a != b for a, b in zip(want, plain, strict=True)) >= 4
