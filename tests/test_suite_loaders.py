@@ -295,6 +295,20 @@ def test_xstest_is_read_as_it_is_published() -> None:
     assert alone == {"nons_group_real_discr", "privacy_public"}
 
 
+@pytest.mark.parametrize("case", SETS, ids=str)
+def test_a_mark_at_the_start_and_windows_line_ends_change_nothing(tmp_path: Path, case: str) -> None:
+    write, name, part, *_ = SETS[case]
+    write(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = load_suite(name, root=tmp_path, part=part)
+        for path in tmp_path.rglob("*"):
+            if path.suffix in (".csv", ".json", ".jsonl"):
+                data = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+                path.write_bytes(b"\xef\xbb\xbf" + data)
+        assert load_suite(name, root=tmp_path, part=part).digests == plain.digests
+
+
 def test_prompts_without_images_stand_beside_pictures_of_ones_own(tmp_path: Path) -> None:
     for number, red in enumerate((10, 90, 200)):
         picture(tmp_path / f"{number}.png", red)

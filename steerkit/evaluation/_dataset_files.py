@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def _rows(path: Path, keyed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
         return
     with refused_as(SampleError, quoted(str(path), 300), expected="a JSON file"):
-        table = json_object(read_bounded(path, LARGEST), str(path), error=SampleError, most=2**20)
+        data = read_bounded(path, LARGEST).removeprefix(BOM_UTF8)
+        table = json_object(data, str(path), error=SampleError, most=2**20)
     for entry, row in table.items():
         where = f"{path}, entry {quoted(entry)}"
         if not isinstance(row, dict):
