@@ -54,8 +54,9 @@ def near(name: str, known: Iterable[str]) -> str:
     """The end of a message on an unknown name: the known one that it may be meant for, if any is like it."""
     from difflib import get_close_matches
 
-    close = get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    folded = {each.casefold(): each for each in known}
+    close = get_close_matches(name.casefold(), folded, n=1)
+    return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -33,12 +33,8 @@ class SteerKitError(Exception):
         self.problem = one_line(problem)
         self.expected = None if expected is None else one_line(expected)
         self.fix = None if fix is None else one_line(fix)
-        parts = [self.problem.rstrip(".") + "."]
-        if self.expected:
-            parts.append(f"Expected: {self.expected.rstrip('.')}.")
-        if self.fix:
-            parts.append(f"Fix: {self.fix.rstrip('.')}.")
-        super().__init__(" ".join(parts))
+        parts = [self.problem, self.expected and f"Expected: {self.expected}", self.fix and f"Fix: {self.fix}"]
+        super().__init__(" ".join(part if part.endswith("?") else part.rstrip(".") + "." for part in parts if part))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the three parts, and what is beside them, when an error crosses a process boundary."""

@@ -8,6 +8,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -819,3 +820,25 @@ def test_large_doses_are_named_by_layer_and_refused_when_nothing_of_the_model_is
         pass
     with pytest.warns(TrustWarning, match="dose"), sk.steer(llava, vector_of(llava, record, 1.0)):
         answer(llava)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3"])
+def test_a_template_that_writes_the_date_is_the_same_on_another_day(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Llama 3.2 does; the prompts themselves have the date of their day."""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2031, 1, 12)
+
+    def dated_model() -> sk.VLM:
+        model, processor = tiny.build(name)
+        processor.chat_template = "Today: {{ strftime_now('%d %b %Y') }}\n" + processor.chat_template
+        return sk.wrap(model, processor)
+
+    before = dated_model().fingerprint()
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
+    after = dated_model()
+    assert "12 Jan 2031" in after.format.render(sk.Sample("What day is it?"), 0)
+    check = check_fingerprint(before, responses(after))
+    assert (check.status, after.fingerprint()) == ("pass", before)

@@ -317,3 +317,20 @@ def test_a_record_that_is_not_true_is_refused_where_it_is_given(declared: dict[s
 def test_a_field_of_a_record_that_can_not_be_is_refused_when_it_is_made(declared: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"{next(iter(declared))}.*of a Family"):
         Family(**{"types": ("llava",), **declared})
+
+
+@pytest.mark.parametrize("option", ["devce_map", "load_in_4bit", "processor"])
+def test_an_option_that_from_pretrained_does_not_take_is_named(option: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {option: 1}
+    with pytest.raises(OptionError, match=f"loaded with {option}=.*check the spelling"):
+        sk.load(str(tiny.save("llava", tmp_path)), **given)
+
+
+def test_a_model_without_weights_says_so_before_it_runs() -> None:
+    made, processor = tiny.build("llava")
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(made.config).eval()
+    vlm, samples = sk.wrap(model, processor), [sk.Sample("What?", (picture(1),))]
+    for call in (lambda: vlm.generate(samples), lambda: vlm.capture(samples), lambda: sk.CMRM().fit(vlm, samples)):
+        with pytest.raises(OptionError, match="the model has no weights"):
+            call()

@@ -92,7 +92,8 @@ def test_an_installed_adapter_serves_its_model_type(install: Install) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"), [("cmmr", "cmrm"), ("CAA", None), ("refusal-direction", "refusal_direction")]
+    ("wrong", "right"),
+    [("cmmr", "cmrm"), ("CAA", "caa"), ("nothing", None), ("refusal-direction", "refusal_direction")],
 )
 def test_an_unknown_method_is_answered_with_the_nearest_and_all_names(wrong: str, right: str | None) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown method '{wrong}'") as caught:

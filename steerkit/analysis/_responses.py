@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from steerkit._text import described
 from steerkit.engines import capturing
 from steerkit.errors import ModelError, NonFiniteError, OptionError, SteerKitError
-from steerkit.models import Inputs, LoadedModel, PromptFormat, Sample, prepare
+from steerkit.models import Inputs, LoadedModel, PromptFormat, Sample, dated, prepare
 
 _SWITCHES = ("_active_adapter", "_disable_adapters", "scaling", "merged_adapters")
 """What PEFT keeps in a layer of which adapters run, and how strongly."""
@@ -70,6 +70,8 @@ class Response:
 
 Responses = dict[str, Response]
 
+_DAY = "26 Jul 2024"
+"""The date in prompts of templates that write one: a model is the same on the day after."""
 
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Responses]] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
@@ -120,7 +122,8 @@ def _measure(vlm: LoadedModel) -> Responses:
             if vlm.architecture.only_images and not sample.images:
                 continue
             # without the options that the model's own prompts have: they are compared by themselves
-            inputs = vlm.placed(prepare(cast("PromptFormat", vlm.format), [sample], [0]).inputs)
+            with dated(_DAY):
+                inputs = vlm.placed(prepare(cast("PromptFormat", vlm.format), [sample], [0]).inputs)
             vlm.reset()
             outputs: list[Any] = []
             try:

@@ -60,6 +60,7 @@ from steerkit.models._protocols import (
     LoadedModel as LoadedModel,
     SteerableModel as SteerableModel,
 )
+from steerkit.models._questions import dated as dated
 from steerkit.models._reading import read_samples as read_samples
 from steerkit.models._registry import (
     adapter_names as adapter_names,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy, deepcopy
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,18 @@ _NOTHING = r"(?!)"
 """Matches nowhere: no text stands for an image."""
 _MARK = "\u00b6marker\u00b6"
 """The text of a sample that is rendered to see where the template puts it."""
+
+_day: ContextVar[str] = ContextVar("steerkit_day", default="")
+
+
+@contextmanager
+def dated(day: str) -> Iterator[None]:
+    """Chat templates that write the date of today write this one inside."""
+    token = _day.set(day)
+    try:
+        yield
+    finally:
+        _day.reset(token)
 
 
 class PromptQuestions:
@@ -270,6 +284,9 @@ class PromptQuestions:
         own = getattr(self.processor, "chat_template", None)
         if not own and self._sees:
             options = {"chat_template": template, **options}
+        if (day := _day.get()) and isinstance(template, str) and "strftime_now" in template:
+            # a macro of the template itself goes before what transformers gives it under that name
+            options["chat_template"] = "{% macro strftime_now(_) %}" + day + "{% endmacro %}" + template
         messages = (
             sample.messages(images)
             if self._sees

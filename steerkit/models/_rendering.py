@@ -68,7 +68,9 @@ def hides_images(images: Images) -> bool:
     """
     if not callable(images) and images not in (True, False, *View.__args__):
         raise OptionError(
-            f"images is {quoted(images)}", expected="True, False, " + ", ".join(View.__args__) + " or a function"
+            f"images is {quoted(images)}",
+            expected="True, False, " + ", ".join(View.__args__) + " or a function",
+            fix="images themselves are given with their text: sk.Sample(text, images=[...])",
         )
     return images in (False, "text", "caption")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, cast
@@ -16,6 +17,8 @@ from steerkit.errors import OptionError, SteerKitError, UnsupportedModelError
 from steerkit.models import Family, as_tested, check_dtype, commit_of, family_of, load_processor, tested
 from steerkit.vlm._self_check import check_itself
 from steerkit.vlm._vlm import VLM
+
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def load(
@@ -46,7 +49,7 @@ def load(
         UnsupportedModelError: There is no model, or its type is not served; raised before any weight is read. Or its
             weights can't be loaded, or it is tried and does something else than what was asked or declared.
         ProcessorError: The processor can't be built.
-        OptionError: The source is no text, or torch has no such dtype.
+        OptionError: The source is no text, torch has no such dtype, or `from_pretrained` takes no such option.
         SampleError: The chat template does not read such an option.
 
     Example:
@@ -77,10 +80,17 @@ def load(
     except (SteerKitError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of many libraries: weights that are missing, torn or of another model
+        if isinstance(error, TypeError) and (unknown := _UNEXPECTED.search(str(error))):
+            raise OptionError(
+                f"the model {source!r} is loaded with {unknown[1]}=, which from_pretrained does not take",
+                expected="its options, such as dtype, device_map, quantization_config=BitsAndBytesConfig(...)",
+                fix="check the spelling; a processor that you have goes into sk.wrap(model, processor)",
+            ) from error
         raise UnsupportedModelError(
             f"the model {source!r} can't be loaded ({first_line(error)[:300]})",
-            expected="a folder, or a repository id of the Hugging Face hub that you have access to",
-            fix="check the name and the revision; `hf auth login` for a gated repository",
+            expected="whole weights, and options that this machine can follow",
+            fix="see the reason in parentheses; for files that are missing check the revision, `hf auth login` for a "
+            "gated repository",
         ) from error
     vlm = VLM(model.eval(), processor, family, revision=commit, chat_template_kwargs=chat_template_kwargs)
     return _tried(vlm, check, declared=given is not None)

@@ -105,7 +105,7 @@ def options_refused(indices: Sequence[int]) -> Iterator[None]:
             raise OptionError(
                 f"generate does not take these options ({described(error)})",
                 expected="options of transformers' generate",
-                fix="options of the chat template: chat_template_kwargs={...}, of sk.load, sk.wrap or a sk.Sample",
+                fix="check the spelling; options of the chat template are given as chat_template_kwargs={...}",
             ) from error
         module = nn.Module._call_impl.__code__
         inside = any(frame.f_code is module for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -184,7 +184,8 @@ class PromptedModel:
             return cast("torch.device", self.model.device)
         device = next(embeddings.parameters()).device
         # accelerate keeps offloaded weights elsewhere, and moves them here for a pass
-        return torch.device(embeddings._hf_hook.execution_device) if device.type == "meta" else device
+        hook = getattr(embeddings, "_hf_hook", None) if device.type == "meta" else None
+        return device if hook is None else torch.device(hook.execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -377,9 +378,15 @@ class PromptedModel:
         return [(self.model.get_submodule(owner), name) for owner, _, name in paths]
 
     def placed(self, inputs: Inputs) -> Inputs:
-        """Inputs on the model's device, floating-point ones in its type."""
+        """Inputs on the model's device, floating-point ones in its type.
+
+        Raises:
+            OptionError: The model has no weights.
+        """
+        if (device := self.device).type == "meta":
+            raise OptionError("the model has no weights", expected="a model that was loaded, and not made on 'meta'")
         return {
-            key: value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+            key: value.to(device, self.dtype) if value.is_floating_point() else value.to(device)
             for key, value in inputs.items()
         }
 
