@@ -36,9 +36,9 @@ def load(
         family: What is declared of the model's family. Default: the record that is registered for its type.
         chat_template_kwargs: Options of the chat template, such as `{"enable_thinking": False}`: of every prompt that
             is made of a sample, unless the sample sets them itself.
-        check: Whether the model is tried, in less than two forward passes: steered, padded, shown two images. None:
-            where its type was never tested, its config differs from the tested one in more than numbers, its class is
-            not one of transformers', or a record is given.
+        check: Whether the model is tried, in less than two forward passes of one of half a billion weights or more:
+            steered, padded, shown two images. None: where its type was never tested, its config differs from the tested
+            one in more than numbers, its class is not one of transformers', or a record is given.
         **options: What `from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, `cache_dir`,
             `trust_remote_code` ...
 
