@@ -54,7 +54,8 @@ class CAST(SteeringMethod):
     * The code measures both vectors at a block's output, and reads the condition and adds the behaviour at its input,
       one block earlier. We do all of it at the output, so its layer n is our n - 1.
     * A component has no sign. The code chooses it by a vote over the pairs, we by the mean difference.
-    * The code averages the behaviour's states over a suffix that each anchor ends in; we read their last token.
+    * The code averages the behaviour's states over a suffix that each anchor ends in; we read their last token, so
+      suffixes should end in a word: after a full stop, models stop answering.
     * Pairs: condition prompts belong together by their number only, so d runs over all pairs, by their moments.
     * The behaviour labels default to those of the condition: v then points from harmless to harmful, which makes a
       model refuse. Anchors with the paper's suffixes have labels of their own, in `towards` and `away`.
