@@ -397,7 +397,7 @@ class TestExtract:
         assert not new.exists()
 
     @pytest.mark.usefixtures("no_model")
-    @pytest.mark.parametrize(("kind", "hint"), [("qwen", "use Qwen2-VL or later"), ("unheard_of", "steerkit.adapters")])
+    @pytest.mark.parametrize(("kind", "hint"), [("qwen", "use Qwen2-VL or later"), ("unheard_of", "`steerkit new")])
     def test_a_repository_is_not_asked_to_run_its_code(
         self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, hint: str
     ) -> None:

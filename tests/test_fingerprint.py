@@ -839,6 +839,8 @@ def test_a_template_that_writes_the_date_is_the_same_on_another_day(name: str, m
     before = dated_model().fingerprint()
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
     after = dated_model()
-    assert "12 Jan 2031" in after.format.render(sk.Sample("What day is it?"), 0)
+    prompts = after.format
+    assert prompts is not None
+    assert "12 Jan 2031" in prompts.render(sk.Sample("What day is it?"), 0)
     check = check_fingerprint(before, responses(after))
     assert (check.status, after.fingerprint()) == ("pass", before)
