@@ -141,3 +141,34 @@ def test_the_command_line_takes_them(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "w.safetensors"), "--template-option", wrong])
         assert result.exit_code in (1, 2)
         assert said in result.output
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("reasoning", "high", "{% if reasoning is defined %}<effort {{ reasoning }}>{% endif %}"),
+        ("thinking", True, "{% if thinking|default(false) %}<think>{% endif %}"),
+        ("budget", 512, "{% if budget is defined %}<budget {{ budget }}>{% endif %}"),
+        ("documents_seen", ["a", "b"], "{% for each in documents_seen or [] %}[{{ each }}]{% endfor %}"),
+    ],
+)
+def test_options_of_any_name_and_kind_are_rendered_as_transformers_does_and_recorded(
+    family: str, name: str, value: Any, written: str
+) -> None:
+    model, processor = tiny.build(family)
+    processor.chat_template += written
+    vlm = sk.wrap(model, processor, chat_template_kwargs={name: value})
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    own = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, **{name: value}
+    )
+    image = picture(1)
+    ids = processor(text=[own], images=[image], add_special_tokens=not own.startswith("<s>"))["input_ids"][0]
+    assert vlm.inputs([sk.Sample("What is this?", (image,))])["input_ids"][0].tolist() == list(ids)
+    made = fitted(vlm)
+    assert made.metadata.anchors is not None
+    assert made.metadata.anchors.chat_template_kwargs == {json.dumps({name: value}): 3}
+    plain = sk.wrap(model, processor)
+    with pytest.warns(UserWarning, match="had the options"), sk.steer(plain, made, strength=0.1):
+        model.generate(**vlm.inputs(anchors()[:1]), max_new_tokens=1)
