@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, L
 import steerkit as sk
 from steerkit.cli.new import scaffold
 from steerkit.errors import OptionError, UnsupportedModelError
-from steerkit.models import Family, architecture_of
+from steerkit.models import Family, architecture_of, family_for
 from steerkit.testing import picture, tiny
 from steerkit.vlm._load import _tried
 
@@ -334,3 +334,13 @@ def test_a_model_without_weights_says_so_before_it_runs() -> None:
     for call in (lambda: vlm.generate(samples), lambda: vlm.capture(samples), lambda: sk.CMRM().fit(vlm, samples)):
         with pytest.raises(OptionError, match="the model has no weights"):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_padding_on_the_wrong_side_is_told_from_rounding(dtype: torch.dtype) -> None:
+    for name in ("llava", "qwen2_vl", "instructblip-t5"):
+        model, processor = tiny.build(name)
+        sk.wrap(model.to(dtype), processor, family=family_for(model.config.model_type))
+    model, processor = tiny.build("llava")
+    with pytest.raises(UnsupportedModelError, match="padding changes the state"):
+        sk.wrap(model.to(dtype), processor, family=Family(types=("llava",), padding="right"))
