@@ -9,6 +9,7 @@ from steerkit.models._architecture import (
 )
 from steerkit.models._asking import architecture_of as architecture_of, start_token as start_token
 from steerkit.models._chat import IMAGE as IMAGE
+from steerkit.models._dates import dated as dated
 from steerkit.models._download import download_image as download_image
 from steerkit.models._family import Family as Family
 from steerkit.models._format import PromptFormat as PromptFormat
@@ -60,7 +61,6 @@ from steerkit.models._protocols import (
     LoadedModel as LoadedModel,
     SteerableModel as SteerableModel,
 )
-from steerkit.models._questions import dated as dated
 from steerkit.models._reading import read_samples as read_samples
 from steerkit.models._registry import (
     adapter_names as adapter_names,

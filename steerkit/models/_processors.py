@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import copy, deepcopy
 from functools import cache
 from typing import Any
 
@@ -162,3 +163,11 @@ def _named(source: str, options: Mapping[str, Any]) -> Any:
                 return kind
     with suppress(ValueError):  # a folder of parts, which AutoProcessor loads one of
         return PROCESSOR_MAPPING.get(type(transformers.AutoConfig.from_pretrained(source, **options)), None)
+
+
+def with_padding(processor: Any) -> Any:
+    """A copy with a token to pad with, for a processor that pads by itself. The mask says where it is."""
+    copied = copy(processor)
+    copied.tokenizer = deepcopy(processor.tokenizer)
+    copied.tokenizer.pad_token = copied.tokenizer.eos_token or copied.tokenizer.unk_token
+    return copied

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from copy import copy, deepcopy
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +15,11 @@ from steerkit._text import described
 from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Architecture
 from steerkit.models._asking import takes
+from steerkit.models._dates import on_the_day
 from steerkit.models._encoding import batch_of
 from steerkit.models._family import Family
 from steerkit.models._messages import Messages, Turns
-from steerkit.models._processors import NoVideo, tokenizer_of
+from steerkit.models._processors import NoVideo, tokenizer_of, with_padding
 from steerkit.models._samples import Sample
 from steerkit.models._videos import opened_video
 from steerkit.models._written import inserted, numbered, pattern_of
@@ -36,18 +34,6 @@ _NOTHING = r"(?!)"
 _MARK = "\u00b6marker\u00b6"
 """The text of a sample that is rendered to see where the template puts it."""
 
-_day: ContextVar[str] = ContextVar("steerkit_day", default="")
-
-
-@contextmanager
-def dated(day: str) -> Iterator[None]:
-    """Chat templates that write the date of today write this one inside."""
-    token = _day.set(day)
-    try:
-        yield
-    finally:
-        _day.reset(token)
-
 
 class PromptQuestions:
     """What is asked of a processor, and answered by it.
@@ -61,7 +47,7 @@ class PromptQuestions:
 
     def __init__(self, model: nn.Module, processor: Any, family: Family, architecture: Architecture) -> None:
         if "padding" in family.call and tokenizer_of(processor).pad_token is None:
-            processor = _with_padding(processor)
+            processor = with_padding(processor)
         self.processor = processor
         self._model = model
         self.tokenizer = tokenizer_of(processor)
@@ -284,9 +270,8 @@ class PromptQuestions:
         own = getattr(self.processor, "chat_template", None)
         if not own and self._sees:
             options = {"chat_template": template, **options}
-        if (day := _day.get()) and isinstance(template, str) and "strftime_now" in template:
-            # a macro of the template itself goes before what transformers gives it under that name
-            options["chat_template"] = "{% macro strftime_now(_) %}" + day + "{% endmacro %}" + template
+        if isinstance(template, str) and (with_day := on_the_day(template)) != template:
+            options["chat_template"] = with_day
         messages = (
             sample.messages(images)
             if self._sees
@@ -405,11 +390,3 @@ class PromptQuestions:
                 expected=f"one image, or {frames}",
             )
         return [image for image in own for _ in range(frames // len(own))]
-
-
-def _with_padding(processor: Any) -> Any:
-    """A copy with a token to pad with, for a processor that pads by itself. The mask says where it is."""
-    copied = copy(processor)
-    copied.tokenizer = deepcopy(processor.tokenizer)
-    copied.tokenizer.pad_token = copied.tokenizer.eos_token or copied.tokenizer.unk_token
-    return copied

@@ -27,7 +27,8 @@ from steerkit.models import (
     generation_settings,
     tokenizer_of,
 )
-from steerkit.vlm._prompted import PromptedModel, options_refused
+from steerkit.vlm._options import options_refused
+from steerkit.vlm._prompted import PromptedModel
 
 _TEXT, _GRIDS = ("input_ids", "attention_mask"), ("mm_token_type_ids", "image_grid_thw")
 """Inputs of a prompt by token; and those of which positions in images are made, the first of them by token as well."""
