@@ -272,3 +272,14 @@ def test_a_model_in_training_is_tried_without_dropout() -> None:
     ids = torch.arange(40, 50)[None]
     with torch.no_grad():
         assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_a_machine_without_memory_says_nothing_about_the_model() -> None:
+    model, processor = tiny.build("llava")
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    model.get_decoder().layers[0].register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        sk.wrap(model, processor, check=True)

@@ -111,6 +111,8 @@ def _running(vlm: PromptedModel) -> Iterator[None]:
             expected=error.expected,
             fix=error.fix,
         ) from error
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the model
     except (SteerKitError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         shown = " with a blank image" if vlm.architecture.takes_images else ""
         raise _failed(vlm, f"a prompt{shown} does not run ({error})", "prompt, marks or text_module") from error
@@ -234,7 +236,8 @@ def _failed(vlm: PromptedModel, what: str, fields: str) -> UnsupportedModelError
     return UnsupportedModelError(
         f"the check at loading fails for this {type(vlm.model).__name__}: {what}",
         expected="what transformers declares of the model, or its record does",
-        fix=f"declare {fields} in a Family record: sk.wrap(model, processor, family=FAMILY)",
+        fix=f"declare {fields} in a Family record: sk.wrap(model, processor, family=FAMILY); or, if you know that "
+        "it is steered right, check=False",
     )
 
 
