@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from steerkit.errors import EmptyAnchorSetError, OptionError, SampleError
 from steerkit.evaluation import Case, PhraseJudge, Suite, check_disjoint, load_suite, split
 from steerkit.models import Sample
 
-PUBLISHED = Path(__file__).parent / "data" / "published"
 RED = np.full((2, 2, 3), (255, 0, 0), dtype=np.uint8)
 BLUE = np.full((2, 2, 3), (0, 0, 255), dtype=np.uint8)
 
@@ -23,7 +21,7 @@ def suite(*cases: Case, revision: str = "") -> Suite:
 
 
 def test_a_split_keeps_pairs_together_and_loses_nothing() -> None:
-    whole = load_suite("xstest", root=PUBLISHED)
+    whole = load_suite("xstest")
     parts = split(whole, {"anchors": 0.3, "dev": 0.2, "test": 0.5})
     ids = {name: {(kind, each) for kind, each in part.named} for name, part in parts.items()}
     assert sum(map(len, ids.values())) == whole.size == len(set.union(*ids.values()))

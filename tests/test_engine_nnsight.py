@@ -202,6 +202,9 @@ def test_capture_stops_at_the_highest_layer(llava: VLM, samples: list[Sample]) -
         assert ran == []
         llava.model.hf_device_map = {"": "cpu"}
         llava.capture(samples, layers=[0, 1])
+        assert ran == []
+        llava.model.hf_device_map = {"model": "cpu", "lm_head": "disk"}  # what is moved in has to be moved out
+        llava.capture(samples, layers=[0, 1])
         assert ran == [2, 3]
     finally:
         vars(llava.model).pop("hf_device_map", None)

@@ -11,7 +11,7 @@ from torch import nn
 
 from steerkit.errors import UnsupportedModelError
 from steerkit.models._architecture import Architecture
-from steerkit.models._family import Family
+from steerkit.models._family import IMAGES, Family
 from steerkit.models._parts import (
     MLPS,
     attention_of,
@@ -24,8 +24,6 @@ from steerkit.models._parts import (
     vision_tower_of,
 )
 
-IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
-"""What configs call the token that stands for an image."""
 _VIDEOS = ("video_token_id", "video_token_index")
 _VIDEO_ENDS = ("video_start_token_id", "video_end_token_id")
 _AUDIO = ("audio_token_id", "audio_token_index", "sound_context_token_id")

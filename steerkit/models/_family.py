@@ -20,6 +20,9 @@ State = Literal["plain", "streams_first", "streams_third", "streams_flat"]
 _Some = Annotated[int, Field(ge=1)]
 _Marks = Annotated[str, Field(pattern=r"^(ids|ids:\S+|mask:\S+|prefix|none|)$")]
 
+IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
+"""What configs call the token that stands for an image."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:

@@ -10,8 +10,7 @@ from typing import Any
 from steerkit._internal.plugins import ADAPTERS, PluginWarning, is_ours, load, names, owner_of, registered
 from steerkit._internal.validation import expect
 from steerkit.errors import PluginError, UnsupportedModelError
-from steerkit.models._asking import IMAGES
-from steerkit.models._family import Family
+from steerkit.models._family import IMAGES, Family
 
 
 def adapter_names() -> list[str]:

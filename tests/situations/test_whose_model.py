@@ -417,7 +417,7 @@ def test_a_graph_would_keep_the_steering_or_lose_it(qwen3: sk.VLM, how: str) -> 
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("result", [lambda h: {"hidden_states": h}, lambda h: (None, h), lambda h: None])
+@pytest.mark.parametrize("result", [lambda h: {"one": h, "other": h}, lambda h: (None, h), lambda h: None])
 def test_an_output_without_a_hidden_state_in_front_is_refused(qwen3: sk.VLM, result: Any) -> None:
     block = qwen3.model.get_submodule(qwen3.architecture.site(1, "resid_post"))
     forward = block.forward
