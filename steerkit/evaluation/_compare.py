@@ -19,7 +19,7 @@ from steerkit._text import one_line
 from steerkit.errors import OptionError, RecordsError, SteerKitError
 from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import ANSWERS, cost_per_token, outcomes
-from steerkit.evaluation._generate import Condition, Workers, check_measurable, check_vectors, generate
+from steerkit.evaluation._generate import Condition, Workers, check_measurable, check_vectors, generate, holding
 from steerkit.evaluation._outcome import Outcome
 from steerkit.evaluation._statistics import Estimate
 from steerkit.evaluation._suites import Suite
@@ -152,7 +152,7 @@ class Comparison:
             table.add_row(Text(one_line(row.name)), *cells, _shown(row.relative_cost, 1, 2), fit)
         notes = [
             "below each figure its interval of 95 %; fluency: mean negative log-likelihood of the answers under the "
-            f"unsteered model; cost: time per token, x unsteered "
+            "unsteered model; cost: time per token, x unsteered "
             f"({1000 * self.rows[0].seconds_per_token.value:.1f} ms); fit: one run"
         ]
         notes += [f"{row.name} failed: {one_line(row.error)}" for row in self.rows if row.error]
@@ -290,7 +290,7 @@ def compare(
     vectors: dict[str, SteeringVector] = {
         name: each for name, each in methods.items() if isinstance(each, SteeringVector)
     }
-    fitting = cluster if fits and cluster is not None and cluster.holds(vlm) else None
+    fitting = holding(cluster, vlm) if fits else None
     for name, (method, chosen) in fits.items():
         tell(f"fitting {name}", done)
         start = time.perf_counter()

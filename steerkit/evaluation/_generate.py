@@ -171,7 +171,8 @@ def generate(
         left = sum(len(some) * len(rows) for some, rows in work)
         most = batch_size * max((len(some) for some, _ in work), default=0)
         # a batch comes whole; its room on the disk is there before it begins
-        made = (answered if cluster is None or not cluster.holds(vlm) else cluster.answer)(vlm, suite, work, batch_size)
+        workers = holding(cluster, vlm)
+        made = (answered if workers is None else workers.answer)(vlm, suite, work, batch_size)
         while left:
             journal.reserve(min(left, most) * (RECORD + suite.max_new_tokens * TOKEN))
             for answer in (batch := next(made)):
@@ -182,6 +183,11 @@ def generate(
             if progress is not None:
                 progress(total - left, total)
     return [known[blank.key] for each in asked for blank in each]
+
+
+def holding(cluster: Workers | None, vlm: VLM) -> Workers | None:
+    """The workers, where there are some that have this model; None where it is asked in this process."""
+    return cluster if cluster is not None and cluster.holds(vlm) else None
 
 
 def _groups(conditions: Sequence[Condition]) -> list[list[int]]:

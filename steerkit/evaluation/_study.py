@@ -15,7 +15,7 @@ from steerkit.evaluation._choice import Option, choose, chosen_option, dev_cost,
 from steerkit.evaluation._controls import random_like
 from steerkit.evaluation._evaluate import ANSWERS, outcomes
 from steerkit.evaluation._frozen import digest_of, settle
-from steerkit.evaluation._generate import Condition, Workers, check_measurable
+from steerkit.evaluation._generate import Condition, Workers, check_measurable, holding
 from steerkit.evaluation._journal import read_records
 from steerkit.evaluation._judges import Judge, compares
 from steerkit.evaluation._outcome import Outcome
@@ -322,8 +322,8 @@ class _Run:
             partial = path.with_suffix(".partial")
             path.parent.mkdir(parents=True, exist_ok=True)
             options: Any = {"batch_size": self.batch_size, "anchor_name": subject.set}
-            if self.cluster is not None and self.cluster.holds(self.vlm):
-                self.cluster.fit(method, subject.anchors, folder=partial, **options).save(path)
+            if (workers := holding(self.cluster, self.vlm)) is not None:
+                workers.fit(method, subject.anchors, folder=partial, **options).save(path)
                 shutil.rmtree(partial, ignore_errors=True)
             else:
                 method.fit(self.vlm, subject.anchors, checkpoint=partial, **options).save(path)

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +93,12 @@ class Cluster:
             EngineError: A worker was lost more than three times.
             SteerKitError: Whatever `steerkit.load` raises in the workers.
         """
-        return next(self._each("weights", [()])) == vlm.weights_digest()
+        return self._weights == vlm.weights_digest()
+
+    @cached_property
+    def _weights(self) -> str:
+        """The digest of what the workers loaded, which doesn't change: whoever goes on asks for each condition."""
+        return next(self._each("weights", [()]))
 
     def fit(
         self,
