@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from steerkit.demo import model_path
-from steerkit.interventions import Pool, Site, Tower
+from steerkit.interventions import CapturePool, Site, Tower
 from steerkit.models import Architecture, Images, Sample
 from steerkit.vectors import Fingerprint, ModelRecord
 from steerkit.vlm import VLM, load, wrap
@@ -69,7 +69,7 @@ class ReadByHooks:
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
         tower: Tower = "language",
-        pool: Pool = "last",
+        pool: CapturePool = "last",
         seed: int = 0,
     ) -> dict[int, torch.Tensor]:
         self.samples_run += len(samples)

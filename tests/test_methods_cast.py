@@ -184,7 +184,14 @@ def test_the_behaviour_may_have_labels_of_its_own(measured_llava: ReadByHooks, a
         for sample in anchors[:3]
         for word, label in (("I can't.", "refusal"), ("Sure.", "compliance"))
     ]
-    method = sk.methods.CAST(towards="refusal", away="compliance", layers=(2,), scale="unit", condition_layers=(1,))
+    method = sk.methods.CAST(
+        towards="refusal",
+        away="compliance",
+        behaviour_pool="last",
+        layers=(2,),
+        scale="unit",
+        condition_layers=(1,),
+    )
     vector = method.fit(measured_llava, [*anchors, *extra], batch_size=4)
     h = pooled(measured_llava.vlm, extra, "last")[:, 2]
     expected = first_component(h, np.array([sample.label == "refusal" for sample in extra]))

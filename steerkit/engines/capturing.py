@@ -81,7 +81,7 @@ def capture(
     layers: Sequence[int],
     site: Site,
     tower: Tower = "language",
-    pool: Pool = "last",
+    pool: Pool | Sequence[int] = "last",
     whole: Callable[[Any], object] | None = None,
 ) -> dict[int, Tensor]:
     """`{layer: [batch, hidden]}`: the hidden state that stands for each prompt, from one forward pass.
@@ -96,7 +96,8 @@ def capture(
         layers: 0-based blocks.
         site: Where in the block.
         tower: Which tower. In the vision tower the pass must be of one prompt.
-        pool: The last token, or the mean; in the vision tower always the mean, over all tokens of all images.
+        pool: The last token, or the mean: over all tokens, or over so many at the end of each prompt; in the vision
+            tower always over all tokens of all images.
         whole: Called with what the model returns.
     """
     found: dict[int, Tensor] = {}
@@ -154,7 +155,7 @@ def _runs_before(layer: int, site: Site, tower: Tower, inputs: Inputs, architect
 
 
 def reader(
-    inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool, site: Site
+    inputs: Inputs, architecture: Architecture, tower: Tower, pool: Pool | Sequence[int], site: Site
 ) -> Callable[[Tensor], Tensor]:
     """What takes the hidden states of a pass to `[batch, hidden]`; see `capture`."""
     if tower == "vision":
@@ -177,6 +178,9 @@ def reader(
         real = torch.ones(h.shape[:2], device=h.device)
         if mask is not None:
             real[:, -mask.shape[1] :] = (mask != 0).to(h.device).float()
+        if pool != "mean":
+            from_end = real.flip(1).cumsum(1).flip(1)
+            real *= from_end <= torch.tensor(pool, device=h.device)[:, None]
         return torch.einsum("bth,bt->bh", h.float(), real) / real.sum(1, keepdim=True)
 
     return mean

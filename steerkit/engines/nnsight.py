@@ -100,7 +100,7 @@ def capture(
     layers: Sequence[int],
     site: Site,
     tower: Tower = "language",
-    pool: Pool = "last",
+    pool: Pool | Sequence[int] = "last",
 ) -> dict[int, Tensor]:
     """`{layer: [batch, hidden]}`: the hidden state that stands for each prompt, from one forward pass.
 

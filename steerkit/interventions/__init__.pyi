@@ -15,6 +15,7 @@ from steerkit.interventions._masks import (
     select as select,
 )
 from steerkit.interventions._schema import (
+    CapturePool as CapturePool,
     Gate as Gate,
     Gates as Gates,
     Intervention as Intervention,

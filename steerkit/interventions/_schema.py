@@ -44,6 +44,9 @@ LONGEST = 2**24
 Pool: TypeAlias = Literal["last", "mean"]
 """What stands for a whole prompt: its last token, or the mean over its tokens."""
 
+CapturePool: TypeAlias = Literal["last", "mean", "answer"]
+"""The same where states are captured: also the mean over the tokens of the answer that the prompt begins."""
+
 Number = Annotated[StrictInt, Field(ge=-LONGEST, le=LONGEST)]
 
 _NUMBERED = ("positions", "rows", "steps")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from steerkit.errors import EmptyAnchorSetError, LabelError, MissingImageError, SampleError, UnsupportedModelError
-from steerkit.models import Sample, SteerableModel
+from steerkit.models import Sample, SteerableModel, check_begun, named
 
 
 def require_anchors(anchors: Sequence[Sample]) -> None:
@@ -47,6 +47,18 @@ def require_captions(anchors: Sequence[Sample]) -> None:
                 expected="a caption in every anchor",
                 fix="give it one, or leave the sample out",
             )
+
+
+def require_begun(anchors: Sequence[Sample], *labels: str) -> None:
+    """For `plan`: refuse anchors of these labels that begin no answer.
+
+    Raises:
+        SampleError: It is so.
+    """
+    for index in range(len(anchors)):
+        if (sample := anchors[index]).label in labels:
+            with named(index, sample):
+                check_begun(sample)
 
 
 def require_two_kinds(anchors: Sequence[Sample], *labels: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from steerkit.errors import LayerRangeError
 from steerkit.interventions import (
     Add,
+    CapturePool,
     FiniteFloat,
     Gate,
     Gates,
@@ -25,7 +26,7 @@ from steerkit.interventions import (
 from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth
 from steerkit.methods._differences import difference_components
 from steerkit.methods._moments import Groups, Moments, Observations
-from steerkit.methods._requirements import require_labels
+from steerkit.methods._requirements import require_begun, require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 
@@ -54,11 +55,12 @@ class CAST(SteeringMethod):
     * The code measures both vectors at a block's output, and reads the condition and adds the behaviour at its input,
       one block earlier. We do all of it at the output, so its layer n is our n - 1.
     * A component has no sign. The code chooses it by a vote over the pairs, we by the mean difference.
-    * The code averages the behaviour's states over a suffix that each anchor ends in; we read their last token, so
-      suffixes should end in a word: after a full stop, models stop answering.
+    * The code averages the behaviour's states over a suffix behind the prompt, which is the beginning of an answer: so
+      do we over the assistant's turn that an anchor of `towards` or `away` ends in.
     * Pairs: condition prompts belong together by their number only, so d runs over all pairs, by their moments.
     * The behaviour labels default to those of the condition: v then points from harmless to harmful, which makes a
-      model refuse. Anchors with the paper's suffixes have labels of their own, in `towards` and `away`.
+      model refuse, and is read at the last token, where there is no beginning of an answer. Anchors with the paper's
+      suffixes have labels of their own, in `towards` and `away`.
     * Layers and strength of the behaviour are chosen by hand in the paper, several layers at once; None is one of ours.
     * `scale` makes 1 a dose: the length of the mean difference along v; `unit` is the paper's.
 
@@ -74,6 +76,8 @@ class CAST(SteeringMethod):
         layers: 0-based decoder blocks where the behaviour is added; None for the one at 60 % of the depth.
         condition_layers: Blocks where the condition is read, any of which suffices; None for the best single one.
         pool: What of the prompt is read: the `mean` of its states, as in the code, or its `last` token.
+        behaviour_pool: What of the behaviour's anchors is read: the mean over the `answer` that they begin, the `mean`
+            over all their tokens, or the `last` one; None for `answer` with `towards` and `away`, else `last`.
         images: Show the anchors with their images.
         scale: Length of the behaviour vector.
         coefficient: Strength of the behaviour.
@@ -90,6 +94,7 @@ class CAST(SteeringMethod):
     layers: tuple[int, ...] | None = None
     condition_layers: tuple[int, ...] | None = None
     pool: Pool = "mean"
+    behaviour_pool: CapturePool | None = None
     images: bool = True
     scale: Literal["mean_projection", "unit"] = "mean_projection"
     coefficient: FiniteFloat = 1.0
@@ -103,6 +108,12 @@ class CAST(SteeringMethod):
     @property
     def _behaviour(self) -> tuple[str, str]:
         return self.towards or self.meets, self.away or self.fails
+
+    @property
+    def _behaviour_pool(self) -> CapturePool:
+        if self.behaviour_pool is not None:
+            return self.behaviour_pool
+        return "last" if self.towards is None or self.away is None else "answer"
 
     def _conditions(self, model: SteerableModel, behaviour: Sequence[int]) -> list[int]:
         if self.condition_layers is None:
@@ -118,17 +129,19 @@ class CAST(SteeringMethod):
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """All labels must occur, and no other; the condition comes before the behaviour."""
         require_labels(anchors, *dict.fromkeys((self.meets, self.fails, *self._behaviour)))
+        if self._behaviour_pool == "answer":
+            require_begun(anchors, *self._behaviour)
         layers = model.check_layers(at_depth(model, 0.6) if self.layers is None else self.layers)
         self._conditions(model, layers)
         return Plan(layers, second_moments=True, shown=(self.images,), rows=True)
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
-        """States of the condition's prompts, pooled, and of the behaviour's, at the last token."""
+        """States of the condition's prompts, pooled, and of the behaviour's."""
         found: dict[str, dict[int, Tensor]] = {}
         conditions = self._conditions(model, layers)
-        parts: tuple[tuple[str, tuple[str, str], Sequence[int], Pool], ...] = (
+        parts: tuple[tuple[str, tuple[str, str], Sequence[int], CapturePool], ...] = (
             (CONDITION, (self.meets, self.fails), conditions, self.pool),
-            ("behaviour", self._behaviour, layers, "last"),
+            ("behaviour", self._behaviour, layers, self._behaviour_pool),
         )
         for kind, labels, where, pool in parts:
             shown = [sample for sample in batch if sample.label in labels]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from steerkit.interventions import Add, FiniteFloat, Intervention, Tokens
+from steerkit.interventions import Add, CapturePool, FiniteFloat, Intervention, Tokens
 from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth, by_label
 from steerkit.methods._differences import difference_components, neighbour_differences, require_neighbours
 from steerkit.methods._moments import Groups, Observations
-from steerkit.methods._requirements import require_labels
+from steerkit.methods._requirements import require_begun, require_labels
 from steerkit.models import Sample, SteerableModel
 from steerkit.vectors import Key
 
@@ -39,6 +39,8 @@ class RepE(SteeringMethod):
         negative: Label that is steered away from.
         pairing: `all` or `neighbours`; see above.
         layers: 0-based decoder blocks; None for the one at 60 % of the depth.
+        pool: What of the anchors is read: the `last` token, the `mean` over all, or that over the `answer` that they
+            begin.
         images: Show the anchors with their images.
         scale: Length of the direction: `mean_projection` (that of the mean difference along it) or `unit`.
         tokens: Which tokens are steered.
@@ -54,6 +56,7 @@ class RepE(SteeringMethod):
     negative: str = "negative"
     pairing: Literal["all", "neighbours"] = "all"
     layers: tuple[int, ...] | None = None
+    pool: CapturePool = "last"
     images: bool = True
     scale: Literal["mean_projection", "unit"] = "mean_projection"
     tokens: Tokens = "all"
@@ -63,6 +66,8 @@ class RepE(SteeringMethod):
     def plan(self, model: SteerableModel, anchors: Sequence[Sample]) -> Plan:
         """Both labels must occur, and no other; as neighbours, in pairs of one each."""
         require_labels(anchors, *self._labels)
+        if self.pool == "answer":
+            require_begun(anchors, *self._labels)
         if self.pairing == "neighbours":
             require_neighbours(anchors)
         layers = model.check_layers(at_depth(model, 0.6) if self.layers is None else self.layers)
@@ -71,7 +76,7 @@ class RepE(SteeringMethod):
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """The hidden states of each label, or the differences of neighbours."""
-        captured = model.capture(batch, images=self.images, layers=layers)
+        captured = model.capture(batch, images=self.images, layers=layers, pool=self.pool)
         if self.pairing == "all":
             return by_label(batch, captured, self._labels)
         return {"difference": neighbour_differences(batch, captured, self.positive)}

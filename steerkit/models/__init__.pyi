@@ -44,7 +44,9 @@ from steerkit.models._modalities import (
 from steerkit.models._preparing import (
     Prepared as Prepared,
     all_prepared as all_prepared,
+    answer_lengths as answer_lengths,
     batched as batched,
+    check_begun as check_begun,
     named as named,
     numbered_from as numbered_from,
     numbers as numbers,

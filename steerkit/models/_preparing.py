@@ -34,11 +34,13 @@ class Prepared:
     Attributes:
         indices: Which of the samples they are.
         samples: The samples as the view shows them.
+        texts: The same, rendered.
         inputs: What the model takes, left padded, on the CPU.
     """
 
     indices: Sequence[int]
     samples: Sequence[Sample]
+    texts: Sequence[str]
     inputs: Inputs
 
 
@@ -138,7 +140,54 @@ def prepare(
             expected="prompts that the processor takes together, as it takes each of them alone",
             fix="use a smaller batch_size",
         ) from error
-    return Prepared(tuple(indices), tuple(posed), inputs)
+    return Prepared(tuple(indices), tuple(posed), tuple(texts), inputs)
+
+
+def answer_lengths(format: PromptFormat, prepared: Prepared) -> list[int]:
+    """How many tokens at the end of each prompt are the beginning of its answer.
+
+    A token that the beginning shares with what stands before it belongs to the beginning.
+
+    Raises:
+        SampleError: A prompt begins no answer, or the prompts of this model don't end with it.
+    """
+    opened: list[str] = []
+    for index, sample, text in zip(prepared.indices, prepared.samples, prepared.texts, strict=True):
+        with named(index, sample):
+            check_begun(sample)
+            begun = sample.turns[-1][1].strip()
+            if not format.ends_open or not text.rstrip().endswith(begun):
+                raise SampleError(
+                    "the prompts of this model don't end with the beginning of the answer as it is written",
+                    expected="a chat template that writes it as one text at the end of the prompt",
+                    fix="read the last token, or the mean over the prompt",
+                )
+            opened.append(text[: text.rindex(begun)])
+    images = [list(map(open_image, sample.images)) for sample in prepared.samples]
+    before = _rows(format.encode(opened, images, [list(sample.videos) for sample in prepared.samples]))
+    return [
+        len(row) - next((at for at, pair in enumerate(zip(row, other, strict=False)) if pair[0] != pair[1]), len(other))
+        for row, other in zip(_rows(prepared.inputs), before, strict=True)
+    ]
+
+
+def check_begun(sample: Sample) -> None:
+    """Refuse a sample that begins no answer.
+
+    Raises:
+        SampleError: It ends with the user's turn.
+    """
+    if not sample.continues:
+        raise SampleError(
+            "the tokens of the answer's beginning are read, and it has none",
+            expected="a chat that ends with ('assistant', beginning of the answer)",
+            fix="add that turn, or read the last token of the prompt",
+        )
+
+
+def _rows(inputs: Inputs) -> list[list[int]]:
+    """The ids of each prompt, without padding."""
+    return [ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
 
 
 def batched(samples: Sequence[Sample], images: Images, size: int) -> list[list[int]]:

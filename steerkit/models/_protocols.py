@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from steerkit.interventions import Pool, Site, Tower
+from steerkit.interventions import CapturePool, Site, Tower
 from steerkit.models._architecture import Architecture, Images, Inputs
 from steerkit.models._samples import Sample
 from steerkit.vectors import Fingerprint, ModelRecord
@@ -39,10 +39,10 @@ class SteerableModel(Protocol):
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
         tower: Tower = "language",
-        pool: Pool = "last",
+        pool: CapturePool = "last",
         seed: int = 0,
     ) -> dict[int, Tensor]:
-        """`{layer: [batch, hidden]}` at the last prompt token, or the mean over the prompt's tokens or the images'."""
+        """`{layer: [batch, hidden]}` at the last prompt token, or the mean over tokens; see `VLM.capture`."""
         ...
 
     def check_prompt(self, sample: Sample, images: Images = True) -> None:

@@ -249,6 +249,11 @@ class PromptQuestions:
         return self._family.prompt == "chat" and self._chat_template is not None
 
     @property
+    def ends_open(self) -> bool:
+        """Whether the decoder's prompt ends where a chat template lets the answer go on."""
+        return self._has_template and not self._architecture.encoder_decoder
+
+    @property
     def _chat_template(self) -> Any:
         own = getattr(self.processor, "chat_template", None)
         return own or self._family.template or getattr(self.tokenizer, "chat_template", None)

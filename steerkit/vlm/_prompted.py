@@ -38,9 +38,11 @@ from steerkit.models import (
     PromptFormat,
     Sample,
     all_prepared,
+    answer_lengths,
     architecture_of,
     as_samples,
     batched,
+    check_begun,
     check_processor,
     family_for,
     hides_images,
@@ -204,6 +206,16 @@ class PromptedModel:
                     f"sample {index} is shown without an image, and the vision tower is read",
                     expected="an image in every sample, and a view that shows it",
                 )
+
+    def _check_begun(self, samples: Sequence[Sample], tower: Tower) -> None:
+        if tower == "vision":
+            raise OptionError("the answer is read in the vision tower", expected="the language model")
+        for index in range(len(samples)):
+            with named(index, samples[index]):
+                check_begun(samples[index])
+
+    def _answer_lengths(self, made: Prepared) -> list[int]:
+        return answer_lengths(cast("PromptFormat", self.format), made)
 
     def check_layers(self, layers: Sequence[int] | None, tower: Tower = "language") -> list[int]:
         """The layers of a tower, sorted; all of them for None.

@@ -13,7 +13,7 @@ from steerkit._text import one_line
 from steerkit.analysis import fingerprint
 from steerkit.engines import capturing
 from steerkit.errors import SampleError
-from steerkit.interventions import Pool, Site, Tower
+from steerkit.interventions import CapturePool, Site, Tower
 from steerkit.models import Images, Sample, as_samples, weights_digest
 from steerkit.vectors import Fingerprint
 from steerkit.vlm._answers import AnsweringModel
@@ -41,7 +41,7 @@ class VLM(AnsweringModel):
         layers: Sequence[int] | None = None,
         site: Site = "resid_post",
         tower: Tower = "language",
-        pool: Pool = "last",
+        pool: CapturePool = "last",
         batch_size: int = 8,
         engine: Literal["nnsight", "hooks"] = "nnsight",
         seed: int = 0,
@@ -55,7 +55,8 @@ class VLM(AnsweringModel):
             site: Where in the block.
             tower: The decoder, or the vision tower: there the mean over all tokens of the sample's images is read, in
                 one pass for each sample.
-            pool: `last` token of the prompt, or the `mean` over its tokens.
+            pool: `last` token of the prompt, the `mean` over its tokens, or that over those of the `answer` which it
+                begins: the assistant's turn that the chat ends with, without what the template writes in front of it.
             batch_size: Prompts per forward pass.
             engine: `nnsight` traces the model; `hooks` is the one to use from several threads. Both give equal numbers.
             seed: Seed of noise images.
@@ -72,7 +73,7 @@ class VLM(AnsweringModel):
         """
         expect_one_of(get_args(Site), site=site)
         expect_one_of(get_args(Tower), tower=tower)
-        expect_one_of(get_args(Pool), pool=pool)
+        expect_one_of(get_args(CapturePool), pool=pool)
         expect_one_of(("nnsight", "hooks"), engine=engine)
         self.architecture.check_site(site, tower)
         wanted = self.check_layers(layers, tower)
@@ -81,6 +82,8 @@ class VLM(AnsweringModel):
             self._check_seen(samples, images)
         if not len(as_samples(samples)):
             raise SampleError("there are no samples", expected="at least one")
+        if pool == "answer":
+            self._check_begun(samples, tower)
         if engine == "nnsight":
             from steerkit.engines import nnsight
 
@@ -89,8 +92,9 @@ class VLM(AnsweringModel):
             read = capturing.capture
         parts: list[tuple[Sequence[int], dict[int, Tensor]]] = []
         for made in self._all(samples, images, batch_size, seed):
+            over = self._answer_lengths(made) if pool == "answer" else pool
             with self._asking(samples, images, made) as inputs:
-                parts.append((made.indices, read(self.model, inputs, self.architecture, wanted, site, tower, pool)))
+                parts.append((made.indices, read(self.model, inputs, self.architecture, wanted, site, tower, over)))
         order = torch.tensor([index for batch, _ in parts for index in batch], device="cpu").argsort()
         return {
             layer: torch.cat([found[layer] for _, found in parts])[order.to(parts[0][1][layer].device)]
