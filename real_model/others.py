@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,29 +37,87 @@ COMPLYING = (
 )
 """Beginnings of answers, whose contrast is the behaviour of the CAST paper."""
 
-Variant = tuple[methods.SteeringMethod, bool, tuple[float, ...]]
+REFUSE: dict[str, Any] = {"positive": "harmful", "negative": "harmless"}
+"""From safe to unsafe prompts, of which the text alone is refused."""
+
+Anchors = Callable[[Sequence[sk.Sample]], list[sk.Sample]]
+
+
+def every(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """All of the recipe's anchors."""
+    return list(anchors)
+
+
+def requests(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """The unsafe and the safe ones."""
+    return [each for each in anchors if each.label != "visual"]
+
+
+def visual(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """All, the visual questions among the harmless ones."""
+    return [replace(each, label="harmless") if each.label == "visual" else each for each in anchors]
+
+
+def pair(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """The first unsafe request and the first safe one, which was written beside it."""
+    return [next(each for each in anchors if each.label == label) for label in ("harmful", "harmless")]
+
+
+def pictured(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """The unsafe ones, whose pictures are all of them."""
+    return [each for each in anchors if each.label == "harmful"]
+
+
+def bared(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """The unsafe and the safe ones, and the unsafe ones without their picture."""
+    bare = [replace(each, images=(), label="masked") for each in pictured(anchors)]
+    return requests(anchors) + bare
+
+
+def begun(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
+    """Requests, and safe ones as text, each with an answer that has begun to refuse it and one that complies."""
+    asked = [each.turns[-1][1] for each in anchors if each.label == "harmless"][:12]
+    rows = [
+        {"prompt": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}], "label": label}
+        for request in asked
+        for both in zip(REFUSING, COMPLYING, strict=True)
+        for label, answer in zip(("refuses", "complies"), both, strict=True)
+    ]
+    return requests(anchors) + sk.read_samples(rows)
+
+
+Variant = tuple[methods.SteeringMethod, Anchors, tuple[float, ...]]
 VARIANTS: dict[str, Variant] = {
-    "CMRM": (sk.CMRM(), False, (0.5, 1.0)),
-    "the recipe": (sk.CMRM(**OPTIONS), False, (1.0,)),
-    "ShiftDC": (methods.ShiftDC(), False, (1.0, 2.0, 4.0)),
-    "ShiftDC, answer": (methods.ShiftDC(phase="both"), False, (1.0, 2.0)),
-    "AdaSteer": (methods.AdaSteer(), False, (1.0, 2.0)),
-    "AdaSteer, visual": (methods.AdaSteer(), True, (1.0, 2.0)),
-    "AdaSteer, visual, answer": (methods.AdaSteer(phase="both"), True, (1.0,)),
-    "CAST": (methods.CAST(), False, (1.0, 2.0, 4.0)),
-    "CAST, visual": (methods.CAST(), True, (1.0, 2.0, 4.0)),
+    "CMRM": (sk.CMRM(), requests, (0.5, 1.0)),
+    "CMRM, literal": (sk.CMRM(form="literal"), requests, (0.1, 0.25, 1.0)),
+    "CMRM, upper half": (sk.CMRM(layers=tuple(range(12, 24))), requests, (1.0,)),
+    "the recipe": (sk.CMRM(**OPTIONS), every, (1.0,)),
+    "ShiftDC": (methods.ShiftDC(), requests, (1.0, 2.0, 4.0)),
+    "ShiftDC, answer": (methods.ShiftDC(phase="both"), requests, (1.0, 2.0)),
+    "AdaSteer": (methods.AdaSteer(), requests, (1.0, 2.0)),
+    "AdaSteer, visual": (methods.AdaSteer(), visual, (1.0, 2.0)),
+    "AdaSteer, visual, answer": (methods.AdaSteer(phase="both"), visual, (1.0,)),
+    "CAST": (methods.CAST(), requests, (1.0, 2.0, 4.0)),
+    "CAST, visual": (methods.CAST(), visual, (1.0, 2.0, 4.0)),
     "CAST, beginnings": (
         methods.CAST(towards="refuses", away="complies", layers=tuple(range(10, 18))),
-        False,
-        (0.125, 0.25),
+        begun,
+        (0.125, 0.25, 0.5),
     ),
-    "VLM-Guard, rank 10": (methods.VLMGuard(rank=10, threshold="middle", gate_all=True), False, (1.0,)),
-    "VLM-Guard, rank 10, visual": (methods.VLMGuard(rank=10, threshold="middle", gate_all=True), True, (1.0,)),
-    "VLM-Guard": (methods.VLMGuard(threshold="middle"), False, (1.0, 2.0)),
-    "VLM-Guard, visual": (methods.VLMGuard(threshold="middle"), True, (1.0, 2.0)),
-    "VLM-Guard, visual, answer": (methods.VLMGuard(threshold="middle", phase="both"), True, (1.0,)),
+    "VLM-Guard, rank 10": (methods.VLMGuard(rank=10, threshold="middle", gate_all=True), requests, (1.0,)),
+    "VLM-Guard, rank 10, visual": (methods.VLMGuard(rank=10, threshold="middle", gate_all=True), visual, (1.0,)),
+    "VLM-Guard": (methods.VLMGuard(threshold="middle"), requests, (1.0, 2.0)),
+    "VLM-Guard, visual": (methods.VLMGuard(threshold="middle"), visual, (1.0, 2.0)),
+    "VLM-Guard, visual, answer": (methods.VLMGuard(threshold="middle", phase="both"), visual, (1.0,)),
+    "CAA": (methods.CAA(**REFUSE, images=False), requests, (1.0, 4.0)),
+    "ActAdd": (methods.ActAdd(**REFUSE), pair, (1.0, 4.0)),
+    "RepE": (methods.RepE(**REFUSE, images=False), requests, (1.0, 3.0)),
+    "refusal direction": (methods.RefusalDirection(), requests, (0.5, 1.0, 2.0)),
+    "ITI": (methods.ITI(**REFUSE, images=False), requests, (0.25, 1.0)),
+    "VTI, vision": (methods.VTI(parts="vision"), pictured, (1.0, 4.0)),
+    "ASTRA, whole picture": (methods.ASTRA(source="pairs"), bared, (0.25, 1.0)),
 }
-"""Method, whether visual questions are among its harmless anchors, and strengths; `answer` steers its tokens too."""
+"""Method, its anchors, and strengths; `answer` steers the tokens of the answer too."""
 BEFORE = (Condition("text", images="text"), Condition("image"))
 
 
@@ -67,32 +125,10 @@ def fitted(vlm: sk.VLM, model: Path, out: Path, name: str) -> sk.SteeringVector:
     """The vector of a variant; kept."""
     path = out / f"{name.replace(', ', '-')}.safetensors"
     if not path.exists():
-        method, visual, _ = VARIANTS[name]
-        anchors: list[sk.Sample] = sk.read_samples(model / "anchors.jsonl")
-        if not isinstance(method, sk.CMRM):  # the others take two labels
-            anchors = [
-                replace(each, label="harmless") if each.label == "visual" else each
-                for each in anchors
-                if visual or each.label != "visual"
-            ]
-            if "beginnings" in name:
-                anchors += begun(anchors)
-        elif not method.spared:
-            anchors = [each for each in anchors if each.label != "visual"]
+        method, chosen, _ = VARIANTS[name]
+        anchors = chosen(sk.read_samples(model / "anchors.jsonl"))
         method.fit(vlm, anchors, batch_size=20, engine="hooks").save(path)
     return sk.load_vector(path)
-
-
-def begun(anchors: Sequence[sk.Sample]) -> list[sk.Sample]:
-    """Safe requests as text, each with an answer that has begun to refuse it, and one that has begun to comply."""
-    asked = [each.turns[-1][1] for each in anchors if each.label == "harmless"][:12]
-    rows = [
-        {"prompt": [{"role": "user", "content": request}, {"role": "assistant", "content": answer}], "label": label}
-        for request in asked
-        for pair in zip(REFUSING, COMPLYING, strict=True)
-        for label, answer in zip(("refuses", "complies"), pair, strict=True)
-    ]
-    return sk.read_samples(rows)
 
 
 def best(found: Sequence[tables.Line], names: Sequence[str]) -> dict[str, float]:
