@@ -79,9 +79,10 @@ def build(base: Path, parts: Path, share: float = SHARE) -> tuple[LlavaForCondit
         vision_feature_layer=-1,
         tie_word_embeddings=False,
     )
-    model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
-    model.model.language_model.load_state_dict(lm.model.state_dict())
-    model.lm_head.load_state_dict(lm.lm_head.state_dict())
+    # made in bfloat16, not cast: a cast would round the frequencies of the rotary embedding as well
+    model: Any = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    model.model.language_model.load_state_dict(lm.model.state_dict(), assign=True)
+    model.lm_head.load_state_dict(lm.lm_head.state_dict(), assign=True)
     known = model.lm_head.weight.shape[0]
     model.resize_token_embeddings(len(made.tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     for table in (model.lm_head.weight, model.get_input_embeddings().weight):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import steerkit as sk
-from steerkit.evaluation import Budget, calibrate_gate, load_suite
+from steerkit.evaluation import Budget, Condition, calibrate_gate, generate, load_suite
 
 OPTIONS: dict[str, Any] = {"spared": ("harmless", "visual"), "phase": "both", "steps": (1.0, 0.0)}
 """Spare what is like harmless requests and visual questions; steer the prompt's last token and the answer's first."""
@@ -62,12 +62,18 @@ def choose(vlm: sk.VLM, model: Path, out: Path, batch_size: int, *, search: bool
     return sk.load_vector(path)
 
 
-def report(vlm: sk.VLM, model: Path, vector: sk.SteeringVector, out: Path, batch_size: int) -> None:
+def report(
+    vlm: sk.VLM, model: Path, vector: sk.SteeringVector, out: Path, batch_size: int, count: int | None = None
+) -> None:
     """Answer test as text, with its pictures, and steered as chosen; what is there already is not asked again."""
     test = suite(model, "test")
+    if count is not None:
+        test = test.first(count)
     text = replace(test.without_images(), utility=())
     options: Any = {"batch_size": batch_size, "fluency": False}
     strength = vector.metadata.strength.recommended
+    both = [Condition("unsteered"), Condition("steered", vector, strength)]  # in one call, they share their prompts
+    generate(vlm, test, both, path=out / "test" / "answers.jsonl", batch_size=batch_size)
     table = {
         "steered as chosen": sk.evaluate(vlm, test, vector, strength=strength, folder=out / "test", **options),
         "unsteered": sk.evaluate(vlm, test, folder=out / "test", **options),
@@ -83,6 +89,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder that build.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of packs and answers; gone on with")
     parser.add_argument("--search", action="store_true", help="search the gate and the strength on dev")
+    parser.add_argument("--count", type=int, help="the first prompts of each kind of test; default: all")
     parser.add_argument("--batch-size", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,7 +100,7 @@ def main() -> None:
         vector = sk.load_vector(chosen)
     else:
         vector = choose(vlm, arguments.model, arguments.out, size, search=arguments.search)
-    report(vlm, arguments.model, vector, arguments.out, size)
+    report(vlm, arguments.model, vector, arguments.out, size, arguments.count)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class Student(nn.Module):
         self.tokenizer: Any = AutoTokenizer.from_pretrained(base)
         self.lm: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
         self.tower = CLIPVisionModel(tower.config())
-        self.tower.load_state_dict({k: v.float() for k, v in load_file(vision).items()}, strict=False)
+        state = {k.removeprefix("vision_tower."): v.float() for k, v in load_file(vision).items()}
+        if missing := self.tower.load_state_dict(state, strict=False).missing_keys:
+            raise ValueError(f"{vision} does not hold the tower: {missing}")
         hidden, width = self.tower.config.hidden_size, self.lm.config.hidden_size
         self.projector = nn.Sequential(nn.Linear(hidden, width), nn.GELU(), nn.Linear(width, width))
         for part in (self.projector[0], self.projector[2]):
@@ -142,15 +144,27 @@ def align(
     return loss.item()
 
 
-def fit(student: Student, groups: list[dict[str, Any]], steps: int, draw: Any, log: Path) -> None:
-    """AdamW on groups of parameters with a rate each, with a short warm-up and a cosine."""
+def fit(
+    student: Student, groups: list[dict[str, Any]], steps: int, draw: Any, log: Path, rng: random.Random, kept: Path
+) -> None:
+    """AdamW on groups of parameters with a rate each, with a short warm-up and a cosine.
+
+    After each step all that the next one needs is written to `kept`; where that is there already, training goes on.
+    """
     parameters = [parameter for group in groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     rates = [group["lr"] for group in groups]
-    start = time.time()
-    for step in range(steps):
+    start, begun = time.time(), 0
+    if kept.exists():
+        state = torch.load(kept)
+        for parameter, value in zip(parameters, state["parameters"], strict=True):
+            parameter.data.copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+        rng.setstate(state["rng"])
+        begun = state["steps"]
+    for step in range(begun, steps):
         for rate, group in zip(rates, optimizer.param_groups, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / 5) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
         tree, images = draw()
@@ -164,6 +178,14 @@ def fit(student: Student, groups: list[dict[str, Any]], steps: int, draw: Any, l
         entry = {"step": step, "loss": round(loss.item(), 4), "tokens": len(tree.ids), "s": round(time.time() - start)}
         with log.open("a") as file:
             file.write(json.dumps(entry) + "\n")
+        state = {"parameters": [p.data for p in parameters], "optimizer": optimizer.state_dict()}
+        _keep(kept, state | {"rng": rng.getstate(), "steps": step + 1})
+
+
+def _keep(path: Path, state: dict[str, Any]) -> None:
+    """Write all of it or nothing."""
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
 
 
 @torch.no_grad()
@@ -199,10 +221,15 @@ def save(student: Student, path: Path) -> None:
 
 
 def main() -> None:
-    """Train the stages and write the parts after each."""
+    """Train the stages and write the parts after each; what was interrupted goes on with the same arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="folder of the language model")
-    parser.add_argument("--tower", type=Path, required=True, help="weights that tower.py wrote")
+    parser.add_argument(
+        "--tower",
+        type=Path,
+        required=True,
+        help="weights that tower.py wrote, or the trained parts of another size of the language model",
+    )
     parser.add_argument("--answers", type=Path, required=True, help="answers that teach.py wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -218,18 +245,26 @@ def main() -> None:
     rng = random.Random(f"train/{arguments.seed}")
     projector = list(student.projector.parameters())
     most = arguments.shapes
-    aligned = align(student, rng, arguments.steps[0], most)
-    with log.open("a") as file:
-        file.write(json.dumps({"stage": 0, "loss": aligned}) + "\n")
-    start = {name: value.clone() for name, value in student.projector.state_dict().items()}
-    first = [{"params": projector, "lr": 1e-3}]
-    fit(student, first, arguments.steps[1], lambda: plant(student, rng, 4, 5, [], most=most), log)
+    asked = {"base": str(arguments.base), "seed": arguments.seed, "steps": list(arguments.steps), "shapes": most}
+    aligned, first, second = (arguments.out / f"stage{stage}.pt" for stage in range(3))
+    if not aligned.exists():
+        loss = align(student, rng, arguments.steps[0], most)
+        with log.open("a") as file:
+            file.write(json.dumps({"stage": 0, "loss": loss}) + "\n")
+        _keep(aligned, {"projector": student.projector.state_dict(), "rng": rng.getstate(), "asked": asked})
+    start = torch.load(aligned)
+    if start["asked"] != asked:
+        raise SystemExit(f"{arguments.out} was begun with {start['asked']}, this is {asked}: name another folder.")
+    student.projector.load_state_dict(start["projector"])
+    rng.setstate(start["rng"])
+    visual = [{"params": projector, "lr": 1e-3}]
+    fit(student, visual, arguments.steps[1], lambda: plant(student, rng, 4, 5, [], most=most), log, rng, first)
     save(student, arguments.out / "stage1.safetensors")
     with log.open("a") as file:
         file.write(json.dumps({"stage": 1, "exact": exact(student)}) + "\n")
     if not arguments.steps[2]:
         return
-    student.projector.load_state_dict(start)
+    student.projector.load_state_dict(start["projector"])
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     peft.inject_adapter_in_model(config, student.lm)
     low_rank = [parameter for name, parameter in student.lm.named_parameters() if "lora_" in name]
@@ -241,6 +276,8 @@ def main() -> None:
         arguments.steps[2],
         lambda: plant(student, rng, 4, 5, requests, shown=1, text=1, most=most),
         log,
+        rng,
+        second,
     )
     save(student, arguments.out / "stage2.safetensors")
     with log.open("a") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -9,14 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
 import steerkit as sk
-from real_model import build, others, recipe, recipes, rows, split, sweep, tables, teach, tower, train
+from real_model import base as language, build, others, recipe, recipes, rows, split, sweep, tables, teach, tower, train
 from real_model.lab import Lab
 from steerkit.cli.app import app
 from steerkit.demo import model_path
@@ -113,7 +115,91 @@ def test_what_is_built_is_the_language_model_with_the_trained_parts(base: Path, 
     with torch.inference_mode():
         changed = own(input_ids=ids).logits
     assert (changed - expected).abs().max() > 0.05
+    turned: Any = build.build(base, parts / "stage1.safetensors")[0]
+    assert torch.equal(turned.model.language_model.rotary_emb.inv_freq, own.model.rotary_emb.inv_freq)  # unrounded
     assert (logits("stage2.safetensors", 100.0) - changed).abs().max() < 0.01
+
+
+def test_a_tower_is_read_out_of_the_parts_of_another_size(base: Path, parts: Path, tmp_path: Path) -> None:
+    alone, within = (
+        train.Student(base, parts / f"{name}.safetensors", 0).tower.state_dict() for name in ("tower", "stage1")
+    )
+    assert all(torch.equal(value, within[name]) for name, value in alone.items())
+    save_file({"projector.weight": torch.zeros(2)}, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="does not hold the tower"):
+        train.Student(base, tmp_path / "none.safetensors", 0)
+
+
+@pytest.mark.parametrize("died", [1, 2, 3])
+def test_training_that_was_killed_goes_on_to_the_same_weights(
+    base: Path, parts: Path, tmp_path: Path, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, died: int
+) -> None:
+    monkeypatch.setattr(train, "exact", lambda student: 0.0)
+    given = ["--base", base, "--tower", parts / "stage1.safetensors", "--answers", parts / "answers.json"]
+
+    def once(folder: str, *steps: int) -> dict[str, torch.Tensor]:
+        run(train, *given, "--out", tmp_path / folder, "--steps", *steps)
+        return load_file(tmp_path / folder / "stage2.safetensors")
+
+    whole, plant, calls = once("whole", 1, 2, 2), train.plant, iter(range(9))
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == died:
+            raise KeyboardInterrupt
+        return plant(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "plant", killed)
+        with pytest.raises(KeyboardInterrupt):
+            once("parts", 1, 2, 2)
+    again = once("parts", 1, 2, 2)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    steps = [json.loads(line).get("step") for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [step for step in steps if step is not None] == [0, 1, 0, 1]
+    with pytest.raises(SystemExit, match="name another folder"):
+        once("parts", 1, 3, 2)
+
+
+def test_a_gguf_file_becomes_the_folder_of_a_language_model(
+    base: Path, tmp_path: Path, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = Qwen2ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    made, config = tmp_path / "tiny.gguf", model.config
+    writer = gguf.GGUFWriter(made, "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    vocabulary = json.loads((base / "tokenizer.json").read_text())["model"]
+    tokens: dict[str, int] = AutoTokenizer.from_pretrained(base).get_vocab()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(tokens, key=lambda token: tokens[token]))
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary["merges"]])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        if name != "lm_head.weight":  # tied
+            writer.add_tensor(f"{names.get_name(name.rpartition('.')[0])}.{name.rpartition('.')[2]}", value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SystemExit, match="Check that it is whole"):
+        run(language, "--gguf", made, "--out", tmp_path / "out")
+    monkeypatch.setitem(language.SHA256, hashlib.sha256(made.read_bytes()).hexdigest(), "tiny")
+    run(language, "--gguf", made, "--out", tmp_path / "out")
+    written: Any = Qwen2ForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        assert (written(input_ids=ids).logits - model(input_ids=ids).logits).abs().max() < 1e-4
+    text = "How do I kill a process?"
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out")(text).input_ids
+        == AutoTokenizer.from_pretrained(base)(text).input_ids
+    )
 
 
 @pytest.mark.usefixtures("few")
@@ -213,6 +299,13 @@ def test_the_recipe_chooses_on_dev_and_reports_on_test(
     before = (out / "test" / "answers.jsonl").read_bytes()
     run(recipe, "--model", folder, "--out", out)
     assert (out / "test" / "answers.jsonl").read_bytes() == before
+    (out / "test" / "answers.jsonl").unlink()
+    run(recipe, "--model", folder, "--out", out, "--count", "1")
+    few = sk.evaluation.read_records(out / "test" / "answers.jsonl", sk.evaluation.Answer)
+    kinds = {"harmful", "harmless", "utility"}
+    assert {(each.row, each.condition) for each in few} == {
+        (f"{kind} 1", name) for kind in kinds for name in ("steered", "unsteered")
+    }
 
 
 @pytest.mark.usefixtures("few")
