@@ -44,6 +44,9 @@ def test_an_array_is_a_strength_for_each_vector() -> None:
         object(),
         10**400,
         pytest.param(10**9999, id="huge"),
+        {1: 0.5},
+        {0.5},
+        {"add": 1.0},
     ],
 )
 def test_what_is_no_number_is_no_strength(given: Any) -> None:
@@ -66,7 +69,7 @@ def test_one_vector_or_several(llava: sk.VLM) -> None:
         as_vectors([])
 
 
-@pytest.mark.parametrize("given", ["cmrm.safetensors", None, 1.0, ["cmrm.safetensors"], {0: torch.zeros(4)}])
+@pytest.mark.parametrize("given", ["cmrm.safetensors", None, 1.0, ["cmrm.safetensors"], {0: torch.zeros(4)}, {1}])
 def test_what_is_no_vector_is_refused_with_the_way_to_load_one(llava: sk.VLM, given: Any) -> None:
     with pytest.raises(OptionError, match="the vector is") as caught:
         sk.steer(llava, given)

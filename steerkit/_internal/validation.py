@@ -5,7 +5,7 @@ The arguments are passed by name, as in `expect_whole(batch_size=batch_size)`. T
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from numbers import Integral
 from os import PathLike
 from types import UnionType
@@ -62,6 +62,11 @@ def expect_one_of(allowed: Iterable[str], /, **given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, str) or value not in allowed:
             raise OptionError(f"{name} is {quoted(value)}", expected=" or ".join(map(repr, allowed)))
+
+
+def is_series(given: object) -> bool:
+    """Whether it has elements in an order: not a text, a mapping (whose elements are its keys) or a set."""
+    return isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, Set))
 
 
 def as_layers(given: Any) -> list[int]:

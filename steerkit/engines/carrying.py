@@ -59,6 +59,7 @@ def carried() -> Iterator[None]:
         if _users == 1:
             _undo.append(_wrap(threading.Thread, "start", _start))
             _undo.append(_wrap(ThreadPoolExecutor, "submit", _submit))
+            _undo.append(_wrap(Future, "add_done_callback", _when_done))
             for name in _POOL_METHODS:
                 _undo.append(_wrap(ThreadPool, name, functools.partial(_give, holds=name not in ("map", "starmap"))))
             for loop in asyncio.AbstractEventLoop.__subclasses__():  # asyncio's own, and uvloop's
@@ -133,24 +134,44 @@ def _submit(
 ) -> Future[Any]:
     if any(kind.__name__ == "InterpreterPoolExecutor" for kind in type(pool).__mro__):  # what it is given is pickled
         return inner(pool, work, *args, **kwargs)
-    held, said = [block for block in blocks if block.hold()], _said()
+    held = [block for block in blocks if block.hold()]
+    work_inside = _inside(work, blocks, held)
+    try:
+        # a worker that is started now serves others later
+        with inside(()), _saying([(variable, None) for variable in _along]):
+            future = inner(pool, work_inside, *args, **kwargs)
+            future.add_done_callback(lambda _: _release(held))  # it may be cancelled
+    except BaseException:
+        _release(held)
+        raise
+    return future
 
-    def work_inside() -> Any:
+
+def _when_done(
+    inner: Callable[..., None], blocks: tuple[Block, ...], future: Future[Any], callback: Callable[[Future[Any]], Any]
+) -> None:
+    """What is called by a worker of a pool once a future is done, in the context of nobody."""
+    if {_package(callback), _package(type(callback))} & _ASYNCIO:
+        inner(future, callback)
+        return
+    held = [block for block in blocks if block.hold()]
+    called = _inside(callback, blocks, held)
+    weakref.finalize(called, _release, held)  # the future may never be done
+    inner(future, called)
+
+
+def _inside(work: Callable[..., Any], blocks: tuple[Block, ...], held: list[Block]) -> Callable[..., Any]:
+    """Work that runs once, inside of blocks, and lets go of them then."""
+    said = _said()
+
+    def work_inside(*args: Any, **kwargs: Any) -> Any:
         try:
             with inside(blocks), _saying(said):
                 return work(*args, **kwargs)
         finally:
             _release(held)
 
-    try:
-        # a worker that is started now serves others later
-        with inside(()), _saying([(variable, None) for variable in _along]):
-            future = inner(pool, work_inside)
-    except BaseException:
-        _release(held)
-        raise
-    future.add_done_callback(lambda _: _release(held))  # it may be cancelled
-    return future
+    return work_inside
 
 
 def _give(

@@ -207,15 +207,23 @@ def _reading(image: Any) -> Iterator[None]:
         raise MissingImageError(
             f"the image {image_name(image)} can't be read ({str(why)[:200] or type(error).__name__})",
             expected="an image file that Pillow opens",
-            fix=_fix(image),
+            fix=_fix(image, error),
         ) from error
 
 
-def _fix(image: Any) -> str | None:
-    if not isinstance(image, (str, Path)) or str(image)[:5].lower() == "data:":
+def _fix(image: Any, error: Exception) -> str | None:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return "make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS"
+    if isinstance(error, UnidentifiedImageError):
+        return "convert it to PNG or JPEG, or install a plugin of Pillow for its format, such as pillow-heif"
+    if not isinstance(image, (str, Path)) or not isinstance(error, OSError) or str(image)[:5].lower() == "data:":
         return None
     if re.fullmatch(r"[A-Za-z0-9+/=\s]{200,}", str(image)[:1000]):
         return "if this is base64, say so: 'data:image/png;base64,' in front of it"
+    if str(image).startswith("~"):
+        return "Path(path).expanduser(): only a shell puts your home folder in the place of ~"
     return "check the path; relative paths are taken from the folder of the sample file"
 
 
@@ -237,14 +245,24 @@ def _check_array(image: Any) -> None:
             "(tensor * 255).round().byte() first for floats of 0 to 1",
         )
     if not isinstance(image, np.ndarray):
-        raise MissingImageError(f"an image is of type {type(image).__name__}", expected=_EXPECTED)
+        raise MissingImageError(
+            f"an image is of type {type(image).__name__}",
+            expected=_EXPECTED,
+            fix="file.read() gives the bytes of an open file" if hasattr(image, "read") else None,
+        )
     if image.dtype == "uint8" and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return
-    fix = "Image.fromarray(array) makes an image of grey values or of four channels"
-    if np.issubdtype(image.dtype, np.floating):
+    fix = None
+    if image.ndim == 4:
+        fix = "list(array) gives the images of a batch one by one"
+    elif np.issubdtype(image.dtype, np.floating):
         fix = "(array * 255).round().astype('uint8') where 1.0 is white, array.round().astype('uint8') where 255 is"
-    elif image.ndim == 3 and image.shape[0] == 3:
+    elif image.dtype != "uint8" and image.dtype.kind in "biu":
+        fix = "array.astype('uint8') where 255 is white, array.astype('uint8') * 255 where 1 is"
+    elif image.dtype == "uint8" and image.ndim == 3 and image.shape[0] == 3:
         fix = "array.transpose(1, 2, 0) puts the channels last"
+    elif image.dtype == "uint8" and image.size and (image.ndim == 2 or image.shape[2:] == (4,)):
+        fix = "Image.fromarray(array) makes an image of grey values or of four channels"
     raise MissingImageError(
         f"an image array has shape {image.shape} and type {image.dtype}",
         expected="[height, width, 3] and uint8",

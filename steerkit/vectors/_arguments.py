@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from numbers import Real
 from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor
 
+from steerkit._internal.validation import is_series
 from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.vectors._vector import SteeringVector
@@ -22,7 +22,7 @@ def as_vectors(given: Any) -> list[SteeringVector]:
     """
     if isinstance(given, SteeringVector):
         return [given]
-    several = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Tensor))
+    several = is_series(given) and not isinstance(given, Tensor)
     vectors: list[SteeringVector] = []
     for vector in given if several else [given]:
         if not isinstance(vector, SteeringVector):
@@ -47,7 +47,7 @@ def as_strengths(given: Any, count: int) -> list[float]:
     """
     if _is_scalar(given):
         return [_number(given)] * count
-    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+    if not is_series(given):
         _refuse(given)
     strengths = [_number(each) for each in given]
     if len(strengths) != count:
@@ -58,8 +58,8 @@ def as_strengths(given: Any, count: int) -> list[float]:
 
 
 _WITHIN = (
-    "strengths for each row of a batch, or each generated token, are of the intervention: "
-    "vector.applied(rows=[1.0, 0.0]), vector.applied(steps=[1.0, 0.5])"
+    "strengths for each row of a batch, generated token or layer are of the intervention: "
+    "vector.applied(rows=[1.0, 0.0]), vector.applied(steps=[1.0, 0.5]), vector.applied(strength={12: 0.5})"
 )
 
 

@@ -242,9 +242,11 @@ ARRAYS: dict[str, tuple[Any, str]] = {
     "floats, channels first": (np.zeros((3, 8, 9), np.float64), "* 255"),
     "grey": (np.zeros((8, 9), np.uint8), "Image.fromarray"),
     "four channels": (np.zeros((8, 9, 4), np.uint8), "Image.fromarray"),
-    "16 bits": (np.zeros((8, 9, 3), np.uint16), "uint8"),
-    "truth values": (np.zeros((8, 9, 3), bool), "uint8"),
-    "a batch": (np.zeros((2, 8, 9, 3), np.uint8), "uint8"),
+    "16 bits": (np.zeros((8, 9, 3), np.uint16), "where 255 is white"),
+    "truth values": (np.zeros((8, 9, 3), bool), "* 255 where 1 is"),
+    "a batch": (np.zeros((2, 8, 9, 3), np.uint8), "list(array)"),
+    "a batch of floats": (np.zeros((2, 3, 8, 9), np.float32), "list(array)"),
+    "an open file": (io.BytesIO(b"GIF89a"), "file.read()"),
     "torch": (torch.zeros(3, 8, 9, dtype=torch.uint8), "permute(1, 2, 0)"),
     "torch floats": (torch.rand(3, 8, 9), "permute(1, 2, 0)"),
 }
@@ -275,3 +277,30 @@ def test_the_fixes_for_arrays_are_right() -> None:
     tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     assert np.array_equal(np.asarray(Image.fromarray(tensor.permute(1, 2, 0).numpy())), pixels)
     assert torch.equal(((tensor / 255) * 255).round().byte(), tensor)
+    assert np.array_equal(pixels.astype(np.int64).astype("uint8"), pixels)
+    assert np.array_equal((pixels > 127).astype("uint8") * 255, np.where(pixels > 127, 255, 0))
+    for one, other in zip(list(np.stack([pixels, pixels[::-1]])), (pixels, pixels[::-1]), strict=True):
+        assert np.array_equal(np.asarray(open_image(one)), other)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (8, 8, 2), (1, 1, 1, 1, 1), (8, 8, 5)])
+@pytest.mark.parametrize("dtype", [np.uint8, object, "U3", np.complex64])
+def test_no_fix_is_made_up_for_what_is_no_picture(shape: tuple[int, ...], dtype: Any) -> None:
+    with pytest.raises(MissingImageError) as caught:
+        open_image(np.zeros(shape, dtype))
+    assert caught.value.fix is None
+
+
+def test_a_fix_is_about_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the path is right, nobody is sent to check it."""
+    (tmp_path / "drawing.png").write_text("<svg/>")
+    corners().save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    said = {"drawing.png": "PNG or JPEG", "large.png": "MAX_IMAGE_PIXELS", "gone.png": "check the path"}
+    for name, fix in said.items():
+        with pytest.raises(MissingImageError) as caught:
+            open_image(tmp_path / name)
+        assert fix in str(caught.value.fix)
+    with pytest.raises(MissingImageError) as caught:
+        open_image("~/nowhere/gone.png")
+    assert "expanduser()" in str(caught.value.fix)

@@ -6,10 +6,11 @@ What each should get is measured alone, by plain hooks, before anything runs at 
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import Context
 from multiprocessing.pool import ThreadPool
@@ -160,6 +161,34 @@ def test_work_given_to_an_executor_is_steered_as_where_it_was_given(requests: Re
             other.start()
             other.join()
             assert found == ["A"]
+
+
+@bystanders
+@pytest.mark.parametrize("done", ["before", "inside", "after", "never"])
+def test_what_is_called_once_a_future_is_done_is_steered_as_where_it_was_asked_for(
+    requests: Requests, done: str
+) -> None:
+    before, go, found = state(requests.model), threading.Event(), []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+        with requests.steer("A"):
+            requests.named()
+            future: Any = Future() if done == "never" else pool.submit(go.wait, 60)
+            if done == "before":
+                go.set()
+                future.result()
+            future.add_done_callback(lambda each: found.append((requests.named(), each is future)))
+            if done == "inside":
+                go.set()
+                pool.submit(int).result()
+        assert requests.named() == "nothing"
+        go.set()
+        pool.submit(int).result()
+        assert found == ([] if done == "never" else [("A", True)])
+        assert pool.submit(requests.named).result() == "nothing"
+    del future
+    gc.collect()
+    assert state(requests.model) == before
 
 
 POOLS: dict[str, Callable[[ThreadPool, Callable[[], str]], list[str]]] = {
