@@ -154,10 +154,12 @@ def test_a_template_that_ignores_images_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_image_tokens_in_the_text_are_refused(name: str) -> None:
-    processor, format = family(name)
-    token = str(processor.image_token)
-    with pytest.raises(SampleError, match="placeholders are put there by the adapter"):
-        format.render(Sample(f"What is {token}?"), 1)
+    vlm = VLM(*tiny.build(name))
+    assert vlm.format is not None
+    visual = vlm.processor.tokenizer.convert_ids_to_tokens(sorted(vlm.architecture.image_token_ids))
+    for token in {str(vlm.processor.image_token), *visual}:
+        with pytest.raises(SampleError, match="placeholders are put there by the adapter"):
+            vlm.format.render(Sample(f"What is {token}?"), 1)
 
 
 def test_begin_token_of_the_template_is_not_doubled() -> None:

@@ -44,31 +44,6 @@ def only_the_image_differs(case: AdapterCase) -> None:
             )
 
 
-def padding_is_in_front(case: AdapterCase) -> None:
-    """A batch is padded on the family's side and masked, whatever side the tokenizer's is, which stays as it was."""
-    side, padded = case.tokenizer.padding_side, case.family.padding
-    try:
-        for other in ("left", "right"):
-            case.tokenizer.padding_side = other
-            for batch in case.batches:
-                inputs = case.encode(*batch)
-                if "input_ids" not in inputs:
-                    continue
-                mask = inputs.get("attention_mask")
-                if mask is None or mask.shape != inputs["input_ids"].shape:
-                    raise ContractError("a batch has no attention_mask of the shape of its input_ids")
-                real = mask if padded == "left" else mask.flip(1)
-                if not (real[:, -1] == 1).all() or (real.diff(dim=1) < 0).any() or (len(real) > 1 and real.all()):
-                    raise ContractError(
-                        f"the mask of a short and a long prompt is {mask.tolist()}",
-                        fix=f"pad on the {padded}: padding_side={padded!r}",
-                    )
-            if case.tokenizer.padding_side != other:
-                raise ContractError(f"encode changes the tokenizer's padding_side from {other!r}")
-    finally:
-        case.tokenizer.padding_side = side
-
-
 def image_sizes_keep_the_shapes(case: AdapterCase) -> None:
     """Images of the sizes that `image_sizes` tells are processed to the shapes of the originals."""
     case.needs_images()
@@ -88,28 +63,6 @@ def image_sizes_keep_the_shapes(case: AdapterCase) -> None:
     for key, value in case.vlm.processor.image_processor(images=white, return_tensors="pt").items():
         if key in inputs and value.shape != inputs[key].shape:
             raise ContractError(f"{key} of such images has shape {tuple(value.shape)}, not {tuple(inputs[key].shape)}")
-
-
-def image_tokens_in_texts_are_refused(case: AdapterCase) -> None:
-    """A text that contains an image token is a SampleError."""
-    case.needs_images()
-    for token in sorted(case.architecture.image_token_ids):
-        if case.family.prompt != "chat":
-            break  # the tokens of an image are put in front of the ids, whatever stands in the text
-        text = f"What is {case.tokenizer.convert_ids_to_tokens(token)}?"
-        try:
-            case.format.render(Sample(text), 1)
-        except SampleError:
-            continue
-        raise ContractError(f"{text!r} is rendered", fix="raise SampleError in render")
-
-
-def rendering_opens_no_image(case: AdapterCase) -> None:
-    """`render` does not look at the images of a sample: it is called for every sample before any is opened."""
-    sample = Sample(SHORT, (Path("no-such-image.png"),)) if case.takes_images else Sample(SHORT)
-    shown = case.format.render(sample, len(sample.images))
-    if shown != case.format.render(replace(sample, images=()), len(sample.images)):
-        raise ContractError("the prompt depends on more than the text and the number of images")
 
 
 def several_images_work_or_are_refused(case: AdapterCase) -> None:
