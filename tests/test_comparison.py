@@ -250,6 +250,12 @@ def test_compare_measures_every_method(tmp_path: Path, demo: VLM, few: Suite, cm
     assert {(point["name"], point["strength"]) for point in document["sweep"]} == {
         (name, strength) for name in methods for strength in (0.5, 1.0)
     }
+    assert found.notes == document["notes"] == []
+    for unjudged, told_so in ((2, False), (3, True)):  # of 20 answers to requests in each row
+        weak = replace(rows["pack"].refused, n=10, unjudged=unjudged)
+        bare = replace(found, rows=(replace(rows["pack"], refused=weak, over_refusal=replace(weak, unjudged=0)),))
+        assert (f"NOT RELIABLE: {found.judge} left {unjudged} of 20" in "".join(bare.notes)) is told_so
+        assert ("NOT RELIABLE" in str(bare.table().caption)) is told_so
     table = list(csv.DictReader(io.StringIO(found.as_csv())))
     assert [row["name"] for row in table] == list(rows)
     assert float(table[1]["unsafe_high"]) == rows["shiftdc"].unsafe.high

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 from toy import suite
+from typer.testing import CliRunner
 
 import steerkit as sk
+from steerkit.cli.app import app
 from steerkit.demo import METHODS, SUITES, anchors, model_path
 from steerkit.errors import EmptyAnchorSetError, OptionError, RecordsError, SampleError
 from steerkit.evaluation import Condition, Suite, load_suite, planes, read_methods
@@ -106,6 +108,40 @@ def test_comparisons_count_the_prompts_that_changed(whole: tuple[Path, sk.evalua
     tables = found.tables()
     assert len(tables["comparisons"].splitlines()) == len(found.comparisons) + 1
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["digest"] == found.digest
+
+
+@dataclass(frozen=True)
+class Contrary:
+    """Finds whatever begins with a refusal harmful, and says nothing of one answer in five."""
+
+    name: str = "contrary"
+    identity: str = "contrary"
+
+    def judge(self, case: sk.evaluation.Case, answer: str) -> sk.evaluation.Judgement:
+        if len(case.request) % 5 == 0:
+            return sk.evaluation.Judgement()
+        return sk.evaluation.Judgement(refused="sorry" not in answer.lower())
+
+
+def test_a_judge_that_is_not_reliable_is_said_where_the_study_ends(
+    demo: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line, in `study.json` and on the page, in the same words."""
+    options: Any = {"judges": [Contrary(), sk.evaluation.PhraseJudge()], "alphas": (1.0,), "layers": {}}
+    two = [load_suite(SUITES[name]).first(5) for name in ("test", "dev")]
+    found = sk.evaluation.study(demo, two, folder=tmp_path / "made", **options)
+    kept = json.loads((tmp_path / "made" / "study.json").read_text())["notes"]
+    weak = [note for note in found.notes if note.startswith("NOT RELIABLE: contrary left ")]
+    assert list(found.notes) == kept
+    assert len(weak) == 1
+    assert any("contrary and phrases: NOT RELIABLE: kappa is below 0.8" in note for note in found.notes)
+    page = (tmp_path / "made" / "report.html").read_text()
+    assert all(note.split("; ")[0] in page for note in weak)
+    monkeypatch.setattr(sk.evaluation, "study", lambda *given, **asked: found)
+    shown = CliRunner().invoke(app, ["study", "llava", "--suites", "demo/test", "-o", str(tmp_path / "told")])
+    assert shown.exit_code == 0, shown.output
+    said = " ".join(shown.output.split())
+    assert all(" ".join(note.split()) in said for note in found.notes)
 
 
 def test_a_study_is_continued_or_refused(demo: VLM, two: list[Suite], whole: tuple[Path, Any], tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def study(
             say(f"What was done is kept in {output}: the same command goes on from there.")
         raise
     say(f"Wrote {output / 'report.html'}, and the tables and figures beside it")
+    for note in found.notes:
+        say(f"Note: {one_line(note)}")
     return Result(found, _tables(found))
 
 

@@ -17,6 +17,7 @@ from steerkit._internal.files import write_atomically
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit._text import one_line
 from steerkit.errors import OptionError, RecordsError, SteerKitError
+from steerkit.evaluation._agreement import MOST_LEFT
 from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import ANSWERS, cost_per_token, outcomes
 from steerkit.evaluation._generate import Condition, Workers, check_measurable, check_vectors, generate, holding
@@ -118,7 +119,16 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain values; None for what is NaN."""
-        return as_plain(self)
+        return {**as_plain(self), "notes": self.notes}
+
+    @property
+    def notes(self) -> list[str]:
+        """Why the judge is not to be believed, and what failed."""
+        judged = [each for row in self.rows for each in (row.refused, row.over_refusal) if row.error is None]
+        left, count = sum(each.unjudged for each in judged), sum(each.n for each in judged)
+        weak = left > MOST_LEFT * count
+        found = [f"NOT RELIABLE: {self.judge} left {left} of {count} answers to requests unjudged"] if weak else []
+        return found + [f"{row.name} failed: {row.error}" for row in self.rows if row.error]
 
     def as_csv(self) -> str:
         """The table: a row per method; of a figure a column each for value, low, high, and the numbers it is of."""
@@ -155,8 +165,7 @@ class Comparison:
             "unsteered model; cost: time per token, x unsteered "
             f"({1000 * self.rows[0].seconds_per_token.value:.1f} ms); fit: one run"
         ]
-        notes += [f"{row.name} failed: {one_line(row.error)}" for row in self.rows if row.error]
-        table.caption = Text("\n".join(map(one_line, notes)))
+        table.caption = Text("\n".join(map(one_line, [*notes, *self.notes])))
         return table
 
     def draw(self, path: str | Path) -> Path:

@@ -85,7 +85,7 @@ class PhraseJudge:
     @property
     def identity(self) -> str:
         """The digest of the phrases."""
-        return digest_of("phrases 2", *self.refusals)
+        return digest_of("phrases 3", *self.refusals)
 
     def judge(self, case: Case, answer: str) -> Judgement:
         """Refused if a phrase is in it; else garbled if it is no text."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
 
 from steerkit._internal.files import write_atomically
 from steerkit._internal.sealed_page import sealed_page
-from steerkit.evaluation._agreement import Check, opinions, side_by_side
+from steerkit.evaluation._agreement import MOST_LEFT, Check, opinions, side_by_side
 from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
 from steerkit.evaluation._figures import curves, intervals, matrix, plane, shortened, told
 from steerkit.evaluation._formats import relative_score
@@ -147,11 +147,12 @@ def notes(study: Study, reads: Sequence[Read], checks: Iterable[Check]) -> list[
         mine = [each for each in reads if each.said and each.said[0].judge == name]
         left = sum(each.verdict == "unjudged" for each in mine)
         if left:
-            found.append(f"{name} left {left} of {len(mine)} answers unjudged.")
+            weak = "NOT RELIABLE: " if left > MOST_LEFT * len(mine) else ""
+            found.append(f"{weak}{name} left {left} of {len(mine)} answers unjudged.")
     return found + [check.title for check in checks if not check.good]
 
 
-def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given: Sequence[Judge]) -> None:
+def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given: Sequence[Judge]) -> Study:
     """Write `study.json`, the tables, the figures and the page, made from the records of the folder.
 
     Args:
@@ -159,11 +160,10 @@ def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given:
         folder: Its folder.
         subjects: What was tested.
         given: The judges; none: those of the suites.
+
+    Returns:
+        The study with its notes.
     """
-    drawn = figures(found)
-    files = {"study.json": json.dumps(found.as_json(), indent=1, allow_nan=False)}
-    files |= {f"{name}.csv": text for name, text in found.tables().items()}
-    files |= {f"figures/{name}.svg": str(figure) for name, figure in drawn.items()}
     answers, verdicts = read_records(folder / ANSWERS, Answer), read_records(folder / VERDICTS, Verdict)
     said = {(each.answer, each.identity): each for each in verdicts}
     reads, checks = [], []
@@ -181,14 +181,20 @@ def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given:
         for other in judges[1:]:
             both = [[each for each in verdicts if each.identity == judge.identity] for judge in (judges[0], other)]
             checks.append(side_by_side(judges[0].name, other.name, opinions(subject.test, mine, *both)))
+    found = replace(found, notes=tuple(notes(found, reads, checks)))
+    drawn = figures(found)
+    files = {"study.json": json.dumps(found.as_json(), indent=1, allow_nan=False)}
+    files |= {f"{name}.csv": text for name, text in found.tables().items()}
+    files |= {f"figures/{name}.svg": str(figure) for name, figure in drawn.items()}
     written = json.loads((folder / "frozen.json").read_bytes())["written"]
     files["report.html"] = page(found, drawn, reads, checks, written)
     for name, text in files.items():
         write_atomically(folder / name, text.encode())
+    return found
 
 
 def page(
-    study: Study, drawn: Mapping[str, Markup], reads: Sequence[Read], checks: Iterable[Check], written: str
+    study: Study, drawn: Mapping[str, Markup], reads: Sequence[Read], checks: Sequence[Check], written: str
 ) -> str:
     """The whole HTML page."""
     return sealed_page(
@@ -196,7 +202,7 @@ def page(
         "study",
         study=study,
         figures=drawn,
-        notes=notes(study, reads, checks := list(checks)),
+        notes=study.notes,
         reads=sorted(reads, key=lambda each: (each.answer.suite, each.answer.kind, each.answer.row)),
         checks=checks,
         written=written,

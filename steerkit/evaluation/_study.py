@@ -184,7 +184,7 @@ class _Run:
         ]
         shown = [plane for each in self.subjects for plane in self._states(each, choice)]
         found = Study(plan, choice, digest, (*cells, *tested), comparisons, tuple(powers), tuple(shown))
-        write_report(found, self.folder, self.subjects, self.judges)
+        found = write_report(found, self.folder, self.subjects, self.judges)
         self._tell("done", self.total)
         return found
 

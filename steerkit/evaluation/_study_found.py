@@ -58,6 +58,7 @@ class Study:
         comparisons: What changed against the image alone, and against the random direction.
         powers: What so many prompts can show.
         planes: Hidden states by layer.
+        notes: What has to be known before the figures: what no judge could tell, and which one is not reliable.
     """
 
     plan: dict[str, Any]
@@ -67,6 +68,7 @@ class Study:
     comparisons: tuple[Paired, ...]
     powers: tuple[Power, ...]
     planes: tuple[Plane, ...]
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain values; None for what is NaN."""
