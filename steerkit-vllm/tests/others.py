@@ -5,6 +5,7 @@ The models and their processors are those of the repository's own tests of every
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector  # 
 TOKENS = 12
 CLOSE = 1e-3
 """Two best tokens that are closer than this are decided by rounding."""
+ADAPTERS = ("one", "two")
 DOSE = 3.0
 """Strength in bfloat16, where a change has to be larger than what rounding changes."""
 
@@ -163,25 +165,33 @@ def answer(
     return list(zip(tokens, margins, strict=True))
 
 
-@torch.no_grad()
-def adapter(vlm: sk.VLM, folder: Path) -> Path:
-    """A LoRA adapter as PEFT saves it, which this merges into the model that transformers answers with."""
-    from safetensors.torch import save_file
+def adapted(vlm: sk.VLM, folder: Path) -> Any:
+    """The model with `ADAPTERS` as PEFT has it, which are saved beside one another."""
+    import peft
 
-    noise, found = torch.Generator().manual_seed(4), {}
-    for name, module in vlm.model.named_modules():
-        if name.endswith(("q_proj", "v_proj", "down_proj")):
-            rows, columns = module.weight.shape
-            a, b = torch.randn(4, columns, generator=noise), torch.randn(rows, 4, generator=noise)
-            a, b = a * 0.5 / columns**0.5, b * 0.5
-            module.weight += b @ a
-            found |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
-    folder.mkdir()
-    save_file(found, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "bias": "none", "task_type": "CAUSAL_LM"}
-    settings["target_modules"] = ["q_proj", "v_proj", "down_proj"]  # type: ignore[assignment]
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
+    torch.manual_seed(4)
+    targets = [
+        name
+        for name, _ in vlm.model.get_submodule(vlm.architecture.layers).named_modules(prefix=vlm.architecture.layers)
+        if name.endswith(("q_proj", "v_proj", "down_proj"))
+    ]
+    # PEFT's first weights change next to nothing
+    settings = {"r": 4, "lora_alpha": 64, "target_modules": targets, "init_lora_weights": False}
+    settings["task_type"] = "CAUSAL_LM"
+    model = peft.get_peft_model(vlm.model, peft.LoraConfig(**settings), adapter_name=ADAPTERS[0])
+    for name in ADAPTERS[1:]:
+        model.add_adapter(name, peft.LoraConfig(**settings))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def under(adapters: Any, name: str | None) -> Any:
+    """A model of PEFT's with one of its adapters, or with none."""
+    if adapters is not None and name is None:
+        return adapters.disable_adapter()
+    if name is not None:
+        adapters.set_adapter(name)
+    return contextlib.nullcontext()
 
 
 def same(found: list[int], wanted: list[tuple[int, float]]) -> bool:
@@ -195,7 +205,7 @@ def same(found: list[int], wanted: list[tuple[int, float]]) -> bool:
 def _likely(vlm: sk.VLM, samples: list[sk.Sample], packs: Any, jobs: Any, outputs: Any) -> dict[str, Any]:
     """Where rounding decides tokens: how far log probabilities are from those of transformers, steered or not."""
     found: dict[str, Any] = {"off": dict.fromkeys(packs, 0.0), "moved": dict.fromkeys(packs, 0.0)}
-    for (key, at), output in zip(jobs, outputs, strict=True):
+    for (key, _, at), output in zip(jobs, outputs, strict=True):
         (said,) = output.outputs
         tokens = list(said.token_ids)
         theirs = torch.tensor([each[token].logprob for each, token in zip(said.logprobs, tokens, strict=True)])
@@ -212,12 +222,17 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
     if rounded:
         vlm.model.bfloat16()
     save(vlm, folder / "model")
-    beside: Any = None
+    adapters, beside = None, {None: None}
     if lora:
         from vllm.lora.request import LoRARequest
 
-        beside = LoRARequest("adapter", 1, str(adapter(vlm, folder / "adapter")))
-        options = {"enable_lora": True, "max_lora_rank": 8, **options}
+        adapters = adapted(vlm, folder / "adapters")
+        vlm = sk.wrap(adapters, vlm.processor)
+        beside |= {
+            name: LoRARequest(name, number, str(folder / "adapters" / name)) for number, name in enumerate(ADAPTERS, 1)
+        }
+        # vLLM's kernels for the CPU take the last place for requests without an adapter, which must stay empty
+        options = {"enable_lora": True, "max_lora_rank": 8, "max_loras": len(beside), **options}
     visual = vlm.architecture.takes_images
     samples = [
         sk.Sample(text, images=(picture(at),) if visual and at % 2 == 0 else ()) for at, text in enumerate(TEXTS)
@@ -230,7 +245,11 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
         files[key] = str(folder / f"{key}.safetensors")
         pack.save(files[key])
     every = {"": None, **packs}
-    wanted = {key: [] if rounded else [answer(vlm, sample, pack) for sample in samples] for key, pack in every.items()}
+    wanted: dict[Any, list[list[tuple[int, float]]]] = {}
+    for name in beside:
+        with under(adapters, name):
+            for key, pack in every.items():
+                wanted[key, name] = [] if rounded else [answer(vlm, sample, pack) for sample in samples]
     ids = [vlm.inputs([sample])["input_ids"][0].tolist() for sample in samples]
 
     from vllm import LLM, SamplingParams
@@ -246,9 +265,9 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
         **({"limit_mm_per_prompt": {"image": 1, "video": 0}} if visual else {}),
     }
     llm = LLM(**(arguments | options))
-    jobs = [(key, at) for key in wanted for at in range(len(samples))]
+    jobs = [(key, name, at) for at in range(len(samples)) for key, name in wanted]
     given, asked = [], []
-    for key, at in jobs:
+    for key, _, at in jobs:
         assert vlm.format is not None
         tokenizer = vlm.format.tokenizer
         text = vlm.format.render(samples[at], len(samples[at].images))
@@ -265,18 +284,26 @@ def compared(name: str, folder: Path, options: dict[str, Any], lora: bool = Fals
             )
         )
     try:
-        outputs = llm.generate(given, asked, use_tqdm=False, lora_request=beside)
+        outputs = llm.generate(
+            given, asked, use_tqdm=False, lora_request=[beside[name] for _, name, _ in jobs] if lora else None
+        )
     finally:
         closed(llm)
     if rounded:
         return _likely(vlm, samples, every, jobs, outputs)
     wrong = [
-        f"{key or 'plain'} on {at}"
-        for (key, at), output in zip(jobs, outputs, strict=True)
-        if list(output.prompt_token_ids) != ids[at] or not same(list(output.outputs[0].token_ids), wanted[key][at])
+        f"{key or 'plain'}, adapter {name}, on {at}"
+        for (key, name, at), output in zip(jobs, outputs, strict=True)
+        if list(output.prompt_token_ids) != ids[at]
+        or not same(list(output.outputs[0].token_ids), wanted[key, name][at])
     ]
+    said = {recipe: [[token for token, _ in each] for each in found] for recipe, found in wanted.items()}
     moved = {
-        key: sum([t for t, _ in wanted[key][at]] != [t for t, _ in wanted[""][at]] for at in range(len(samples)))
-        for key in packs
+        f"{key}, adapter {name}" if lora else key: sum(a != b for a, b in zip(found, said["", name], strict=True))
+        for (key, name), found in said.items()
+        if key
     }
+    for name in beside:
+        if name:
+            moved[f"adapter {name}"] = sum(a != b for a, b in zip(said["", name], said["", None], strict=True))
     return {"wrong": wrong, "moved": moved, "compared": len(jobs)}

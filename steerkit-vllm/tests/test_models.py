@@ -35,8 +35,9 @@ def test_the_page_shows_what_is_tested():
 
 
 @pytest.mark.parametrize("runner", [pytest.param({}, id="V1"), pytest.param(V2, id="V2", marks=pytest.mark.long)])
-def test_beside_a_lora_adapter(ask, tmp_path, runner):
-    check(ask(job("llama", tmp_path, lora=True), **runner))
+@pytest.mark.parametrize("name", ["llama", pytest.param("llava_next", marks=pytest.mark.long)])
+def test_requests_with_different_adapters_and_with_none_in_one_batch(ask, tmp_path, name, runner):
+    check(ask(job(name, tmp_path, lora=True), **runner))
 
 
 def job(name, folder, lora=False, **options):
