@@ -1,4 +1,7 @@
-"""Packs come and go while the server runs: `POST /steerkit/packs`, `DELETE /steerkit/packs/NAME`, revocation."""
+"""Packs come and go while the server runs, by requests of an administrator and by revocation.
+
+`POST /steerkit/packs` adds one, `PUT /steerkit/packs/NAME` adds or replaces it, `DELETE` takes it out.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import functools
 import hmac
 import logging
 import os
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,58 +24,84 @@ _logger = logging.getLogger("vllm.steerkit")
 _draining: set[asyncio.Task[None]] = set()
 
 
-async def add(registry: Any, engine: Any, name: object, ref: object) -> dict[str, Any]:
+async def add(registry: Any, engine: Any, name: str, ref: str, *, replaces: bool) -> dict[str, Any]:
     """Load a pack into a running server; requests under way are not disturbed, because its rows are used by none.
 
+    Where it replaces another, each request is steered by the one or the other, and none is refused in between.
+
     Raises:
-        SteerKitError: It can't be served.
+        SteerKitError: It can't be served; what was served still is.
     """
     from steerkit_vllm.selftest import write
-
-    if not isinstance(name, str) or not isinstance(ref, str):
-        raise OptionError("the body names no pack", expected='{"name": "NAME", "ref": "REF"}')
 
     async def rpc(method: str, *args: Any) -> list[Any]:
         return await engine.collective_rpc(method, args=args)
 
     async with _changing:
-        pack = await asyncio.to_thread(registry.load, name, ref)
+        pack, checks = await asyncio.to_thread(registry.load, name, ref, replaces=replaces)
         await write(registry, pack, rpc)
-        registry.serve(pack)
+        before = registry.packs.get(name)
+        registry.serve(pack, checks)
+        if before is not None:
+            _drain(registry, before)
     return registry.describe()
 
 
-def withdraw(registry: Any, engine: Any, name: str, why: str) -> dict[str, Any]:
+def withdraw(registry: Any, name: str, why: str) -> dict[str, Any]:
     """Take a pack out. Requests under way end as they began; then its rows are free for others.
 
     Raises:
         UnknownNameError: There is none of this name.
     """
-    pack = registry.withdraw(name, why)
+    _drain(registry, registry.withdraw(name, why))
     _logger.warning("steerkit-vllm: pack %r was taken out: %s", name, why)
-    task = asyncio.ensure_future(_drained(registry, engine, pack))
-    _draining.add(task)
-    task.add_done_callback(_draining.discard)
     return registry.describe()
 
 
-async def _drained(registry: Any, engine: Any, pack: Any) -> None:
-    requests = engine.output_processor.request_states
-    await asyncio.sleep(1.0)  # by then, requests that had their plan are registered
-    under_way = set(requests)
-    while under_way & requests.keys():
+def _drain(registry: Any, pack: Any) -> None:
+    """Free the rows of a pack that is served no more, once no request is steered by it."""
+    task = asyncio.ensure_future(_drained(registry, registry.rows(pack), weakref.ref(pack)))
+    _draining.add(task)
+    task.add_done_callback(_draining.discard)
+
+
+async def _drained(registry: Any, rows: Any, pack: weakref.ref[Any]) -> None:
+    # a request keeps its packs, by its `Plan`; vLLM aborts requests in the workers a little later
+    while pack() is not None:
         await asyncio.sleep(0.5)
-    registry.release(pack)
+    await asyncio.sleep(0.5)
+    registry.free(rows)
 
 
-async def watch(registry: Any, engine: Any) -> None:
+async def watch(registry: Any) -> None:
     """Verify the packs again from time to time, as when they were loaded, and take out those that were revoked."""
     while True:
         await asyncio.sleep(registry.settings.recheck)
-        for name, pack in list(registry.packs.items()):
-            why = await asyncio.to_thread(registry.revoked, pack)
-            if why and registry.packs.get(name) is pack:
-                withdraw(registry, engine, name, why)
+        for name in list(registry.packs):
+            await _verified(registry, name)
+
+
+async def _verified(registry: Any, name: str) -> None:
+    pack = registry.packs.get(name)
+    why = pack and await asyncio.to_thread(registry.revoked, pack)
+    if why and registry.packs.get(name) is pack:
+        withdraw(registry, name, why)
+
+
+async def _body(request: Any, *keys: str) -> list[str]:
+    """The values of the keys that a body has to have, and no others.
+
+    Raises:
+        OptionError: It has not.
+    """
+    given = await request.json()
+    if (
+        not isinstance(given, dict)
+        or given.keys() != set(keys)
+        or not all(isinstance(each, str) for each in given.values())
+    ):
+        raise OptionError("the body does not name a pack", expected=str({key: key.upper() for key in keys}))
+    return [given[key] for key in keys]
 
 
 def attach(app: Any) -> None:
@@ -105,13 +135,18 @@ def attach(app: Any) -> None:
 
     @guarded
     async def post(request: Request, registry: Any, engine: Any) -> dict[str, Any]:
-        body = await request.json()
-        given = body if isinstance(body, dict) else {}
-        return await add(registry, engine, given.get("name"), given.get("ref"))
+        name, ref = await _body(request, "name", "ref")
+        return await add(registry, engine, name, ref, replaces=False)
+
+    @guarded
+    async def put(request: Request, registry: Any, engine: Any) -> dict[str, Any]:
+        (ref,) = await _body(request, "ref")
+        return await add(registry, engine, request.path_params["name"], ref, replaces=True)
 
     @guarded
     async def delete(request: Request, registry: Any, engine: Any) -> dict[str, Any]:
-        return withdraw(registry, engine, request.path_params["name"], "by an administrator")
+        return withdraw(registry, request.path_params["name"], "by an administrator")
 
     app.add_api_route("/steerkit/packs", post, methods=["POST"])
-    app.add_api_route("/steerkit/packs/{name:path}", delete, methods=["DELETE"])
+    for method, route in {"PUT": put, "DELETE": delete}.items():
+        app.add_api_route("/steerkit/packs/{name:path}", route, methods=[method])

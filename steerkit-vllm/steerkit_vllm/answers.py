@@ -9,7 +9,7 @@ from typing import Any
 
 from steerkit.errors import EngineError, SteerKitError
 from steerkit_vllm.asking import meant
-from steerkit_vllm.plans import with_changes
+from steerkit_vllm.plans import Plan, receipt, with_changes
 from steerkit_vllm.settings import KEY
 
 
@@ -24,12 +24,8 @@ def refusals() -> Iterator[None]:
         raise VLLMValidationError(str(error), parameter=KEY) from error
 
 
-pending: dict[int, Callable[[int], dict[str, Any]]] = {}
-"""What makes the receipt of a request, by its plan, until the request is registered for its answer."""
-
-
 def registered(add: Callable[..., None]) -> Callable[..., None]:
-    """`OutputProcessor.add_request`, with the receipt that a request asks for kept until its answer is made.
+    """`OutputProcessor.add_request`, with a request's plan kept until its answer is complete.
 
     A request that vLLM is given ready-made passes this alone; keys that are left by then would be dropped.
     """
@@ -42,8 +38,8 @@ def registered(add: Callable[..., None]) -> Callable[..., None]:
             if left := [key for key in meant(given) if key != KEY]:
                 raise EngineError(f"a ready-made request asks for {left[0]!r:.80}", expected="a prompt and parameters")
         add(self, request, *args, **kwargs)
-        if isinstance(plan, dict) and plan.get("receipt"):
-            self.request_states[request.request_id].steerkit = pending.get(id(plan))
+        if isinstance(plan, Plan):
+            self.request_states[request.request_id].steerkit = plan
 
     return add_request
 
@@ -54,10 +50,9 @@ def answered(make: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(make)
     def _new_request_output(self: Any, external: str, outputs: Any, finished: bool, *args: Any, **kwargs: Any) -> Any:
         output = make(self, external, outputs, finished, *args, **kwargs)
-        receipt = getattr(self, "steerkit", None)
-        if receipt is not None and finished:
-            counts = [len(each.token_ids) for each in outputs]
-            found = [receipt(count) for count in counts]
+        plan = getattr(self, "steerkit", None)
+        if plan is not None and plan.asked.receipt and finished:
+            found = [receipt(plan.parts, plan, plan.asked, len(each.token_ids)) for each in outputs]
             output.kv_transfer_params = {
                 **(output.kv_transfer_params or {}),
                 KEY: found[0] if len(found) == 1 else found,

@@ -47,6 +47,24 @@ class Part:
     runs: list[tuple[int, int, float]]
 
 
+class Plan(dict[str, Any]):
+    """What the workers do for a request, and in the front end what it is told at the end.
+
+    A front end keeps a request's plan until its answer is complete, and with it the packs that it was planned with.
+
+    Attributes:
+        asked: What the request asks for.
+        parts: What the plan was made of.
+    """
+
+    asked: Asked
+    parts: Sequence[Part]
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        """Workers get the data alone."""
+        return dict, (dict(self),)
+
+
 class Planner:
     """Makes plans for one model.
 
@@ -62,7 +80,7 @@ class Planner:
         architecture: Architecture,
         system_lengths: Callable[[Tensor, Tensor], Tensor],
         room: Room,
-        rows: Mapping[int, int],
+        rows: Mapping[Change, int],
     ) -> None:
         self._facts = Facts(architecture, system_lengths)
         self._room = room
@@ -112,7 +130,7 @@ class Planner:
                     found.setdefault(view, set()).update(contrast.layers, contrast.among)  # type: ignore[arg-type]
         return found
 
-    def plan(self, parts: Sequence[Part], prompt_length: int, states: States) -> tuple[dict[str, Any], str]:
+    def plan(self, parts: Sequence[Part], prompt_length: int, states: States) -> tuple[Plan, str]:
         """What the workers do, and its digest: what it does, by content.
 
         Args:
@@ -136,7 +154,7 @@ class Planner:
             if part.change.contrast is not None:
                 own = len(vectors)
                 vectors.append(_vectors(part.change, states))
-            site, first = part.change.site, self._rows[id(part.change)]
+            site, first = part.change.site, self._rows[part.change]
             runs = [[start, stop, factor * coefficient] for start, stop, factor in part.runs]
             digest.update(json.dumps([part.content, runs]).encode())
             digest.update(b"" if own < 0 else b"".join(vectors[own].values()))
@@ -149,7 +167,7 @@ class Planner:
                 expected=f"at most {self._room.depth} and {self._room.vectors}, for which this server has room",
                 fix='start the server with more: {"steerkit": {"room": {"depth": N, "vectors": N}}}',
             )
-        return {"prompt": prompt_length, "changes": changes, "vectors": vectors}, digest.hexdigest()
+        return Plan(prompt=prompt_length, changes=changes, vectors=vectors), digest.hexdigest()
 
 
 def salt(digest: str, theirs: str | None) -> str:

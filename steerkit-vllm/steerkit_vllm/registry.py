@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,8 +31,8 @@ from steerkit.vlm import VLM
 from steerkit_vllm._version import __version__
 from steerkit_vllm.arithmetic import NUMBERS
 from steerkit_vllm.asking import Asked, asked
-from steerkit_vllm.changes import Served, served
-from steerkit_vllm.plans import Part, Planner, measured_at, receipt, salt
+from steerkit_vllm.changes import Change, Served, served
+from steerkit_vllm.plans import Part, Plan, Planner, measured_at, salt
 from steerkit_vllm.settings import KEY, SITES, Room, Settings
 from steerkit_vllm.views import view
 
@@ -63,7 +65,7 @@ class Registry:
         self.checks: dict[str, tuple[Check, ...]] = {}
         self.responses: dict[str, Response] = {}
         self.withdrawn: dict[str, str] = {}
-        self._rows: dict[int, int] = {}
+        self._rows: weakref.WeakKeyDictionary[Change, int] = weakref.WeakKeyDictionary()
         self._waiting = [self._loaded(name, ref) for name, ref in settings.packs.items()]
         needed = functools.reduce(Room.joined, (each.room for each in self._waiting), settings.room)
         rows = max((sum(_rows(each, site) for each in self._waiting) for site in range(len(SITES))), default=0)
@@ -74,12 +76,12 @@ class Registry:
         self._free = [set(range(1, 1 + self.room.rows)) for _ in SITES]
         lengths = functools.partial(_lengths, self.model)
         self._planner = Planner(self.model.architecture, lengths, self.room, self._rows)
-        self._doses = functools.lru_cache(maxsize=1024)(self._dose)
+        self._doses: dict[tuple[tuple[str, float], ...], ModelMismatchError | NonFiniteError | None] = {}
 
-    @property
-    def waiting(self) -> list[Served]:
+    def waiting(self) -> Iterator[Served]:
         """Packs that have not been written into the workers yet."""
-        return self._waiting
+        while self._waiting:
+            yield self._waiting.pop(0)
 
     def revoked(self, pack: Served) -> str | None:
         """Why a pack that is served would not be loaded again; None if it would be, or if that can't be told."""
@@ -103,16 +105,24 @@ class Registry:
         check_match(vector, self.model, self.settings.policy)
         return served(name, vector, self.model.architecture, self.model.dtype)
 
-    def load(self, name: str, ref: str) -> Served:
+    def load(self, name: str, ref: str, *, replaces: bool) -> tuple[Served, tuple[Check, ...]]:
         """Load a pack for a running server; it is not served until it is written into the workers.
+
+        Args:
+            name: What requests are to call it.
+            ref: Where it is.
+            replaces: Whether another pack may have the name.
+
+        Returns:
+            The pack, and what was found of it.
 
         Raises:
             OptionError: There is a pack of this name.
             EngineError: There is no room for it.
             SteerKitError: It can't be loaded, or is not for this model.
         """
-        if name in self.packs:
-            raise OptionError(f"there is a pack {name!r} already", expected="a new name")
+        if name in self.packs and not replaces:
+            raise OptionError(f"there is a pack {name!r} already", expected="a new name", fix="PUT replaces a pack")
         found = self._loaded(name, ref)
         if short := self.room.lacks(found.room):
             raise EngineError(
@@ -120,8 +130,7 @@ class Registry:
                 expected="a pack of the kinds that the server was started for",
                 fix='start the server with the pack, or with {"steerkit": {"room": {...}}}',
             )
-        self.check(found)
-        return found
+        return found, self.check(found)
 
     def payloads(self, pack: Served) -> list[tuple[int, int, bytes]]:
         """What is written into the workers for a pack: `(site, first row, tensors)`; its rows are taken then.
@@ -133,14 +142,14 @@ class Registry:
         for change in pack.changes:
             start = self._start(change.site, change.depth)
             if start is None:
-                self.release(pack)
+                self.free(self.rows(pack))
                 raise EngineError(
                     f"pack {pack.name!r} needs {_rows(pack, change.site)} rows at {SITES[change.site]}, of which "
                     f"{len(self._free[change.site])} are free",
                     expected="a smaller pack",
                     fix='start the server with more: {"steerkit": {"spare": N}}, or take a pack out',
                 )
-            self._rows[id(change)] = start
+            self._rows[change] = start
             self._free[change.site] -= set(range(start, start + change.depth))
             found.append((change.site, start, save({key: each.contiguous() for key, each in change.tensors.items()})))
         return found
@@ -160,15 +169,16 @@ class Registry:
             raise UnknownNameError(f"there is no pack {name!r:.80}", expected=f"one of {sorted(self.packs)}")
         self.withdrawn[name] = why
         self.checks.pop(name, None)
-        self._doses.cache_clear()
         return self.packs.pop(name)
 
-    def release(self, pack: Served) -> None:
-        """Let a pack's rows be used for others."""
-        for change in pack.changes:
-            start = self._rows.pop(id(change), None)
-            if start is not None:
-                self._free[change.site].update(range(start, start + change.depth))
+    def rows(self, pack: Served) -> list[tuple[int, int, int]]:
+        """The rows of a pack: `(site, first, number)` of each change that has some."""
+        return [(each.site, self._rows[each], each.depth) for each in pack.changes if each in self._rows]
+
+    def free(self, rows: list[tuple[int, int, int]]) -> None:
+        """Let rows be used for other packs."""
+        for site, first, number in rows:
+            self._free[site].update(range(first, first + number))
 
     def trial(self, layer: int, direction: Tensor) -> tuple[int, int, bytes]:
         """The same for a plain addition at one layer, in a row that the next pack overwrites."""
@@ -184,13 +194,12 @@ class Registry:
         assert row is not None, "a row is kept for it"
         return site, row, save(tensors)
 
-    def serve(self, pack: Served) -> None:
-        """Let requests name a pack."""
-        self._doses.cache_clear()  # by name, and another pack may have had it
+    def serve(self, pack: Served, checks: tuple[Check, ...]) -> None:
+        """Let requests name a pack; further ones, where another had the name."""
         self.withdrawn.pop(pack.name, None)
-        self.packs[pack.name] = pack
+        self.packs[pack.name], self.checks[pack.name] = pack, checks
 
-    def check(self, pack: Served) -> None:
+    def check(self, pack: Served) -> tuple[Check, ...]:
         """Compare a pack with the served model, as `steerkit.steer` does.
 
         Raises:
@@ -199,8 +208,8 @@ class Registry:
         fingerprint = check_fingerprint(pack.vector.metadata.fingerprint, self.responses)
         strength = pack.vector.metadata.strength.recommended
         checks = (fingerprint, check_dose([pack.vector], [strength], state_norms(self.responses)))
-        self.checks[pack.name] = checks
         enforce(checks, self.settings.policy, ModelMismatchError)
+        return checks
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -212,21 +221,25 @@ class Registry:
         """
         found = asked(given, self.packs)
         if found is not None:
-            problem = self._doses(tuple((served.name, strength) for served, strength in found.packs))
-            if problem is not None:
-                raise problem
+            key = tuple((served.digest, strength) for served, strength in found.packs)
+            if key not in self._doses:
+                while len(self._doses) > 1024:
+                    self._doses.pop(next(iter(self._doses)))
+                self._doses[key] = self._dose(found)
+            if (problem := self._doses[key]) is not None:
+                raise copy.copy(problem)  # an error that is raised keeps the packs alive
         return found
 
-    def _dose(self, packs: tuple[tuple[str, float], ...]) -> ModelMismatchError | NonFiniteError | None:
-        vectors = [self.packs[name].vector for name, _ in packs]
-        strengths = [strength for _, strength in packs]
+    def _dose(self, asked: Asked) -> ModelMismatchError | NonFiniteError | None:
+        vectors = [served.vector for served, _ in asked.packs]
+        strengths = [strength for _, strength in asked.packs]
         try:
             compiled(vectors, strengths, self.model.architecture).check(self.model.dtype)
             check = check_dose(vectors, strengths, state_norms(self.responses))
             if self.settings.policy == "strict" and check.status == "fail":
                 enforce([check], "strict", ModelMismatchError)
         except (ModelMismatchError, NonFiniteError) as error:
-            return error
+            return copy.copy(error)
         return None
 
     def parts(self, asked: Asked, ids: Sequence[int], horizon: int) -> list[Part]:
@@ -239,7 +252,7 @@ class Registry:
 
     def plan(
         self, asked: Asked, parts: Sequence[Part], ids: Sequence[int], states: Any, theirs: str | None
-    ) -> tuple[dict[str, Any], str | None]:
+    ) -> tuple[Plan, str | None]:
         """The plan of a request and its cache salt; None where nothing of it is steered.
 
         Raises:
@@ -255,14 +268,10 @@ class Registry:
                         expected="all generated tokens or none",
                         fix="start the server without --speculative-config",
                     )
-        plan["receipt"] = asked.receipt
+        plan.asked, plan.parts = asked, parts
         if asked.receipt and (at := measured_at(plan)) is not None:
             plan["measure"] = [f"receipt-{next(_tags)}", at]
         return plan, salt(digest, theirs) if plan["changes"] else theirs
-
-    def receipt(self, asked: Asked, parts: Sequence[Part], plan: Mapping[str, Any], generated: int) -> dict[str, Any]:
-        """What was done to a request."""
-        return receipt(parts, plan, asked, generated)
 
     def view(self, name: View, prompt: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """See `views.view`."""

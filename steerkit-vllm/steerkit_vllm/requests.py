@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerkit.errors import EngineError
-from steerkit_vllm.answers import pending, refusals
+from steerkit_vllm.answers import refusals
 from steerkit_vllm.asking import Asked, meant
 from steerkit_vllm.registry import Registry
 from steerkit_vllm.selftest import fetch
@@ -88,7 +88,8 @@ def _planned(config: Any, request: Any, given: dict[str, Any], measured: Measure
             "the request asks for steering, and this server was started without packs",
             expected="""a server started with --additional-config '{"steerkit": {"packs": {"NAME": "REF"}}}'""",
         )
-    found = registry.asked(given)
+    # packs that were replaced since the prompt was measured stay those of the request
+    found = registry.asked(given) if measured is None else measured.asked
     params = request.sampling_params
     if found is None or params is None:
         raise EngineError("steering is asked for where no text is generated", expected="a request that generates text")
@@ -96,8 +97,6 @@ def _planned(config: Any, request: Any, given: dict[str, Any], measured: Measure
         raise EngineError("a request brings prompt embeddings", expected="text, token ids or images")
     if options.get("resumable"):
         raise EngineError("the input of a request is streamed", expected="a request that holds its whole prompt")
-    if measured is not None and found.packs != measured.asked.packs:
-        raise EngineError("a pack was replaced while the prompt was measured", expected="the same pack until then")
     ids = request.prompt_token_ids
     parts = registry.parts(found, ids, params.max_tokens or 0)
     if measured is None and registry.needs(parts, len(ids)):
@@ -109,10 +108,6 @@ def _planned(config: Any, request: Any, given: dict[str, Any], measured: Measure
     plan, request.cache_salt = registry.plan(found, parts, ids, states, request.cache_salt)
     rest = {key: value for key, value in (params.extra_args or {}).items() if key not in meant(given)}
     params.extra_args = {**rest, KEY: plan}
-    if found.receipt:
-        pending[id(plan)] = functools.partial(registry.receipt, found, parts, plan)
-        while len(pending) > 10_000:
-            pending.pop(next(iter(pending)))
 
 
 def rendered(processor: Any, prompt: Any, options: dict[str, Any]) -> Any:

@@ -185,7 +185,7 @@ def install(ready: Callable[[Any], Awaitable[Any]]) -> None:
         await begin(engine, state, *args, **kwargs)
         state.steerkit = registry = await ready(engine)
         if registry is not None and registry.settings.recheck:
-            state.steerkit_watch = asyncio.create_task(admin.watch(registry, engine))  # a task that nobody keeps may go
+            state.steerkit_watch = asyncio.create_task(admin.watch(registry))  # a task that nobody keeps may go
 
     apps.attach_endpoint_plugins = attach_endpoint_plugins
     app_state.init_endpoint_plugins_state = init_endpoint_plugins_state

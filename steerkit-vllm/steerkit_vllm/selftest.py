@@ -64,10 +64,10 @@ async def start(registry: Registry, engine: Engine) -> None:
     """
     runners = {facts["runner"] for facts in await engine.rpc("steerkit_facts")}
     await _measure(registry, engine)
-    for pack in registry.waiting:
-        registry.check(pack)
+    for pack in registry.waiting():
+        checks = registry.check(pack)
         await write(registry, pack, engine.rpc)
-        registry.serve(pack)
+        registry.serve(pack, checks)
     runner = Check("runner", "pass", "model runner " + " and ".join(sorted(runners)))
     registry.checks[""] = (runner, _chats(registry, engine), *await _steers(registry, engine))
     enforce(registry.checks[""], "strict", EngineError)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -287,12 +288,54 @@ def test_packs_come_and_go_while_it_runs(server, lab):
     assert after == lab.wanted("by_layer", 4.0)[:4]
     # what is taken out makes room, however often
     assert admin(server, "DELETE", "later").status_code == 200
+    check_given_back(server, free)
+
+
+def test_a_pack_is_replaced_while_requests_name_it(server, lab):
+    kinds = ("all", "sample", "by_layer")  # one is measured on each prompt
+    wanted = {kind: lab.wanted(kind) for kind in kinds}
+    free = httpx.get(f"{server.address}/steerkit").json()["free_rows"]
+    for wrong in ({}, {"ref": 1}, {"ref": lab.packs["all"], "strength": 1}, {"ref": "/nowhere"}):
+        assert admin(server, "PUT", "turn", **wrong).status_code == 400
+    assert admin(server, "PUT", "turn", key="wrong", ref=lab.packs["all"]).status_code == 403
+    assert admin(server, "PUT", "turn", ref=lab.packs["all"]).status_code == 200
+    ends = threading.Event()
+
+    def asking(worker: int) -> list[tuple[int, list[int]]]:
+        found = []
+        while not ends.is_set():
+            at = (worker + 5 * len(found)) % len(lab.samples)
+            found.append((at, server.tokens(at, wish("turn", 1.0))))  # an error is one of this test
+        return found
+
+    with ThreadPoolExecutor(12) as pool:
+        workers = [pool.submit(asking, worker) for worker in range(12)]
+        try:
+            for kind in kinds[1:] + kinds:
+                assert admin(server, "PUT", "turn", ref=lab.packs[kind]).status_code == 200
+                assert [server.tokens(at, wish("turn", 1.0)) for at in (0, 3)] == [wanted[kind][at] for at in (0, 3)]
+            assert admin(server, "PUT", "turn", ref=lab.packs["mlp"]).status_code == 400  # no room for its site
+        finally:
+            ends.set()
+        answers = [answer for worker in workers for answer in worker.result()]
+    assert len(answers) > 24
+    assert [at for at, tokens in answers if tokens not in [wanted[kind][at] for kind in kinds]] == []
+    for kind in kinds:
+        assert any(
+            [tokens == wanted[other][at] for other in kinds] == [other == kind for other in kinds]
+            for at, tokens in answers
+        )
+    assert server.tokens(3, wish("turn", 1.0)) == wanted["by_layer"][3], "what was refused replaced it"
+    assert admin(server, "DELETE", "turn").status_code == 200
+    check_given_back(server, free)
+
+
+def check_given_back(server, free):
     for _ in range(60):
         if httpx.get(f"{server.address}/steerkit").json()["free_rows"] == free:
-            break
+            return
         time.sleep(0.5)
-    else:
-        pytest.fail("rows are not given back")
+    pytest.fail("rows are not given back")
 
 
 def test_a_dead_worker_ends_the_server(server, lab):
