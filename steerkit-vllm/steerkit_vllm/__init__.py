@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from steerkit_vllm._version import VLLM, __version__
 
-__all__ = ["VLLM", "__version__", "register"]
+__all__ = ["KEY", "VLLM", "__version__", "loaded", "register"]
+
+KEY = "steerkit"
+"""Where the settings are in vLLM's `additional_config`, and where a request's plan is in its `extra_args`."""
+
+loaded = False
+"""Whether vLLM has loaded the plug-in in this process; `guard` asks."""
 
 
 def register() -> None:
@@ -27,3 +33,5 @@ def register() -> None:
 
     frontend.install()
     worker.install()
+    global loaded
+    loaded = True

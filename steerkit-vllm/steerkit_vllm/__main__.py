@@ -1,6 +1,6 @@
 """vLLM's server, or none: `python -m steerkit_vllm --model MODEL ...`, with the options of `vllm serve`.
 
-vLLM only logs a plug-in that it can't load, and then serves without it; this stops instead.
+vLLM only logs a plug-in that it can't load; `guard` stops the server then, and this says so before the model is loaded.
 """
 
 from __future__ import annotations

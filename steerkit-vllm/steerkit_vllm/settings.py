@@ -13,10 +13,7 @@ from pydantic import Field, ValidationError
 from steerkit.errors import OptionError
 from steerkit.interventions import Frozen, Site
 from steerkit.policy import Policy
-from steerkit_vllm._version import __version__
-
-KEY = "steerkit"
-"""Where the settings are in vLLM's `additional_config`, and where a request's plan is in its `extra_args`."""
+from steerkit_vllm import KEY, __version__
 
 SITES = tuple(site for site in get_args(Site) if site != "head_out")
 """The sites that can be steered; an index of a site is one into this."""

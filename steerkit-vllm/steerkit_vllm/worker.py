@@ -48,8 +48,11 @@ class Steering:
 
     def __init__(self, runner: Any, config: Any) -> None:
         settings = settings_of(config.additional_config)
-        assert settings is not None
-        assert settings.allocated is not None
+        if settings is None or settings.allocated is None:
+            raise EngineError(
+                "the process that takes requests has not loaded steerkit's plug-in, and would drop what they ask of it",
+                expected="vLLM's own front end, with the plug-in",
+            )
         self.room = room = settings.allocated
         self.model = runner.get_model()
         self.hidden = config.model_config.get_hidden_size()

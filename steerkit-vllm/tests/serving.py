@@ -37,7 +37,8 @@ class Server:
         folder: For its log.
         packs: Names of the lab's packs.
         policy: As of `steerkit serve`.
-        settings: Further settings of steerkit's.
+        settings: Further settings of steerkit's; None for none at all.
+        plain: Whether vLLM's own command starts it.
         env: Environment variables.
     """
 
@@ -47,7 +48,8 @@ class Server:
         folder: Path,
         packs: Iterable[str] = PACKS,
         policy: str = "off",
-        settings: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = {},  # noqa: B006 - it is not changed
+        plain: bool = False,
         **env: str,
     ) -> None:
         self.lab = lab
@@ -59,19 +61,26 @@ class Server:
         options = [
             *("dtype=float32", "max-model-len=256", "enforce-eager", "max-num-seqs=32", "block-size=32"),
             *('limit-mm-per-prompt={"image":1}', "served-model-name=m"),
-            f"additional-config={json.dumps({'steerkit': settings or {}})}",
         ]
-        command = [
-            *(sys.executable, "-m", "steerkit", "serve", str(lab.model), "--policy", policy, "--port", str(self.port)),
-            *(f"--vector={name}={lab.packs[name]}" for name in packs),
-            *(f"--option={each}" for each in options),
-        ]
+        if plain:
+            found = {"packs": {name: lab.packs[name] for name in packs}, "policy": policy, **(settings or {})}
+            options += [] if settings is None else [f"additional-config={json.dumps({'steerkit': found})}"]
+            start = ("vllm.entrypoints.openai.api_server", "--model", str(lab.model), "--port", str(self.port))
+            command = [sys.executable, "-m", *start, *(f"--{each}" for each in options)]
+        else:
+            options.append(f"additional-config={json.dumps({'steerkit': settings})}")
+            command = [
+                *(sys.executable, "-m", "steerkit", "serve", str(lab.model), "--policy", policy),
+                *("--port", str(self.port), *(f"--vector={name}={lab.packs[name]}" for name in packs)),
+                *(f"--option={each}" for each in options),
+            ]
         with self.log.open("w") as log:
             every = environment(STEERKIT_ADMIN_KEY=KEY, **env)
-            self.process = subprocess.Popen(command, env=every, stdout=log, stderr=subprocess.STDOUT)
+            # not from the checkout, whose packages would come before those of PYTHONPATH
+            self.process = subprocess.Popen(command, env=every, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         while True:
             if self.process.poll() is not None:
-                raise ServerError(self.log.read_text()[-8000:])
+                raise ServerError(self.log.read_text())
             try:
                 if httpx.get(f"{self.address}/health", timeout=2).status_code == 200:
                     break
