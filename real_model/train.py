@@ -116,9 +116,16 @@ def _named(student: Student, words: str) -> Tensor:
 
 
 def align(
-    student: Student, rng: random.Random, steps: int, most: int = 3, batch: int = 32, rate: float = 2e-3
-) -> float:
-    """Fit the projector to the embeddings of what each patch shows: kind, colour and place. Return the last loss."""
+    student: Student,
+    rng: random.Random,
+    steps: int,
+    log: Path,
+    kept: Path,
+    most: int = 3,
+    batch: int = 32,
+    rate: float = 2e-3,
+) -> None:
+    """Fit the projector to the embeddings of what each patch shows: kind, colour and place; `kept` is as in `fit`."""
     kinds = torch.stack([_named(student, f" {word}") for word in ("empty", *tower.KINDS[1:])])
     colors = torch.stack([torch.zeros_like(kinds[0]), *(_named(student, f" {color}") for color in world.COLORS)])
     places = torch.stack([_named(student, f" {place}") for place in world.PLACES])
@@ -127,8 +134,7 @@ def align(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    loss = torch.zeros(())
-    for step in range(steps):
+    for step in range(_resumed(kept, optimizer, rng), steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
         scenes = [world.scene(rng, most) for _ in range(batch)]
@@ -141,7 +147,11 @@ def align(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return loss.item()
+        if step % 20 == 19 or step + 1 == steps:
+            _keep(kept, optimizer, rng, step + 1)
+        if step + 1 == steps:
+            with log.open("a") as file:
+                file.write(json.dumps({"stage": 0, "loss": round(loss.item(), 4)}) + "\n")
 
 
 def fit(
@@ -156,15 +166,8 @@ def fit(
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     rates = [group["lr"] for group in groups]
-    start, begun = time.time(), 0
-    if kept.exists():
-        state = torch.load(kept)
-        for parameter, value in zip(parameters, state["parameters"], strict=True):
-            parameter.data.copy_(value)
-        optimizer.load_state_dict(state["optimizer"])
-        rng.setstate(state["rng"])
-        begun = state["steps"]
-    for step in range(begun, steps):
+    start = time.time()
+    for step in range(_resumed(kept, optimizer, rng), steps):
         for rate, group in zip(rates, optimizer.param_groups, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / 5) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
         tree, images = draw()
@@ -178,14 +181,30 @@ def fit(
         entry = {"step": step, "loss": round(loss.item(), 4), "tokens": len(tree.ids), "s": round(time.time() - start)}
         with log.open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        state = {"parameters": [p.data for p in parameters], "optimizer": optimizer.state_dict()}
-        _keep(kept, state | {"rng": rng.getstate(), "steps": step + 1})
+        _keep(kept, optimizer, rng, step + 1)
 
 
-def _keep(path: Path, state: dict[str, Any]) -> None:
-    """Write all of it or nothing."""
-    torch.save(state, path.with_suffix(".part"))
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _keep(path: Path, optimizer: torch.optim.Optimizer, rng: random.Random, steps: int) -> None:
+    """Write all that the next step needs, or nothing."""
+    state = {"parameters": _parameters(optimizer), "optimizer": optimizer.state_dict(), "rng": rng.getstate()}
+    torch.save(state | {"steps": steps}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
+
+
+def _resumed(path: Path, optimizer: torch.optim.Optimizer, rng: random.Random) -> int:
+    """Read what was kept, where there is any, and return how many steps are done."""
+    if not path.exists():
+        return 0
+    state = torch.load(path)
+    for parameter, value in zip(_parameters(optimizer), state["parameters"], strict=True):
+        parameter.copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    rng.setstate(state["rng"])
+    return state["steps"]
 
 
 @torch.no_grad()
@@ -246,17 +265,14 @@ def main() -> None:
     projector = list(student.projector.parameters())
     most = arguments.shapes
     asked = {"base": str(arguments.base), "seed": arguments.seed, "steps": list(arguments.steps), "shapes": most}
+    known = arguments.out / "asked.json"
+    if not known.exists():
+        known.write_text(json.dumps(asked))
+    elif (begun := json.loads(known.read_text())) != asked:
+        raise SystemExit(f"{arguments.out} was begun with {begun}, this is {asked}: name another folder.")
     aligned, first, second = (arguments.out / f"stage{stage}.pt" for stage in range(3))
-    if not aligned.exists():
-        loss = align(student, rng, arguments.steps[0], most)
-        with log.open("a") as file:
-            file.write(json.dumps({"stage": 0, "loss": loss}) + "\n")
-        _keep(aligned, {"projector": student.projector.state_dict(), "rng": rng.getstate(), "asked": asked})
-    start = torch.load(aligned)
-    if start["asked"] != asked:
-        raise SystemExit(f"{arguments.out} was begun with {start['asked']}, this is {asked}: name another folder.")
-    student.projector.load_state_dict(start["projector"])
-    rng.setstate(start["rng"])
+    align(student, rng, arguments.steps[0], log, aligned, most)
+    start = {name: value.clone() for name, value in student.projector.state_dict().items()}
     visual = [{"params": projector, "lr": 1e-3}]
     fit(student, visual, arguments.steps[1], lambda: plant(student, rng, 4, 5, [], most=most), log, rng, first)
     save(student, arguments.out / "stage1.safetensors")
@@ -264,7 +280,7 @@ def main() -> None:
         file.write(json.dumps({"stage": 1, "exact": exact(student)}) + "\n")
     if not arguments.steps[2]:
         return
-    student.projector.load_state_dict(start["projector"])
+    student.projector.load_state_dict(start)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     peft.inject_adapter_in_model(config, student.lm)
     low_rank = [parameter for name, parameter in student.lm.named_parameters() if "lora_" in name]
