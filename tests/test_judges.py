@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -479,6 +480,31 @@ def written(folder: Path, *rows: object) -> Path:
     return path
 
 
+def test_rows_that_stand_in_a_file_twice_are_named(folder: Path) -> None:
+    """Whatever their ids; the same words with another image, answer or label are another row."""
+    cake = {"text": "How do I make a cake?", "label": "harmless"}
+    other = [{**cake, "image": "red.png"}, {**ROWS[2], "answer": "blue"}, {**cake, "label": "utility", "answer": "so"}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_suite(written(folder, *ROWS, *other))
+    again = written(folder, *ROWS, {**cake, "id": "x"}, {**ROWS[2], "cluster": "c"}, ROWS[0], *other)
+    with pytest.warns(UserWarning, match="holds 3 of 9 rows more than once") as told:
+        suite = load_suite(again)
+    assert "lines 4 (as 2), 5 (as 3), 6 (as 1)." in str(told[0].message)
+    assert suite.size == 9
+    table = folder / "mine.csv"
+    table.write_text("text,label\n" + "How?,harmful\n" * 11)
+    with pytest.warns(UserWarning, match=r"10 of 11 rows .* 10 \(as 2\) and 2 more\."):
+        load_suite(table)
+
+
+def test_a_request_is_not_harmful_in_one_line_and_harmless_in_another(folder: Path) -> None:
+    contrary = {**ROWS[0], "label": "harmless"}
+    with pytest.raises(SampleError, match=r"line 4: the request of line 1 is harmless here and harmful there"):
+        load_suite(written(folder, *ROWS, contrary))
+    load_suite(written(folder, *ROWS, {**contrary, "image": None}))
+
+
 def test_a_suite_is_read_from_a_file(folder: Path) -> None:
     suite = load_suite(written(folder, *ROWS, ""))
     assert (suite.name, suite.size, suite.max_new_tokens, suite.judge.name) == ("mine", 3, 64, "phrases")
@@ -505,11 +531,12 @@ def test_a_suite_is_read_from_a_file(folder: Path) -> None:
 
 
 def test_a_suite_can_be_cut_and_stripped(folder: Path) -> None:
-    suite = load_suite(written(folder, *ROWS, *ROWS))
+    more = [{**row, "text": f"{row['text']} Again?"} for row in ROWS]
+    suite = load_suite(written(folder, *ROWS, *more))
     assert suite.size == 6
     assert suite.first(1).size == 3
     assert [len(case.sample.images) for case in suite.without_images().harmful] == [0, 0]
-    assert [case.sample.text for case in suite.without_images().harmful] == [ROWS[0]["text"]] * 2
+    assert [case.sample.text for case in suite.without_images().harmful] == [ROWS[0]["text"], more[0]["text"]]
     with pytest.raises(OptionError, match="count"):
         suite.first(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from steerkit.evaluation._suites import KINDS, Suite
 from steerkit.evaluation._text import REFUSALS
 from steerkit.interventions import Frozen
 from steerkit.models import Sample, read_samples, rows
+
+LISTED = 8
+"""So many repeated rows are named."""
 
 LARGEST = 2**28
 """Bytes of a suite file, images in it included."""
@@ -75,7 +79,7 @@ def load_suite(
     `name`, `judge`, `parser` (how answers to questions are read; see `states`) and `max_new_tokens`. A judge is an
     object of `kind`, `name` and `refusals`: of the kind `phrases` it is a `PhraseJudge`, of the kind `keyed` a
     `KeyedJudge`, which reads the `answer` of requests. In CSV and TSV files columns are fields, and empty
-    cells are nothing.
+    cells are nothing. Rows that stand in the file more than once are named in a warning.
 
     Of a published data set, columns, counts, ids and images are checked; see `DATASETS` for its files. A difference
     from a count that could not be confirmed is a warning.
@@ -95,8 +99,8 @@ def load_suite(
         max_new_tokens: Length of the answers, in place of that of the file. Default: 64.
 
     Raises:
-        SampleError: A file can't be read, or a row is malformed; the message names the line. Or it is another data set,
-            or a part of one.
+        SampleError: A file can't be read, or a row is malformed, or labelled harmful in one place and harmless in
+            another; the message names the line. Or it is another data set, or a part of one.
         MissingImageError: Images of the data set are missing; the message says how many of how many.
         UnknownNameError: There is no such data set.
         EmptyAnchorSetError: A kind has no prompts, or a question has no answer.
@@ -172,7 +176,7 @@ def _own(
     settings = _Settings()
     is_table = path.suffix.lower() in (".csv", ".tsv")
     groups: dict[str, list[Case]] = {kind: [] for kind in KINDS}
-    begun = False
+    begun, seen = False, _Seen()
     for number, line in rows(path) if is_table else enumerate(lines, 1):
         if isinstance(line, str) and not line.strip():
             continue
@@ -182,12 +186,22 @@ def _own(
                 settings = _settings(row["suite"])
             else:
                 case = _case(_renamed(row, columns, is_table), path.parent, settings)
+                seen.add(number, case)
                 groups[case.sample.label or ""].append(case)
         except SampleError as error:
             raise SampleError(
                 f"{path}, line {number}: {error.problem}", expected=error.expected, fix=error.fix
             ) from error
         begun = True
+    if seen.repeated:
+        listed = ", ".join(f"{again} (as {first})" for again, first in seen.repeated[:LISTED])
+        more = len(seen.repeated) - LISTED
+        warnings.warn(
+            f"{path} holds {len(seen.repeated)} of {sum(map(len, groups.values()))} rows more than once: lines {listed}"
+            f"{f' and {more} more' if more > 0 else ''}. Every one counts in the shares, and the intervals count rows "
+            "of one image, or of one text without images, once: leave them out unless they are to weigh more",
+            stacklevel=3,
+        )
     kind = KeyedJudge if settings.judge.kind == "keyed" else PhraseJudge
     return Suite(
         settings.name or path.stem,
@@ -196,6 +210,34 @@ def _own(
         max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
         revision=_revision(revision, hashlib.sha256(data).hexdigest()),
     )
+
+
+class _Seen:
+    """The rows of a file so far, by what they ask: ids, which may differ, do not count."""
+
+    def __init__(self) -> None:
+        self.repeated: list[tuple[int, int]] = []
+        self._rows: dict[str, dict[tuple[str | None, str | None], int]] = {}
+
+    def add(self, number: int, case: Case) -> None:
+        """Note a row.
+
+        Raises:
+            SampleError: It is a request that is harmful in one place and harmless in another.
+        """
+        sample = case.sample
+        asked = (sample.text, sample.images, sample.videos, sample.caption, dict(sample.chat_template_kwargs))
+        alike = self._rows.setdefault(hashlib.sha256(repr(asked).encode()).hexdigest(), {})
+        other = {"harmful": "harmless", "harmless": "harmful"}.get(sample.label or "")
+        if contrary := [line for (label, _), line in alike.items() if label == other]:
+            raise SampleError(
+                f"the request of line {contrary[0]} is {sample.label} here and {other} there",
+                expected="one label for a request with the same images",
+                fix="leave one of the two out",
+            )
+        first = alike.setdefault((sample.label, case.answer), number)
+        if first != number:
+            self.repeated.append((number, first))
 
 
 def _row(line: Any) -> dict[str, Any]:
