@@ -113,7 +113,7 @@ VARIANTS: dict[str, Variant] = {
     "ActAdd": (methods.ActAdd(**REFUSE), pair, (1.0, 4.0)),
     "RepE": (methods.RepE(**REFUSE, images=False), requests, (1.0, 3.0)),
     "refusal direction": (methods.RefusalDirection(), requests, (0.5, 1.0, 2.0)),
-    "ITI": (methods.ITI(**REFUSE, images=False), requests, (0.25, 1.0)),
+    "ITI": (methods.ITI(**REFUSE, images=False), requests, (0.25, 0.5, 1.0)),
     "VTI, vision": (methods.VTI(parts="vision"), pictured, (1.0, 4.0)),
     "ASTRA, whole picture": (methods.ASTRA(source="pairs"), bared, (0.25, 1.0)),
 }
