@@ -117,6 +117,9 @@ CASES = {
     ),
     "easyedit": Case("easyedit", lambda f, n, d: foreign.pickled(f / f"layer_{n}.pt", d), detected=False),
     "astra": Case("astra", _read_astra, _astra, strength=3.0, block=1, detected=False),
+    "tensors, TransformerLens": Case(
+        "tensors", lambda f, n, d: foreign.pickled(f / "v.pt", {f"blocks.{n}.hook_resid_post": d}), detected=False
+    ),
     "tensors, CAA": Case("tensors", lambda f, n, d: foreign.pickled(f / f"vec_layer_{n}_Llama-2-7b-chat-hf.pt", d)),
     "tensors, persona vectors": Case(
         "tensors",
@@ -431,6 +434,52 @@ def test_plain_tensors_that_say_too_little_are_refused(
 ) -> None:
     with pytest.raises(error, match=said):
         interop.read(made(tmp_path), "tensors", model=FACTS, choice=choice)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "choice"),
+    [
+        ("vision_tower.encoder.layers.{}", "encoder", None),
+        ("visual.blocks.{}", "visual", None),
+        ("audio_tower.layers.{}", "audio", None),
+        ("attn_heads.layer_{}", "heads", None),
+        ("resid_mid.layer_{}", "mid", None),
+        ("resid_pre.layer_{}", "pre", Choice(numbering="block_input")),
+        ("input_layer_{}", "input", Choice(numbering="block_input")),
+        ("mlp.layer_{}", "mlp", Choice(site="mlp_out")),
+        ("self_attn/layers/{}", "attn", Choice(site="attn_out")),
+    ],
+)
+def test_a_name_that_says_another_place_is_not_taken_for_the_output_of_a_block(
+    tmp_path: Path, name: str, said: str, choice: Choice | None
+) -> None:
+    direction = foreign.directions(2, 2)[2]
+    path = foreign.pickled(tmp_path / "v.pt", {name.format(2): direction})
+    with pytest.raises(OptionError, match=f"says '{said}'"):
+        interop.read(path, "tensors", model=FACTS)
+    if choice is not None:
+        vector = interop.read(path, "tensors", model=FACTS, choice=choice)
+        block, site = (1, "resid_post") if choice.site is None else (2, choice.site)
+        assert torch.equal(vector.tensors[sk.Key(block, site)], direction)
+
+
+@pytest.mark.parametrize("name", ["vision_layer_2.pt", "layer_2_mlp.pt", "resid_pre_layer_2.pt"])
+def test_a_file_whose_name_says_another_place_is_refused_too(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for layer in "23":
+        foreign.pickled(tmp_path / "folder" / name.replace("2", layer), torch.ones(48))
+    for path in (tmp_path / "folder" / name, tmp_path / "folder"):
+        with pytest.raises(OptionError, match="not the output of a decoder block"):
+            interop.read(path, "tensors", model=FACTS)
+    named = foreign.pickled(tmp_path / "vec_layer_2_Llama-3.2-11B-Vision-Instruct.pt", torch.ones(48))
+    assert list(interop.read(named, "tensors", model=FACTS).directions) == [2]
+
+
+def test_an_error_of_a_direction_has_one_expectation(tmp_path: Path) -> None:
+    path = foreign.pickled(tmp_path / "v.pt", {1: torch.zeros(48)})
+    with pytest.raises(PackFormatError, match="is zero") as caught:
+        interop.read(path, "tensors", model=FACTS)
+    assert str(caught.value).count("Expected:") == str(caught.value).count("Fix:") == 1
 
 
 def test_a_stack_with_the_hidden_size_first_is_turned_round_where_the_width_is_known(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def read_header(data: bytes, name: str) -> tuple[dict[str, Any], int]:
             expected=f"at most {MAX_HEADER}",
             fix="run `git lfs pull`: this is what git keeps in the place of the file"
             if data.startswith(b"version https://git-lfs.github.com/")
-            else "this is not a safetensors file (a pickle or a text, perhaps); pickles are never read",
+            else "this is not a safetensors file (a pickle or a text, perhaps); pickles are never read. "
+            "Vectors of other libraries (.gguf, .npz, .pt) become packs by `steerkit pack convert`",
         )
     if len(data) < 8 + length:
         raise refused(

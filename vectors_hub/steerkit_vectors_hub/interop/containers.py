@@ -124,7 +124,9 @@ def load_torch(path: Path, known: Callable[[], AbstractContextManager[Any]] = nu
             "ask its publisher for plain tensors",
         ) from error
     except Exception as error:  # torch has no error class for damaged files
-        raise malformed(f"torch can't read it ({described(error)})", "a file of torch.save") from error
+        raise malformed(
+            f"torch can't read it ({described(error)})", "a file of torch.save, or .npy, .npz or .safetensors"
+        ) from error
 
 
 def load_numpy(path: Path) -> Tensor | dict[str, Tensor]:

@@ -18,11 +18,13 @@ both are refused, unless other layers are chosen.
 | a stack `[blocks, hidden]` | `block` |
 | a direction `[hidden]` in `vec_layer_N_MODEL.pt` (CAA) or `layer_N...`, keys such as `model.layers.N` | `block` |
 | `direction.pt` beside `direction_metadata.json` (the refusal direction) | `block_input` |
-| keys such as `N`, `layer_N`, `direction.N`; a direction whose layer the caller chooses | `block` |
+| keys such as `N`, `layer_N`, `blocks.N.hook_resid_post`; a direction whose layer the caller chooses | `block` |
 
 A folder stands for the one file in it, or for several of one direction each, whose names say the layers. A place of
 size 1 in front of the hidden size means nothing: `[1, hidden]` is a direction, `[blocks, 1, hidden]` a stack. A stack
-`[hidden, blocks]` is turned round where the width of the model is known, and the shape can be nothing else.
+`[hidden, blocks]` is turned round where the width of the model is known, and the shape can be nothing else. A name that
+says another place (`vision_tower.encoder.layers.N`, `layer_N_mlp`, `resid_pre.N`) is refused until the caller says what
+it is.
 
 The conventions of CAA, persona vectors and the refusal direction are those of their repositories
 (nrimsky/CAA, safety-research/persona_vectors, andyrdt/refusal_direction), which were not run. Doses, tokens and the
@@ -50,11 +52,18 @@ _MEANS: dict[Numbering, str] = {
     "hidden_states": "index {} of output_hidden_states",
 }
 _KEY = re.compile(
-    r"(?:(?:.*[._/])?(?:layers?|blocks?|h|directions?|vec(?:tor)?s?)[._/ -]?)?(0|[1-9][0-9]{0,3})(?:\.npy)?"
+    r"(?:(?:.*[._/])?(?:layers?|blocks?|h|directions?|vec(?:tor)?s?)[._/ -]?)?(0|[1-9][0-9]{0,3})"
+    r"(?:\.(?:hook_)?resid_post)?(?:\.npy)?"
 )
 _FILE = re.compile(r"(?:.*_)?layer_?(0|[1-9][0-9]{0,3})(?:[_.-].*)?")
 _CAA = re.compile(r"vec_layer_(0|[1-9][0-9]{0,3})(?:_.*)?\.pt")
 _PERSONA = re.compile(r".+_(?:prompt|response)_(?:avg|last)_diff\.pt")
+_NOT_HERE = frozenset(
+    "vision visual vit audio encoder qformer projector embed embedding norm layernorm ln head heads mid".split()
+)
+_INPUT = frozenset({"pre", "input"})
+_PART = frozenset({"mlp", "ffn", "attn", "attention"})
+"""Words in names that say of a direction that it is not of the output of a decoder block."""
 _BESIDE = "direction_metadata.json"
 _MAX_BESIDE = 2**16
 
@@ -90,14 +99,14 @@ class PlainTensors(ForeignReader):
         found: Mapping[int, Tensor | Path]
         numbering: Numbering = "block"
         if len(members) != 1:
-            found = _by_name(members)
+            found = _by_name(members, choice)
         elif isinstance(value := load(path), Mapping):
-            found = _by_key(value)
+            found = _by_key(value, choice)
         elif value.dim() == 2:
             found, numbering = _rows(value, choice)
         else:
             value = direction(value)
-            layer, numbering, beside = _layer_of(path)
+            layer, numbering, beside = _layer_of(path, choice)
             found, files = {_the_only(layer, choice): value}, files + beside
         numbering = choice.numbering or numbering
         site = choice.site or "resid_post"
@@ -122,12 +131,35 @@ def _members(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.suffix in SUFFIXES)
 
 
-def _by_name(members: Sequence[Path]) -> dict[int, Path]:
+def _check_place(name: str, choice: Choice) -> None:
+    """Refuse a name of a direction that says another place than the output of a decoder block.
+
+    Raises:
+        OptionError: It does, and the caller has not said how to take it.
+    """
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    places, inputs, parts = _NOT_HERE & words, _INPUT & words, _PART & words
+    if not (places or (inputs and choice.numbering is None) or (parts and choice.site is None)):
+        return
+    raise OptionError(
+        f"the name {name!r:.200} says {min(places or inputs or parts)!r}, which is not the output of a decoder block",
+        expected="names such as layer_12, model.layers.12 or blocks.12.hook_resid_post",
+        fix="rename it if the direction is of that output; no other can be converted"
+        if places
+        else "say what its number means, on the command line --numbering block_input or block"
+        if inputs
+        else "say of what it is the output, on the command line --site mlp_out, attn_out or resid_post",
+    )
+
+
+def _by_name(members: Sequence[Path], choice: Choice) -> dict[int, Path]:
     """Files of one direction each, by the layers that their names say."""
     found: dict[int, Path] = {}
     alike: set[str] = set()
     for path in members:
         if match := _FILE.fullmatch(path.stem):
+            if not _CAA.fullmatch(path.name):  # which ends in the name of a model
+                _check_place(path.stem, choice)
             found[int(match[1])] = path
             alike.add(path.name[: match.start(1)] + path.name[match.end(1) :])
     if len(found) < len(members) or len(alike) > 1:
@@ -140,7 +172,10 @@ def _by_name(members: Sequence[Path]) -> dict[int, Path]:
     return found
 
 
-def _by_key(value: Mapping[Any, Any]) -> dict[int, Tensor]:
+def _by_key(value: Mapping[Any, Any], choice: Choice) -> dict[int, Tensor]:
+    for key in value:
+        if isinstance(key, str) and _KEY.fullmatch(key):
+            _check_place(key, choice)
     found = by_layer(value.items(), _KEY, "key", "keys such as 12, layer_12 or model.layers.12")
     for layer, each in found.items():
         with about(f"layer {layer}"):
@@ -169,11 +204,13 @@ def _rows(stack: Tensor, choice: Choice) -> tuple[dict[int, Tensor], Numbering]:
     return dict(enumerate(stack)), numbering
 
 
-def _layer_of(path: Path) -> tuple[int | None, Numbering, tuple[Path, ...]]:
+def _layer_of(path: Path, choice: Choice) -> tuple[int | None, Numbering, tuple[Path, ...]]:
     """Which layer a file of one direction names, in which numbering, and the file beside it that says so."""
     beside = path.parent / _BESIDE
     if path.name != "direction.pt" or not beside.is_file():
         match = _FILE.fullmatch(path.stem)
+        if match and not _CAA.fullmatch(path.name):
+            _check_place(path.stem, choice)
         return (int(match[1]) if match else None), "block", ()
     with about(beside):
         try:
