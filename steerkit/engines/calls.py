@@ -300,7 +300,7 @@ class CallTracker:
         mine = self._owners()
         call = Prompt(given if mine else {}, None, False, self.facts, mine, module)
         if mine:
-            model_inputs.check_whole(module)
+            model_inputs.check_whole(module, given)
             cache = kv_cache(given)
             call.past = 0 if is_paged(cache) else past_length(given)
             model_inputs.check_loop(given, call.past, frame.f_back, self._name)

@@ -85,8 +85,8 @@ def check_loop(given: Mapping[str, Any], past: int, frame: FrameType | None, mod
         )
 
 
-def check_whole(module: nn.Module) -> None:
-    """Refuse a call whose tensors are not what they seem: vmap hides a dimension, and make_fx all values.
+def check_whole(module: nn.Module, given: Mapping[str, Any]) -> None:
+    """Refuse a call whose tensors are not what they seem: vmap hides a dimension; make_fx, fakes and meta all values.
 
     Raises:
         EngineError: It is so.
@@ -105,6 +105,14 @@ def check_whole(module: nn.Module) -> None:
             f"{type(module).__name__} runs inside make_fx while it is steered",
             expected="a call that is run, and not recorded: whose tokens are steered depends on the values",
             fix="trace outside of the steering block",
+        )
+    keys = cast("Any", torch._C)._TorchDispatchModeKey
+    fake = cast("Any", torch._C)._get_dispatch_mode(keys.FAKE) is not None
+    if fake or any(isinstance(each, Tensor) and each.is_meta for each in given.values()):
+        raise EngineError(
+            f"{type(module).__name__} runs {'on fake tensors' if fake else 'on the device meta'} while it is steered",
+            expected="tensors with values, which decide whose tokens are steered",
+            fix="estimate sizes and count operations outside of the steering block",
         )
 
 

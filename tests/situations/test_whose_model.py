@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import tiny
 import torch
 from reference import TEXT_ONLY, WITH_IMAGE, module_at, tensor_of, vector
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import steerkit as sk
@@ -469,3 +470,15 @@ def test_weights_given_for_one_call(qwen3: sk.VLM) -> None:
         found = call()
     assert (found - expected).abs().max() < 1e-5
     assert (found - call()).abs().max() > CLEARLY
+
+
+@pytest.mark.parametrize("how", ["meta", "fake"])
+def test_tensors_without_values_are_refused(qwen3: sk.VLM, how: str) -> None:
+    """As in estimates of memory: whose tokens are steered can't be read off them."""
+    model: Any = qwen3.model
+    with sk.steer(qwen3, steering(qwen3), policy="off"):
+        model(**inputs_of(qwen3))
+        with FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else nullcontext():
+            given = torch.ones(1, 5, dtype=torch.long, device="cpu" if how == "fake" else "meta")
+            with pytest.raises(EngineError, match="tensors with values"):
+                (model if how == "fake" else model.to("meta"))(input_ids=given)
