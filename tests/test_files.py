@@ -7,12 +7,19 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
+from reference import directions, vector
 
+import steerkit as sk
 from steerkit._internal import files
 from steerkit._internal.files import FileRefused, create, read_bounded, replacing, write_atomically
 from steerkit.errors import FileWriteError
+from steerkit.methods import State
+from steerkit_vectors_hub import interop
+from steerkit_vectors_hub.errors import PackNotFoundError
 
 
 class TestReading:
@@ -220,3 +227,32 @@ def test_a_writer_that_renames_its_own_file_over_the_temporary_one_is_kept(tmp_p
         other.write_bytes(b"renamed")
         other.replace(temporary)
     assert path.read_bytes() == b"renamed"
+
+
+def test_the_home_folder_is_the_same_wherever_a_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llava: sk.VLM, anchors: list[sk.Sample], picture: Any
+) -> None:
+    """What is saved under `~` is in the home folder, and is found there; no folder of that name is made."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    made = vector(llava, directions(llava))
+    assert made.save("~/a/v.safetensors") == home / "a" / "v.safetensors"
+    assert made.save_pretrained("~/b").parent == home / "b"
+    for found in (sk.load_vector("~/a/v.safetensors"), sk.SteeringVector.from_pretrained("~/b")):
+        assert found.digest() == made.digest()
+    picture(0).save(home / "p.png")
+    (home / "s.jsonl").write_text('{"text": "What is this?", "image": "~/p.png"}\n')
+    (sample,) = sk.read_samples("~/s.jsonl")
+    assert sk.models.open_image("~/p.png").tobytes() == picture(0).tobytes()
+    assert sample.loaded().images[0].tobytes() == picture(0).tobytes()
+    sk.CMRM().fit(llava, anchors[:2], checkpoint="~/fit.state", engine="hooks")
+    assert State.load("~/fit.state").save("~/again.state") == home / "again.state"
+    tiny.save("llava", home / "model")
+    assert sk.load("~/model").record.architecture == "LlavaForConditionalGeneration"
+    facts = interop.ModelFacts.from_config("~/model")
+    interop.write(made.select([1, 2]).applied(tokens="all", phase="both"), "~/v.gguf", "llamacpp")
+    assert [*interop.read("~/v.gguf", "llamacpp", model=facts).directions] == [1, 2]
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(PackNotFoundError, match="~nobody_of_this_name"):
+        sk.load_vector("~nobody_of_this_name/v.safetensors")

@@ -20,6 +20,11 @@ class FileRefused(OSError):
     """A file that exists and must not be used: it is of the wrong kind, too large, or changed while it was read."""
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a caller has written: `~` is the home folder, as in a shell, wherever one is saved or loaded."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - `Path.expanduser` raises where there is no such home
+
+
 @contextmanager
 def open_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> Iterator[BufferedReader]:
     """Open a regular file to read, and judge what was opened rather than what the path named a moment before.

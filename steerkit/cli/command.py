@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import typer
 
+from steerkit._internal.files import user_path
 from steerkit.cli import console, interrupts
 
 _METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", int: "N", float: "NUMBER"}
@@ -78,6 +79,8 @@ def command(function: Callable[..., Result | None]) -> Callable[..., None]:
     shown.append(Parameter("debug", Parameter.KEYWORD_ONLY, annotation=Debug, default=False))
 
     def run(**given: Any) -> None:
+        # a shell leaves the ~ of --output=~/file as it is
+        given = {name: user_path(value) if isinstance(value, Path) else value for name, value in given.items()}
         debug, as_json = given.pop("debug"), given.pop("as_json", False)
         for name, kind in groups.items():
             given[name] = kind(**{each.name: given.pop(each.name) for each in fields(kind)})

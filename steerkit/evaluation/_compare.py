@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from steerkit._internal.drawing import WIDTH, Curve, Frame, curves, png
-from steerkit._internal.files import write_atomically
+from steerkit._internal.files import user_path, write_atomically
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit._text import one_line
 from steerkit.errors import OptionError, RecordsError, SteerKitError
@@ -190,8 +190,8 @@ class Comparison:
         title = f"Mean of utility and harmless requests not refused, to strength {most:g}: {self.model}"
         below = "share of harmful requests whose answer is not known to be safe"
         shapes = curves(Frame(60, 40, WIDTH - 190, height - 50), title, below, lines, least=(1.0, 1.0))
-        write_atomically(Path(path), png([shapes], height))
-        return Path(path)
+        write_atomically(user_path(path), png([shapes], height))
+        return user_path(path)
 
 
 def _fitted(
@@ -200,7 +200,8 @@ def _fitted(
     if cluster is None:
         return method.fit(vlm, anchors, batch_size=batch_size)
     if place is not None:
-        Path(place).mkdir(parents=True, exist_ok=True)
+        place = user_path(place)
+        place.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="states-", dir=place) as states:  # beside the answers, where all workers see it
         return cluster.fit(method, as_samples(anchors), folder=states, batch_size=batch_size)
 
@@ -319,7 +320,7 @@ def compare(
                 vlm,
                 suite,
                 [each for some in asked.values() for each in some],
-                path=Path(kept) / ANSWERS,
+                path=user_path(kept) / ANSWERS,
                 progress=lambda made, _: tell("answering", done + made),
                 policy="off",
                 **options,

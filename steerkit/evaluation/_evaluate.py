@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import PATH, expect
 from steerkit.evaluation._generate import (
     Condition,
@@ -114,7 +115,7 @@ def outcomes(
         progress: As for `generate`.
         cluster: As for `generate`.
     """
-    answers, verdicts = (None if folder is None else Path(folder) / file for file in (ANSWERS, VERDICTS))
+    answers, verdicts = (None if folder is None else user_path(folder) / file for file in (ANSWERS, VERDICTS))
     options: Any = {"batch_size": batch_size, "progress": progress, "policy": "off", "cluster": cluster}
     found = generate(vlm, suite, conditions, path=answers, **options)
     asked = [each for each in judges if not compares(each)] or [suite.judge]

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, get_args
 
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import PATH, expect, expect_each, expect_one_of, expect_whole
 from steerkit._text import quoted
 from steerkit._version import __version__
@@ -148,7 +149,7 @@ def generate(
     total = len(conditions) * suite.size
     if len({blank.key for each in asked for blank in each}) < total:
         raise OptionError("two conditions have one name, strength and view", expected="a name for each")
-    with Journal(None if path is None else Path(path), Answer) as journal:
+    with Journal(None if path is None else user_path(path), Answer) as journal:
         known = {answer.key: answer for answer in journal.records}
         for blank in (blank for each in asked for blank in each):
             other = known.get(blank.key, blank)

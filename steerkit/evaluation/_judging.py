@@ -11,6 +11,7 @@ from typing import get_args
 
 import numpy as np
 
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import PATH, expect, expect_each, expect_whole
 from steerkit._text import described, quoted
 from steerkit.errors import JudgeError, OptionError, RecordsError
@@ -69,7 +70,7 @@ def judge(
     expect(PATH | None, "a .jsonl file", path=path)
     expect(Callable | None, "a function of (done, total)", progress=progress)
     cases = [_case(suite, answer) for answer in answers]
-    with Journal(None if path is None else Path(path), Verdict) as journal:
+    with Journal(None if path is None else user_path(path), Verdict) as journal:
         known = {(each.answer, each.identity): each for each in journal.records if not each.error}
         keys = [
             (answer.digest, chosen.identity if _asks(chosen, case, answer) else parser_of(case))
@@ -131,7 +132,7 @@ def surprise(
     """
     cases = {answer.digest: _case(suite, answer) for answer in answers}
     identity = f"surprise {vlm.weights_digest()}"
-    with Journal(None if path is None else Path(path), Verdict) as journal:
+    with Journal(None if path is None else user_path(path), Verdict) as journal:
         known = {each.answer: each for each in journal.records if each.identity == identity}
         left = [answer for answer in answers if answer.answer.strip() and answer.digest not in known]
         for images in get_args(View):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import PATH, expect, expect_each, expect_whole
 from steerkit._text import quoted
 from steerkit.errors import OptionError
@@ -127,7 +128,7 @@ def study(
     subjects = subjects_of(suites, anchors, dev, seed)
     check_roles(subjects)
     run = _Run(
-        vlm, subjects, chosen, Path(folder), baselines or {}, tuple(judges), tolerance, seed, batch_size, workers
+        vlm, subjects, chosen, user_path(folder), baselines or {}, tuple(judges), tolerance, seed, batch_size, workers
     )
     run.progress, run.cluster = progress, cluster
     return run.all(tuple(dict.fromkeys(map(float, alphas))), layers)

@@ -18,6 +18,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from steerkit._internal.faults import refused_as
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import expect, expect_whole
 from steerkit._text import near
 from steerkit.errors import CheckpointError, EmptyAnchorSetError, OptionError
@@ -302,8 +303,9 @@ class SteeringMethod(Frozen, ABC):
                 expected=f"numbers from 0 to {every[-1]}",
             )
         if checkpoint is not None:
-            check_place(Path(checkpoint))
-            if Path(checkpoint).exists():
+            checkpoint = user_path(checkpoint)
+            check_place(checkpoint)
+            if checkpoint.exists():
                 found = State.load(checkpoint)
                 state.extraction.require(found.extraction, f"the checkpoint {str(checkpoint)!r:.300}")
                 state = found

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from steerkit._internal.files import FileRefused, open_regular, replacing
+from steerkit._internal.files import FileRefused, open_regular, replacing, user_path
 from steerkit._internal.json import json_object
 from steerkit.errors import CheckpointError
 from steerkit.interventions import Frozen
@@ -211,9 +211,9 @@ class State:
             "samples": [[number, *self.samples[number]] for number in self._anchors],
             "nodes": nodes,
         }
-        with _writing(Path(path)) as temporary:
+        with _writing(user_path(path)) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"state": json.dumps(head)})
-        return Path(path)
+        return user_path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> State:
@@ -223,7 +223,7 @@ class State:
             CheckpointError: There is no such file, it can't be read, or is damaged.
         """
         try:
-            with open_regular(Path(path), MAX_STATE), safetensors.safe_open(path, "pt") as file:
+            with open_regular(user_path(path), MAX_STATE), safetensors.safe_open(user_path(path), "pt") as file:
                 head = json_object(file.metadata()["state"], "its record", most=MAX_VALUES)
                 return cls._read(head, {key: file.get_tensor(key) for key in file.keys()})
         except (FileRefused, OSError, MemoryError) as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from urllib.parse import unquote
 from urllib.request import url2pathname
 
-from steerkit._internal.files import open_regular, read_bounded
+from steerkit._internal.files import open_regular, read_bounded, user_path
 from steerkit.errors import MissingImageError, SteerKitError
 from steerkit.models._stored import Stored
 
@@ -103,7 +103,7 @@ def resolved(image: Any, root: Path | None) -> Any:
     if isinstance(image, Mapping) and image.get("bytes") is None and isinstance(image.get("path"), (str, Path)):
         image = image["path"]
     if isinstance(image, Path) or (isinstance(image, str) and not _scheme(image)):
-        path = Path(image)
+        path = user_path(image)
         return path if root is None or path.is_absolute() else root / path
     return image
 
@@ -120,7 +120,7 @@ def _source(image: Any) -> Any:
     if isinstance(image, (str, os.PathLike)):
         text = os.fspath(image)
         scheme = _scheme(text)
-        return _uri(text, scheme) if scheme else Path(text)
+        return _uri(text, scheme) if scheme else user_path(text)
     if isinstance(image, (bytes, bytearray, memoryview)):
         if len(image) > MAX_IMAGE:
             raise MissingImageError(f"an image has {len(image)} bytes", expected=f"at most {MAX_IMAGE}")
@@ -222,8 +222,6 @@ def _fix(image: Any, error: Exception) -> str | None:
         return None
     if re.fullmatch(r"[A-Za-z0-9+/=\s]{200,}", str(image)[:1000]):
         return "if this is base64, say so: 'data:image/png;base64,' in front of it"
-    if str(image).startswith("~"):
-        return "Path(path).expanduser(): only a shell puts your home folder in the place of ~"
     return "check the path; relative paths are taken from the folder of the sample file"
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from steerkit._internal.files import user_path
 from steerkit._internal.json import json_value
 from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
@@ -88,7 +89,7 @@ def read_samples(
     if not isinstance(download, bool) and not callable(download):
         raise OptionError(f"download is {download!r:.80}", expected="True, False or a function of an address")
     fetch = download if callable(download) else (download_image if download else None)
-    root = Path(image_root) if image_root is not None else None
+    root = user_path(image_root) if image_root is not None else None
     samples: list[Sample] = []
     for name, number, row, folder, of_texts in _rows(source):
         try:
@@ -122,7 +123,7 @@ def _rows(source: Any) -> Iterator[tuple[str, int, Any, Path | None, bool]]:
     if not isinstance(source, (str, Path)):
         yield from (("the list, row", number, row, None, False) for number, row in enumerate(_listed(source), start=1))
         return
-    for path in sample_files(Path(source)):
+    for path in sample_files(user_path(source)):
         unit = "row" if path.suffix.lower() in (".parquet", ".tar") else "line"
         for number, row in rows(path):
             yield f"{path}, {unit}", number, row, path.parent, is_separated(path)

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 import safetensors.torch
 
 import steerkit  # the face, which alone knows the hub
-from steerkit._internal.files import write_atomically
+from steerkit._internal.files import user_path, write_atomically
 from steerkit._internal.validation import PATH, expect
 from steerkit.errors import NonFiniteError, OptionError, SteerKitError
 from steerkit.policy import Policy
@@ -68,7 +68,7 @@ class SteeringVector(Algebra):
         """
         expect(PATH, "a path", path=path)
         vector = self if dtype is None else self.to(dtype)
-        path = Path(path)
+        path = user_path(path)
         if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
             raise OptionError(f"the path {str(path)!r} is a folder", expected="the name of a file, new or old")
         data = vector.to_bytes(name=str(path))
@@ -199,7 +199,7 @@ class SteeringVector(Algebra):
         expect(PATH, "a folder", folder=folder)
         if not os.fspath(folder):
             raise OptionError("the folder is an empty text", expected="a folder, new or old", fix="'.' for this one")
-        folder = Path(folder)
+        folder = user_path(folder)
         if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 - as in `save`
             raise OptionError(
                 f"the path {str(folder)!r} is a file", expected="a folder, new or old", fix="save(path) writes one file"

@@ -105,7 +105,7 @@ class AnsweringModel(PromptedModel):
         except BaseException as error:
             error.finished = finished  # type: ignore[attr-defined]
             raise
-        return [finished[number] for number in range(len(samples))]
+        return [finished[number] for number in sorted(finished)]  # `progress` may have changed the list
 
     def answers(
         self,

@@ -59,7 +59,7 @@ def load(
 
     expect(PATH, "a repository id or a folder", source=source)
     _expect_check(check)
-    source = os.fsdecode(source)
+    source = os.fsdecode(os.path.expanduser(source))  # noqa: PTH111 - a name of the hub is no path
     for name in {"dtype", "torch_dtype"} & options.keys():
         check_dtype(name, options[name])
     shared = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", "local_files_only")}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from steerkit._internal.files import user_path
 from steerkit._text import near
 from steerkit.errors import SteerKitError
 from steerkit.vectors.formats import parse_pack, read_file
@@ -119,14 +120,14 @@ def resolve(
             f"{parsed.unpinned} is to be downloaded again, and there must be no network",
             expected="one of force_download and the cache alone (local_files_only, STEERKIT_OFFLINE, HF_HUB_OFFLINE)",
         )
-    store = Store.default() if cache is None else Store(Path(cache).expanduser().absolute())
+    store = Store.default() if cache is None else Store(user_path(cache).absolute())
     return _Elsewhere(parsed, store, source_of(parsed.kind, token)).resolved(quiet, again=force_download)
 
 
 def _on_this_machine(parsed: Ref) -> Resolved:
     bundled = bundled_path(parsed.place) if parsed.kind == "bundled" else None
     try:
-        path = bundled or Path(parsed.place).expanduser()
+        path = bundled or user_path(parsed.place)
         if path.is_dir():
             path = path / the_only_pack((each.name for each in path.iterdir()), repr(parsed.place))
         exists = path.exists()

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
+from steerkit._internal.files import user_path
 from steerkit.errors import ModelMismatchError, OptionError, PackFormatError, SteerKitError
 from steerkit.interventions import Intervention, Site
 from steerkit.vectors import MethodRecord, ModelRecord, SteeringVector, StrengthRecord
@@ -189,7 +190,7 @@ class ModelFacts:
         """
         from transformers import AutoConfig
 
-        folder = Path(folder)
+        folder = user_path(folder)
         if not (folder / "config.json").is_file():
             raise OptionError(
                 f"the folder {str(folder)!r} holds no config.json", expected="a folder that holds a model"

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from steerkit._internal import plugins
 from steerkit._internal.faults import refused_as
-from steerkit._internal.files import open_regular, replacing
+from steerkit._internal.files import open_regular, replacing, user_path
 from steerkit._internal.validation import expect
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, PackFormatError, SteerKitError
 from steerkit.interventions import Intervention, StoredDirection
 from steerkit.vectors import Key, PackMetadata, SteeringVector
 from steerkit.vectors.formats.container import MAX_FILE, MAX_HEADER
 from steerkit_vectors_hub.interop.base import (
+    FIX,
     REFERENCE,
     Choice,
     Foreign,
@@ -48,7 +49,7 @@ def read(
         SteerKitError: The file is damaged, forged, ambiguous or says something that steerkit can't express.
     """
     expect(ModelFacts, "a steerkit_vectors_hub.interop.ModelFacts", model=model)
-    path, choice = Path(path), choice or Choice()
+    path, choice = user_path(path), choice or Choice()
     if not path.exists():
         raise OptionError(f"{str(path)!r} does not exist", expected="a file of another library")
     reader = get_format(format or detect(path))
@@ -77,7 +78,7 @@ def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool 
         OptionError: The format can't be written, or can't express what the vector does.
         LayerRangeError: It can't express a layer.
     """
-    path, writer = Path(path), get_format(format)
+    path, writer = user_path(path), get_format(format)
     if not isinstance(writer, ForeignWriter):
         able = [each.name for each in registered_formats() if each.value and issubclass(each.value, ForeignWriter)]
         raise OptionError(f"the format {format!r} can only be read", expected="one of " + ", ".join(able))
@@ -140,7 +141,7 @@ def assemble(
     except NonFiniteError:
         raise
     except SteerKitError as error:
-        raise malformed(str(error), "directions that a pack can hold") from error
+        raise PackFormatError(error.problem, expected=error.expected, fix=error.fix or FIX) from error
 
 
 def _chosen(foreign: Foreign, choice: Choice) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, ValidationInfo, model_validator
 
 from steerkit._internal.faults import refused_as
-from steerkit._internal.files import read_bounded
+from steerkit._internal.files import read_bounded, user_path
 from steerkit.interventions import Frozen
 from steerkit_vectors_hub.cache import place
 from steerkit_vectors_hub.errors import ReferenceFormatError, TrustFileError
@@ -65,7 +65,7 @@ def _list(value: str, info: ValidationInfo) -> str:
 
 def _relative(value: str, info: ValidationInfo) -> Path:
     try:
-        path = Path(value).expanduser()
+        path = user_path(value)
     except RuntimeError as error:
         raise ValueError(f"{value!r:.300} names a home folder that can't be found ({error})") from error
     return ((info.context or {}).get("folder") or Path()) / path
