@@ -518,3 +518,10 @@ def test_a_measure_at_a_fixed_layer_needs_its_direction_there_only() -> None:
 def test_a_direction_that_is_not_dense_is_refused(make: Callable[[], Tensor]) -> None:
     with pytest.raises(OptionError, match="the direction at"):
         vector({Key(0): make()})
+
+
+@pytest.mark.parametrize("key", [Key(1, "resid"), Key(1, "resid_pre"), Key(1, tower="text"), (1, "hook_mlp_out")])  # type: ignore[arg-type]
+def test_a_direction_at_a_place_that_there_is_not_is_refused_by_its_name(key: Any) -> None:
+    name = key[3] if len(key) == 4 and key[3] == "text" else key[1]
+    with pytest.raises(OptionError, match=f"of a direction is '{name}'"):
+        vector({key: direction(1)})

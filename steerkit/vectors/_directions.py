@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -275,6 +275,8 @@ def _check_direction(key: Key, tensor: Tensor, model: ModelRecord) -> None:
         raise OptionError(
             f"the direction at {tuple(key)} has type {tensor.dtype}", expected="float32, float16, bfloat16"
         )
+    expect_one_of(get_args(Site), **{"the site of a direction": key.site})
+    expect_one_of(get_args(Tower), **{"the tower of a direction": key.tower})
     count, width = model.count(key.tower), model.width(key.site, key.tower)
     if not count or not width:
         raise OptionError(
