@@ -39,8 +39,13 @@ def test_requests_that_ask_to_be_steered_are_refused_where_nothing_steers(lab, t
     try:
         assert httpx.get(f"{server.address}/steerkit").status_code == 404
         assert server.tokens(1) == lab.wanted(None)[1]
-        for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"):
-            body = {"prompt": "a", "input": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
+        chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}
+        for path, body in {
+            "/v1/completions": {"prompt": "a"},
+            "/v1/chat/completions": chat,
+            "/v1/responses": {"input": "a"},
+            "/v1/messages": chat,
+        }.items():
             found = post(server, path, **body, vllm_xargs=wish("last", 1.0))
             assert found.status_code == 400
             assert "vLLM has not loaded steerkit's plug-in" in found.text
