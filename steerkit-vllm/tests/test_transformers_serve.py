@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 import subprocess
 import sys
@@ -15,30 +16,47 @@ import httpx
 import openai
 import pytest
 import torch
+import transformers
 from conftest import environment
 from lab import DEMO, prompts
 
 import steerkit as sk
 from steerkit.models import open_image
-from steerkit.vectors import Key, SteeringVector
+from steerkit.vectors import Key, MethodRecord, PackMetadata, SteeringVector
 
 STRENGTH = 1.5
 TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def vlm() -> Any:
+def vlm(kind, tmp_path_factory) -> Any:
+    """The demo's model, or its language model alone: transformers batches continuously what has no images."""
     torch.set_num_threads(1)
-    return sk.load(str(DEMO))
+    whole = sk.load(str(DEMO))
+    if kind != "continuous":
+        return whole
+    folder = tmp_path_factory.mktemp("language")
+    text = transformers.AutoModelForCausalLM.from_config(whole.model.config.text_config)
+    text.model.load_state_dict(whole.model.model.language_model.state_dict())
+    text.lm_head.load_state_dict(whole.model.lm_head.state_dict())
+    text.save_pretrained(folder)
+    tokenizer = whole.processor.tokenizer
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for each in messages %}USER: {{ each['content'] }}\nASSISTANT:{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("processor_class", None)  # the demo's, which has images
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return sk.load(str(folder))
 
 
 @pytest.fixture(scope="module")
-def vector() -> SteeringVector:
+def vector(vlm) -> SteeringVector:
     """An addition to the last token of the prompt and to what follows."""
-    base = sk.load_vector("cmrm-llava-demo")
     noise = torch.Generator().manual_seed(6)
-    metadata = base.metadata.model_copy(
-        update={"interventions": (sk.Intervention(tokens="last"),), "fingerprint": None}
+    metadata = PackMetadata(
+        method=MethodRecord(name="check"), model=vlm.record, interventions=(sk.Intervention(tokens="last"),)
     )
     return SteeringVector({Key(layer): 0.6 * torch.randn(96, generator=noise) for layer in range(8)}, metadata)
 
@@ -60,19 +78,19 @@ def expected(vlm: Any, vector: SteeringVector, sample: sk.Sample, dose: float) -
         output = vlm.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
     for handle in handles:
         handle.remove()
-    return vlm.processor.tokenizer.decode(output[0, length:], skip_special_tokens=True)
+    return vlm.format.tokenizer.decode(output[0, length:], skip_special_tokens=True)
 
 
 CONTINUOUS = ("continuous-batching", "cb-num-blocks=64", "cb-block-size=16", "cb-max-batch-tokens=256")
 
 
-@pytest.fixture(scope="module", params=[(), CONTINUOUS], ids=["one by one", "continuous"])
-def options(request):
+@pytest.fixture(scope="module", params=["one by one", "one by one after all", "continuous"])
+def kind(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def address(vector, options, tmp_path_factory):
+def address(vlm, vector, kind, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformers")
     vector.save(folder / "v.safetensors")
     with socket.socket() as probe:
@@ -80,8 +98,9 @@ def address(vector, options, tmp_path_factory):
         port = probe.getsockname()[1]
     # the torchvision beside vLLM's CPU build can't decode images
     start = "import runpy, sys; sys.modules['torchvision'] = None; runpy.run_module('steerkit', run_name='__main__')"
+    options = () if kind == "one by one" else CONTINUOUS
     command = [
-        *(sys.executable, "-c", start, "serve", str(DEMO), "--engine", "transformers", "--policy", "off"),
+        *(sys.executable, "-c", start, "serve", vlm.model.name_or_path, "--engine", "transformers", "--policy", "off"),
         *("--vector", str(folder / "v.safetensors"), "--strength", str(STRENGTH), "--port", str(port)),
         *(f"--option={each}" for each in ("device=cpu", "dtype=float32", *options)),
     ]
@@ -97,12 +116,13 @@ def address(vector, options, tmp_path_factory):
             except httpx.TransportError:
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
+        assert f"CB: {kind == 'continuous'}" in log.read_text()
     finally:
         process.kill()
         process.wait()
 
 
-def chat(address: str, sample: sk.Sample, **more: Any) -> str:
+def chat(address: str, vlm: sk.VLM, sample: sk.Sample, **more: Any) -> str:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300)
     parts: list[Any] = []
     for image in sample.images:
@@ -113,22 +133,21 @@ def chat(address: str, sample: sk.Sample, **more: Any) -> str:
     messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": sample.text}]}]
     # a temperature of 0 is greedy
     answer = client.chat.completions.create(
-        model=str(DEMO), messages=messages, max_tokens=TOKENS, temperature=0, extra_body=more or None
+        model=vlm.model.name_or_path, messages=messages, max_tokens=TOKENS, temperature=0, extra_body=more or None
     )
     return answer.choices[0].message.content or ""
 
 
-def test_every_request_is_steered(address, options, vlm, vector):
-    # continuous batching is compared on texts
-    samples = [sample for sample in prompts() if not (options and sample.images)][:8]
+def test_every_request_is_steered(address, kind, vlm, vector):
+    samples = [sample for sample in prompts() if not (kind == "continuous" and sample.images)][:8]
     want = [expected(vlm, vector, sample, STRENGTH) for sample in samples]
     plain = [expected(vlm, vector, sample, 0.0) for sample in samples]
     assert sum(a != b for a, b in zip(want, plain, strict=True)) >= 4
-    assert [chat(address, sample) for sample in samples] == want
+    assert [chat(address, vlm, sample) for sample in samples] == want
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda sample: chat(address, sample), samples)) == want
+        assert list(pool.map(lambda sample: chat(address, vlm, sample), samples)) == want
 
 
-def test_keys_of_vllm_are_refused(address):
+def test_keys_of_vllm_are_refused(address, vlm):
     with pytest.raises(openai.APIStatusError, match="422"):
-        chat(address, prompts()[1], vllm_xargs={"steerkit_strength": 0})
+        chat(address, vlm, prompts()[1], vllm_xargs={"steerkit_strength": 0})
