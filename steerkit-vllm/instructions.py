@@ -1,9 +1,10 @@
 """What the hook of a block costs, in instructions, where no clock resolves one percent: `python instructions.py`.
 
-A decoding step of a block with the matrices of LLaVA-1.5-7B's, eager and in float32, runs under valgrind: alone, with
-the hook idle, with every request steered by one addition, with each steered by another pack, and by the general form.
-With it counts its share, of 32 blocks, in what the worker does before each step. Ratios are to the block alone.
-Attention and norms are left out, so that the ratios are upper bounds.
+Under valgrind runs a decoding step of a block with the matrices of LLaVA-1.5-7B's, eager and in float32; and apart
+from it what a worker adds to the step: the hook, idle, with every request steered by one addition, with each steered
+by another pack, and by the general form; and the block's share, of 32, in what the worker does before each step. Ratios
+are to the block alone: the least and the most of all counts. Attention and norms are left out, so that they are upper
+bounds.
 """
 
 from __future__ import annotations
@@ -50,7 +51,17 @@ class Block(nn.Module):
         return (torch.nn.functional.silu(gate) * value) @ down, residual
 
 
-def hooked(block: Block, hidden: int, tokens: int, *, general: bool, steers: bool, distinct: bool = False) -> Steering:
+class Nothing(nn.Module):
+    """A block that takes no time, to count its hook alone: beside a block's products, counting would not resolve it."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both."""
+        return x, residual
+
+
+def hooked(
+    block: nn.Module, hidden: int, tokens: int, *, general: bool, steers: bool, distinct: bool = False
+) -> Steering:
     """Hook the block as a worker does, with the token of every request steered or none."""
     room = Room(rows=ROWS, depth=1, sites=("resid_post",), general=general)
     shape = (len(SITES), room.depth, tokens)
@@ -87,35 +98,43 @@ def counted() -> int:
     return sum(int(each.replace(",", "")) for each in found)
 
 
-def measure(hidden: int, inner: int, passes: int, batches: list[int], variants: list[str]) -> None:
-    """Under valgrind: print the instructions of each variant."""
-    torch.set_num_threads(1)
-
-    def count(run: Callable[[], Any]) -> float:
-        run()  # warm: what is allocated or chosen once
+def counts(run: Callable[[], Any], passes: int, times: int = 3) -> list[float]:
+    """Instructions of a pass, warm, without what counting takes: several counts of so many passes each."""
+    run()
+    found = []
+    for _ in range(times):
         start = counted()
-        middle = counted()  # what counting costs
+        middle = counted()
         for _ in range(passes):
             run()
-        return (counted() - middle - (middle - start)) / passes
+        found.append((counted() - middle - (middle - start)) / passes)
+    return found
 
+
+def measure(hidden: int, inner: int, passes: int, batches: list[int], variants: list[str]) -> None:
+    """Under valgrind: print the instructions of the block, and of what each variant adds to it."""
+    torch.set_num_threads(1)
     subprocess.run(["callgrind_control", "-i", "on", str(os.getpid())], capture_output=True, check=True)
     with torch.inference_mode():
         block = Block(hidden, inner)
         for tokens in batches:
-            x, alone = torch.ones(tokens, hidden), 0.0
-            for name in ("alone", *variants):
-                block._forward_hooks.clear()
-                before = 0.0
-                if name in VARIANTS:
-                    steering, batch = (
-                        hooked(block, hidden, tokens, **VARIANTS[name]),
-                        scheduled(tokens, **VARIANTS[name]),
-                    )
-                    before = count(partial(steering.begin, batch)) / LAYERS
-                found = count(partial(block, x, x)) + before
-                alone = alone or found
-                print(f"{tokens:>3} requests, {name:<8} {found / 1e6:>10.3f} M {found / alone:.4f}", flush=True)
+            x = torch.ones(tokens, hidden)
+            alone = counts(partial(block, x, x), 1, 1)[0]
+            print(f"{tokens:>3} requests, alone    {alone / 1e6:>10.3f} M", flush=True)
+            for name in variants:
+                bare, empty = Nothing(), counts(partial(Nothing(), x, x), passes)
+                steering, batch = hooked(bare, hidden, tokens, **VARIANTS[name]), scheduled(tokens, **VARIANTS[name])
+                before = counts(partial(steering.begin, batch), passes)
+                hook = counts(partial(bare, x, x), passes)
+                least, most = (
+                    choose(hook) - other(empty) + choose(before) / LAYERS for choose, other in ((min, max), (max, min))
+                )
+                ratios = [1 + each / alone for each in (least, most)]
+                print(
+                    f"{tokens:>3} requests, {name:<8} {least / 1e6:>10.3f} to {most / 1e6:.3f} M more: "
+                    f"{ratios[0]:.5f} to {ratios[1]:.5f}",
+                    flush=True,
+                )
 
 
 def main() -> None:
@@ -123,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--inner", type=int, default=11008)
-    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--passes", type=int, default=50, help="of what is added, in each count")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     given = parser.parse_args()
