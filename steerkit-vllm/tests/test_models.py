@@ -34,6 +34,13 @@ def test_the_page_shows_what_is_tested():
     assert "\n".join(["", "", *table(), "", ""]) in page
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("runner", [pytest.param({}, id="V1"), pytest.param(V2, id="V2")])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def test_images_that_are_read_in_chunks(ask, tmp_path, name, runner):
+    check(ask(job(name, tmp_path, max_num_batched_tokens=16, max_num_seqs=8), **runner))
+
+
 @pytest.mark.parametrize("runner", [pytest.param({}, id="V1"), pytest.param(V2, id="V2", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["llama", pytest.param("llava_next", marks=pytest.mark.long)])
 def test_requests_with_different_adapters_and_with_none_in_one_batch(ask, tmp_path, name, runner):

@@ -14,15 +14,17 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 """Arguments of `vllm.LLM` and environment variables, by name."""
 
 CI, LONG = "`.ci/run all`", "`-m long`"
+EVERY = dict.fromkeys(CONFIGURATIONS, LONG)
+FIRST = {name: LONG for name in CONFIGURATIONS if name.startswith("V1")}
 TYPES: dict[str, dict[str, str]] = {
-    "qwen2_5_vl": {"V1, eager": CI, "V1, compiled": LONG, "V2, eager": LONG},
-    "qwen3_vl": {"V1, eager": LONG, "V2, eager": LONG},
-    "qwen2_vl": {"V1, eager": LONG},
-    "llava_next": {"V1, eager": LONG},
-    "llava_onevision": {"V1, eager": LONG},
-    "qwen3_5": {"V1, eager": LONG},
-    "llama": {"V1, eager": LONG, "V1, compiled": LONG, "V2, eager": LONG},
-    "qwen2": {"V1, eager": LONG},
+    "qwen2_5_vl": EVERY | {"V1, eager": CI},
+    "qwen3_vl": EVERY,
+    "qwen2_vl": EVERY,
+    "llava_next": EVERY,
+    "llava_onevision": EVERY,
+    "qwen3_5": FIRST,
+    "llama": EVERY,
+    "qwen2": FIRST,
     "qwen3": {"V1, eager": LONG},
     "gemma2": {"V1, eager": LONG},
     "gemma3_text": {"V1, eager": LONG, "V2, eager": LONG},
