@@ -341,7 +341,7 @@ def _printed(
         (("stage1-recipe",), "test", 3),
         (("stage1-seed1-recipe",), "test", 3),
         (("stage1-recipe", "stage1-search"), "test", 3),
-        (("stage1-others",), "dev", 29),
+        (("stage1-others",), "dev", 36),
         (("stage1-recipe", "stage1-others"), "test", 8),
     ],
     ids=lambda value: "-and-".join(value) if isinstance(value, tuple) else str(value),
