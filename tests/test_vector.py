@@ -525,3 +525,13 @@ def test_a_direction_at_a_place_that_there_is_not_is_refused_by_its_name(key: An
     name = key[3] if len(key) == 4 and key[3] == "text" else key[1]
     with pytest.raises(OptionError, match=f"of a direction is '{name}'"):
         vector({key: direction(1)})
+
+
+def test_strengths_by_layer_are_of_layers_that_are_steered() -> None:
+    made = vector(A, ADD)
+    assert made.applied(strength={2: 0.5}).interventions[0].strength_at(2) == 0.5
+    assert made.applied(strength={2: 0.5}).interventions[0].strength_at(0) == 0.0
+    for given in ({}, {1: 0.5}, {2: 0.5, 99: 1.0}):
+        with pytest.raises(OptionError, match=r"the strengths \{.* are of layers") as caught:
+            made.applied(strength=given)
+        assert "[0, 2]" in str(caught.value.expected)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steerkit._internal.faults import refused_as
 from steerkit._internal.validation import expect, expect_one_of
-from steerkit._text import one_line
+from steerkit._text import one_line, quoted
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError
 from steerkit.interventions import (
     Intervention,
@@ -163,10 +163,18 @@ class Directions:
         Raises:
             OptionError: A field is unknown or has an impossible value.
         """
-        given = [{name: getattr(each, name) for name in Intervention.model_fields} for each in self.interventions]
+        known = [{name: getattr(each, name) for name in Intervention.model_fields} for each in self.interventions]
         wrong = f"can't be applied with {sorted(fields)}"
         with refused_as(OptionError, "the vector", wrong=wrong, expected="fields of an Intervention"):
-            changed = tuple(Intervention.model_validate({**each, **fields}) for each in given)
+            changed = tuple(Intervention.model_validate({**each, **fields}) for each in known)
+        if isinstance(given := fields.get("strength"), Mapping):
+            steered = {layer for each in changed for layer in self.layers_of(each)}
+            named = {layer for each in changed if isinstance(each.strength, dict) for layer in each.strength}
+            if not named or named - steered:
+                raise OptionError(
+                    f"the strengths {quoted(given)} are of layers {_listed(named)}",
+                    expected=f"one or more of {_listed(steered)}, the layers that are steered; others get 0",
+                )
         return self.derived(dict(self.tensors), f"apply with {', '.join(sorted(fields))}", changed)
 
     def digest(self) -> str:
