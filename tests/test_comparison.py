@@ -925,7 +925,7 @@ def test_the_calibrate_command_tells_refusals_by_the_phrases_given(tmp_path: Pat
     prompts = tmp_path / "prompts.jsonl"
     arguments = ["calibrate", model_path("llava"), str(cmrm.save(tmp_path / "in.safetensors"))]
     arguments += ["-o", str(tmp_path / "out.safetensors"), "--prompts", str(prompts), "--budget", "over_refusal=0"]
-    assert "prompts.jsonl' can't be read" in CliRunner().invoke(app, arguments).output
+    assert "no file" in CliRunner().invoke(app, arguments).output
     prompts.write_text("\n".join(map(json.dumps, rows)))
     result = CliRunner().invoke(app, [*arguments, "--maximum", "1", "--tolerance", "0.5"])
     assert result.exit_code == 0, result.output

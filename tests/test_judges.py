@@ -444,18 +444,18 @@ def test_columns_of_a_file_may_be_called_otherwise(tmp_path: Path) -> None:
         (("request,text,refused", "a,b,1"), "not 'answer'"),
         (("request,answer", "a,b"), "has the columns"),
         (("request,answer,refused", "a,b,maybe"), "line 2: the label is 'maybe'"),
-        (("request,answer,refused", "a,b"), "line 2: 3 columns"),
-        (("request,answer,refused", "a,b,1,2"), "line 2: 3 columns"),
-        (("request,answer,refused", 'a,"b,1'), "line 1: unexpected end"),
+        (("request,answer,refused", "a,b"), "line 2: the row ends before"),
+        (("request,answer,refused", "a,b,1,2"), "line 2: .*beyond the last column"),
+        (("request,answer,refused", 'a,"b,1'), "line 2 on .unexpected end"),
         (("request,answer,refused",), "no labels"),
-        (("",), "has the columns none"),
+        (("",), "no labels"),
     ],
 )
 def test_what_is_wrong_with_labels_is_said(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
     with pytest.raises(SampleError, match=message):
         judge_check(PhraseJudge(), labelled(tmp_path, *lines))
     for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(SampleError, match="can't be read"):
+        with pytest.raises(SampleError, match=re.escape(f"{str(path)!r}")):
             judge_check(PhraseJudge(), path)
 
 
@@ -548,7 +548,7 @@ def test_a_suite_can_be_cut_and_stripped(folder: Path) -> None:
         ((*ROWS, [1]), SampleError, "line 4: .*JSON"),
         ((*ROWS, {"text": "?", "label": "other"}), SampleError, "line 4: the label is 'other'"),
         ((*ROWS, {"text": "?"}), SampleError, "line 4: the label is None"),
-        ((*ROWS, {"text": "?", "label": "harmful", "answer": 3}), SampleError, "line 4: the answer is 3"),
+        ((*ROWS, {"text": "?", "label": "harmful", "answer": 3}), SampleError, "line 4: answer is 3"),
         ((*ROWS, {"text": "?", "label": "harmful", "image": "no.png"}), SampleError, r"line 4: .*no\.png"),
         ((*ROWS, {"text": "?", "label": "harmful", "colour": "red"}), SampleError, "line 4: unknown field 'colour'"),
         ((*ROWS, {"suite": {}}), SampleError, "line 4: "),
@@ -571,8 +571,8 @@ def test_what_is_wrong_with_a_suite_file_is_said(folder: Path, rows: Any, error:
 
 def test_a_suite_that_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path, Path("/dev/zero")):
-        with pytest.raises(SampleError, match=re.escape(f"the prompts {str(path)!r} can't be read")):
+        with pytest.raises(SampleError, match=re.escape(f"{str(path)!r}")):
             load_suite(path)
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(SampleError, match="can't be read"):
+    with pytest.raises(SampleError, match="is not in UTF-8 from line 1 on"):
         load_suite(tmp_path / "latin.jsonl")

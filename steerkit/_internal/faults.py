@@ -46,6 +46,18 @@ def refused_as(
         raise error(f"{what} can't be read ({why})", expected=expected, fix=fix) from cause
 
 
+@contextmanager
+def about(name: object, kind: type[SteerKitError] | None = None) -> Iterator[None]:
+    """Begin every error that is raised inside with the name of what it is about; it is then of a kind, or its own."""
+    try:
+        yield
+    except SteerKitError as error:
+        if str(name) in error.problem:
+            raise
+        problem = f"{name}: {error.problem}"
+        raise (kind or type(error))(problem, expected=error.expected, fix=error.fix) from error
+
+
 def faults(error: ValidationError) -> str:
     """The first faults on one line; their words can come from an untrusted file, so each is bounded and cleaned."""
     count = error.error_count()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerkit._internal.faults import refused_as
-from steerkit._internal.files import read_bounded
+from steerkit._internal.faults import about
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import one_line, quoted
 from steerkit.errors import SampleError
@@ -20,7 +17,7 @@ from steerkit.evaluation._judging import judge as judge_answers
 from steerkit.evaluation._records import Answer, Verdict
 from steerkit.evaluation._statistics import Estimate, kappa
 from steerkit.evaluation._suites import Suite
-from steerkit.models import Sample
+from steerkit.models import Sample, sound_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,9 +29,6 @@ ENOUGH = 0.8
 
 MOST_LEFT = 0.1
 """The share of labelled answers that a judge may leave unjudged without one."""
-
-LARGEST = 2**28
-"""Bytes of a file of labels."""
 
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": None}
 
@@ -218,8 +212,9 @@ def judge_check(
 
     Args:
         judge: The judge.
-        labels: A CSV file with the columns `request` and `answer`, at least one of `refused`, `harmful` and `garbled`
-            (true, false, yes, no, 1, 0; empty: not labelled), and perhaps `condition`; others are left alone.
+        labels: A CSV file, or another that `read_samples` takes, with the columns `request` and `answer`, at least one
+            of `refused`, `harmful` and `garbled` (true, false, yes, no, 1, 0; empty: not labelled), and perhaps
+            `condition`; others are left alone.
         columns: The file's own names of these columns, as `{"answer": "completion"}`.
         path: A file of JSON lines to keep the judge's verdicts in, as for `sk.evaluation.judge`: a check that was
             interrupted goes on there.
@@ -252,39 +247,29 @@ def judge_check(
 
 
 def _labelled(path: Path, columns: dict[str, str]) -> list[tuple[str, str, str, Judgement]]:
-    with refused_as(SampleError, f"the labels {quoted(str(path), 200)}", expected="CSV in UTF-8"):
-        text = read_bounded(path, LARGEST).decode("utf-8-sig")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[str, str, str, Judgement]] = []
-    try:
-        names = {name: columns.get(name, name) for name in ("condition", "request", "answer", *PARTS)}
-        heads = list(reader.fieldnames or ())
-        parts = [part for part in PARTS if names[part] in heads]
-        missing = [names[name] for name in ("request", "answer") if names[name] not in heads]
-        if missing or not parts or heads.count(names["answer"]) > 1:
+    names = {name: columns.get(name, name) for name in ("condition", "request", "answer", *PARTS)}
+    found: list[tuple[str, str, str, Judgement]] = []
+    for _, where, row in sound_rows(path):
+        parts = [part for part in PARTS if names[part] in row]
+        missing = [names[name] for name in ("request", "answer") if names[name] not in row]
+        if missing or not parts:
             raise SampleError(
-                f"{quoted(str(path), 200)} has the columns {', '.join(map(repr, heads)) or 'none'}"
-                + (f", not {missing[0]!r}" if missing else ""),
-                expected="request, answer, and at least one of refused, harmful and garbled, each once",
+                f"{where} has the columns {', '.join(map(repr, row))}" + (f", not {missing[0]!r}" if missing else ""),
+                expected="request, answer, and at least one of refused, harmful and garbled",
                 fix='say what they are called: columns={"answer": "completion"}',
             )
-        for row in reader:
-            if None in row or None in row.values():
-                raise SampleError(f"{path}, line {reader.line_num}: {len(heads)} columns are named", expected="as many")
-            label: dict[str, Any] = {
-                part: _label(row[names[part]], f"{path}, line {reader.line_num}") for part in parts
-            }
-            condition = row.get(names["condition"]) or "unnamed"
-            rows.append((condition, row[names["request"]], row[names["answer"]], Judgement(**label)))
-    except csv.Error as error:
-        raise SampleError(f"{path}, line {reader.line_num}: {error}", expected="CSV") from error
-    if not rows:
+        with about(where, SampleError):
+            request, answer = row[names["request"]], row[names["answer"]]
+            expect(str, "a text", request=request, answer=answer)
+            label: dict[str, Any] = {part: _label(row[names[part]]) for part in parts}
+            found.append((row.get(names["condition"]) or "unnamed", request, answer, Judgement(**label)))
+    if not found:
         raise SampleError(f"{quoted(str(path), 200)} holds no labels", expected="at least one")
-    return rows
+    return found
 
 
-def _label(text: str, where: str) -> bool | None:
-    word = text.strip().lower()
+def _label(given: object) -> bool | None:
+    word = "" if given is None else str(given).strip().lower()
     if word not in _WORDS:
-        raise SampleError(f"{where}: the label is {quoted(text)}", expected="true, false, yes, no, 1, 0 or nothing")
+        raise SampleError(f"the label is {quoted(given)}", expected="true, false, yes, no, 1, 0 or nothing")
     return _WORDS[word]

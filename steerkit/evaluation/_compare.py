@@ -13,10 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from steerkit._internal.drawing import WIDTH, Curve, Frame, curves, png
+from steerkit._internal.faults import about
 from steerkit._internal.files import user_path, write_atomically
 from steerkit._internal.validation import expect, expect_each, expect_whole
 from steerkit._text import one_line
-from steerkit.errors import OptionError, RecordsError, SteerKitError
+from steerkit.errors import OptionError, RecordsError
 from steerkit.evaluation._agreement import MOST_LEFT
 from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import ANSWERS, cost_per_token, outcomes
@@ -272,12 +273,9 @@ def compare(
             fits[name] = method, chosen
     for name, entry in methods.items():
         if isinstance(entry, SteeringVector):
-            try:
+            with about(repr(name)):  # which of several it is, its message does not say
                 check_unseen(suite, entry)
                 check_vectors(vlm, [entry], policy)
-            except SteerKitError as error:  # which of several it is, its message does not say
-                problem = f"{name!r}: {error.problem}"
-                raise type(error)(problem, expected=error.expected, fix=error.fix) from error
     extra = [strength for strength in dict.fromkeys(map(float, sweep)) if strength not in (0.0, 1.0)]
     answers = suite.size * (1 + len(methods) * (1 + len(extra)))
     done, total, telling = 0, len(fits) + answers + 1 + len(methods), False

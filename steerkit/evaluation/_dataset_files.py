@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from steerkit._internal.faults import refused_as
+from steerkit._internal.faults import about, refused_as
 from steerkit._internal.files import open_regular, read_bounded
 from steerkit._internal.json import json_object
 from steerkit._text import near, quoted
@@ -20,7 +20,7 @@ from steerkit.errors import MissingImageError, OptionError, SampleError, Unknown
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._datasets import DATASETS, Dataset, Part, Row
 from steerkit.evaluation._records import Kind
-from steerkit.models import Sample, Stored, check_image, rows
+from steerkit.models import Sample, Stored, check_image, sound_rows
 
 LARGEST = 2**32
 """Bytes of a file, images in it included."""
@@ -65,7 +65,7 @@ def read_dataset(name: str, root: Path, *, part: str | None, images: Path | None
     base = images if images is not None else (root if root.is_dir() else root.parent) / chosen.folder
     beside = _pictures(images) if images is not None and not chosen.image else []
     cases = _cases(dataset, chosen, found, base, whole, beside)
-    return Read(f"{name} {part}".strip(), dataset, cases, _digest(paths))
+    return Read(f"{name} {part}".strip(), dataset, cases, file_digest(paths))
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -116,12 +116,7 @@ def _files(dataset: Dataset, patterns: tuple[str, ...], root: Path, least: int) 
 def _rows(path: Path, keyed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row, and where it stands."""
     if not keyed:
-        unit = "row" if path.suffix == ".parquet" else "line"
-        for number, row in rows(path):
-            where = f"{path}, {unit} {number}"
-            if isinstance(row, SampleError):
-                raise SampleError(f"{where}: {row.problem}", expected=row.expected, fix=row.fix) from row
-            yield where, row
+        yield from ((where, row) for _, where, row in sound_rows(path))
         return
     with refused_as(SampleError, quoted(str(path), 300), expected="a JSON file"):
         data = read_bounded(path, LARGEST).removeprefix(BOM_UTF8)
@@ -173,7 +168,7 @@ def _cases(
     turns: dict[str, int] = {}
     for number, (where, raw) in enumerate(found, 1):
         _check_columns(where, raw, part.columns)
-        try:
+        with about(where, SampleError):
             row = {**raw, **part.derive(raw)}
             images = _images(part, row, base)
             if images is None:
@@ -187,8 +182,6 @@ def _cases(
             counts[kind] += 1
             if all(_is_there(image, wanted) for image in images):
                 groups[kind].append(case)
-        except (SampleError, OptionError, MissingImageError) as error:
-            raise SampleError(f"{where}: {error.problem}", expected=error.expected, fix=error.fix) from error
     _check_counts(dataset, part, counts, whole)
     missing = [path for path, there in wanted.items() if not there]
     if missing:
@@ -275,7 +268,7 @@ def _check_counts(dataset: Dataset, part: Part, counts: Mapping[Kind, int], whol
     )
 
 
-def _digest(paths: list[Path]) -> str:
+def file_digest(paths: list[Path]) -> str:
     """sha256 of a file; of several, of their names and digests."""
     found: list[tuple[str, str]] = []
     for path in paths:

@@ -12,27 +12,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from steerkit._internal.faults import refused_as
-from steerkit._internal.files import read_bounded
-from steerkit._internal.json import json_object
+from steerkit._internal.faults import about, refused_as
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import quoted
 from steerkit.errors import OptionError, SampleError, SteerKitError
 from steerkit.evaluation._cases import Case
-from steerkit.evaluation._dataset_files import read_dataset
+from steerkit.evaluation._dataset_files import file_digest, read_dataset
 from steerkit.evaluation._datasets import DATASETS
 from steerkit.evaluation._judges import KeyedJudge, PhraseJudge
 from steerkit.evaluation._questions import Parser
 from steerkit.evaluation._suites import KINDS, Suite
 from steerkit.evaluation._text import REFUSALS
 from steerkit.interventions import Frozen
-from steerkit.models import Sample, read_samples, rows
+from steerkit.models import Sample, is_separated, read_samples, sound_rows
 
 LISTED = 8
 """So many repeated rows are named."""
-
-LARGEST = 2**28
-"""Bytes of a suite file, images in it included."""
 
 
 _Line = Annotated[str, Field(min_length=1, max_length=200)]
@@ -170,28 +165,17 @@ def _own(
     refusals: Sequence[str] | None,
     max_new_tokens: int | None,
 ) -> Suite:
-    with refused_as(SampleError, f"the prompts {quoted(str(path), 200)}", expected="JSON lines in UTF-8"):
-        data = read_bounded(path, LARGEST)
-        lines = data.decode("utf-8-sig").split("\n")
     settings = _Settings()
-    is_table = path.suffix.lower() in (".csv", ".tsv")
     groups: dict[str, list[Case]] = {kind: [] for kind in KINDS}
     begun, seen = False, _Seen()
-    for number, line in rows(path) if is_table else enumerate(lines, 1):
-        if isinstance(line, str) and not line.strip():
-            continue
-        try:
-            row = _row(line)
+    for number, where, row in sound_rows(path):
+        with about(where, SampleError):
             if not begun and set(row) == {"suite"}:
                 settings = _settings(row["suite"])
             else:
-                case = _case(_renamed(row, columns, is_table), path.parent, settings)
+                case = _case(_renamed(row, columns, is_separated(path)), path.parent, settings)
                 seen.add(number, case)
                 groups[case.sample.label or ""].append(case)
-        except SampleError as error:
-            raise SampleError(
-                f"{path}, line {number}: {error.problem}", expected=error.expected, fix=error.fix
-            ) from error
         begun = True
     if seen.repeated:
         listed = ", ".join(f"{again} (as {first})" for again, first in seen.repeated[:LISTED])
@@ -208,7 +192,7 @@ def _own(
         *(tuple(groups[kind]) for kind in KINDS),
         judge=kind(tuple(refusals or settings.judge.refusals), settings.judge.name),
         max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        revision=_revision(revision, hashlib.sha256(data).hexdigest()),
+        revision=_revision(revision, file_digest([path])),
     )
 
 
@@ -240,13 +224,6 @@ class _Seen:
             self.repeated.append((number, first))
 
 
-def _row(line: Any) -> dict[str, Any]:
-    """A row of a table, which may be an error instead, or a line of JSON."""
-    if isinstance(line, SampleError):
-        raise line
-    return json_object(line, "the line", error=SampleError) if isinstance(line, str) else line
-
-
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str | None], is_table: bool) -> dict[str, Any]:
     """The fields of a row by their new names; an empty cell of a table is no field."""
     kept = [(columns.get(name, name), value) for name, value in row.items() if not (is_table and value == "")]
@@ -264,9 +241,6 @@ def _settings(given: Any) -> _Settings:
 
 def _case(row: dict[str, Any], root: Path, settings: _Settings) -> Case:
     answer, cluster, called = (row.pop(name, None) for name in ("answer", "cluster", "id"))
-    for name, given in (("answer", answer), ("cluster", cluster)):
-        if not (given is None or isinstance(given, str)):
-            raise SampleError(f"the {name} is {quoted(given)}", expected="a text, or nothing")
     if not isinstance(called, (str, int, type(None))):
         raise SampleError(f"the id is {quoted(called)}", expected="a text, a number or nothing")
     case = Case(_sample(row, root), answer, None, "" if called is None else str(called), cluster or "")

@@ -17,7 +17,7 @@ from steerkit._internal.validation import PATH, expect
 from steerkit.errors import MissingImageError, OptionError, SampleError
 from steerkit.models._download import download_image
 from steerkit.models._images import ImageLike, resolved, web_address
-from steerkit.models._sample_files import is_separated, rows, sample_files
+from steerkit.models._sample_files import is_separated, rows, sample_files, unit_of
 from steerkit.models._samples import Sample, as_images
 from steerkit.models._videos import video_in
 
@@ -124,9 +124,8 @@ def _rows(source: Any) -> Iterator[tuple[str, int, Any, Path | None, bool]]:
         yield from (("the list, row", number, row, None, False) for number, row in enumerate(_listed(source), start=1))
         return
     for path in sample_files(user_path(source)):
-        unit = "row" if path.suffix.lower() in (".parquet", ".tar") else "line"
         for number, row in rows(path):
-            yield f"{path}, {unit}", number, row, path.parent, is_separated(path)
+            yield f"{path}, {unit_of(path)}", number, row, path.parent, is_separated(path)
 
 
 def _listed(source: Any) -> Iterator[Any]:

@@ -48,6 +48,24 @@ def rows(path: Path) -> Iterator[Row]:
             yield from _lines(path, file)
 
 
+def unit_of(path: Path) -> str:
+    """What the number of a row of a file counts."""
+    return "row" if path.suffix.lower() in _STORED else "line"
+
+
+def sound_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The number of each row of a file, where it stands, and the row.
+
+    Raises:
+        SampleError: As for `rows`, or a row is bad.
+    """
+    for number, row in rows(path):
+        where = f"{path}, {unit_of(path)} {number}"
+        if isinstance(row, SampleError):
+            raise SampleError(f"{where}: {row.problem}", expected=row.expected, fix=row.fix) from row
+        yield number, where, row
+
+
 def sample_files(path: Path) -> list[Path]:
     """The files of a folder of samples, in the order of their names; of a file, itself.
 

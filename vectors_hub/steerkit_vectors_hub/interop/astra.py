@@ -23,10 +23,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from steerkit._internal.faults import about
 from steerkit.errors import LayerRangeError, OptionError
 from steerkit.interventions import Add, Intervention, LinearStrength, Measure, StoredDirection
 from steerkit.vectors import MethodRecord
-from steerkit_vectors_hub.interop.base import REFERENCE, Choice, Foreign, ForeignReader, about, malformed
+from steerkit_vectors_hub.interop.base import REFERENCE, Choice, Foreign, ForeignReader, malformed
 from steerkit_vectors_hub.interop.containers import direction, layer_number, load_torch
 
 _AWAY = LinearStrength(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias, TypeVar
@@ -13,7 +12,7 @@ from typing import ClassVar, Literal, TypeAlias, TypeVar
 from torch import Tensor
 
 from steerkit._internal.files import user_path
-from steerkit.errors import ModelMismatchError, OptionError, PackFormatError, SteerKitError
+from steerkit.errors import ModelMismatchError, OptionError, PackFormatError
 from steerkit.interventions import Intervention, Site
 from steerkit.vectors import MethodRecord, ModelRecord, SteeringVector, StrengthRecord
 
@@ -28,17 +27,6 @@ REFERENCE = "reference"
 def malformed(problem: str, expected: str, fix: str = FIX) -> PackFormatError:
     """The error about a file that is not what its format demands; `about` adds which file."""
     return PackFormatError(problem, expected=expected, fix=fix)
-
-
-@contextmanager
-def about(name: object) -> Iterator[None]:
-    """Begin every error that is raised inside with the name of what it is about."""
-    try:
-        yield
-    except SteerKitError as error:
-        if str(name) in error.problem:
-            raise
-        raise type(error)(f"{name}: {error.problem}", expected=error.expected, fix=error.fix) from error
 
 
 def by_layer(

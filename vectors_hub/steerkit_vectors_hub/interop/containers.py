@@ -22,10 +22,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from steerkit._internal.faults import about
 from steerkit._text import described
 from steerkit.errors import OptionError, PackFormatError
 from steerkit.vectors.formats.container import MAX_FILE, MAX_TENSORS, read_file, read_header
-from steerkit_vectors_hub.interop.base import about, malformed
+from steerkit_vectors_hub.interop.base import malformed
 
 SUFFIXES = (".pt", ".npy", ".npz", ".safetensors")
 MAX_PICKLE = 2**24

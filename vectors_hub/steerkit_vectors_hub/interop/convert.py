@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steerkit._internal import plugins
-from steerkit._internal.faults import refused_as
+from steerkit._internal.faults import about, refused_as
 from steerkit._internal.files import open_regular, replacing, user_path
 from steerkit._internal.validation import expect
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, PackFormatError, SteerKitError
@@ -28,7 +28,6 @@ from steerkit_vectors_hub.interop.base import (
     ForeignReader,
     ForeignWriter,
     ModelFacts,
-    about,
     malformed,
 )
 from steerkit_vectors_hub.interop.containers import direction, header_of, load

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steerkit._internal.faults import about
 from steerkit.errors import OptionError
 from steerkit.vectors import SteeringVector
 from steerkit_vectors_hub.interop.base import (
@@ -27,7 +28,6 @@ from steerkit_vectors_hub.interop.base import (
     ForeignReader,
     ForeignWriter,
     ModelFacts,
-    about,
     malformed,
 )
 from steerkit_vectors_hub.interop.convert import assemble, directions_to_add

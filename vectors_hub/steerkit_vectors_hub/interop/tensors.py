@@ -40,10 +40,11 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from steerkit._internal.faults import about
 from steerkit._internal.files import read_bounded
 from steerkit._internal.json import json_object
 from steerkit.errors import OptionError
-from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, Numbering, about, by_layer, malformed
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, Numbering, by_layer, malformed
 from steerkit_vectors_hub.interop.containers import SUFFIXES, dense, direction, header_of, load, without_ones
 
 _MEANS: dict[Numbering, str] = {
