@@ -125,7 +125,7 @@ def attach(app: Any) -> None:
                 return answer(409, "the server was started without steering")
             try:
                 return JSONResponse(await route(request, state.steerkit, state.engine_client))
-            except (SteerKitError, ValueError) as error:
+            except (SteerKitError, ValueError, RecursionError) as error:
                 return answer(400, str(error))
 
         # without these, FastAPI takes the arguments of the route for those of the request

@@ -297,6 +297,8 @@ def test_a_pack_is_replaced_while_requests_name_it(server, lab):
     free = httpx.get(f"{server.address}/steerkit").json()["free_rows"]
     for wrong in ({}, {"ref": 1}, {"ref": lab.packs["all"], "strength": 1}, {"ref": "/nowhere"}):
         assert admin(server, "PUT", "turn", **wrong).status_code == 400
+    deep = {"content": b"[" * 100_000, "headers": {"Authorization": f"Bearer {KEY}"}}
+    assert httpx.put(f"{server.address}/steerkit/packs/turn", **deep).status_code == 400
     assert admin(server, "PUT", "turn", key="wrong", ref=lab.packs["all"]).status_code == 403
     assert admin(server, "PUT", "turn", ref=lab.packs["all"]).status_code == 200
     ends = threading.Event()
