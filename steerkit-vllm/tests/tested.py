@@ -24,10 +24,10 @@ TYPES: dict[str, dict[str, str]] = {
     "llava_onevision": EVERY,
     "qwen3_5": FIRST,
     "llama": EVERY,
-    "qwen2": FIRST,
-    "qwen3": {"V1, eager": LONG},
-    "gemma2": {"V1, eager": LONG},
-    "gemma3_text": {"V1, eager": LONG, "V2, eager": LONG},
+    "qwen2": EVERY,
+    "qwen3": EVERY,
+    "gemma2": EVERY,
+    "gemma3_text": FIRST | {"V2, eager": LONG},
 }
 """By type and configuration, what runs the comparison; nothing where none was made."""
 
