@@ -13,7 +13,6 @@ from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Inputs
 from steerkit.models._asking import start_token
 from steerkit.models._encoding import batch_of, padded, tensors
-from steerkit.models._messages import Messages
 from steerkit.models._questions import PromptQuestions
 from steerkit.models._samples import Sample
 from steerkit.models._sizes import image_sizes
@@ -62,7 +61,7 @@ class PromptFormat(PromptQuestions):
         turns = sample.plain_turns("a language model")
         if self._has_template or "chat_template" in sample.template_options(self._chat_template):
             self._check_bare(sample)
-            return self._rendered(sample, 0)
+            return self._of_sample(sample, [{"role": role, "content": text} for role, text in turns])
         if len(turns) != 1:
             raise ProcessorError(
                 f"a chat of {len(turns)} turns, and this {self._kind} has no chat template",
@@ -80,7 +79,7 @@ class PromptFormat(PromptQuestions):
         self._check_bare(sample)
         videos = sample.video_places
         shown = image_count or sample.places or (0 if videos else 1)
-        prompt = self._rendered(sample, shown)
+        prompt = self._of_sample(sample, sample.messages(shown))
         written = self._placed
         if videos and prompt.count(self.written_video) != videos:
             raise ProcessorError(
@@ -102,7 +101,7 @@ class PromptFormat(PromptQuestions):
         if image_count or video_count:
             return prompt
         prompt = self._without(prompt, written)
-        if self.irregular and prompt != self._rendered(Messages(sample, _without_images(sample.messages(shown))), 0):
+        if self.irregular and prompt != self._of_sample(sample, _without_images(sample.messages(shown))):
             raise self.unequal  # what separates images, or counts them, would be left
         return prompt.replace(self.written_video, "") if videos else prompt
 
@@ -120,7 +119,7 @@ class PromptFormat(PromptQuestions):
             return
         for part in parts:  # changed by the template, or left out: then another text makes no difference
             part["text"] += " and more"
-        if self._rendered(Messages(sample, messages), shown) == prompt:
+        if self._of_sample(sample, messages) == prompt:
             raise ProcessorError(
                 f"the chat template of this {self._kind} leaves out the text of the user's turn",
                 expected="a template that writes it into the prompt",

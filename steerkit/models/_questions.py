@@ -18,7 +18,6 @@ from steerkit.models._asking import takes
 from steerkit.models._dates import on_the_day
 from steerkit.models._encoding import batch_of
 from steerkit.models._family import Family
-from steerkit.models._messages import Messages, Turns
 from steerkit.models._processors import NoVideo, tokenizer_of, with_padding
 from steerkit.models._samples import Sample
 from steerkit.models._videos import opened_video
@@ -96,7 +95,7 @@ class PromptQuestions:
     @cached_property
     def _shown(self) -> tuple[str, str, str]:
         """A prompt with an image, with two and with none."""
-        one, two, none = (self._template([("user", _MARK)], count) for count in (1, 2, 0))
+        one, two, none = (self._template([("user", _MARK)], *["image"] * count) for count in (1, 2, 0))
         return one, two, none
 
     @property
@@ -121,11 +120,7 @@ class PromptQuestions:
         """
         if getattr(self.processor, "video_processor", None) is None or self._family.prompt == "bare":
             raise ProcessorError(f"this {self._kind} takes no videos", expected="images")
-        text = {"type": "text", "text": _MARK}
-        none, one, two = (
-            self._rendered(Messages(Sample(_MARK), [{"role": "user", "content": [{"type": "video"}] * n + [text]}]), 0)
-            for n in range(3)
-        )
+        none, one, two = (self._template([("user", _MARK)], *["video"] * count) for count in range(3))
         for shorter, longer in ((one, two), (none, one)):
             written = inserted(shorter, longer)
             if written.strip() and one.replace(written, "") == two.replace(written, ""):
@@ -223,8 +218,8 @@ class PromptQuestions:
         if self._family.user_marker is not None or not self._has_template:
             return self._family.user_marker
         try:
-            told, plain = (self._template([*turns, ("user", _MARK)], 0) for turns in ([("system", "\u00a7")], []))
-            closing = self._template([("user", _MARK), ("assistant", "\u00a7")], 0, opens=False).rpartition("\u00a7")[2]
+            told, plain = (self._template([*turns, ("user", _MARK)]) for turns in ([("system", "\u00a7")], []))
+            closing = self._template([("user", _MARK), ("assistant", "\u00a7")], opens=False).rpartition("\u00a7")[2]
         except Exception:  # templates raise their own, of any type, for turns that they do not have
             return None
         if "\u00a7" not in told:
@@ -258,11 +253,24 @@ class PromptQuestions:
         own = getattr(self.processor, "chat_template", None)
         return own or self._family.template or getattr(self.tokenizer, "chat_template", None)
 
-    def _template(self, turns: Sequence[tuple[str, str]], images: int, *, opens: bool = True) -> str:
-        return self._rendered(Sample(tuple(turns)) if opens else Turns(turns), images, opens)
+    def _template(self, turns: Sequence[tuple[str, str]], *shown: str, opens: bool = True) -> str:
+        """Texts through the chat template, with images or videos in front of each."""
+        front = [{"type": kind} for kind in shown]
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": [*front, {"type": "text", "text": text}] if self._sees else text}
+            for role, text in turns
+        ]
+        return self._rendered(messages, {}, opens=opens)
 
-    def _rendered(self, sample: Any, images: int, opens: bool = True) -> str:
-        """A sample through the chat template."""
+    def _of_sample(self, sample: Sample, messages: list[dict[str, Any]]) -> str:
+        """A sample through the chat template, by messages that may say something else than its own."""
+        options = sample.template_options(self._chat_template)
+        return self._rendered(messages, options, opens=not sample.continues, goes_on=sample.continues)
+
+    def _rendered(
+        self, messages: list[dict[str, Any]], options: dict[str, Any], *, opens: bool, goes_on: bool = False
+    ) -> str:
+        """Messages through the chat template."""
         template = self._chat_template
         if template is None:
             raise ProcessorError(
@@ -271,23 +279,17 @@ class PromptQuestions:
                 fix="set processor.chat_template, use a revision of the repository that has a chat_template file, or "
                 "declare template or prompt in a Family record",
             )
-        options = sample.template_options(template)
         own = getattr(self.processor, "chat_template", None)
         if not own and self._sees:
             options = {"chat_template": template, **options}
         if isinstance(template, str) and (with_day := on_the_day(template)) != template:
             options["chat_template"] = with_day
-        messages = (
-            sample.messages(images)
-            if self._sees
-            else [{"role": role, "content": text} for role, text in sample.plain_turns("a language model")]
-        )
         return self.processor.apply_chat_template(
             messages,
             **options,
             tokenize=False,
-            add_generation_prompt=opens and not sample.continues,
-            continue_final_message=opens and sample.continues,
+            add_generation_prompt=opens,
+            continue_final_message=goes_on,
         )
 
     def _without(self, prompt: str, written: str) -> str:
