@@ -27,7 +27,7 @@ TYPES: dict[str, dict[str, str]] = {
     "qwen2": EVERY,
     "qwen3": EVERY,
     "gemma2": EVERY,
-    "gemma3_text": FIRST | {"V2, eager": LONG},
+    "gemma3_text": EVERY,
 }
 """By type and configuration, what runs the comparison; nothing where none was made."""
 
