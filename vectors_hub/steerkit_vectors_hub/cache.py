@@ -24,7 +24,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from steerkit._internal.files import open_regular, read_bounded, user_path, write_atomically
+from steerkit._internal.files import open_regular, read_bounded, write_atomically
 from steerkit._internal.json import json_object
 from steerkit.errors import PackFormatError, SteerKitError
 from steerkit.interventions import Frozen
@@ -245,7 +245,7 @@ def place(variable: str, base: str, usual: str, rest: str, error: type[SteerKitE
 
 def _expanded(text: str, what: str, variable: str, error: type[SteerKitError]) -> Path:
     try:
-        return user_path(text)
+        return Path(text).expanduser()  # refused, not relative, where there is no such home
     except RuntimeError as cause:
         raise error(
             f"{what} is {text!r:.300}, and its home folder can't be found ({cause})",

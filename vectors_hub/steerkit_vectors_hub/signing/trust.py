@@ -65,7 +65,7 @@ def _list(value: str, info: ValidationInfo) -> str:
 
 def _relative(value: str, info: ValidationInfo) -> Path:
     try:
-        path = user_path(value)
+        path = Path(value).expanduser()  # refused, not relative, where there is no such home
     except RuntimeError as error:
         raise ValueError(f"{value!r:.300} names a home folder that can't be found ({error})") from error
     return ((info.context or {}).get("folder") or Path()) / path
@@ -236,7 +236,7 @@ def read_trust(path: str | Path) -> TrustFile:
         TrustFileError: It is missing or malformed; the message names the field.
         SigningError: It names keys, and what reads them is not installed.
     """
-    path = Path(path)
+    path = user_path(path)
     return parsed(TrustFile, bounded(path, MAX_TRUST), str(path), folder=path.absolute().parent)
 
 
