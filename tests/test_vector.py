@@ -535,3 +535,5 @@ def test_strengths_by_layer_are_of_layers_that_are_steered() -> None:
         with pytest.raises(OptionError, match=r"the strengths \{.* are of layers") as caught:
             made.applied(strength=given)
         assert "[0, 2]" in str(caught.value.expected)
+    measured = LinearStrength(measure=Measure(kind="projection"), slope=1.0, minimum=0.0, maximum=2.0)
+    assert made.applied(strength=measured.model_dump()).interventions == made.applied(strength=measured).interventions

@@ -167,7 +167,8 @@ class Directions:
         wrong = f"can't be applied with {sorted(fields)}"
         with refused_as(OptionError, "the vector", wrong=wrong, expected="fields of an Intervention"):
             changed = tuple(Intervention.model_validate({**each, **fields}) for each in known)
-        if isinstance(given := fields.get("strength"), Mapping):
+        given = fields.get("strength")
+        if isinstance(given, Mapping) and any(isinstance(each.strength, dict) for each in changed):
             steered = {layer for each in changed for layer in self.layers_of(each)}
             named = {layer for each in changed if isinstance(each.strength, dict) for layer in each.strength}
             if not named or named - steered:
