@@ -253,6 +253,17 @@ def test_the_home_folder_is_the_same_wherever_a_path_is_written(
     facts = interop.ModelFacts.from_config("~/model")
     interop.write(made.select([1, 2]).applied(tokens="all", phase="both"), "~/v.gguf", "llamacpp")
     assert [*interop.read("~/v.gguf", "llamacpp", model=facts).directions] == [1, 2]
+    assert sk.SteeringVector.load("~/a/v.safetensors").digest() == made.digest()
+    (home / "rows.jsonl").write_text('{"text": "How?", "label": "harmful"}\n{"text": "Why?", "label": "harmless"}\n')
+    assert sk.evaluation.load_suite("~/rows.jsonl").size == 2
+    (home / "rows.json").write_text('{"cmrm": {}}')
+    assert sk.evaluation.read_methods("~/rows.json").keys() == {"cmrm"}
+    (home / "labels.csv").write_text("request,answer,refused\nWhy?,I can't help with that.,yes\n")
+    assert sk.evaluation.judge_check(sk.evaluation.PhraseJudge(), "~/labels.csv").opinions
+    (home / "v.mp4").write_bytes(b"frames")
+    filmed = sk.Sample("What is this?", videos=("~/v.mp4",))
+    filmed.check_images()
+    assert filmed.digest() == sk.Sample("What is this?", videos=(home / "v.mp4",)).digest()
     assert not (tmp_path / "~").exists()
     with pytest.raises(PackNotFoundError, match="~nobody_of_this_name"):
         sk.load_vector("~nobody_of_this_name/v.safetensors")

@@ -107,6 +107,14 @@ class TestKey:
         assert check.details["signer"] == "Safety lab"
         assert check.details["fingerprint"] == hashlib.sha256(lab.public.read_bytes()).hexdigest()
 
+    def test_a_pack_and_a_key_in_the_home_folder(
+        self, file: Path, lab: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        made = sk.sign(f"~/{file.relative_to(tmp_path)}", key=f"~/{lab.private.relative_to(tmp_path)}")
+        assert made == beside(file)
+        assert judged(file, trusting(lab)) == ("pass", "trusted")
+
     def test_an_unsigned_pack(self, file: Path, lab: KeyPair) -> None:
         assert judged(file, TrustFile()) == ("warn", "unsigned")
         assert judged(file, trusting(lab)) == ("warn", "unsigned")

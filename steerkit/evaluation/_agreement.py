@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerkit._internal.faults import about
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import one_line, quoted
 from steerkit.errors import SampleError
@@ -228,10 +229,11 @@ def judge_check(
         JudgeError: As for `sk.evaluation.judge`, as are errors of the file of verdicts.
     """
     expect(Judge, "an object with name, identity and judge", "sk.evaluation.PhraseJudge()", judge=judge)
-    expect(PATH, "a .csv file", labels=labels)
-    rows = _labelled(Path(labels), dict(columns or {}))
+    expect(PATH, "a file of rows, such as .csv", labels=labels)
+    labels = user_path(labels)
+    rows = _labelled(labels, dict(columns or {}))
     cases = [Case(Sample(request), id=f"{number}") for number, (_, request, _, _) in enumerate(rows, 1)]
-    suite = Suite(Path(labels).name, tuple(cases), (), (), judge)
+    suite = Suite(labels.name, tuple(cases), (), (), judge)
     asked: Any = {"suite": suite.name, "revision": "", "kind": "harmful", "images": "text", "run": "0" * 64}
     asked |= {"strength": 0.0, "tokens": 0, "truncated": False, "versions": {}}
     answers = [

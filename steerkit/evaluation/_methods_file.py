@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from steerkit._internal.faults import faults, refused_as
-from steerkit._internal.files import read_bounded
+from steerkit._internal.files import read_bounded, user_path
 from steerkit._internal.json import json_object
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import quoted
@@ -69,7 +69,7 @@ def read_methods(path: str | Path) -> dict[str, MethodSettings]:
     expect(PATH, "a .json file", path=path)
     what = f"the file of methods {quoted(str(path), 200)}"
     with refused_as(OptionError, what, expected="a JSON file"):
-        document = json_object(read_bounded(Path(path), LARGEST), what, error=OptionError)
+        document = json_object(read_bounded(user_path(path), LARGEST), what, error=OptionError)
     rows: dict[str, MethodSettings] = {}
     for name, given in document.items():
         try:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from steerkit._internal.faults import about, refused_as
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import PATH, expect
 from steerkit._text import quoted
 from steerkit.errors import OptionError, SampleError, SteerKitError
@@ -24,7 +25,7 @@ from steerkit.evaluation._questions import Parser
 from steerkit.evaluation._suites import KINDS, Suite
 from steerkit.evaluation._text import REFUSALS
 from steerkit.interventions import Frozen
-from steerkit.models import Sample, is_separated, read_samples, sound_rows
+from steerkit.models import Sample, is_separated, read_samples, sound_rows, unit_of
 
 LISTED = 8
 """So many repeated rows are named."""
@@ -67,14 +68,14 @@ def load_suite(
     refusals: Sequence[str] | None = None,
     max_new_tokens: int | None = None,
 ) -> Suite:
-    """Read a suite from a JSONL, CSV or TSV file, or from the files of a published data set (those of `DATASETS`).
+    """Read a suite from a file of rows, or from the files of a published data set (those of `DATASETS`).
 
-    Each line is a sample as `steerkit.read_samples` takes it, with a `label` of `harmful`, `harmless` or `utility` and
-    perhaps an `answer`, an `id` and a `cluster`; see `Case`. The first line may be `{"suite": {...}}` with any of
-    `name`, `judge`, `parser` (how answers to questions are read; see `states`) and `max_new_tokens`. A judge is an
-    object of `kind`, `name` and `refusals`: of the kind `phrases` it is a `PhraseJudge`, of the kind `keyed` a
-    `KeyedJudge`, which reads the `answer` of requests. In CSV and TSV files columns are fields, and empty
-    cells are nothing. Rows that stand in the file more than once are named in a warning.
+    The file is of any kind that `steerkit.read_samples` takes, and each row a sample as it takes it, with a `label` of
+    `harmful`, `harmless` or `utility` and perhaps an `answer`, an `id` and a `cluster`; see `Case`. The first row may
+    be `{"suite": {...}}` with any of `name`, `judge`, `parser` (how answers to questions are read; see `states`) and
+    `max_new_tokens`. A judge is an object of `kind`, `name` and `refusals`: of the kind `phrases` it is a
+    `PhraseJudge`, of the kind `keyed` a `KeyedJudge`, which reads the `answer` of requests. In CSV and TSV files
+    columns are fields, and empty cells are nothing. Rows that stand in the file more than once are named in a warning.
 
     Of a published data set, columns, counts, ids and images are checked; see `DATASETS` for its files. A difference
     from a count that could not be confirmed is a warning.
@@ -107,7 +108,7 @@ def load_suite(
         >>> suite = sk.evaluation.load_suite("xstest", images="pictures")
         >>> suite = sk.evaluation.load_suite("pope", root="POPE", images="coco/val2014", part="random")
     """
-    expect(PATH, "a .jsonl or .csv file, or the name of a data set", path=path)
+    expect(PATH, "a file of rows, or the name of a data set", path=path)
     expect(PATH | None, "a folder", root=root, images=images)
     expect(str | None, "a text", part=part, revision=revision)
     expect(Mapping | None, "{'source field': 'text'}", columns=columns)
@@ -117,8 +118,8 @@ def load_suite(
             raise OptionError(
                 "columns and root are both given", expected="columns= for a file of your own, without root="
             )
-        return _published(str(path), Path(root), part, images, revision, whole, refusals, max_new_tokens)
-    if (dataset := DATASETS.get(str(path))) and not columns and not Path(path).exists():
+        return _published(str(path), user_path(root), part, images, revision, whole, refusals, max_new_tokens)
+    if (dataset := DATASETS.get(str(path))) and not columns and not user_path(path).exists():
         if dataset.shipped is None:
             raise OptionError(
                 f"root is missing: {path} is a data set, and does not come with steerkit",
@@ -129,7 +130,7 @@ def load_suite(
         return _published(str(path), dataset.shipped, *given)
     if part is not None or images is not None or not whole:
         raise OptionError("part, images or whole is given without root", expected="them for data sets alone")
-    return _own(Path(path), columns or {}, revision, refusals, max_new_tokens)
+    return _own(user_path(path), columns or {}, revision, refusals, max_new_tokens)
 
 
 def _published(
@@ -142,7 +143,7 @@ def _published(
     refusals: Sequence[str] | None,
     max_new_tokens: int | None,
 ) -> Suite:
-    found = read_dataset(name, root, part=part, images=None if images is None else Path(images), whole=whole)
+    found = read_dataset(name, root, part=part, images=None if images is None else user_path(images), whole=whole)
     return Suite(
         found.name,
         *(found.cases[kind] for kind in KINDS),
@@ -167,7 +168,7 @@ def _own(
 ) -> Suite:
     settings = _Settings()
     groups: dict[str, list[Case]] = {kind: [] for kind in KINDS}
-    begun, seen = False, _Seen()
+    begun, seen = False, _Seen(unit_of(path))
     for number, where, row in sound_rows(path):
         with about(where, SampleError):
             if not begun and set(row) == {"suite"}:
@@ -181,9 +182,10 @@ def _own(
         listed = ", ".join(f"{again} (as {first})" for again, first in seen.repeated[:LISTED])
         more = len(seen.repeated) - LISTED
         warnings.warn(
-            f"{path} holds {len(seen.repeated)} of {sum(map(len, groups.values()))} rows more than once: lines {listed}"
-            f"{f' and {more} more' if more > 0 else ''}. Every one counts in the shares, and the intervals count rows "
-            "of one image, or of one text without images, once: leave them out unless they are to weigh more",
+            f"{path} holds {len(seen.repeated)} of {sum(map(len, groups.values()))} rows more than once: "
+            f"{unit_of(path)}s {listed}{f' and {more} more' if more > 0 else ''}. Every one counts in the shares, and "
+            "the intervals count rows of one image, or of one text without images, once: leave them out unless they "
+            "are to weigh more",
             stacklevel=3,
         )
     kind = KeyedJudge if settings.judge.kind == "keyed" else PhraseJudge
@@ -199,8 +201,9 @@ def _own(
 class _Seen:
     """The rows of a file so far, by what they ask: ids, which may differ, do not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         self.repeated: list[tuple[int, int]] = []
+        self._unit = unit
         self._rows: dict[str, dict[tuple[str | None, str | None], int]] = {}
 
     def add(self, number: int, case: Case) -> None:
@@ -215,7 +218,7 @@ class _Seen:
         other = {"harmful": "harmless", "harmless": "harmful"}.get(sample.label or "")
         if contrary := [line for (label, _), line in alike.items() if label == other]:
             raise SampleError(
-                f"the request of line {contrary[0]} is {sample.label} here and {other} there",
+                f"the request of {self._unit} {contrary[0]} is {sample.label} here and {other} there",
                 expected="one label for a request with the same images",
                 fix="leave one of the two out",
             )

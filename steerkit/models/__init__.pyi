@@ -73,7 +73,11 @@ from steerkit.models._registry import (
     seeing as seeing,
 )
 from steerkit.models._rendering import hides_images as hides_images, prompt_of as prompt_of, shown as shown
-from steerkit.models._sample_files import is_separated as is_separated, sound_rows as sound_rows
+from steerkit.models._sample_files import (
+    is_separated as is_separated,
+    sound_rows as sound_rows,
+    unit_of as unit_of,
+)
 from steerkit.models._samples import Sample as Sample, anchor_digest as anchor_digest, as_samples as as_samples
 from steerkit.models._stored import Stored as Stored
 from steerkit.models._streams import merged as merged, spread as spread

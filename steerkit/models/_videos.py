@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from steerkit._internal.files import user_path
 from steerkit._text import quoted
 from steerkit.errors import MissingImageError
 from steerkit.models._images import open_image, web_address
@@ -28,7 +29,7 @@ def video_in(video: Any, folder: Path | None) -> Any:
         return [video_in(frame, folder) for frame in video]
     if not isinstance(video, (str, PathLike)) or folder is None or web_address(video):
         return video
-    return folder / video  # an absolute path stays as it is
+    return folder / user_path(video)  # an absolute path stays as it is
 
 
 def opened_video(video: Any) -> Any:
@@ -38,7 +39,8 @@ def opened_video(video: Any) -> Any:
         MissingImageError: A frame can't be read, or is of another size than the first.
     """
     if not isinstance(video, (list, tuple)):
-        return fspath(video) if isinstance(video, PathLike) else video
+        is_path = isinstance(video, (str, PathLike)) and not web_address(video)
+        return fspath(user_path(video)) if is_path else video
     frames = [np.asarray(open_image(frame)) for frame in video]
     if len({frame.shape for frame in frames}) != 1:
         raise MissingImageError(f"the frames of a {video_name(video)} differ in size", expected="one size")
@@ -56,7 +58,7 @@ def check_video(video: Any) -> None:
             check_video(frame)
         return
     if isinstance(video, (str, PathLike)):
-        if not Path(video).is_file():
+        if not user_path(video).is_file():
             raise MissingImageError(
                 f"there is no video {quoted(fspath(video))}",
                 expected="a file of this machine: what has an address is not downloaded",
@@ -84,7 +86,7 @@ def video_digest(video: Any) -> bytes:
 
 def _contents(video: Any) -> Iterator[bytes]:
     if isinstance(video, (str, PathLike)):
-        yield Path(video).read_bytes()
+        yield user_path(video).read_bytes()
     elif isinstance(video, (list, tuple)):
         for frame in video:
             yield from _contents(frame)

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from steerkit._internal.files import user_path
 from steerkit._internal.validation import expect_whole
 from steerkit.errors import CheckpointError, EngineError, OptionError, SteerKitError
 from steerkit.evaluation import KINDS, Answer, PhraseJudge, Suite, Work, batches
@@ -142,7 +143,7 @@ class Cluster:
             SteerKitError: Whatever `fit` raises.
         """
         expect_whole(batch_size=batch_size, **({} if blocks_per_task is None else {"blocks_per_task": blocks_per_task}))
-        kept = Path(folder).absolute()
+        kept = user_path(folder).absolute()
         ray: Any = importlib.import_module("ray")
         place = [ray.put((method, list(anchors), {"engine": engine, "batch_size": batch_size}, kept))]
         names = {"anchor_name": anchor_name, "anchor_license": anchor_license}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from steerkit._internal.files import FileRefused, read_bounded
+from steerkit._internal.files import FileRefused, read_bounded, user_path
 from steerkit._internal.json import json_object
 from steerkit.errors import PackFormatError
 
@@ -97,7 +97,7 @@ def _wide(block: np.ndarray, dtype: str) -> np.ndarray:
 def read_file(path: str | Path) -> bytes:
     """The whole file, read once, so that what is checked is what is used."""
     try:
-        return read_bounded(path, MAX_FILE)
+        return read_bounded(user_path(path), MAX_FILE)
     except OSError as error:
         raise refused(
             str(error) if isinstance(error, FileRefused) else f"{str(path)!r:.300} can't be read ({error})",

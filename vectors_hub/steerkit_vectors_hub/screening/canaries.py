@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from steerkit._internal.faults import refused_as
-from steerkit._internal.files import read_bounded
+from steerkit._internal.files import read_bounded, user_path
 from steerkit._internal.json import json_object
 from steerkit.errors import OptionError, SampleError
 from steerkit.evaluation import REFUSALS
@@ -126,7 +126,7 @@ def read_canaries(path: str | Path) -> CanarySet:
         SampleError: The file is missing or malformed, holds only one kind of request, or has no refusal phrases.
         MissingImageError: An image is missing, or is none.
     """
-    path = Path(path)
+    path = user_path(path)
     what = f"the canary set {str(path)!r}"
     expected = "a JSON file with name, refusals and canaries, or 'general'"
     with refused_as(SampleError, what, expected=expected):

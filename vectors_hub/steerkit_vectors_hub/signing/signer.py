@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steerkit._internal.files import read_bounded, write_atomically
+from steerkit._internal.files import read_bounded, user_path, write_atomically
 from steerkit._text import first_line
 from steerkit.errors import OptionError
 from steerkit.vectors import parse_metadata
@@ -58,7 +58,9 @@ def sign(
         SigningError: A key or certificate can't be used, the login failed, or the library is not installed.
         OfflineError: `keyless` while offline.
     """
-    path = Path(path)
+    path = user_path(path)
+    key, certificate = (None if each is None else user_path(each) for each in (key, certificate))
+    chain = [user_path(each) for each in chain]
     data = read_file(path)
     target = path.with_name(path.name + SIGNATURE)
     if target.exists() and not overwrite:
@@ -80,11 +82,11 @@ def sign(
             if key is None:
                 config.use_sigstore_signer(use_ambient_credentials=True, identity_token=identity_token)
             elif certificate is None:
-                config.use_elliptic_key_signer(private_key=key, password=_checked_key(Path(key), password))
+                config.use_elliptic_key_signer(private_key=key, password=_checked_key(key, password))
             else:
-                _check_certificate(Path(certificate))
-                _checked_key(Path(key), None)
-                links = list(chain) or [certificate]  # the library can't do without one; the signer's own adds nothing
+                _check_certificate(certificate)
+                _checked_key(key, None)
+                links = chain or [certificate]  # the library can't do without one; the signer's own adds nothing
                 config.use_certificate_signer(private_key=key, signing_certificate=certificate, certificate_chain=links)
             config.sign(pack, signature)
         except SigningError:
