@@ -12,6 +12,7 @@ import tiny
 import torch
 from reference import module_at, picture
 from tiny import decoder
+from tokenizers import normalizers
 
 import steerkit as sk
 from steerkit.errors import OptionError, SampleError
@@ -111,6 +112,15 @@ def test_what_begins_no_answer_is_refused_by_its_number(llava: sk.VLM) -> None:
         llava.capture(SAMPLES, pool="answer", tower="vision")
     with pytest.raises(SampleError, match="sample 2"):
         CAA(positive="yes", negative="no", pool="answer").fit(llava, [*SAMPLES[:2], replace(asked, label="yes")])
+
+
+def test_a_beginning_without_tokens_is_refused_and_has_no_mean() -> None:
+    vlm = model_of("decoder")
+    vlm.processor.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    samples = [sk.Sample((("user", "Why?"), ("assistant", begun))) for begun in ("No", "\u200b")]
+    assert torch.isfinite(vlm.capture(samples[:1], pool="answer", layers=(0,))[0]).all()
+    with pytest.raises(SampleError, match="sample 1 .*leaves nothing of the beginning"):
+        vlm.capture(samples, pool="answer", layers=(0,))
 
 
 @pytest.mark.parametrize("name", ["instructblip-llama", "instructblip-t5"])

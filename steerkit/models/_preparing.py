@@ -165,10 +165,17 @@ def answer_lengths(format: PromptFormat, prepared: Prepared) -> list[int]:
             opened.append(text[: text.rindex(begun)])
     images = [list(map(open_image, sample.images)) for sample in prepared.samples]
     before = _rows(format.encode(opened, images, [list(sample.videos) for sample in prepared.samples]))
-    return [
-        len(row) - next((at for at, pair in enumerate(zip(row, other, strict=False)) if pair[0] != pair[1]), len(other))
-        for row, other in zip(_rows(prepared.inputs), before, strict=True)
-    ]
+    lengths: list[int] = []
+    for number, (row, other) in enumerate(zip(_rows(prepared.inputs), before, strict=True)):
+        apart = next((at for at, pair in enumerate(zip(row, other, strict=False)) if pair[0] != pair[1]), len(other))
+        lengths.append(len(row) - apart)
+        with named(prepared.indices[number], prepared.samples[number]):
+            if lengths[-1] < 1:
+                raise SampleError(
+                    "the tokenizer leaves nothing of the beginning of the answer",
+                    expected="a text that it has tokens for",
+                )
+    return lengths
 
 
 def check_begun(sample: Sample) -> None:
