@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from steerkit import errors
+from steerkit._internal.faults import about
 from steerkit.errors import SteerKitError
 
 KINDS = [
@@ -45,3 +46,11 @@ def test_an_error_crosses_a_process_boundary_whole(kind: type[SteerKitError]) ->
     error = pickle.loads(pickle.dumps(kind("p", expected="e", fix="f")))
     assert type(error) is kind
     assert (error.problem, error.expected, error.fix, str(error)) == ("p", "e", "f", "p. Expected: e. Fix: f.")
+
+
+@pytest.mark.parametrize("said", ["it is bad", "line 3: it is bad"])
+def test_an_error_names_once_what_it_is_about_and_is_of_the_kind_that_is_asked_for(said: str) -> None:
+    for kind in (None, errors.SampleError):
+        with pytest.raises(kind or errors.OptionError) as caught, about("line 3", kind):
+            raise errors.OptionError(said, expected="good", fix="mend it")
+        assert str(caught.value) == "line 3: it is bad. Expected: good. Fix: mend it."

@@ -52,10 +52,11 @@ def about(name: object, kind: type[SteerKitError] | None = None) -> Iterator[Non
     try:
         yield
     except SteerKitError as error:
-        if str(name) in error.problem:
+        named, kind = str(name) in error.problem, kind or type(error)
+        if named and isinstance(error, kind):
             raise
-        problem = f"{name}: {error.problem}"
-        raise (kind or type(error))(problem, expected=error.expected, fix=error.fix) from error
+        problem = error.problem if named else f"{name}: {error.problem}"
+        raise kind(problem, expected=error.expected, fix=error.fix) from error
 
 
 def faults(error: ValidationError) -> str:
