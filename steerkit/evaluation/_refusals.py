@@ -19,7 +19,7 @@ _CANNOT = r"(?:can't|couldn't|won't|shouldn't|wouldn't|(?:not able|unable|not go
 _ACT = (
     "help assist aid support provide give offer share supply answer respond comply fulfil fulfill create write "
     "generate produce explain describe discuss engage participate encourage promote condone endorse recommend advise "
-    "teach instruct guide facilitate contribute proceed suggest endorse satisfy justify disclose reveal"
+    "teach instruct guide facilitate contribute proceed suggest satisfy justify disclose reveal"
 )
 _ACTS = rf"(?:{'|'.join(_ACT.split())}|be (?:able|of|part)|(?:tell|show) you|do (?:that|this|so)|go into|take part)\b"
 _DISOWNED = "(?:condone|support|promote|encourage|endorse|engage in|participate in|provide|help with|assist with)"

@@ -23,8 +23,8 @@ both are refused, unless other layers are chosen.
 A folder stands for the one file in it, or for several of one direction each, whose names say the layers. A place of
 size 1 in front of the hidden size means nothing: `[1, hidden]` is a direction, `[blocks, 1, hidden]` a stack. A stack
 `[hidden, blocks]` is turned round where the width of the model is known, and the shape can be nothing else. A name that
-says another place (`vision_tower.encoder.layers.N`, `layer_N_mlp`, `resid_pre.N`) is refused until the caller says what
-it is.
+says another place (`vision_tower.encoder.layers.N`, `layer_N_mlp`, `resid_pre.N`) is refused: of an MLP or attention
+until the caller gives a site, of an input until he gives a numbering, of all else always.
 
 The conventions of CAA, persona vectors and the refusal direction are those of their repositories
 (nrimsky/CAA, safety-research/persona_vectors, andyrdt/refusal_direction), which were not run. Doses, tokens and the
