@@ -203,7 +203,7 @@ def test_what_is_not_served_is_refused_by_name(base, architecture, intervention,
 def plan_of(base, architecture, ids, horizon, intervention, strength=1.0):
     vector = made(base, {"": D}, intervention)
     pack = served("p", vector, architecture, torch.float32)
-    rows = {id(change): 1 + at for at, change in enumerate(pack.changes)}
+    rows = {change: 1 + at for at, change in enumerate(pack.changes)}
     planner = Planner(architecture, lambda ids, real: torch.zeros(1, dtype=torch.long), Room(depth=4), rows)
     wish = asked({"steerkit_pack": "p", "steerkit_strength": strength}, {"p": pack})
     assert wish is not None
