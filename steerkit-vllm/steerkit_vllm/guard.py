@@ -1,8 +1,9 @@
 """What stops a server that would drop what requests ask of steerkit, because vLLM has not loaded the plug-in.
 
 vLLM logs a plug-in that can't be imported, or that `VLLM_PLUGINS` leaves out, and serves without it. What the
-entry-point group `vllm.logits_processors` names is loaded always, and must load: a server without it does not start.
-So the plug-in has a logits processor, which changes nothing.
+entry-point group `vllm.logits_processors` names is loaded whatever that variable says, and must load: a server without
+it does not start. So the plug-in has a logits processor, which changes nothing. With speculation, V1 loads it for the
+parameters of requests alone, which are refused then.
 """
 
 from __future__ import annotations
