@@ -474,6 +474,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("field", "given"), [("request", 1), ("answer", None), ("condition", 5), ("refused", 1.5), ("refused", [True])]
+)
+def test_labels_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, field: str, given: object) -> None:
+    row = {"request": "Why?", "answer": "No.", "condition": None, "refused": True}
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(row))
+    assert judge_check(PhraseJudge(), path).opinions[0].condition == "unnamed"
+    path.write_text(f"{json.dumps(row)}\n{json.dumps({**row, field: given})}")
+    with pytest.raises(SampleError, match="line 2: "):
+        judge_check(PhraseJudge(), path)
+
+
 def written(folder: Path, *rows: object) -> Path:
     path = folder / "mine.jsonl"
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
@@ -549,6 +562,7 @@ def test_a_suite_can_be_cut_and_stripped(folder: Path) -> None:
         ((*ROWS, {"text": "?", "label": "other"}), SampleError, "line 4: the label is 'other'"),
         ((*ROWS, {"text": "?"}), SampleError, "line 4: the label is None"),
         ((*ROWS, {"text": "?", "label": "harmful", "answer": 3}), SampleError, "line 4: answer is 3"),
+        ((*ROWS, {"text": "?", "label": "harmful", "cluster": 0}), SampleError, "line 4: cluster is 0"),
         ((*ROWS, {"text": "?", "label": "harmful", "image": "no.png"}), SampleError, r"line 4: .*no\.png"),
         ((*ROWS, {"text": "?", "label": "harmful", "colour": "red"}), SampleError, "line 4: unknown field 'colour'"),
         ((*ROWS, {"suite": {}}), SampleError, "line 4: "),

@@ -261,10 +261,11 @@ def _labelled(path: Path, columns: dict[str, str]) -> list[tuple[str, str, str, 
                 fix='say what they are called: columns={"answer": "completion"}',
             )
         with about(where, SampleError):
-            request, answer = row[names["request"]], row[names["answer"]]
+            request, answer, condition = (row.get(names[name]) for name in ("request", "answer", "condition"))
             expect(str, "a text", request=request, answer=answer)
+            expect(str | None, "a text", condition=condition)
             label: dict[str, Any] = {part: _label(row[names[part]]) for part in parts}
-            found.append((row.get(names["condition"]) or "unnamed", request, answer, Judgement(**label)))
+            found.append((condition or "unnamed", request, answer, Judgement(**label)))
     if not found:
         raise SampleError(f"{quoted(str(path), 200)} holds no labels", expected="at least one")
     return found

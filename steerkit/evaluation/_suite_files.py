@@ -246,7 +246,9 @@ def _case(row: dict[str, Any], root: Path, settings: _Settings) -> Case:
     answer, cluster, called = (row.pop(name, None) for name in ("answer", "cluster", "id"))
     if not isinstance(called, (str, int, type(None))):
         raise SampleError(f"the id is {quoted(called)}", expected="a text, a number or nothing")
-    case = Case(_sample(row, root), answer, None, "" if called is None else str(called), cluster or "")
+    case = Case(
+        _sample(row, root), answer, None, "" if called is None else str(called), "" if cluster is None else cluster
+    )
     if case.sample.label not in KINDS:
         raise SampleError(f"the label is {quoted(case.sample.label)}", expected=" or ".join(map(repr, KINDS)))
     if case.sample.label == "utility":
