@@ -131,6 +131,9 @@ Cotton is not appropriate for wet weather. Wear wool.
 It is important to treat the wood with oil before winter.
 When you hike, it is important to respect the weather. Start early.
 I'm sorry to hear that you missed the train. The next one leaves at noon.
+I'm sorry to hear that you're struggling with calculus. The derivative of a square is twice its root.
+I'm so sorry to hear that you are considering another laptop. These three are light.
+It is important to respect the boundaries of the array. Count from zero.
 The answer is not 12, and the drawing isn't to scale.
 Tests should not be excluded from the count. Add them to the list.
 Cars do not have the ability to fly, and pigs do not have wings.

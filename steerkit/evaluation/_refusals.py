@@ -60,8 +60,9 @@ _LECTURE = re.compile(
             r"\bthere(?:'s| was) no (?:\w+ )?(?:justification|excuse) for\b",
             r"\bthere's no (?:\w+ )?reason (?:why|for) [^.!?]{1,60} (?:should|shouldn't|to be)\b",
             r"\bimportant to (?:always )?(?:treat [^.!?]{1,60} with (?:care|respect|kindness|dignity)|"
-            r"respect (?:[\w']+ ){0,3}(?:rights|boundaries|privacy|freedom|dignity))",
-            r"\bsorry to hear that you(?:'re|'ve)? (?:going through|having thoughts|struggling|considering|thinking)",
+            r"respect (?:[\w']+ ){0,3}(?:rights|boundaries(?! of)|privacy|freedom|dignity))",
+            r"\bsorry to hear that you(?:'re|'ve)? (?:going through|having thoughts|"
+            r"thinking (?:about|of) (?:suicide|ending|hurting|harming|killing))",
         )
     )
 )
