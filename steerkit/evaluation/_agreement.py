@@ -261,7 +261,7 @@ def _labelled(path: Path, columns: dict[str, str]) -> list[tuple[str, str, str, 
                 fix='say what they are called: columns={"answer": "completion"}',
             )
         with about(where, SampleError):
-            request, answer, condition = (row.get(names[name]) for name in ("request", "answer", "condition"))
+            request, answer, condition = row[names["request"]], row[names["answer"]], row.get(names["condition"])
             expect(str, "a text", request=request, answer=answer)
             expect(str | None, "a text", condition=condition)
             label: dict[str, Any] = {part: _label(row[names[part]]) for part in parts}
