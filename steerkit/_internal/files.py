@@ -92,15 +92,14 @@ def read_bounded(path: str | os.PathLike[str], limit: int, *, follow: bool = Tru
 
 
 @contextmanager
-def replacing(path: Path, *, secret: bool = False) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of `path` once the block has ended well, and is gone otherwise.
 
     Its content is on the disk before it is renamed: neither another process nor a power cut sees half a file. A
     symbolic link at `path` is replaced, and what it leads to is left alone.
 
     Args:
-        path: The file; its folder is made if need be.
-        secret: Whether nobody but the user may read it; else, the user's umask says who may.
+        path: The file; its folder is made if need be, and the user's umask says who may read it.
 
     Yields:
         The file to write, beside it.
@@ -108,19 +107,19 @@ def replacing(path: Path, *, secret: bool = False) -> Iterator[Path]:
     Raises:
         FileRefused: At `path` is something that no file should take the place of, such as a device.
     """
-    with _replacing(path, secret) as (temporary, file):
+    with _replacing(path) as (temporary, file):
         file.close()
         yield temporary
 
 
-def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file, complete or not at all; see `replacing`.
 
     Raises:
         FileWriteError: It can't be written, or should not be.
     """
     try:
-        with _replacing(path, secret) as (_, file):
+        with _replacing(path) as (_, file):
             file.write(data)
             file.flush()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
@@ -133,12 +132,12 @@ def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
 
 
 @contextmanager
-def _replacing(path: Path, secret: bool) -> Iterator[tuple[Path, BinaryIO]]:
+def _replacing(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         raise FileRefused(f"{_shown(path)} is not a regular file")
     temporary = path.parent / f".steerkit-{secrets.token_hex(8)}"
-    file = create(temporary, 0o600 if secret else 0o666)
+    file = create(temporary)
     try:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         with file:
@@ -152,17 +151,13 @@ def _replacing(path: Path, secret: bool) -> Iterator[tuple[Path, BinaryIO]]:
         temporary.unlink(missing_ok=True)
 
 
-def create(path: Path, mode: int = 0o666) -> BinaryIO:
+def create(path: Path) -> BinaryIO:
     """Open a new file to write; one that is there is never followed, written to or emptied.
-
-    Args:
-        path: The file.
-        mode: Who may use it, as far as the user's umask allows.
 
     Raises:
         OSError: There is something at the path, or it can't be written.
     """
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode), "wb")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), "wb")
 
 
 def _shown(path: str | os.PathLike[str]) -> str:

@@ -89,9 +89,7 @@ def _names(*packs: RawPack) -> Iterator[tuple[Any, ...]]:
 
 def _direction(first: RawPack, second: RawPack, key: tuple[str, str, int], full: str) -> DirectionDifference:
     site, name, layer = key
-    a, b = (
-        np.atleast_2d(pack.array(full)).astype(np.float64) if full in pack.tensors else None for pack in (first, second)
-    )
+    a, b = (np.atleast_2d(pack.array(full)) if full in pack.tensors else None for pack in (first, second))
     norms = tuple(None if each is None else float(np.linalg.norm(each, axis=-1).max()) for each in (a, b))
     cosine = change = None
     if a is not None and b is not None and a.shape == b.shape:

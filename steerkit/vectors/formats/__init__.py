@@ -1,19 +1,17 @@
 """Reading and writing pack files: one module per format version, and every older one kept for ever.
 
-To raise the format: add `v2.py` with the same two functions, list it in `_VERSIONS`, point `CURRENT` at it, keep
-`v1.py` and its tests. Nothing here needs torch.
+To raise the format: add `v2.py` with the same functions, list it in `_VERSIONS`, import from it what writes, keep `v1.py`
+and its tests. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from steerkit.vectors.formats import v1
 from steerkit.vectors.formats.container import RawPack, TensorInfo, parse_container, read_file, refused
+from steerkit.vectors.formats.v1 import encode_document, parse_tensor_name, tensor_name, tensors_digest
 
-CURRENT = 1
 _VERSIONS = {1: v1}
 
 
@@ -39,28 +37,7 @@ def parse_pack(data: bytes, *, name: str = "the data") -> RawPack:
     return raw
 
 
-def tensor_name(layer: int, site: str, name: str = "", tower: str = "language") -> str:
-    """The name of a direction inside the file, in the current format."""
-    return _VERSIONS[CURRENT].tensor_name(layer, site, name, tower)
-
-
-def parse_tensor_name(full: str) -> tuple[int, str, str, str]:
-    """`(layer, site, name, tower)` of a direction's name, in the current format."""
-    return _VERSIONS[CURRENT].parse_tensor_name(full)
-
-
-def tensors_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes | memoryview]]) -> str:
-    """sha256 of tensors given as `{name: (dtype, shape, little-endian bytes)}`, in the current format."""
-    return _VERSIONS[CURRENT].tensors_digest(tensors)
-
-
-def encode_document(document: Mapping[str, Any]) -> dict[str, str]:
-    """The `__metadata__` of a pack file."""
-    return _VERSIONS[CURRENT].encode_document(document)
-
-
 __all__ = [
-    "CURRENT",
     "RawPack",
     "TensorInfo",
     "encode_document",

@@ -6,6 +6,7 @@ what a reader must know before it allocates: sizes, names, element types, and th
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -66,13 +67,9 @@ class RawPack:
         return memoryview(self.data)[info.begin : info.end]
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor as a float32 numpy array."""
+        """One tensor as a float64 numpy array."""
         info = self.tensors[name]
-        if info.dtype == "BF16":
-            wide = np.frombuffer(self.view(name), dtype="<u2").astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(info.shape)
-        kind = "<f4" if info.dtype == "F32" else "<f2"
-        return np.frombuffer(self.view(name), dtype=kind).astype(np.float32).reshape(info.shape)
+        return _wide(np.frombuffer(self.view(name), dtype=_STORED[info.dtype]), info.dtype).reshape(info.shape)
 
     def norms(self, name: str) -> np.ndarray:
         """The Euclidean norm of each row of one tensor, `[k]` in float64; not finite where a value is not."""
@@ -188,13 +185,9 @@ def _tensor_table(header: dict[str, Any], *, start: int, size: int, name: str) -
             raise refused(f"{where} has shape {shape!r:.80}", expected="[hidden] or [k, hidden]")
         if not _naturals(offsets) or len(offsets) != 2:
             raise refused(f"{where} has offsets {offsets!r:.80}", expected="[begin, end]")
-        elements = 1
-        for side in shape:
-            elements *= side
-        if offsets[1] - offsets[0] != elements * _ELEMENT[dtype]:
-            raise refused(
-                f"{where} spans {offsets[1] - offsets[0]} bytes", expected=f"{elements * _ELEMENT[dtype]} for its shape"
-            )
+        length = math.prod(shape) * _ELEMENT[dtype]
+        if offsets[1] - offsets[0] != length:
+            raise refused(f"{where} spans {offsets[1] - offsets[0]} bytes", expected=f"{length} for its shape")
         tensors[key] = TensorInfo(dtype, tuple(shape), start + offsets[0], start + offsets[1])
     position = start
     for key, info in sorted(tensors.items(), key=lambda item: item[1].begin):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from steerkit.errors import NonFiniteError, PackFormatError
+from steerkit._internal.faults import about
+from steerkit.errors import NonFiniteError
 from steerkit.vectors.formats.container import RawPack, refused
 
 SITES = ("resid_post", "mlp_out", "attn_out", "head_out")
@@ -98,10 +99,8 @@ def audit(raw: RawPack, *, name: str) -> None:
     """
     norms: dict[str, float] = {}
     for key in raw.tensors:
-        try:
+        with about(name):
             parse_tensor_name(key)
-        except PackFormatError as error:
-            raise refused(f"{name}: {error.problem}", f"{error.expected}") from None
         rows = raw.norms(key)
         if not np.isfinite(rows).all():
             raise NonFiniteError(
