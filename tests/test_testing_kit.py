@@ -106,8 +106,8 @@ def test_a_broken_family_is_found_and_explained(
 
 
 def test_what_is_no_class_of_the_right_kind_is_told_so_once() -> None:
-    for kind, what in ((dict, "dict is not a subclass"), (sk.CMRM(), "an object of type CMRM is not a subclass")):
-        with pytest.raises(ContractError, match=f"{what} of SteeringMethod"):
+    for kind, what in ((dict, "<class 'dict'>"), (sk.CMRM(), "CMRM.*")):
+        with pytest.raises(ContractError, match=f"{what} is not a subclass of SteeringMethod"):
             check_method(kind)  # type: ignore[arg-type]
         with pytest.raises(ContractError, match="is not a Family"):
             check_adapter(kind)  # type: ignore[arg-type]

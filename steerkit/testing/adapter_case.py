@@ -169,8 +169,3 @@ def assert_near(found: Tensor, expected: Tensor, difference: str, tolerance: flo
     gap = float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
     if not gap <= tolerance:
         raise ContractError(f"{difference}: hidden states differ by {gap:.3g} of their size")
-
-
-def each(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Every sample as a batch of its own."""
-    return [[sample] for sample in samples]

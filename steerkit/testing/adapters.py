@@ -17,7 +17,7 @@ from steerkit.models import Family, Sample, visual_positions
 from steerkit.policy import Check
 from steerkit.steering import steer
 from steerkit.testing import tiny
-from steerkit.testing.adapter_case import SHORT, AdapterCase, Make, assert_near, each
+from steerkit.testing.adapter_case import SHORT, AdapterCase, Make, assert_near
 from steerkit.testing.adapter_prompts import (
     _last_states,
     _processed,
@@ -105,7 +105,7 @@ def capture_reads_the_decoder_blocks(case: AdapterCase) -> None:
     """Both engines read what plain hooks on the blocks read, which is what the model calls its hidden states."""
     vlm = case.vlm
     for batch in case.kinds:
-        for (sample,) in each(batch):
+        for sample in batch:
             inputs = case.encode(sample)
             vlm.reset()
             layers = [layer for layer in range(case.architecture.layer_count) if case.runs(layer, [sample])]
@@ -161,7 +161,7 @@ def batch_answers_as_its_prompts_alone(case: AdapterCase) -> None:
         raise SkipTest("prompts of different lengths share no batch")
     for batch in case.kinds:
         together = _last_states(case, batch)
-        for index, (sample,) in enumerate(each(batch)):
+        for index, sample in enumerate(batch):
             assert_near(
                 together[index], _last_states(case, [sample])[0], f"prompt {index} in a batch and alone", PADDED
             )

@@ -62,21 +62,6 @@ class ContractCheck:
         return self.name
 
 
-def require_subclass(kind: object, base: type) -> None:
-    """Refuse what is not a class of the right kind: every check of it would fail for the same reason.
-
-    Raises:
-        ContractError: It is something else.
-    """
-    if not isinstance(kind, type) or not issubclass(kind, base):
-        what = kind.__name__ if isinstance(kind, type) else f"an object of type {type(kind).__name__}"
-        raise ContractError(
-            f"{what} is not a subclass of {base.__name__}",
-            expected=f"a class derived from steerkit.{base.__name__}",
-            fix="pass the class itself, and derive it",
-        )
-
-
 def checks_of(functions: Iterable[Callable[[Any], None]], case: Any, suffix: str = "") -> list[ContractCheck]:
     """A check for each function of a case: its name, and the first line of its docstring."""
 

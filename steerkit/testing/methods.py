@@ -26,8 +26,8 @@ from steerkit.methods import SteeringMethod
 from steerkit.models import Sample
 from steerkit.policy import Check
 from steerkit.steering import steer
-from steerkit.testing.contract import ContractCheck, checks_of, require_subclass, run_all
-from steerkit.testing.method_case import MethodCase, assert_close, assert_same
+from steerkit.testing.contract import ContractCheck, checks_of, run_all
+from steerkit.testing.method_case import TOLERANCE, MethodCase, assert_same
 from steerkit.testing.method_refusals import (
     _needs_anchors,
     bad_anchors_are_found_first,
@@ -76,7 +76,8 @@ def method_checks(
         ... def test_contract(check):
         ...     check()
     """
-    require_subclass(method, SteeringMethod)
+    if not isinstance(method, type) or not issubclass(method, SteeringMethod):
+        raise ContractError(f"{method!r:.80} is not a subclass of SteeringMethod", expected="a class derived from it")
     return checks_of(CHECKS, MethodCase(method, options or {}, anchors, model))
 
 
@@ -209,7 +210,7 @@ def batch_size_does_not_matter(case: MethodCase) -> None:
     _needs_anchors(case)
     whole = case.fit(batch_size=len(case.anchors))
     for size in (1, 3):
-        assert_close(case.fit(batch_size=size), whole, f"batches of {size}")
+        assert_same(case.fit(batch_size=size), whole, f"batches of {size}", TOLERANCE)
 
 
 def parts_merge(case: MethodCase) -> None:
@@ -278,7 +279,7 @@ def interventions_are_data(case: MethodCase) -> None:
 def engines_fit_alike(case: MethodCase) -> None:
     """A fit that reads through nnsight gives what one that reads through hooks gives."""
     expected = case.vector  # before nnsight has had the model in hand
-    assert_close(case.fit(engine="nnsight"), expected, "reading through nnsight")
+    assert_same(case.fit(engine="nnsight"), expected, "reading through nnsight", TOLERANCE)
 
 
 def engines_steer_alike(case: MethodCase) -> None:

@@ -1,7 +1,7 @@
 """Reading and writing pack files: one module per format version, and every older one kept for ever.
 
-To raise the format: add `v2.py` with the same functions, list it in `_VERSIONS`, import from it what writes, keep `v1.py`
-and its tests. Nothing here needs torch.
+To raise the format: add `v2.py` with the same functions, list it in `_VERSIONS`, import from it what writes, keep
+`v1.py` and its tests. Nothing here needs torch.
 """
 
 from __future__ import annotations
