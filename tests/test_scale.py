@@ -58,9 +58,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # sockets lie in the folder, and their names must be short
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: None, model: str) -> Iterator[scale.Cluster]:
+    """Two workers for all tests in which nothing happens to them: each takes seconds to start."""
+    with scale.cluster(model, workers=2) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +91,10 @@ def fit(
         return cluster.fit(method, anchors, **options)
 
 
+def process_of_a_worker(cluster: scale.Cluster) -> int:
+    return ray.get(cluster._actors[-1].__ray_call__.remote(lambda worker: os.getpid()))
+
+
 def assert_equal(found: sk.SteeringVector, expected: sk.SteeringVector) -> None:
     assert found.tensors.keys() == expected.tensors.keys()
     for key, tensor in expected.tensors.items():
@@ -94,23 +105,15 @@ def assert_equal(found: sk.SteeringVector, expected: sk.SteeringVector) -> None:
     assert ours == theirs
 
 
-@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("name", METHODS)
-def test_two_workers_make_the_bits_of_one_process(name: str, model: str, tmp_path: Path) -> None:
+def test_two_workers_make_the_bits_of_one_process(name: str, model: str, pair: scale.Cluster, tmp_path: Path) -> None:
     method = METHODS[name]
     anchors = OF_ANCHORS.get(name, ANCHORS)
     names = {"anchor_name": "requests", "anchor_license": "MIT"}
     told: list[tuple[int, int]] = []
     options: dict[str, Any] = {"batch_size": 3, "engine": "hooks", **names}
-    found = fit(
-        method,
-        model,
-        anchors,
-        folder=tmp_path,
-        workers=2,
-        blocks_per_task=2,
-        progress=lambda *at: told.append(at),
-        **options,
+    found = pair.fit(
+        method, anchors, folder=tmp_path, blocks_per_task=2, progress=lambda *at: told.append(at), **options
     )
     assert_equal(found, method.fit(sk.load(model), anchors, **options))
     assert told[-1:] == [(len(anchors),) * 2] * bool(told)
@@ -122,8 +125,7 @@ def test_every_method_is_in_the_table() -> None:
     assert {each.name for each in METHODS.values()} == set(sk.methods.method_names())
 
 
-@pytest.mark.usefixtures("cluster")
-def test_what_an_earlier_run_left_is_not_measured_again(model: str, tmp_path: Path) -> None:
+def test_what_an_earlier_run_left_is_not_measured_again(model: str, pair: scale.Cluster, tmp_path: Path) -> None:
     method, told = sk.CMRM(), []
     options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
     whole = fit(method, model, ANCHORS, folder=tmp_path, workers=1, blocks_per_task=3, **options)
@@ -131,34 +133,36 @@ def test_what_an_earlier_run_left_is_not_measured_again(model: str, tmp_path: Pa
     states[1].unlink()
     (tmp_path / "join-0.safetensors").write_bytes(b"left by a run that was killed while it joined states")
     options |= {"blocks_per_task": 3}
-    again = fit(method, model, ANCHORS, folder=tmp_path, progress=lambda *at: told.append(at), **options)
+    again = pair.fit(method, ANCHORS, folder=tmp_path, progress=lambda *at: told.append(at), **options)
     assert told == [(22, 22)]
     assert_equal(again, whole)
     assert sorted(tmp_path.iterdir()) == states
     twice = tmp_path / "blocks-x.safetensors"
     twice.write_bytes(states[0].read_bytes())
     with pytest.raises(CheckpointError, match="anchors 0-5 were measured in two"):
-        fit(method, model, ANCHORS, folder=tmp_path, **options)
+        pair.fit(method, ANCHORS, folder=tmp_path, **options)
     twice.unlink()
     with pytest.raises(CheckpointError, match="another extraction: its config"):
-        fit(sk.CMRM(alpha=2.0), model, ANCHORS, folder=tmp_path, **options)
+        pair.fit(sk.CMRM(alpha=2.0), ANCHORS, folder=tmp_path, **options)
     states[0].write_bytes(states[0].read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="damaged"):
-        fit(method, model, ANCHORS, folder=tmp_path, **options)
+        pair.fit(method, ANCHORS, folder=tmp_path, **options)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_is_replaced(model: str, tmp_path: Path) -> None:
     killed: list[int] = []
-
-    def kill_one(done: int, total: int) -> None:
-        if not killed:
-            workers = subprocess.run(["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=True)
-            killed.append(int(workers.stdout.split()[-1]))
-            os.kill(killed[0], signal.SIGKILL)
-
     options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
-    found = fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=2, blocks_per_task=1, progress=kill_one, **options)
+    with scale.cluster(model, workers=2) as cluster:
+        worker = process_of_a_worker(cluster)
+
+        def kill_one(done: int, total: int) -> None:
+            if not killed:
+                killed.append(worker)
+                os.kill(worker, signal.SIGKILL)
+
+        found = cluster.fit(sk.CMRM(), ANCHORS, folder=tmp_path, blocks_per_task=1, progress=kill_one, **options)
+        assert process_of_a_worker(cluster) != worker
     assert killed
     assert_equal(found, sk.CMRM().fit(sk.load(model), ANCHORS, **options))
 
@@ -166,18 +170,17 @@ def test_a_killed_worker_is_replaced(model: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_slow_worker_is_waited_for_and_given_less(model: str, tmp_path: Path) -> None:
     stopped: list[int] = []
-
-    def stop_one(done: int, total: int) -> None:
-        if not stopped:
-            workers = subprocess.run(["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=True)
-            stopped.append(int(workers.stdout.split()[-1]))
-            os.kill(stopped[0], signal.SIGSTOP)
-            threading.Timer(3.0, os.kill, (stopped[0], signal.SIGCONT)).start()
-
     options: dict[str, Any] = {"batch_size": 1, "engine": "hooks"}
-    found = fit(
-        METHODS["pca"], model, ANCHORS, folder=tmp_path, workers=2, blocks_per_task=1, progress=stop_one, **options
-    )
+    with scale.cluster(model, workers=2) as cluster:
+        worker = process_of_a_worker(cluster)
+
+        def stop_one(done: int, total: int) -> None:
+            if not stopped:
+                stopped.append(worker)
+                os.kill(worker, signal.SIGSTOP)
+                threading.Timer(3.0, os.kill, (worker, signal.SIGCONT)).start()
+
+        found = cluster.fit(METHODS["pca"], ANCHORS, folder=tmp_path, blocks_per_task=1, progress=stop_one, **options)
     assert stopped
     assert_equal(found, METHODS["pca"].fit(sk.load(model), ANCHORS, **options))
 
@@ -218,8 +221,7 @@ test_scale.fit(test_scale.METHODS["pca"], sys.argv[2], test_scale.ANCHORS, folde
 """
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_killed_driver_goes_on(model: str, tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on(model: str, pair: scale.Cluster, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _DRIVER, str(Path(__file__).parent), model, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -228,28 +230,21 @@ def test_a_killed_driver_goes_on(model: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir())
     told: list[int] = []
     options: dict[str, Any] = {"batch_size": 2, "engine": "hooks"}
-    found = fit(
-        METHODS["pca"],
-        model,
-        ANCHORS,
-        folder=tmp_path,
-        blocks_per_task=2,
-        progress=lambda n, _: told.append(n),
-        **options,
+    found = pair.fit(
+        METHODS["pca"], ANCHORS, folder=tmp_path, blocks_per_task=2, progress=lambda n, _: told.append(n), **options
     )
     assert told[0] >= 8  # its worker may have finished a task more
     assert_equal(found, METHODS["pca"].fit(sk.load(model), ANCHORS, **options))
 
 
-@pytest.mark.usefixtures("cluster")
-def test_errors_of_a_worker_are_ours(model: str, tmp_path: Path) -> None:
+def test_errors_of_a_worker_are_ours(model: str, pair: scale.Cluster, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="no anchor is labelled 'target'"):
-        fit(sk.methods.CAA(positive="target", negative="harmless"), model, ANCHORS, folder=tmp_path, workers=1)
-    with pytest.raises(OptionError, match="at most 2"):
-        fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=3)
+        pair.fit(sk.methods.CAA(positive="target", negative="harmless"), ANCHORS, folder=tmp_path)
+    with pytest.raises(OptionError, match="at most 4"):
+        fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=5)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="can't be written"):
-        fit(sk.CMRM(), model, ANCHORS, folder=tmp_path / "file" / "folder", workers=1)
+        pair.fit(sk.CMRM(), ANCHORS, folder=tmp_path / "file" / "folder")
     with pytest.raises(EngineError, match="lost"):
         fit(sk.CMRM(), model, ANCHORS, folder=tmp_path, workers=1, loading={"nonsense": object})
 
@@ -279,23 +274,21 @@ def conditions_of(vlm: sk.VLM) -> list[evaluation.Condition]:
     ]
 
 
-@pytest.mark.usefixtures("cluster")
-def test_workers_answer_as_one_process_does(model: str, tmp_path: Path) -> None:
+def test_workers_answer_as_one_process_does(model: str, pair: scale.Cluster, tmp_path: Path) -> None:
     vlm, suite = sk.load(model), suite_of(11)
     conditions = conditions_of(vlm)
     expected = evaluation.generate(vlm, suite, conditions, batch_size=3)
     assert len({answer.answer for answer in expected}) > 11  # steering changes some, else a wrong vector would pass
     told: list[int] = []
-    with scale.cluster(model, workers=2) as cluster:
-        found = evaluation.generate(
-            vlm,
-            suite,
-            conditions,
-            path=tmp_path / "answers.jsonl",
-            batch_size=3,
-            progress=lambda done, total: told.append(done),
-            cluster=cluster,
-        )
+    found = evaluation.generate(
+        vlm,
+        suite,
+        conditions,
+        path=tmp_path / "answers.jsonl",
+        batch_size=3,
+        progress=lambda done, total: told.append(done),
+        cluster=pair,
+    )
     assert found == expected
     assert told[-1] == 55
     assert told == sorted(told)
@@ -308,43 +301,41 @@ def test_workers_answer_as_one_process_does(model: str, tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_while_it_answers(model: str, tmp_path: Path) -> None:
     vlm, suite = sk.load(model), suite_of(8)
     conditions, killed = conditions_of(vlm)[:3], []
-
-    def kill_one(done: int, total: int) -> None:
-        if not killed:
-            workers = subprocess.run(["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=True)
-            killed.append(int(workers.stdout.split()[-1]))
-            os.kill(killed[0], signal.SIGKILL)
-
     with scale.cluster(model, workers=2) as cluster:
+        worker = process_of_a_worker(cluster)
+
+        def kill_one(done: int, total: int) -> None:
+            if not killed:
+                killed.append(worker)
+                os.kill(worker, signal.SIGKILL)
+
         found = evaluation.generate(
             vlm, suite, conditions, batch_size=2, path=tmp_path / "a.jsonl", progress=kill_one, cluster=cluster
         )
+        assert process_of_a_worker(cluster) != worker
     assert killed
     assert found == evaluation.generate(vlm, suite, conditions, batch_size=2)
 
 
-@pytest.mark.usefixtures("cluster")
-def test_another_model_is_not_asked_of_the_workers(model: str) -> None:
+def test_another_model_is_not_asked_of_the_workers(model: str, pair: scale.Cluster) -> None:
     other, suite = sk.load(model), suite_of(4)
     with torch.no_grad():
         for weight in other.model.parameters():
             weight.mul_(1.5)
     conditions = [evaluation.Condition("image")]
-    with scale.cluster(model, workers=1) as cluster:
-        found = evaluation.generate(other, suite, conditions, cluster=cluster)
+    found = evaluation.generate(other, suite, conditions, cluster=pair)
     assert found == evaluation.generate(other, suite, conditions)
     assert found != evaluation.generate(sk.load(model), suite, conditions)
 
 
-@pytest.mark.usefixtures("cluster")
 def test_a_comparison_by_workers_is_that_of_one_process(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, pair: scale.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm, suite = sk.load(model), suite_of(6)
     given = ({"cmrm": sk.CMRM(), "sample level": sk.CMRM(level="sample")}, suite, ANCHORS[8:])
-    with scale.cluster(model, workers=2) as cluster, monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.delattr(sk.SteeringMethod, "fit")  # in this process, where nothing is to be fitted
-        sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "ray", cluster=cluster)
+        sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "ray", cluster=pair)
     sk.compare(vlm, *given, sweep=[0.5], folder=tmp_path / "one")
     assert {each.name for each in (tmp_path / "ray").iterdir()} == {each.name for each in (tmp_path / "one").iterdir()}
     for name in ("answers.jsonl", "verdicts.jsonl"):
@@ -353,14 +344,15 @@ def test_a_comparison_by_workers_is_that_of_one_process(
         assert len(lines[0]) >= 30
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_study_by_workers_is_that_of_one_process(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_by_workers_is_that_of_one_process(
+    model: str, pair: scale.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     suites, dev = [replace(suite_of(10, 100), name="test")], [replace(suite_of(6, 200), name="dev")]
     options: dict[str, Any] = {"alphas": (1.0,), "layers": {}, "batch_size": 3}
     vlm = sk.load(model)
-    with scale.cluster(model, workers=2) as cluster, monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.delattr(sk.SteeringMethod, "fit")
-        evaluation.study(vlm, suites, [ANCHORS], dev, folder=tmp_path / "ray", cluster=cluster, **options)
+        evaluation.study(vlm, suites, [ANCHORS], dev, folder=tmp_path / "ray", cluster=pair, **options)
     evaluation.study(vlm, suites, [ANCHORS], dev, folder=tmp_path / "one", **options)
     for name in ("cells.csv", "comparisons.csv", "distances.csv", "powers.csv"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
