@@ -20,6 +20,7 @@ from steerkit.errors import JudgeError, OptionError
 from steerkit.evaluation._cases import Case
 from steerkit.evaluation._formats import PLAIN, Format
 from steerkit.evaluation._judges import Judgement, digest_of
+from steerkit.models import unshared
 
 LARGEST = 2**22
 """Bytes of a reply that are read."""
@@ -63,14 +64,15 @@ class LocalJudge:
         return self.format.read(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
     def _inputs(self, case: Case, answer: str) -> Any:
+        tokenizer = unshared(self.tokenizer)
         if self.format.prompt:  # the published prompts write their special tokens themselves
-            return self.tokenizer(self.format.asked(case, answer), add_special_tokens=False, return_tensors="pt")
+            return tokenizer(self.format.asked(case, answer), add_special_tokens=False, return_tensors="pt")
         turns = [("user", case.request), ("assistant", answer)]
         chat = [
             {"role": role, "content": [{"type": "text", "text": text}] if self.format.parts else text}
             for role, text in turns
         ]
-        return self.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+        return tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ from steerkit.models._processors import (
     NoVideo as NoVideo,
     load_processor as load_processor,
     tokenizer_of as tokenizer_of,
+    unshared as unshared,
     waiving_video as waiving_video,
 )
 from steerkit.models._protocols import (

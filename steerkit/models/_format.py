@@ -13,6 +13,7 @@ from steerkit.errors import ProcessorError, SampleError
 from steerkit.models._architecture import Inputs
 from steerkit.models._asking import start_token
 from steerkit.models._encoding import batch_of, padded, tensors
+from steerkit.models._processors import unshared
 from steerkit.models._questions import PromptQuestions
 from steerkit.models._samples import Sample
 from steerkit.models._sizes import image_sizes
@@ -213,8 +214,9 @@ class PromptFormat(PromptQuestions):
         given = [image for own in images for image in own]
         made = self.processor(images=given, return_tensors="pt", **({"text": list(texts)} if drawn else {}))
         start = start_token(self._model)
+        tokenizer = unshared(self.tokenizer)
         rows = [
-            [start, *([] if drawn or not text else self.tokenizer(text, add_special_tokens=False)["input_ids"])]
+            [start, *([] if drawn or not text else tokenizer(text, add_special_tokens=False)["input_ids"])]
             for text in texts
         ]
         self._check_lengths(rows)
@@ -293,7 +295,7 @@ class PromptFormat(PromptQuestions):
             given = [[text] for text in texts] if self._text_alone == "nested" else texts
             return batch_of(self._call, given, None, special, self._flags, self._of_texts)
         framed = self._worded([before + text + after for text in texts])
-        made = dict(self.tokenizer(framed, add_special_tokens=special, **self._boxes(texts)))
+        made = dict(unshared(self.tokenizer)(framed, add_special_tokens=special, **self._boxes(texts)))
         if self._sees and "token_type_ids" not in self._dropped:  # the image is of another type than the text
             made["token_type_ids"] = [[0] * len(row) for row in made["input_ids"]]
         return made

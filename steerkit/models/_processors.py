@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from steerkit._text import one_line
 from steerkit.errors import ProcessorError, SteerKitError
@@ -171,3 +173,56 @@ def with_padding(processor: Any) -> Any:
     copied.tokenizer = deepcopy(processor.tokenizer)
     copied.tokenizer.pad_token = copied.tokenizer.eos_token or copied.tokenizer.unk_token
     return copied
+
+
+def unshared(processor: Any) -> Any:
+    """The same processor or tokenizer, to encode with, whose truncation and padding no other thread sets.
+
+    A fast tokenizer keeps both in its backend, for all threads. The copy shares the vocabulary and everything else, and
+    is as the original is now: make a new one for each batch, which costs microseconds. What is not of transformers, or
+    has no such backend, is returned as it is.
+    """
+    import tokenizers
+    import transformers
+
+    if not isinstance(processor, (transformers.ProcessorMixin, transformers.PreTrainedTokenizerBase)):
+        return processor
+    own = copy(processor)
+    held = vars(own)
+    for name, part in tuple(held.items()):
+        if isinstance(part, tokenizers.Tokenizer):
+            held[name] = _backend(processor, part)
+        elif isinstance(part, transformers.PreTrainedTokenizerBase):  # InstructBLIP's has two
+            held[name] = unshared(part)
+    return own
+
+
+_backends = threading.local()
+"""For each tokenizer what its backend was, and this thread's copy of it."""
+
+
+def _backend(tokenizer: Any, backend: Any) -> Any:
+    """This thread's copy of a tokenizer's backend, without truncation and padding."""
+    kept: WeakKeyDictionary[Any, Any] = vars(_backends).setdefault("kept", WeakKeyDictionary())
+    known, made = kept.get(tokenizer, (None, None))
+    was = backend, (added := backend.get_added_tokens_decoder()), _normalizing(backend)
+    if known != was:  # thousands of added tokens take a tenth of a second
+        made = type(backend)(backend.model)  # does not copy the model
+        made.normalizer = backend.normalizer
+        made.add_tokens([added[number] for number in sorted(added)])
+        if made.get_added_tokens_decoder() != added:  # their numbers follow from their order wherever this was tried
+            made = deepcopy(backend)
+        kept[tokenizer] = was, made
+    for name in ("pre_tokenizer", "post_processor", "decoder", "encode_special_tokens"):
+        setattr(made, name, getattr(backend, name))
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
+def _normalizing(backend: Any) -> object:
+    """What tells a backend's normalizer from another; from itself as well, where it is of the caller's own code."""
+    try:
+        return None if backend.normalizer is None else backend.normalizer.__getstate__()
+    except Exception:
+        return object()

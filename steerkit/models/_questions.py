@@ -18,7 +18,7 @@ from steerkit.models._asking import takes
 from steerkit.models._dates import on_the_day
 from steerkit.models._encoding import batch_of
 from steerkit.models._family import Family
-from steerkit.models._processors import NoVideo, tokenizer_of, with_padding
+from steerkit.models._processors import NoVideo, tokenizer_of, unshared, with_padding
 from steerkit.models._samples import Sample
 from steerkit.models._videos import opened_video
 from steerkit.models._written import inserted, numbered, pattern_of
@@ -372,12 +372,12 @@ class PromptQuestions:
     @property
     def _call(self) -> Any:
         """The processor, or what a base of its class does with it."""
-        name = self._family.called_as
+        name, processor = self._family.called_as, unshared(self.processor)
         if name is None:
-            return self.processor
+            return processor
         import transformers
 
-        return partial(getattr(transformers, name).__call__, self.processor)
+        return partial(getattr(transformers, name).__call__, processor)
 
     @property
     def _of_texts(self) -> dict[str, object]:

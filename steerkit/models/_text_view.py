@@ -18,6 +18,7 @@ from typing import Any
 from steerkit.errors import EngineError, SteerKitError
 from steerkit.models._architecture import Architecture
 from steerkit.models._format import PromptFormat
+from steerkit.models._processors import unshared
 from steerkit.models._samples import Sample
 
 _KEPT = (
@@ -105,7 +106,7 @@ class TextView:
             raise format.unequal
         self._architecture = architecture
         self._placeholder = format.placeholder
-        self._tokenizer = format.tokenizer
+        self._tokenizer = unshared(format.tokenizer)
         self._visual = architecture.image_token_ids
         self._gone = self._visual | set(architecture.video_ends or ())
         self._strips: dict[int, Any] = self._tokenizer.added_tokens_decoder

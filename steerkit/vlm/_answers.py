@@ -26,6 +26,7 @@ from steerkit.models import (
     check_room,
     generation_settings,
     tokenizer_of,
+    unshared,
 )
 from steerkit.vlm._options import options_refused
 from steerkit.vlm._prompted import PromptedModel
@@ -162,7 +163,7 @@ class AnsweringModel(PromptedModel):
             target: Any = capturing.call_target(self.model, made.inputs, self.architecture)
             settings = self._check_settings(options, target)
             if settings.stop_strings:  # generate finds them in texts, and knows no tokenizer by itself
-                options.setdefault("tokenizer", tokenizer)
+                options.setdefault("tokenizer", unshared(tokenizer))
             if not self.architecture.encoder_decoder:
                 check_room(settings, options, target.generation_config, made)
             return made
@@ -268,7 +269,7 @@ class AnsweringModel(PromptedModel):
             ProcessorError: The VLM was wrapped without a processor.
         """
         expect_each(str, "a list of texts, one for each sample", answers=answers)
-        tokenizer = self._require_answers("the likelihood of an answer")
+        tokenizer = unshared(self._require_answers("the likelihood of an answer"))
         if len(answers) != len(as_samples(samples)):
             raise OptionError(f"{len(answers)} answers for {len(samples)} samples", expected="one for each")
         begun = [
