@@ -254,6 +254,23 @@ class TestUpload:
         assert sk.load_vector(shown).source == again.ref
         assert again.revision != done.revision
 
+    def test_what_is_saved_can_be_pushed_with_it(self, hub: LoopbackHub, tmp_path: Path) -> None:
+        said = {"push_to_hub": True, "repo_id": "someone/pack", "private": True, "commit_message": "First"}
+        path = vector().save_pretrained(tmp_path / "here", dtype="float16", **said)
+        assert hub.repositories["someone/pack"].private
+        pushed = sk.load_vector("hf://someone/pack")
+        assert pushed.digest() == sk.load_vector(path).digest() == vector().to("float16").digest()
+        for wrong in (
+            {"push_to_hub": True},
+            {"repo_id": "someone/pack"},
+            {"push_to_hub": True, "repo_id": "someone/pack", "safe_serialization": True},
+            {"private": True},
+            {"push_to_hub": "yes", "repo_id": "someone/pack"},
+        ):
+            with pytest.raises(sk.errors.OptionError):
+                vector().save_pretrained(tmp_path / "nowhere", **wrong)
+        assert not (tmp_path / "nowhere").exists()
+
     def test_a_branch_and_a_private_repository(self, hub: LoopbackHub) -> None:
         done = vector().push_to_hub("someone/pack", private=True, revision="try/next")
         assert hub.repositories["someone/pack"].private

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
+from steerkit.errors import OptionError
 from steerkit.interventions import (
     Ablate,
     Add,
@@ -24,6 +26,7 @@ from steerkit.interventions import (
     StoredDirection,
     is_finite,
 )
+from steerkit.methods import CMRM
 
 NAMED = StoredDirection(name="refusal", layer=3)
 COSINE = Measure(kind="cosine", direction=NAMED, reference=StoredDirection(name="centre"), layer=2)
@@ -83,8 +86,10 @@ def test_the_json_says_what_the_intervention_is() -> None:
 
 
 def _refused(problem: str, kind: type[Any], fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=problem):
+    with pytest.raises(OptionError, match=problem) as caught:
         kind(**fields)
+    assert next(iter(kind.model_fields)) in str(caught.value.expected)
+    assert kind.__name__ in caught.value.problem
 
 
 @pytest.mark.parametrize(
@@ -187,3 +192,65 @@ def test_the_contrast_that_must_be_measured() -> None:
 def test_only_finite_numbers_are_strengths() -> None:
     assert all(map(is_finite, (0, -2, 1.5, np.float32(2), np.int64(2), Fraction(1, 2))))
     assert not any(map(is_finite, (True, "1", None, 1j, float("nan"), float("inf"), np.float32("nan"), np.bool_(True))))
+
+
+GATE = {"measure": PROJECTION, "threshold": 0.5}
+ASKED: dict[str, tuple[type[Any], Any]] = {
+    "strength": (Intervention, lambda x: {"strength": x}),
+    "strength of a layer": (Intervention, lambda x: {"strength": {3: x}}),
+    "layer of a strength": (Intervention, lambda x: {"strength": {x: 1.0}}),
+    "layers": (Intervention, lambda x: {"layers": [0, x]}),
+    "layers in a set": (Intervention, lambda x: {"layers": {x}}),
+    "layers as they come": (Intervention, lambda x: {"layers": iter([x])}),
+    "positions": (Intervention, lambda x: {"tokens": "all", "positions": [x]}),
+    "end of a range": (Intervention, lambda x: {"tokens": "all", "positions": [[0, x]]}),
+    "end of a slice": (Intervention, lambda x: {"tokens": "all", "positions": slice(x)}),
+    "rows": (Intervention, lambda x: {"rows": [0.0, x]}),
+    "steps": (Intervention, lambda x: {"steps": (x, 0.0)}),
+    "gate, as a dictionary": (Intervention, lambda x: {"gate": {**GATE, "threshold": x}}),
+    "layer in a dictionary in a list": (
+        Gates,
+        lambda x: {"gates": [{"measure": {"kind": "cosine", "layer": x}, "threshold": 0.0}]},
+    ),
+    "threshold": (Gate, lambda x: {**GATE, "threshold": x}),
+    "layer of a measure": (Measure, lambda x: {"kind": "cosine", "layer": x}),
+    "layer of a direction": (StoredDirection, lambda x: {"layer": x}),
+    "seed": (MeasuredContrast, lambda x: {"seed": x}),
+    "factor": (Scale, lambda x: {"factor": x}),
+    "minimum": (Clamp, lambda x: {"minimum": x}),
+    "slope": (LinearStrength, lambda x: {"measure": PROJECTION, "slope": x, "minimum": -9, "maximum": 9}),
+    "option of a method": (CMRM, lambda x: {"alpha": x}),
+    "layers of a method": (CMRM, lambda x: {"layers": [x]}),
+    "seed of a method": (CMRM, lambda x: {"seed": x}),
+}
+TWO = (2, np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), torch.tensor(2, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_numbers_of_numpy_and_torch_are_numbers_and_truth_values_are_not(asked: str) -> None:
+    kind, fields = ASKED[asked]
+    keys = ("layer of a strength", "layers in a set")  # where an array can't be
+    made = {repr(kind(**fields(two))) for two in TWO if asked not in keys or not isinstance(two, np.ndarray)}
+    assert len(made) == 1
+    for truth in (True, np.bool_(True), torch.tensor(True)):
+        with pytest.raises(OptionError, match=r"True|not a finite number|valid integer"):
+            kind(**fields(truth))
+    nowhere = torch.tensor(2.0, device="meta")
+    for wrong in (float("nan"), np.float32("nan"), torch.tensor(float("nan")), 1j, nowhere, "x"):
+        with pytest.raises(OptionError):
+            kind(**fields(wrong))
+
+
+def test_arrays_and_tensors_are_lists_of_numbers() -> None:
+    for of in (np.array, torch.tensor):
+        made = Intervention(tokens="all", layers=of([3, 1]), positions=of([0, -1]), rows=of([1.0, 0.5]), steps=of([2]))
+        assert made == Intervention(tokens="all", layers=(3, 1), positions=(0, -1), rows=(1.0, 0.5), steps=(2.0,))
+    assert Intervention(layers=range(2, 5)).layers == (2, 3, 4)
+
+
+def test_documents_are_read_as_before() -> None:
+    with pytest.raises(ValidationError):
+        Intervention.model_validate_json('{"strength": true}', strict=True)
+    with pytest.raises(ValidationError):
+        Intervention.model_validate({"layers": "x"})
+    assert Intervention.model_validate_json('{"layers": [1], "strength": {"1": 2}}', strict=True).layers == (1,)

@@ -51,7 +51,7 @@ class Unlisted(Ablate):  # type: ignore[misc]  # what is final for readers and t
 def test_an_operation_outside_the_table_is_an_error() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Silent()  # type: ignore[abstract]
-    with pytest.raises(ValidationError, match="does not match any of the expected tags"):
+    with pytest.raises(steerkit.errors.OptionError, match="does not match any of the expected tags"):
         Intervention(operation=Unlisted())
 
 

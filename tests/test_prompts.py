@@ -9,7 +9,6 @@ from typing import Any, cast, get_args
 import pytest
 import torch
 import transformers
-from pydantic import ValidationError
 from reference import (
     CACHE,
     PICTURED,
@@ -31,7 +30,7 @@ from reference import (
 from torch import Tensor
 
 import steerkit as sk
-from steerkit.errors import EngineError, NothingSteeredError
+from steerkit.errors import EngineError, NothingSteeredError, OptionError
 from steerkit.interventions import Add, Clamp, Gate, Intervention, Measure, Prompts
 
 FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl")
@@ -367,5 +366,5 @@ def test_vectors_for_different_prompts_neither_mix_nor_conflict(llava: sk.VLM) -
     "where", [{"tokens": "image"}, {"tokens": "after_image"}, {"tower": "vision", "tokens": "all"}]
 )
 def test_no_place_of_an_image_belongs_to_prompts_without_one(where: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="prompts='without_image' never reach"):
+    with pytest.raises(OptionError, match="prompts='without_image' never reach"):
         Intervention(operation=Clamp(maximum=0.0), prompts="without_image", **where)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
+from steerkit.errors import OptionError
 from steerkit.interventions import (
     KINDS,
     Intervention,
@@ -70,7 +70,7 @@ def some() -> list[Intervention]:
         for more in ({}, {"positions": [0]}, {"positions": [(2, None)]}, {"positions": [-1, -2]}, {"steps": [0, 1, 0]}):
             try:
                 made.append(Intervention(tokens=tokens, phase=phase, prompts=prompts, **more))  # type: ignore[arg-type]
-            except ValidationError:
+            except OptionError:
                 continue
     return made
 

@@ -81,13 +81,43 @@ def test_a_sum_adds_where_both_are_and_keeps_the_rest() -> None:
     assert_values(vector(A) + vector(B), {Key(0): a[Key(0)], Key(2): a[Key(2)] + b[Key(2)], Key(3): b[Key(3)]})
 
 
+def test_vectors_are_summed_as_numbers_are() -> None:
+    a, b = wide(A), wide(B)
+    for three in (sum([vector(A), vector(B), vector(A)]), sum((each for each in (vector(B), vector(A))), vector(A))):
+        assert isinstance(three, SteeringVector)
+        assert_values(three, {Key(0): 2 * a[Key(0)], Key(2): 2 * a[Key(2)] + b[Key(2)], Key(3): b[Key(3)]})
+    mean = sum([vector(A), vector(B)]) / 2
+    assert_values(mean, {Key(0): a[Key(0)] / 2, Key(2): (a[Key(2)] + b[Key(2)]) / 2, Key(3): b[Key(3)] / 2})
+    for wrong in (1, False, None, 0.5, "0"):
+        with pytest.raises(TypeError):
+            wrong + vector(A)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("divisor", [0, -0.0, float("nan"), float("inf"), "2", True, 10**400, 1e-320, None])
+def test_a_divisor_that_leaves_no_dose_is_refused(divisor: Any) -> None:
+    with pytest.raises(OptionError, match="divided by") as caught:
+        vector(A) / divisor
+    assert caught.value.expected
+
+
 def test_a_difference_subtracts() -> None:
     a, b = wide(A), wide(B)
     assert_values(vector(A) - vector(B), {Key(0): a[Key(0)], Key(2): a[Key(2)] - b[Key(2)], Key(3): -b[Key(3)]})
 
 
 def test_the_negative_and_multiples_scale_added_directions_and_leave_the_dose() -> None:
-    for found, factor in ((-vector(A), -1.0), (vector(A) * 2.5, 2.5), (-3 * vector(A), -3.0)):
+    cases = (
+        (-vector(A), -1.0),
+        (vector(A) * 2.5, 2.5),
+        (-3 * vector(A), -3.0),
+        (vector(A) / 3, 1 / 3),
+        (vector(A) / np.float32(-0.5), -2.0),
+        (np.float64(2) * vector(A), 2.0),
+        (vector(A) * torch.tensor(2), 2.0),
+        (torch.tensor(0.5) * vector(A), 0.5),
+        (vector(A) / torch.tensor(4.0), 0.25),
+    )
+    for found, factor in cases:
         assert_values(found, {key: factor * value for key, value in wide(A).items()})
         assert found.interventions == (ADD,)
 

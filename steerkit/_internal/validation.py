@@ -5,7 +5,8 @@ The arguments are passed by name, as in `expect_whole(batch_size=batch_size)`. T
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from numbers import Integral
 from os import PathLike
 from types import UnionType
@@ -69,16 +70,41 @@ def is_series(given: object) -> bool:
     return isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, Set))
 
 
-def as_layers(given: Any) -> list[int]:
+def as_layers(given: Any, name: str = "layers") -> list[int]:
     """Numbers of layers, in the order and as often as they are given; whether the model has them is not asked.
 
     Raises:
         OptionError: It is something else.
     """
-    layers: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, bytes) else [given, None]
+    series = isinstance(given, Iterable) and not isinstance(given, bytes)
+    layers: list[Any] = list(map(plain, given)) if series else [given, None]
     if not all(map(_is_whole, layers)):
-        _refuse("layers", given, "a list of whole numbers", "layers=[3] for one layer, layers=range(4, 9) for several")
+        _refuse(name, given, "a list of whole numbers", "layers=[3] for one layer, layers=range(4, 9) for several")
     return [int(layer) for layer in layers]
+
+
+def plain(value: Any) -> Any:
+    """The same in Python's own numbers and lists, where it is numpy's or torch's, in whatever lists and dictionaries.
+
+    What can't be read, such as a tensor on `meta`, stays as it is.
+    """
+    if type(value).__module__.partition(".")[0] in ("numpy", "torch") and callable(getattr(value, "tolist", None)):
+        with suppress(Exception):  # of any type, that of the device
+            return value.tolist()
+    if type(value) is dict:
+        return {_plain_key(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return type(value)(map(_plain_key, value))
+    if type(value) is tuple:
+        return tuple(map(plain, value))
+    if isinstance(value, slice):
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
+    return list(map(plain, value)) if isinstance(value, (list, Iterator)) else value
+
+
+def _plain_key(key: Any) -> Any:
+    made = plain(key)
+    return key if isinstance(made, list) else made
 
 
 def _is_whole(value: object) -> bool:

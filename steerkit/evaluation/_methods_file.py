@@ -73,7 +73,7 @@ def read_methods(path: str | Path) -> dict[str, MethodSettings]:
     rows: dict[str, MethodSettings] = {}
     for name, given in document.items():
         try:
-            rows[name] = MethodSettings(**{"method": name, **given})
+            rows[name] = MethodSettings.model_validate({"method": name, **given})
         except (ValidationError, TypeError) as error:
             why = faults(error) if isinstance(error, ValidationError) else f"it is {quoted(given)}"
             fields = ", ".join(MethodSettings.model_fields)

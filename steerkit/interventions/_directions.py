@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Set
 from numbers import Real
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from steerkit._internal.faults import refused_as
+from steerkit._internal.validation import plain
+from steerkit.errors import OptionError
 
 View: TypeAlias = Literal["text", "caption", "original", "blank", "noise"]
 """How a sample is shown to the model.
@@ -27,9 +32,45 @@ def is_finite(value: object) -> bool:
 
 
 class Frozen(BaseModel):
-    """Base of everything that is serialised: immutable, and unknown keys are errors."""
+    """Base of everything that is serialised: immutable, and unknown keys are errors.
+
+    Whoever writes one in code is refused with an error of ours, and a truth value where a number is asked; numbers and
+    arrays of numpy and torch are taken for those of Python. What is parsed from a document is validated by pydantic.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    if not TYPE_CHECKING:  # whose signatures are those of the fields
+
+        def __init__(self, /, **fields: Any) -> None:
+            expected = "options " + ", ".join(type(self).model_fields)
+            with refused_as(OptionError, type(self).__name__, expected=expected, wrong="can't be configured so"):
+                given = {name: plain(value) for name, value in fields.items()}
+                super().__init__(**given)
+                for name, value in given.items():
+                    _check_truth(name, value, getattr(self, name))
+
+        __init__.__pydantic_base_init__ = True  # so that documents are parsed without it
+
+
+def _check_truth(name: str, given: object, made: object) -> None:
+    """Refuse truth values that pydantic has taken for numbers, in whatever lists and mappings.
+
+    Raises:
+        OptionError: There is one.
+    """
+    if isinstance(given, bool) and not isinstance(made, bool) and isinstance(made, Real):
+        raise OptionError(f"{name} is {given}", expected="a number", fix=f"{int(given)}, if that is meant")
+    if isinstance(given, (list, tuple, Set)) and isinstance(made, (list, tuple)):
+        for index, pair in enumerate(zip(given, made, strict=False)):
+            _check_truth(f"{name}[{index}]", *pair)
+    elif isinstance(given, Mapping) and isinstance(made, BaseModel):
+        for key, value in given.items():
+            _check_truth(f"{name}.{key}", value, getattr(made, str(key), None))
+    elif isinstance(given, Mapping) and isinstance(made, Mapping):
+        for (key, value), (other, number) in zip(given.items(), made.items(), strict=False):
+            _check_truth(f"a key of {name}", key, other)
+            _check_truth(f"{name}[{key!r}]", value, number)
 
 
 class StoredDirection(Frozen):

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from steerkit._internal.faults import refused_as
 from steerkit._internal.files import user_path
 from steerkit._internal.validation import expect, expect_whole
 from steerkit._text import near
@@ -89,9 +88,7 @@ class SteeringMethod(Frozen, ABC):
                 expected="one of " + (", ".join(type(self).model_fields) or "none"),
                 fix="`steerkit methods` lists the options of every method",
             )
-        expected = "options " + ", ".join(type(self).model_fields)
-        with refused_as(OptionError, type(self).__name__, expected=expected, wrong="can't be configured so"):
-            super().__init__(**options)
+        super().__init__(**options)
 
     @model_validator(mode="after")
     def _are_distinct(self) -> Self:

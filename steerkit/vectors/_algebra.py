@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Self
 
-from steerkit._internal.validation import as_layers
+from steerkit._internal.validation import as_layers, plain
 from steerkit._text import quoted
 from steerkit.errors import LayerRangeError, ModelMismatchError, OptionError
 from steerkit.interventions import Intervention, _arithmetic as ops, is_finite
@@ -76,6 +76,7 @@ class Algebra(Directions):
         Raises:
             OptionError: The factor is 0, or no finite number.
         """
+        factor = plain(factor)
         if not is_finite(factor):
             raise OptionError(f"a vector is scaled by {quoted(factor)}", expected="a finite number")
         if factor == 0:
@@ -91,6 +92,17 @@ class Algebra(Directions):
         return self.derived(tensors, f"scale by {factor:g}", interventions, strength)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Self:
+        """A vector that steers as hard as this one at a strength that is divided; see `*`.
+
+        Raises:
+            OptionError: The divisor is 0, or no finite number.
+        """
+        divisor = plain(divisor)
+        if not is_finite(divisor) or not divisor or not is_finite(1.0 / divisor):
+            raise OptionError(f"a vector is divided by {quoted(divisor)}", expected="a finite number other than 0")
+        return self * (1.0 / divisor)
 
     def __neg__(self) -> Self:
         """The opposite vector, of which nothing was measured; see `*`."""
@@ -127,6 +139,12 @@ class Algebra(Directions):
         for key, tensor in other.tensors.items():
             tensors[key] = (tensors[key].float() + tensor.float()).to(dtype) if key in tensors else tensor.to(dtype)
         return self.derived(tensors, f"add {other.metadata.method.name} {other.digest()[:12]}")
+
+    def __radd__(self, begun: int) -> Self:
+        """The vector itself, for `sum`, which begins with 0."""
+        if type(begun) is not int or begun:
+            return NotImplemented
+        return self
 
     def __sub__(self, other: Self) -> Self:
         """The difference of two vectors; see `+`."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, NoReturn
 
-import numpy as np
 from torch import Tensor
 
-from steerkit._internal.validation import is_series
+from steerkit._internal.validation import is_series, plain
 from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.vectors._vector import SteeringVector
@@ -45,9 +44,10 @@ def as_strengths(given: Any, count: int) -> list[float]:
     Raises:
         OptionError: It is something else, or another number of them.
     """
-    if _is_scalar(given):
+    given = plain(given)
+    if isinstance(given, Real):
         return [_number(given)] * count
-    if not is_series(given):
+    if not is_series(given) or isinstance(given, Tensor):  # of which nothing can be read
         _refuse(given)
     strengths = [_number(each) for each in given]
     if len(strengths) != count:
@@ -63,13 +63,9 @@ _WITHIN = (
 )
 
 
-def _is_scalar(given: Any) -> bool:
-    return isinstance(given, Real) or (isinstance(given, (Tensor, np.ndarray)) and given.ndim == 0)
-
-
 def _number(given: Any) -> float:
     """The number; whether it is finite is checked where it is compiled."""
-    if isinstance(given, bool) or not _is_scalar(given):
+    if isinstance(given, bool) or not isinstance(given, Real):
         _refuse(given)
     try:
         return float(given)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
 
-from steerkit._internal.faults import refused_as
-from steerkit._internal.validation import expect, expect_one_of
+from steerkit._internal.validation import as_layers, expect, expect_one_of
 from steerkit._text import one_line, quoted
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError
 from steerkit.interventions import (
@@ -61,7 +59,7 @@ class Directions:
         expect(PackMetadata, "a PackMetadata", metadata=self.metadata)
         for key, tensor in self.tensors.items():
             expect(tuple, "sk.Key(layer)", key=key)
-            expect(Integral, "a whole number", **{f"the layer of {key!r}": key[0] if key else None})
+            as_layers(key[:1] or [None], f"the layer of {key!r}")
             expect(Tensor, "a tensor of shape [hidden] or [k, hidden]", **{f"tensors[{key!r}]": tensor})
             if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
                 kind = "nested" if tensor.is_nested else "on the device meta" if tensor.is_meta else str(tensor.layout)
@@ -145,10 +143,7 @@ class Directions:
         Raises:
             OptionError: A field is unknown or has an impossible value.
         """
-        wrong = f"can't take {sorted(fields)}"
-        with refused_as(OptionError, "metadata", wrong=wrong, expected="fields of PackMetadata"):
-            metadata = PackMetadata.model_validate({**self.metadata.model_dump(), **fields})
-        return type(self)(self.tensors, metadata)
+        return type(self)(self.tensors, PackMetadata(**{**self.metadata.model_dump(), **fields}))
 
     def applied(self, **fields: object) -> Self:
         """The same vector, whose interventions have other fields: tokens, positions, rows, steps, strength ...
@@ -164,9 +159,7 @@ class Directions:
             OptionError: A field is unknown or has an impossible value.
         """
         known = [{name: getattr(each, name) for name in Intervention.model_fields} for each in self.interventions]
-        wrong = f"can't be applied with {sorted(fields)}"
-        with refused_as(OptionError, "the vector", wrong=wrong, expected="fields of an Intervention"):
-            changed = tuple(Intervention.model_validate({**each, **fields}) for each in known)
+        changed = tuple(Intervention(**{**each, **fields}) for each in known)
         given = fields.get("strength")
         if isinstance(given, Mapping) and any(isinstance(each.strength, dict) for each in changed):
             steered = {layer for each in changed for layer in self.layers_of(each)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -181,22 +182,43 @@ class SteeringVector(Algebra):
         where["force_download"] = force_download
         return steerkit.load_vector(ref, revision=revision, sha256=sha256, policy=policy, **where)
 
-    def save_pretrained(self, folder: str | Path, *, dtype: Dtype | None = None) -> Path:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: Dtype | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
+    ) -> Path:
         """Write the pack into a folder, under the name that it has on the hub; `from_pretrained` loads it.
 
         Args:
             folder: Where to; made if need be. Other files in it stay.
             dtype: Element type of the directions; default: as they are.
+            push_to_hub: Publish it as well, as `push_to_hub` does.
+            repo_id: Where on the hub.
+            **hub: Other arguments of `push_to_hub`.
 
         Returns:
             The path of the pack.
 
         Raises:
-            OptionError: The path is a file; or there is no such type.
+            OptionError: The path is a file; there is no such type; or what is said of the hub can't be.
             PackFormatError: As for `save`.
             FileWriteError: As for `save`.
+            PublishError: As for `push_to_hub`, once the pack is written.
         """
         expect(PATH, "a folder", folder=folder)
+        expect(bool, "True or False", push_to_hub=push_to_hub)
+        known = list(inspect.signature(self.push_to_hub).parameters)
+        said = [*(["repo_id"] if repo_id is not None else []), *hub]
+        if (said and not push_to_hub) or not set(said) <= set(known):
+            raise OptionError(
+                f"save_pretrained is given {', '.join(said)}", expected="push_to_hub=True with " + ", ".join(known)
+            )
+        if push_to_hub and repo_id is None:
+            raise OptionError("push_to_hub=True without a repo_id", expected="repo_id='owner/name'")
         if not os.fspath(folder):
             raise OptionError("the folder is an empty text", expected="a folder, new or old", fix="'.' for this one")
         folder = user_path(folder)
@@ -204,7 +226,11 @@ class SteeringVector(Algebra):
             raise OptionError(
                 f"the path {str(folder)!r} is a file", expected="a folder, new or old", fix="save(path) writes one file"
             )
-        return self.save(folder / PACK, dtype=dtype)
+        vector = self if dtype is None else self.to(dtype)
+        path = vector.save(folder / PACK)
+        if repo_id is not None:
+            vector.push_to_hub(repo_id, **hub)
+        return path
 
     def push_to_hub(
         self,

@@ -100,7 +100,7 @@ def entry_of(resolved: Resolved, *, name: str | None = None) -> Entry:
 
 def _entry(resolved: Resolved, raw: RawPack, metadata: PackMetadata, name: str) -> Entry:
     model = metadata.model
-    return Entry(
+    fields = dict(
         name=name,
         ref=resolved.pinned,
         sha256=resolved.sha256,
@@ -116,6 +116,7 @@ def _entry(resolved: Resolved, raw: RawPack, metadata: PackMetadata, name: str) 
         metrics=metadata.metrics,
         norms=norm_series(raw),
     )
+    return Entry.model_validate(fields)
 
 
 def make_index(entries: Iterable[Entry], *, title: str = "steerkit packs", dated: bool = True) -> Index:
