@@ -169,8 +169,7 @@ class steer:
 
     def __enter__(self) -> Receipt:
         """Check that vector and model belong together and install the steering; returns the receipt to be filled in."""
-        checks = self._check()
-        application, vlm = self._application(), self._vlm
+        checks, application, vlm = self._check(), self._application(), self._vlm
         receipt = application.receipt
         receipt.checks = checks
         with ExitStack() as stack:
@@ -182,7 +181,8 @@ class steer:
                 application.begin,
                 everywhere=self._everywhere,
                 overlooked=receipt.overlook,
-                at_the_end=all(part.at_the_end for vector in self._vectors for part in vector.interventions),
+                at_the_end=all(part.at_the_end for each in self._vectors for part in each.interventions),
+                name=" and ".join(each.metadata.method.name for each in self._vectors),
             )
             if self._engine == "hooks":
                 stack.enter_context(hooks.applied(vlm.model, tracker, application, block))

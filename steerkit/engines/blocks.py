@@ -37,6 +37,7 @@ class Block:
         everywhere: Whether calls from every context belong to it.
         overlooked: Called when the model is called from a context that no block is for.
         at_the_end: Whether it does nothing, and reads nothing, before a prompt's last token.
+        name: What it is called in messages.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Block:
         everywhere: bool = False,
         overlooked: Callable[[], None] | None = None,
         at_the_end: bool = False,
+        name: str = "of another library",
     ) -> None:
         self.begin = begin
+        self.name = name
         self.everywhere = everywhere
         self.at_the_end = at_the_end
         self.close: Callable[..., None] = _nothing

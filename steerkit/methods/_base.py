@@ -26,6 +26,7 @@ from steerkit.methods._fit_inputs import (
     anchor_record,
     check_anchors,
     check_measuring,
+    check_unsteered,
     model_and_anchors,
     versions,
 )
@@ -315,6 +316,7 @@ class SteeringMethod(Frozen, ABC):
                 )
         blocks = sorted(set(every if wanted is None else wanted) - state.blocks)
         check_anchors(model, anchors, plan.shown, [index for block in blocks for index in state.extraction.span(block)])
+        check_unsteered(model)
         if wanted is None:
             model.fingerprint()  # a model that can't give it is found out before the work
         spans = [state.extraction.span(block) for block in blocks]
@@ -324,6 +326,7 @@ class SteeringMethod(Frozen, ABC):
         try:
             for block, span in zip(blocks, spans, strict=True):
                 batch = [anchors[index].loaded() for index in span]
+                check_unsteered(model)  # one may have been opened since, for every context
                 with numbered_from(span.start):
                     observed = self.observe(model, batch, plan.layers)
                     nodes = state.added((0, block), groups_of(observed, second=plan.second_moments, keep=plan.rows))

@@ -11,9 +11,19 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from steerkit._internal.validation import PATH, expect, expect_one_of, expect_whole
-from steerkit.errors import OptionError
+from steerkit.engines.calls import CallTracker
+from steerkit.errors import EngineError, OptionError
 from steerkit.methods._state import State
-from steerkit.models import Images, Sample, SteerableModel, anchor_digest, hides_images, named, numbered_from
+from steerkit.models import (
+    Images,
+    LoadedModel,
+    Sample,
+    SteerableModel,
+    anchor_digest,
+    hides_images,
+    named,
+    numbered_from,
+)
 from steerkit.vectors import AnchorRecord
 
 
@@ -72,6 +82,26 @@ def model_and_anchors(
     from steerkit.vlm import wrap
 
     return model_and_anchors(wrap(model, processor), None, () if anchors is None else anchors, engine)
+
+
+def check_unsteered(model: SteerableModel) -> None:
+    """Refuse to measure a model inside a block that steers it: nothing of the vector would tell.
+
+    Raises:
+        EngineError: A block is open here.
+    """
+    model = model._model if isinstance(model, Read) else model
+    if not isinstance(model, LoadedModel):
+        return
+    with CallTracker.of(model.model, model.architecture) as tracker:
+        call = tracker.prompt()
+    if call is not None and call.owners:
+        names = ", ".join(block.name for block in call.owners)
+        raise EngineError(
+            f"a vector is fitted inside a steering block ({names}), and would be measured on steered states",
+            expected="fit outside of every block that steers this model",
+            fix="vlm.unnoticed() around fit measures the model as it is; vlm.capture reads steered states",
+        )
 
 
 def anchor_record(state: State, name: str, license_: str | None) -> AnchorRecord:
