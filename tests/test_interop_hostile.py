@@ -18,6 +18,7 @@ import foreign
 import numpy as np
 import pytest
 import torch
+from hub_support import vector
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
 
@@ -440,3 +441,12 @@ def test_archives_of_numpy_that_unfold(tmp_path: Path, monkeypatch: pytest.Monke
         archive.writestr("1.npz", path.read_bytes())
     with pytest.raises(PackFormatError):
         interop.read(path, model=FACTS)
+
+
+@pytest.mark.parametrize("format", interop.format_names())
+def test_a_pack_is_not_read_as_plain_tensors(format: str, tmp_path: Path) -> None:
+    """It would come out as another pack, under whose digest nobody has revoked it."""
+    path = vector().save(tmp_path / "layer_1.safetensors")
+    error = refused(path, format)
+    if format in ("tensors", "steering-lite", "steerkit-probe"):
+        assert "is a pack of steerkit" in error.problem

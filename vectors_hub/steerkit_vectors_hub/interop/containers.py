@@ -37,6 +37,8 @@ SAFE_TORCH = (2, 6)
 
 _FLOATS = {2: "<f2", 4: "<f4", 8: "<f8"}
 _METADATA = "__metadata__"
+PACK_KEY = "steerkit"
+"""Of the metadata, by which a file says that it is a pack."""
 
 
 def load(path: Path) -> Tensor | Mapping[Any, Any]:
@@ -168,6 +170,8 @@ def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     data = read_file(path)
     metadata = _header(data).get(_METADATA, {})
+    if PACK_KEY in metadata:  # read as plain tensors, one that was revoked would come out as a new pack
+        raise malformed("it is a pack of steerkit", "a file of another library", "sk.load_vector(path) reads it")
     try:
         return safetensors.torch.load(data), metadata
     except Exception as error:  # besides SafetensorError, types that torch lacks

@@ -30,7 +30,7 @@ from steerkit_vectors_hub.interop.base import (
     ModelFacts,
     malformed,
 )
-from steerkit_vectors_hub.interop.containers import direction, header_of, load
+from steerkit_vectors_hub.interop.containers import PACK_KEY, direction, header_of, load
 
 
 def read(
@@ -228,7 +228,7 @@ def detect(path: Path) -> str:
 
 def is_pack(path: Path) -> bool:
     """Whether a file says that it is a pack of steerkit; its audit is another matter."""
-    return "steerkit" in header_of(_head(path))[1]
+    return PACK_KEY in header_of(_head(path))[1]
 
 
 def _head(path: Path) -> bytes:
