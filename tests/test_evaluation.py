@@ -215,9 +215,33 @@ def test_answers_of_another_run_are_not_mixed(
 def test_a_file_of_something_else_is_left_as_it_is(demo: VLM, few: Suite, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_bytes(content)
-    with pytest.raises(RecordsError, match="line 1 is malformed|ends in "):
+    with pytest.raises(RecordsError, match="line 1 is malformed|begins with "):
         generate(demo, few, PLAIN, path=path)
     assert path.read_bytes() == content
+    assert content.startswith(b'{"version"') or [*tmp_path.iterdir()] == [path], "no lock is left beside it"
+
+
+def test_a_file_of_zeros_is_none_of_a_killed_run(demo: VLM, few: Suite, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(RecordsError, match="ends in "):
+        generate(demo, few, PLAIN, path=path)
+    assert path.stat().st_size == 2**28 + 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "device", "loop"])
+def test_what_is_no_file_is_refused_and_no_lock_is_left(demo: VLM, few: Suite, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    {
+        "folder": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "loop": lambda: path.symlink_to(path),
+    }[kind]()
+    with pytest.raises(RecordsError, match="can't be written"):
+        generate(demo, few, PLAIN, path=path)
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_two_runs_do_not_write_one_file(demo: VLM, few: Suite, tmp_path: Path) -> None:

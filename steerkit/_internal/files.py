@@ -15,6 +15,9 @@ from steerkit.errors import FileWriteError
 
 _CHUNK = 2**20
 
+OPENING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+"""Flags with which a file of unknown kind is opened, so that opening it neither waits nor does anything."""
+
 
 class FileRefused(OSError):
     """A file that exists and must not be used: it is of the wrong kind, too large, or changed while it was read."""
@@ -44,23 +47,38 @@ def open_regular(path: str | os.PathLike[str], limit: int, *, follow: bool = Tru
         FileRefused: It is not a regular file, or larger than the limit.
         OSError: It can't be opened.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDONLY | OPENING | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     try:
         handle = os.open(path, flags)
     except ValueError as error:  # a null byte in the path
         raise FileRefused(f"{_shown(path)} is not a path ({error})") from error
     try:
-        opened = os.fstat(handle)
-        if not stat.S_ISREG(opened.st_mode):
-            raise FileRefused(f"{_shown(path)} is not a regular file")
-        if opened.st_size > limit:
-            raise FileRefused(f"{_shown(path)} has {opened.st_size} bytes, and at most {limit} are read")
+        judged(handle, path, limit)
     except BaseException:
         os.close(handle)
         raise
     with os.fdopen(handle, "rb") as file:
         yield file
+
+
+def judged(handle: int, path: str | os.PathLike[str], limit: int) -> int:
+    """The size of what was opened, if it is a regular file.
+
+    Raises:
+        FileRefused: It is something else, or larger than the limit.
+    """
+    opened = os.fstat(handle)
+    if not stat.S_ISREG(opened.st_mode):
+        raise FileRefused(f"{_shown(path)} is not a regular file")
+    if opened.st_size > limit:
+        raise FileRefused(f"{_shown(path)} has {opened.st_size} bytes, and at most {limit} are read")
+    return opened.st_size
+
+
+def same_file(file: BufferedReader) -> Path:
+    """A path that leads to an open file, whatever its name leads to by now; where the system has none, its name."""
+    through = Path(f"/proc/self/fd/{file.fileno()}")
+    return through if through.exists() else Path(os.fsdecode(file.name))
 
 
 def read_bounded(path: str | os.PathLike[str], limit: int, *, follow: bool = True) -> bytes:

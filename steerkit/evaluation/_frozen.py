@@ -40,15 +40,8 @@ def settle(path: Path, document: dict[str, Any], *, fresh: bool = True) -> str:
     """
     digest, what = digest_of(document), quoted(str(path), 300)
     if path.exists():
-        with refused_as(RecordsError, what, expected="the file of this study"):
-            kept = json_object(read_bounded(path, LARGEST), what, error=RecordsError)
-        settled = kept.get("settled")
-        if kept.get("digest") != digest_of(settled):
-            raise RecordsError(
-                f"{what} was changed: its digest is not that of what it says",
-                expected="the file as this study wrote it",
-                fix="put it back, or begin a new study in another folder",
-            )
+        kept = read_settled(path)
+        settled = kept["settled"]
         if kept["digest"] != digest:
             raise RecordsError(
                 f"{what} has settled otherwise: {_difference(settled, document)}",
@@ -65,6 +58,24 @@ def settle(path: Path, document: dict[str, Any], *, fresh: bool = True) -> str:
     kept = {"digest": digest, "written": datetime.now(UTC).isoformat(timespec="seconds"), "settled": document}
     write_atomically(path, json.dumps(kept, indent=1, allow_nan=False).encode())
     return digest
+
+
+def read_settled(path: Path) -> dict[str, Any]:
+    """What was settled, its digest and when that was written.
+
+    Raises:
+        RecordsError: The file can't be read, or was changed.
+    """
+    what = quoted(str(path), 300)
+    with refused_as(RecordsError, what, expected="the file of this study"):
+        kept = json_object(read_bounded(path, LARGEST), what, error=RecordsError)
+    if kept.get("digest") != digest_of(kept.get("settled")) or not isinstance(kept.get("written"), str):
+        raise RecordsError(
+            f"{what} was changed: its digest is not that of what it says",
+            expected="the file as this study wrote it",
+            fix="put it back, or begin a new study in another folder",
+        )
+    return kept
 
 
 def _difference(one: Any, other: Any, where: str = "") -> str:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Generic, Self, TypeVar
 from filelock import FileLock, Timeout
 
 from steerkit._internal.faults import refused_as
-from steerkit._internal.files import open_regular, sync_folder
+from steerkit._internal.files import OPENING, judged, open_regular, sync_folder
 from steerkit._text import quoted
 from steerkit.errors import RecordsError
 from steerkit.interventions import Frozen
@@ -20,6 +20,11 @@ R = TypeVar("R", bound=Frozen)
 
 LARGEST = 2**32
 """Bytes of a file of records."""
+
+_BEGIN = b'{"version":'
+_HEAD = 64
+_RESERVED = 2**28
+"""More zeros at its end than any batch needs are not of a run that was killed."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -36,7 +41,7 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
     """
     try:
         with open_regular(path, LARGEST) as file:
-            return _parsed(file.read(), path, kind)[0]
+            return _parsed(file.read(os.fstat(file.fileno()).st_size), path, kind)[0]
     except OSError as error:
         raise _failed(path, "read", error) from error
 
@@ -60,14 +65,21 @@ class Journal(Generic[R]):
             return self
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(self._path):  # beside a file that is none of ours, no lock is left
+                with open_regular(self._path, LARGEST) as file:
+                    _check_begin(file.read(_HEAD), self._path)
             self._lock = FileLock(f"{self._path}.lock", timeout=0)
             self._lock.acquire()
-            if self._path.exists():
-                with open_regular(self._path, LARGEST) as file:
-                    self.records, self._end = _parsed(file.read(), self._path, self._kind)
+            handle = os.open(self._path, OPENING | os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                size = judged(handle, self._path, LARGEST)
+                with os.fdopen(os.dup(handle), "rb") as file:
+                    self.records, self._end = _parsed(file.read(size), self._path, self._kind)
+            except BaseException:
+                os.close(handle)  # nothing of it is cut off
+                raise
             # unbuffered: what could not be written must not be tried again when the file is closed
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-            self._file = os.fdopen(os.open(self._path, flags, 0o666), "rb+", 0)
+            self._file = os.fdopen(handle, "rb+", 0)
             self._file.truncate(self._end)
             self._file.seek(self._end)
             sync_folder(self._path.parent)
@@ -155,15 +167,23 @@ def _parsed(data: bytes, path: Path, kind: type[R]) -> tuple[list[R], int]:
         fix = "name another file; or delete the line, and what it held is made again"
         with refused_as(RecordsError, f"{quoted(str(path), 300)}, line {number}", expected=expected, fix=fix):
             records.append(kind.model_validate_json(line))
-    if data[end:].strip(b"\0") and not _torn(data[end:]):
+    if (data[end:].strip(b"\0") and not _torn(data[end:])) or len(data) - end > _RESERVED:
         raise RecordsError(f"{quoted(str(path), 300)} ends in {quoted(data[end:], 60)}", expected="JSON lines")
     return records, end
 
 
+def _check_begin(head: bytes, path: Path) -> None:
+    if not _torn(head):
+        raise RecordsError(
+            f"{quoted(str(path), 300)} begins with {quoted(head, 60)}",
+            expected="records, as steerkit writes them",
+            fix="name another file",
+        )
+
+
 def _torn(rest: bytes) -> bool:
     """Whether the end of a file is the beginning of a record: the end of somebody's other file is not cut off."""
-    begin = b'{"version":'
-    return rest.startswith(begin) or begin.startswith(rest.rstrip(b"\0"))
+    return rest.startswith(_BEGIN) or _BEGIN.startswith(rest.rstrip(b"\0"))
 
 
 def _failed(path: Path, what: str, error: OSError) -> RecordsError:

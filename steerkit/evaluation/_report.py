@@ -20,6 +20,7 @@ from steerkit.evaluation._agreement import MOST_LEFT, Check, opinions, side_by_s
 from steerkit.evaluation._evaluate import ANSWERS, VERDICTS
 from steerkit.evaluation._figures import curves, intervals, matrix, plane, shortened, told
 from steerkit.evaluation._formats import relative_score
+from steerkit.evaluation._frozen import read_settled
 from steerkit.evaluation._journal import read_records
 from steerkit.evaluation._judges import Judge, compares
 from steerkit.evaluation._judging import parser_of
@@ -186,7 +187,7 @@ def write_report(found: Study, folder: Path, subjects: Sequence[Subject], given:
     files = {"study.json": json.dumps(found.as_json(), indent=1, allow_nan=False)}
     files |= {f"{name}.csv": text for name, text in found.tables().items()}
     files |= {f"figures/{name}.svg": str(figure) for name, figure in drawn.items()}
-    written = json.loads((folder / "frozen.json").read_bytes())["written"]
+    written = read_settled(folder / "frozen.json")["written"]
     files["report.html"] = page(found, drawn, reads, checks, written)
     for name, text in files.items():
         write_atomically(folder / name, text.encode())

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from steerkit._internal.files import FileRefused, open_regular, replacing, user_path
+from steerkit._internal.files import FileRefused, open_regular, replacing, same_file, user_path
 from steerkit._internal.json import json_object
 from steerkit.errors import CheckpointError
 from steerkit.interventions import Frozen
@@ -223,7 +223,10 @@ class State:
             CheckpointError: There is no such file, it can't be read, or is damaged.
         """
         try:
-            with open_regular(user_path(path), MAX_STATE), safetensors.safe_open(user_path(path), "pt") as file:
+            with (
+                open_regular(user_path(path), MAX_STATE) as judged,
+                safetensors.safe_open(same_file(judged), "pt") as file,
+            ):
                 head = json_object(file.metadata()["state"], "its record", most=MAX_VALUES)
                 return cls._read(head, {key: file.get_tensor(key) for key in file.keys()})
         except (FileRefused, OSError, MemoryError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from os import PathLike, fspath
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from steerkit._internal.files import user_path
+from steerkit._internal.files import open_regular, user_path
 from steerkit._text import quoted
 from steerkit.errors import MissingImageError
 from steerkit.models._images import open_image, web_address
+
+MAX_VIDEO = 2**36
+"""The most bytes of a video file."""
 
 
 def video_name(video: Any) -> str:
@@ -86,7 +90,11 @@ def video_digest(video: Any) -> bytes:
 
 def _contents(video: Any) -> Iterator[bytes]:
     if isinstance(video, (str, PathLike)):
-        yield user_path(video).read_bytes()
+        with open_regular(user_path(video), MAX_VIDEO) as file:
+            left = os.fstat(file.fileno()).st_size
+            while left and (part := file.read(min(left, 2**20))):
+                left -= len(part)
+                yield part
     elif isinstance(video, (list, tuple)):
         for frame in video:
             yield from _contents(frame)
