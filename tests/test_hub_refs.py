@@ -288,6 +288,11 @@ class TestFilesystems:
         with pytest.raises(PackNotFoundError):
             resolve("memory://bucket/a.safetensors")
 
+    def test_a_name_that_a_store_lists_chains_nothing(self, memory: bytes) -> None:
+        fsspec.filesystem("memory").pipe({"/other/a": memory, "/other/a::b.safetensors": b"x"})
+        with pytest.raises(ReferenceFormatError, match="chains protocols"):  # fsspec would open /other/a
+            resolve("memory://other")
+
     def test_a_changed_file_is_transferred_again(self, memory: bytes, tmp_path: Path) -> None:
         assert resolve("memory://bucket/a.safetensors").read() == memory
         newer = pack(tmp_path, seed=1)

@@ -73,6 +73,7 @@ def publication(
             expected="owner/name",
             fix="give a branch by itself (revision=); the file's name is always " + PACK,
         )
+    parse_ref(f"hf://{repo_id}", revision=revision)
     if missing := missing_fields(vector.metadata):
         raise PublishError(
             f"the pack does not say {', '.join(missing)}",

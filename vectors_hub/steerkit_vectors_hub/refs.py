@@ -189,7 +189,7 @@ def _parse_hf(place: str, text: str, revision: str | None, digest: str | None) -
     if found.path_in_repo and not found.path_in_repo.endswith(".safetensors"):
         raise malformed(f"{found.path_in_repo!r:.200} is not a .safetensors file")
     chosen = _one("the revision", found.revision, revision, text)
-    if chosen is not None and (not chosen or chosen.startswith("/") or ".." in chosen):
+    if chosen is not None and (not chosen or chosen.startswith("/") or ".." in chosen or not chosen.isprintable()):
         raise malformed(f"{chosen!r:.200} is not a revision")
     return Ref("hf", found.id, chosen, found.path_in_repo or None, digest)
 

@@ -33,6 +33,8 @@ class FilesystemSource(Source):
             if info.get("type") == "directory":
                 names = {str(each).rstrip("/").rpartition("/")[2] for each in system.ls(path, detail=False)}
                 place = f"{place.rstrip('/')}/{the_only_pack(names, place)}"
+                if "::" in place:  # fsspec would open something else: what stands before it, or a chain
+                    raise ReferenceFormatError(f"{place!r:.300} chains protocols", expected="a name without ::")
                 path = system._strip_protocol(place)
                 info = system.info(path)
             version = None
