@@ -231,6 +231,45 @@ def test_an_output_that_can_not_be_is_the_documented_error(
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("leads", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_not_replaced_unasked(
+    server: Forks, prepared: Path, tmp_path: Path, name: str, leads: str
+) -> None:
+    link = tmp_path / ("steerkit-mean-centring-of-a-test" if name == "new" else "link")
+    link.symlink_to(tmp_path / "none" if leads == "nowhere" else link)
+    ended = _run(server, name, prepared, tmp_path if name == "new" else link)
+    _is_one_error(ended)
+    assert f"{str(link)!r} exists" in ended.err
+    assert [*tmp_path.iterdir()] == [link]
+    assert link.is_symlink()
+
+
+def test_a_package_that_the_disk_has_no_room_for_leaves_nothing(server: Forks, prepared: Path, tmp_path: Path) -> None:
+    assert _run(server, "new", prepared, tmp_path / "whole").code == 0
+    sizes = {path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    assert len(sizes) > 2
+    for size in sizes:  # whichever file is the first that does not fit
+        _is_one_error(_run(server, "new", prepared, tmp_path / "half", file_limit=size - 1))
+        assert [*(tmp_path / "half").iterdir()] == []
+
+
+@pytest.mark.parametrize("name", ["hub info", "pull", "pack inspect", "verify"])
+def test_a_revision_of_bytes_that_are_no_text_is_the_documented_error(server: Forks, prepared: Path, name: str) -> None:
+    for revision in ("\udcff", "v1\x1b[2J"):
+        ended = server.run(*name.split(), "hf://a/b", "--revision", revision, cwd=prepared)
+        _is_one_error(ended)
+        assert "is not a revision" in ended.err
+        _is_one_error(_run(server, "push", prepared, "", "--license", "MIT", "--branch", revision))
+
+
+def test_an_error_is_short_enough_to_be_read(server: Forks, prepared: Path) -> None:
+    ended = _run(server, "pull", prepared, "n" * 50_000)
+    _is_one_error(ended)
+    assert max(map(len, ended.err.splitlines())) < 2100
+    assert "File name too long" in ended.err
+
+
 @pytest.mark.parametrize(
     ("name", "input_"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import steerkit as sk
+from steerkit._internal.files import write_atomically
 from steerkit.cli import options as opt
 from steerkit.cli.command import Result, show
 from steerkit.cli.console import say, table
@@ -83,9 +84,8 @@ def compare(
     def keep(found: sk.evaluation.Comparison) -> None:
         finished[:] = [found]
         if output is not None:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "compare.json").write_text(json.dumps(found.as_json(), indent=2, allow_nan=False))
-            (output / "compare.csv").write_text(found.as_csv(), encoding="utf-8")
+            write_atomically(output / "compare.json", json.dumps(found.as_json(), indent=2, allow_nan=False).encode())
+            write_atomically(output / "compare.csv", found.as_csv().encode())
 
     try:
         with progress("Comparing", total=1) as report, opt.cluster(ray, model, loading.given()) as cluster:

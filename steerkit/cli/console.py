@@ -36,6 +36,9 @@ _FIXES = {
 }
 
 
+_MOST = 2000
+"""Characters of each part of an error."""
+
 _LEFT = (errno.EPIPE, errno.EINVAL)
 """Whoever reads the pipe has left, as `head` does (the second, on Windows): nothing is wrong, and nobody to be told."""
 
@@ -146,10 +149,15 @@ def print_error(error: Exception, *, debug: bool = False) -> None:
     if debug:
         _tell(clean("".join(traceback.format_exception(error))))
     colours = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    _tell((typer.style("error: ", fg="red", bold=True) if colours else "error: ") + shown.problem)
+    _tell((typer.style("error: ", fg="red", bold=True) if colours else "error: ") + _bounded(shown.problem))
     for name, text in (("expected", shown.expected), ("fix", shown.fix)):
         if text:
-            _tell(f"  {name}: {text}")
+            _tell(f"  {name}: {_bounded(text)}")
+
+
+def _bounded(text: str) -> str:
+    """An error is to be read: what it quotes may be as long as a path or a list can get."""
+    return text if len(text) <= _MOST else f"{text[: _MOST - 200]} ... {text[-195:]}"
 
 
 def described(error: BaseException) -> SteerKitError:

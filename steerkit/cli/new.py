@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shutil
 from importlib.metadata import Distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from string import Template
 from typing import Literal
 
 import steerkit as sk
+from steerkit._internal.files import write_atomically
 from steerkit.cli.console import echo
 from steerkit.errors import OptionError
 
@@ -63,7 +65,7 @@ def scaffold(kind: Kind, name: str, path: Path) -> Path:
     """
     check_name(kind, name)
     folder = path / f"steerkit-{name.replace('_', '-')}"
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise OptionError(
             f"{str(folder)!r} exists", expected="a folder that does not", fix="name another one with --path"
         )
@@ -74,11 +76,13 @@ def scaffold(kind: Kind, name: str, path: Path) -> Path:
         "class_name": class_name(kind, name),
         "version": sk.__version__,
     }
-    for target, template in _FILES[kind].items():
-        file = folder / Template(target).substitute(words)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = (_TEMPLATES / kind / f"{template}.txt").read_text(encoding="utf-8")
-        file.write_text(Template(text).substitute(words), encoding="utf-8")
+    try:
+        for target, template in _FILES[kind].items():
+            text = (_TEMPLATES / kind / f"{template}.txt").read_text(encoding="utf-8")
+            write_atomically(folder / Template(target).substitute(words), Template(text).substitute(words).encode())
+    except BaseException:  # half a package would stand in the way of the next attempt
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 

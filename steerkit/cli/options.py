@@ -262,7 +262,7 @@ def output(path: Path, *, force: bool, **inputs: Path | str | None) -> Path:
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise OptionError(f"the output {str(path)!r} is {what}", expected="a file name")
-    if path.exists() and not force:
+    if (path.exists() or path.is_symlink()) and not force:  # a link that leads nowhere would be replaced as well
         raise OptionError(
             f"the output {str(path)!r} exists", expected="a new file", fix="name another file, or pass --force"
         )
