@@ -281,31 +281,34 @@ def build(folder: Path, only: list[str] | None = None) -> Lab:
 
 
 def _answers(folder: Path, wanted: list[tuple[str, float]]) -> dict[str, list[list[int]]]:
-    """What transformers answers under some recipes, in a process of its own."""
+    """What transformers answers under some recipes, in a process of its own; prompts with and without images apart."""
     torch.set_num_threads(1)
     lab, vlm = Lab(folder), sk.load(str(DEMO))
+    parts = [[at for at, sample in enumerate(lab.samples) if bool(sample.images) == images] for images in (True, False)]
     found = {}
     for name, strength in wanted:
-        if not name:
-            found["plain"] = [_answer(vlm, sample) for sample in lab.samples]
-            continue
-        vector = sk.load_vector(lab.packs[name], policy="off")
-        found[f"{name}@{strength:g}"] = [_steered(vlm, vector, strength, sample) for sample in lab.samples]
+        vector = sk.load_vector(lab.packs[name], policy="off") if name else None
+        answers: dict[int, list[int]] = {}
+        for part in parts:
+            samples = [lab.samples[at] for at in part]
+            said = _answer(vlm, samples) if vector is None else _steered(vlm, vector, strength, samples)
+            answers.update(zip(part, said, strict=True))
+        found[f"{name}@{strength:g}" if name else "plain"] = [answers[at] for at in range(len(lab.samples))]
     return found
 
 
-def _answer(vlm: Any, sample: sk.Sample) -> list[int]:
-    inputs = vlm.inputs([sample])
+def _answer(vlm: Any, samples: list[sk.Sample]) -> list[list[int]]:
+    inputs = vlm.inputs(samples)
     with torch.no_grad():
         output = vlm.model.generate(
             **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
         )
-    return output[0, inputs["input_ids"].shape[1] :].tolist()
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def _steered(vlm: Any, vector: SteeringVector, strength: float, sample: sk.Sample) -> list[int]:
+def _steered(vlm: Any, vector: SteeringVector, strength: float, samples: list[sk.Sample]) -> list[list[int]]:
     try:
         with sk.steer(vlm, vector, strength=strength, policy="off"):
-            return _answer(vlm, sample)
+            return _answer(vlm, samples)
     except sk.errors.NothingSteeredError:
-        return _answer(vlm, sample)
+        return _answer(vlm, samples)
