@@ -85,7 +85,7 @@ class Server:
                 if httpx.get(f"{self.address}/health", timeout=2).status_code == 200:
                     break
             except httpx.TransportError:
-                time.sleep(1)
+                time.sleep(0.2)
         self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, timeout=600)
 
     def chat(self, at: int, asked: dict[str, Any] | None = None, **more: Any) -> Any:

@@ -7,9 +7,12 @@ from test_engine import FEW, check_equal
 PLAIN = ["cmrm", "last", "image", "mlp", "steps"]
 """Packs that only add: a server with no others has a shorter way."""
 
+CHUNKS = {"enforce_eager": False, "max_num_batched_tokens": 32, "max_num_seqs": 16}
+"""Most prompts are read in chunks, and some are not: they are 11 to 37 tokens long."""
 
-def test_compiled(compare):
-    check_equal(compare("mixed", only=FEW, options={"enforce_eager": False}), 15)
+
+def test_compiled_with_prompts_in_chunks(compare):
+    check_equal(compare("mixed", only=FEW, options=CHUNKS), 15)
 
 
 def test_plain_additions_compiled(compare):
@@ -17,7 +20,7 @@ def test_plain_additions_compiled(compare):
 
 
 def test_second_model_runner_compiled(compare):
-    options = {"enforce_eager": False, "max_num_seqs": 16}
-    found = compare("mixed", only=FEW, options=options, STEERKIT_TEST_V2="1")
+    """With the options of the first, so that vLLM takes what it compiled for that; `-m long` compiles for this one."""
+    found = compare("mixed", only=FEW, options=CHUNKS, STEERKIT_TEST_V2="1")
     assert found["runner"] == "model runner V2"
     check_equal(found, 15)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -238,14 +239,25 @@ def malformed(count: int) -> list[dict[str, Any]]:
 
 def test_ten_thousand_malformed_requests_leave_the_server_alive(server, lab):
     body = {"model": "m", "prompt": "USER: hello\nASSISTANT:", "max_tokens": 1}
-    with httpx.Client(timeout=600) as client, ThreadPoolExecutor(16) as pool:
 
-        def one(asked: dict[str, Any]) -> int:
-            return client.post(f"{server.address}/v1/completions", json={**body, "vllm_xargs": asked}).status_code
+    def taken(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that are not refused, one after another on one connection; httpx takes as long as the server."""
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
+        found = []
+        for asked in jobs:
+            sent = json.dumps({**body, "vllm_xargs": asked})
+            connection.request("POST", "/v1/completions", sent, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 400:
+                found.append(asked)
+        return found
 
-        jobs = malformed(10_000)
-        found = list(pool.map(one, jobs))
-    assert [asked for asked, status in zip(jobs, found, strict=True) if status != 400] == []
+    fine = {"steerkit_pack": "last"}
+    assert taken([fine]) == [fine], "well formed, it would be refused as well"
+    jobs = malformed(10_000)
+    with ThreadPoolExecutor(16) as pool:
+        assert [asked for found in pool.map(taken, [jobs[at::16] for at in range(16)]) for asked in found] == []
     assert server.tokens(1) == lab.wanted(None)[1]
     assert server.tokens(1, wish("last", 1.0)) == lab.wanted("last")[1]
 

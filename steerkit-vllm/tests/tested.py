@@ -13,7 +13,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 """Arguments of `vllm.LLM` and environment variables, by name."""
 
-CI, LONG = "`.ci/run all`", "`-m long`"
+CI, LONG = "`.ci/run`", "`-m long`"
 EVERY = dict.fromkeys(CONFIGURATIONS, LONG)
 FIRST = {name: LONG for name in CONFIGURATIONS if name.startswith("V1")}
 TYPES: dict[str, dict[str, str]] = {

@@ -6,14 +6,17 @@ vLLM starts processes of its own, which import nothing of the tests; this file r
 import importlib.abc
 import os
 import sys
+from importlib.metadata import version
 
 
 class _Torchvision(importlib.abc.MetaPathFinder):
-    """The wheel of torchvision is for CUDA. Its Python code runs on the CPU once the schemas of its kernels exist."""
+    """PyPI's wheel of torchvision is for CUDA. Its Python code runs on the CPU once its kernels have schemas."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torchvision":
             sys.meta_path.remove(self)
+            if version("torchvision").endswith("+cpu"):
+                return  # it brings its kernels
             import torch
 
             self.library = torch.library.Library("torchvision", "DEF")
