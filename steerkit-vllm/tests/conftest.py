@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 STARTUP = HERE / "startup"
+LIMIT = 1800
+"""Seconds after which an engine is taken to hang; to compile for every pack at once takes about five minutes."""
 if str(STARTUP) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     runpy.run_path(str(STARTUP / "sitecustomize.py"))  # here as in every process that is started
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP), os.environ.get("PYTHONPATH"))))
@@ -78,6 +81,9 @@ class Engines:
         """What came of a job."""
         assert self._process.stdin is not None
         print(json.dumps(job), file=self._process.stdin, flush=True)
+        if not select.select([self._said], [], [], LIMIT)[0]:
+            self._process.kill()
+            pytest.fail(f"no answer within {LIMIT} s to {job}: {self._log.read_text()[-8000:]}")
         said = self._said.readline()
         assert said, f"the process is gone: {self._log.read_text()[-8000:]}"
         found = json.loads(said)

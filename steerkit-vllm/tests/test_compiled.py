@@ -20,7 +20,7 @@ def test_plain_additions_compiled(compare):
 
 
 def test_second_model_runner_compiled(compare):
-    """With the options of the first, so that vLLM takes what it compiled for that; `-m long` compiles for this one."""
+    """With the options of the first, so that the C++ compiler, a fourth of the work, need not run again."""
     found = compare("mixed", only=FEW, options=CHUNKS, STEERKIT_TEST_V2="1")
     assert found["runner"] == "model runner V2"
     check_equal(found, 15)
