@@ -900,6 +900,26 @@ class TestRevocationOnTheWeb:
         self.put(hub, list_of("2026-01-02", packs={"sha256": digest, "reason": "harmful"}))
         assert self.asked(file, trust) == ("fail", "revoked")
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+    def test_a_copy_of_another_user_is_not_believed(self, hub: LoopbackHub, file: Path, trust: TrustFile) -> None:
+        """In a cache that others can write to, they could say that nothing was revoked, and be asked for an hour."""
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.put(hub, list_of("2026-01-02", packs={"sha256": digest, "reason": "harmful"}))
+        assert self.asked(file, trust) == ("fail", "revoked")
+        (copy,) = (Store.default().root / "revocations").iterdir()
+        copy.write_text(list_of("2026-01-03"))
+        assert self.asked(file, trust) == ("pass", "not_revoked")  # of one's own, it is
+        os.chown(copy, 65534, -1)
+        assert self.asked(file, trust, offline=True) == ("fail", "unavailable")
+        assert self.asked(file, trust) == ("fail", "revoked")
+        assert "harmful" in copy.read_text(), "it was replaced"
+        theirs = copy.with_name("theirs")
+        theirs.write_text(list_of("2026-01-03"))
+        copy.unlink()
+        copy.symlink_to(theirs)
+        assert self.asked(file, trust) == ("fail", "revoked")
+        assert not copy.is_symlink()
+
     def test_an_old_list_undoes_nothing_while_the_clock_is_behind(
         self, hub: LoopbackHub, file: Path, trust: TrustFile
     ) -> None:

@@ -172,14 +172,25 @@ class Store:
         """The users whose word counts: this one, the superuser, and the owner of the cache."""
         return {_user(), 0, self.root.stat().st_uid}
 
+    def own(self, path: Path, limit: int) -> tuple[bytes, float] | None:
+        """A file that is believed for its name, and when it was written; None where there is none, or it is of others.
+
+        Args:
+            path: Of the cache.
+            limit: The most bytes that it may have.
+        """
+        with suppress(OSError), open_regular(path, limit, follow=False) as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid in self._trusted():
+                return file.read(found.st_size), found.st_mtime
+        return None
+
     def _read(self, path: Path) -> Record | None:
         """A record; None where there is none, or it was damaged, or is of others (it is then written anew)."""
         try:
-            with open_regular(path, _MAX_RECORD, follow=False) as file:
-                theirs = os.fstat(file.fileno()).st_uid not in self._trusted()
-                data = b"" if theirs else file.read(_MAX_RECORD)
+            data, _ = self.own(path, _MAX_RECORD) or (b"", 0.0)
             return Record.model_validate(json_object(data, "the record"))
-        except (OSError, PackFormatError, ValidationError):
+        except (PackFormatError, ValidationError):
             return None
 
     def _folder(self, *names: str, mode: int = 0o777) -> Path:

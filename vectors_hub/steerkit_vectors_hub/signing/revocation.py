@@ -117,9 +117,9 @@ def _from_the_web(url: str, *, offline: bool) -> tuple[RevocationList | None, st
     store = Store.default()
     path = store.root / "revocations" / f"{hashlib.sha256(url.encode()).hexdigest()}.toml"
     known, age, ahead = None, math.inf, ""
-    if path.is_file():
-        known = parsed(RevocationList, bounded(path, MAX_LIST), f"the copy of {url}")
-        age = time.time() - path.stat().st_mtime
+    if kept := store.own(path, MAX_LIST):  # of others, it could say that nothing was revoked
+        known = parsed(RevocationList, kept[0], f"the copy of {url}")
+        age = time.time() - kept[1]
         # either the clock was ahead when it was stored, or it is behind now and an old list would pass for the next:
         # what the copy revokes goes on counting, beside the list of the server, which is not kept
         ahead = _impossible(known, None)
