@@ -205,6 +205,7 @@ def test_a_terminal_without_unicode_shows_what_it_can(server: Forks, prepared: P
 def test_a_file_that_may_not_grow_is_the_documented_error(server: Forks, prepared: Path, name: str) -> None:
     ended = _run(server, name, prepared, prepared / f"limited-{name}", file_limit=16)
     _is_one_error(ended)
+    assert f"limited-{name}" in ended.err
     assert not (prepared / f"limited-{name}").is_file()
 
 

@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from steerkit.errors import FileWriteError
+from steerkit.errors import FileWriteError, SteerKitError
 
 _CHUNK = 2**20
 
@@ -136,10 +136,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         FileWriteError: It can't be written, or should not be.
     """
+    with writing(path), _replacing(path) as (_, file):
+        file.write(data)
+        file.flush()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what the system refuses inside, where a file is written, as an error that names the file.
+
+    Raises:
+        FileWriteError: It can't be written, or should not be.
+    """
     try:
-        with _replacing(path) as (_, file):
-            file.write(data)
-            file.flush()
+        yield
+    except SteerKitError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or error
         raise FileWriteError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerkit._internal import plugins
 from steerkit._internal.faults import about, refused_as
-from steerkit._internal.files import open_regular, replacing, user_path
+from steerkit._internal.files import open_regular, replacing, user_path, writing
 from steerkit._internal.validation import expect
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError, PackFormatError, SteerKitError
 from steerkit.interventions import Intervention, StoredDirection
@@ -76,13 +76,14 @@ def write(vector: SteeringVector, path: str | Path, format: str, *, lossy: bool 
     Raises:
         OptionError: The format can't be written, or can't express what the vector does.
         LayerRangeError: It can't express a layer.
+        FileWriteError: The file can't be written.
     """
     path, writer = user_path(path), get_format(format)
     if not isinstance(writer, ForeignWriter):
         able = [each.name for each in registered_formats() if each.value and issubclass(each.value, ForeignWriter)]
         raise OptionError(f"the format {format!r} can only be read", expected="one of " + ", ".join(able))
     directions, lost = directions_to_add(vector, lossy=lossy)
-    with replacing(path) as partial:
+    with writing(path), replacing(path) as partial:
         writer.write(vector, directions, partial)
     return lost
 
