@@ -530,3 +530,43 @@ def test_of_a_long_curve_the_strengths_farthest_apart_are_tried() -> None:
     assert tried[0] <= 0.05
     assert tried[-1] >= 3.5
     assert between([vector, vector], [(1.0, 1.0)]) == [(0.25, 0.25), (0.5, 0.5), (0.75, 0.75)]
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_what_undoes_itself_at_the_ends_is_seen_between_them(measured: bool, screener_of: Any) -> None:
+    """Reflected twice, a state is what it was; at half the strength it is held where the model does not refuse.
+
+    Eight directions at right angles share what the one would show: none of them opposes refusal by itself.
+    """
+    screener, vlm, _ = screener_of("llava", FEW)
+    (layer, refusal), *_ = _refusal(vlm).directions.items()
+    drawn = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.cat([refusal[:, None], torch.randn(len(refusal), 7, generator=drawn)], 1))
+    turned, _ = torch.linalg.qr(torch.cat([torch.ones(8, 1), torch.randn(8, 7, generator=drawn)], 1))
+    parts = basis @ turned.T
+    parts = parts * torch.sign(refusal @ parts)
+    bound = -15 / 8**0.5
+    rule = {
+        "measure": {"kind": "projection", "direction": _named("when"), "layer": layer},
+        "slope": 0.0,
+        "minimum": 0.0,
+        "maximum": 2.0,
+    }
+    held = [
+        {
+            "operation": {"kind": "clamp", "direction": _named(f"p{part}"), "minimum": bound, "maximum": bound},
+            "layers": [layer],
+            "tokens": "last",
+            "phase": "prompt",
+            "strength": rule if measured else 2.0,
+        }
+        for part in range(8)
+    ]
+    metadata = PackMetadata.model_validate({**_genuine(vlm).metadata.model_dump(), "interventions": held * 2})
+    tensors = {sk.Key(layer, name=f"p{part}"): parts[:, part].clone() for part in range(8)}
+    vector = sk.SteeringVector({**tensors, sk.Key(layer, name="when"): basis[:, 1].clone()}, metadata)
+    found = screener.screen(vector)
+    checks = _by_name(found)
+    assert sum(cell.worse for cell in found.runs[0].refusals) <= 1  # at the strength that it states
+    assert checks["direction"].status == "pass"
+    assert checks["conditions" if measured else "refusals"].status == "fail"
