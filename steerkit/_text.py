@@ -10,20 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_VARIATIONS = "\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
-
-_CONTROL = re.compile(
-    "["
+_NEVER = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline; NEL among them
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f"  # soft hyphen, direction marks, zero width
     "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"  # line separators, overrides, fillers, operators
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"  # invisible marks of shorthand and of music
     "\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"  # tags, which spell invisible ASCII
     "\ud800-\udfff"  # halves of characters; undecodable bytes of a path
-    "]"
-    "|(?<![^\x00-\x7f\u2000-\u206f])[\u200c\u200d]"  # joiners, where there is no script or emoji that needs them
+)
+_VARIATIONS = "\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
+
+_CONTROL = re.compile(
+    f"[{_NEVER}]"
+    # joiners, where there is no script or emoji that needs them
+    f"|(?<![^\x00-\x7f\u2000-\u206f{_NEVER}])[\u200c\u200d]"
     # variations, which behind anything else, and behind each other, spell whole invisible texts
-    f"|(?<![^\x00-\x7f\u2000-\u200f{_VARIATIONS}])(?!\ufe0f\u20e3)[{_VARIATIONS}]"
+    f"|(?<![^\x00-\x7f\u2000-\u200f{_NEVER}{_VARIATIONS}])(?!\ufe0f\u20e3)[{_VARIATIONS}]"
 )
 
 

@@ -50,6 +50,8 @@ def test_variations_spell_no_hidden_text() -> None:
     shown = clean(f"\U0001f600{hidden}")
     assert shown.count("\\") == len(hidden) - 1
     assert not set(hidden[1:]) & set(shown[2:])
+    fillers = "".join(f"\u3164{char}" for char in hidden + "\u200d")
+    assert clean(fillers).isascii(), "nor behind what is escaped itself"
 
 
 @pytest.mark.parametrize(
