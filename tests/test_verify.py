@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,12 @@ def test_a_damaged_file_and_another_than_pinned_fail_and_a_missing_one_is_an_err
         sk.verify(tmp_path / "none.safetensors")
     with pytest.raises(OptionError, match="policy is 'lax'"):
         sk.verify(path, policy="lax")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ref", [None, 3, b"v.safetensors", ["v.safetensors", 3], [None], {"a": 1}.values()])
+def test_what_is_no_reference_is_named(ref: Any) -> None:
+    with pytest.raises(OptionError, match="ref is .* of type (int|NoneType|bytes)"):
+        sk.verify(ref)
 
 
 def test_a_pack_with_nan_from_a_hub_fails_and_is_not_loaded(tmp_path: Path, qwen: sk.VLM, hub: LoopbackHub) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from steerkit._internal.validation import PATH, expect
 from steerkit._text import one_line
 from steerkit.analysis import check_dose, stored_norms
 from steerkit.errors import NonFiniteError, OptionError, PackFormatError
@@ -110,7 +112,11 @@ def verify(
     """
     if policy not in ("strict", "warn", "off"):
         raise OptionError(f"policy is {policy!r}", expected="strict, warn or off")
-    refs = tuple(map(str, [ref] if isinstance(ref, str | Path) else ref))
+    expect(PATH | Iterable, "a reference, or several", ref=ref)
+    several = [ref] if isinstance(ref, PATH) else list(ref)
+    for each in several:
+        expect(PATH, "a reference: a text, or a path", ref=each)
+    refs = tuple(map(os.fsdecode, several))
     if not refs or len(set(refs)) < len(refs):
         raise OptionError(f"the packs are {list(refs)}", expected="at least one, and each once")
     if len(refs) > 1 and (revision or sha256):
