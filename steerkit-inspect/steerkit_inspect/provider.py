@@ -18,7 +18,7 @@ from inspect_ai.model import (
     ModelUsage,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from steerkit.errors import OptionError
 from steerkit.interventions import FiniteFloat, Frozen, View
@@ -98,10 +98,9 @@ class Steerkit(ModelAPI):
             raise OptionError("a base_url is given", expected="none: the model runs in this process")
         try:
             given = Arguments(**model_args)
-        except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        except OptionError as error:
             raise OptionError(
-                f"the arguments of the model {model_name!r} are wrong: {wrong}",
+                f"the arguments of the model {model_name!r} are wrong: {error.problem}",
                 expected=f"-M with some of {', '.join(Arguments.model_fields)}",
             ) from error
         if given.strength and not given.vector:
