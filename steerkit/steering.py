@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from steerkit._internal.validation import expect_one_of
+from steerkit._internal.validation import expect, expect_one_of
 from steerkit.analysis import (
     check_dose,
     check_fingerprint,
@@ -138,8 +138,8 @@ class steer:
         compiled.check_eager(self._vlm.model)
         for each in self._vectors:
             check_match(each, self._vlm, policy)
-        if orthogonalize:
-            self._vectors = orthogonalized(self._vectors)
+        expect(bool, "True or False", orthogonalize=orthogonalize)
+        self._vectors = orthogonalized(self._vectors) if orthogonalize else self._vectors
         self._policy: Policy = policy
         self._measured = _measured(self._vectors)
         self._checked: tuple[Any, tuple[Check, ...]] | None = None

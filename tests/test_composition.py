@@ -322,6 +322,13 @@ def test_orthogonalized_is_gram_schmidt_by_layer(llava: sk.VLM) -> None:
     assert sk.SteeringVector.from_bytes(found[2].to_bytes()).digest() == found[2].digest()
 
 
+@pytest.mark.parametrize("asked", ["no", 0, 1, None, float("nan")])
+def test_whether_to_orthogonalize_is_said_by_a_truth_value(llava: sk.VLM, asked: Any) -> None:
+    added = vector(llava, directions(llava))
+    with pytest.raises(OptionError, match="orthogonalize is"):
+        sk.steer(llava.model, added, orthogonalize=asked)
+
+
 def test_steer_orthogonalizes_on_request(llava: sk.VLM, inputs: Any) -> None:
     one, other = made(llava, 0), made(llava, 0) + 0.5 * made(llava, 1)
     where = since(inputs["input_ids"].shape[1] - 1)

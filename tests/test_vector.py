@@ -550,6 +550,13 @@ def test_a_direction_that_is_not_dense_is_refused(make: Callable[[], Tensor]) ->
         vector({Key(0): make()})
 
 
+@pytest.mark.parametrize("layer", [True, np.bool_(True), torch.tensor(1), torch.tensor(True), 1.0, "1", None])
+def test_a_layer_that_is_no_whole_number_is_refused(layer: Any) -> None:
+    with pytest.raises(OptionError, match="the layer of"):
+        vector({Key(layer): direction(1)})
+    assert vector({Key(np.int64(1)): direction(1)}).tensors.keys() == {Key(1)}
+
+
 @pytest.mark.parametrize("key", [Key(1, "resid"), Key(1, "resid_pre"), Key(1, tower="text"), (1, "hook_mlp_out")])  # type: ignore[arg-type]
 def test_a_direction_at_a_place_that_there_is_not_is_refused_by_its_name(key: Any) -> None:
     name = key[3] if len(key) == 4 and key[3] == "text" else key[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Self, get_args
 
@@ -59,7 +60,8 @@ class Directions:
         expect(PackMetadata, "a PackMetadata", metadata=self.metadata)
         for key, tensor in self.tensors.items():
             expect(tuple, "sk.Key(layer)", key=key)
-            as_layers(key[:1] or [None], f"the layer of {key!r}")
+            expect(Integral, "a whole number", **{f"the layer of {key!r}": key[0] if key else None})
+            as_layers(key[:1], f"the layer of {key!r}")  # a truth value is an integer as well
             expect(Tensor, "a tensor of shape [hidden] or [k, hidden]", **{f"tensors[{key!r}]": tensor})
             if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
                 kind = "nested" if tensor.is_nested else "on the device meta" if tensor.is_meta else str(tensor.layout)
