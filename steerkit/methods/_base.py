@@ -160,6 +160,7 @@ class SteeringMethod(Frozen, ABC):
                 written.
             NonFiniteError: The model produced NaN or infinity.
             OptionError: The model is in training mode, or has no weights.
+            EngineError: A steering block of this model is open here.
             SteerKitError: Whatever the method's `plan` finds wrong.
         """
         check_measuring(batch_size, checkpoint, progress, engine)

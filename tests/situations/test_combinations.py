@@ -174,6 +174,7 @@ class Plain:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_combination_is_what_plain_hooks_make_of_it(name: str, seed: int, vlm_of: Callable[[str], sk.VLM]) -> None:
     vlm, chance = vlm_of(name), random.Random(f"{name} {seed}")
+    model: Any = vlm.model
     torch.manual_seed(seed)
     made = []
     for _ in range(3):
@@ -186,15 +187,15 @@ def test_a_combination_is_what_plain_hooks_make_of_it(name: str, seed: int, vlm_
         options |= WAYS[chance.choice(list(WAYS))]
         case = drawn(chance, rows, vlm.architecture.layer_count, vlm.architecture.hidden_size)
         plain = Plain(case, inputs["attention_mask"])
-        with torch.no_grad(), plain.hooked(vlm.model, FAMILIES[name]):
-            expected = vlm.model.generate(**inputs, **options)
+        with torch.no_grad(), plain.hooked(model, FAMILIES[name]):
+            expected = model.generate(**inputs, **options)
         made.append((packed(vlm, case), inputs, options, expected, plain.changed))
 
     def agrees(index: int) -> bool:
         vector, inputs, options, expected, changed = made[index]
         try:
             with torch.no_grad(), sk.steer(vlm, vector, policy="off") as receipt:
-                found = vlm.model.generate(**inputs, **options)
+                found = model.generate(**inputs, **options)
         except NothingSteeredError:
             return changed == 0
         counted = sum(site.prompt_tokens + site.generated_tokens for site in receipt.sites.values())
