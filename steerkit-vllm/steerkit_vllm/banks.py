@@ -1,17 +1,19 @@
 """What the workers hold beside the model: the rows of every change, and which token undergoes which.
 
 Everything has a fixed shape and is a buffer of the module that it acts on, so that compiled graphs and CUDA graphs read
-what was written before a step. Row 0 changes nothing.
+what was written before a step. Row 0 changes nothing. The hooks of eager engines run as Python in every step: they are
+told what a step holds (`Now`), and compute that alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from steerkit_vllm.arithmetic import ALL, GATE, NUMBERS, UNBOUNDED, Rows, advance
+from steerkit_vllm.arithmetic import NUMBERS, Rows, advance, every, measures, names
 from steerkit_vllm.settings import SITES, Room
 
 if TYPE_CHECKING:
@@ -20,12 +22,37 @@ if TYPE_CHECKING:
 PREFIX = "steerkit_"
 
 
+class Turn(NamedTuple):
+    """One change of each steered token of a step, at one module of an eager engine.
+
+    Attributes:
+        facts: What its rows have; see `arithmetic.facts`.
+        numbers: What of their numbers is needed; where there is room for additions alone, the coefficient as `dose`.
+        measures: What is measured.
+        vector: The row of each direction, or of all of them.
+        row: The row of each measure, likewise.
+    """
+
+    facts: frozenset[str]
+    numbers: dict[str, Tensor]
+    measures: tuple[str, ...]
+    vector: Tensor | int
+    row: Tensor | int
+
+
 @dataclass(eq=False)
 class Now:
-    """What a step holds, as eager models are told it."""
+    """What a step holds, as eager models are told it.
 
-    steers: bool = False
+    Attributes:
+        reads: Whether states are read.
+        tokens: By site, which tokens are steered.
+        turns: By site and layer, what they undergo.
+    """
+
     reads: bool = False
+    tokens: dict[int, Tensor] = field(default_factory=dict)
+    turns: dict[tuple[int, int], list[Turn]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +61,34 @@ class Place:
 
     Attributes:
         site: Index of its site.
+        layer: Index of its layer.
         room: What is allocated.
         eager: Whether the hook runs as Python in every step, so that it can look what a step holds.
         now: What the step holds.
         steers: Whether states are changed here; they can be read everywhere.
+        names: The numbers of a row.
+        measures: What rows can measure.
+        facts: What they can have.
     """
 
     site: int
+    layer: int
     room: Room
     eager: bool
     now: Now
     steers: bool
+    names: tuple[str, ...] = field(init=False)
+    measures: tuple[str, ...] = field(init=False)
+    facts: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Spell out the room once, so that no compiler has to follow how."""
+        for name, found in (
+            ("names", names(self.room.gates)),
+            ("measures", measures(self.room)),
+            ("facts", every(self.room)),
+        ):
+            object.__setattr__(self, name, found)
 
 
 def allocate(module: nn.Module, place: Place, shared: dict[str, Tensor], hidden: int, own: int, read: int) -> None:
@@ -53,18 +97,19 @@ def allocate(module: nn.Module, place: Place, shared: dict[str, Tensor], hidden:
     Args:
         module: The decoder block, its MLP or its attention.
         place: What it is.
-        shared: Which token undergoes which row, of all modules together.
+        shared: What all modules read together: which tokens are read and, in graphs, which undergo which row.
         hidden: Size of a state.
         own: Rows for vectors that are measured on prompts.
         read: Prompts that can be read in one step.
     """
-    room, device = place.room, shared["row"].device
+    room, device = place.room, shared["read_row"].device
     buffers = dict(shared)
     if place.steers:
         buffers["u"] = torch.zeros(1 + room.rows + own, hidden, device=device)
         if room.general:
-            buffers["numbers"] = torch.zeros(1 + room.rows, len(NUMBERS) + room.gates * len(GATE), device=device)
-            for name in [*(["rule"] if room.rule else []), *(f"gate{k}" for k in range(room.gates))]:
+            if not place.eager:
+                buffers["numbers"] = torch.zeros(1 + room.rows, len(names(room.gates)), device=device)
+            for name in measures(room):
                 for key in (name, f"{name}_from"):
                     buffers[key] = torch.zeros(1 + room.rows, hidden, device=device)
     buffers["state"] = torch.zeros(read, hidden, device=device)
@@ -76,32 +121,26 @@ def allocate(module: nn.Module, place: Place, shared: dict[str, Tensor], hidden:
     module.register_forward_hook(_hook)
 
 
-def write(module: nn.Module, start: int, layer: int, tensors: dict[str, Tensor]) -> None:
+def write(module: nn.Module, start: int, tensors: dict[str, Tensor]) -> None:
     """Put the rows of a change into a module's bank."""
     place: Place = module.steerkit_place  # type: ignore[assignment]
-    if not place.room.general:
-        dose = tensors["numbers"][layer, :, NUMBERS.index("dose")]
-        tensors = {"u": tensors["u"] * dose[None, :, None]}
     for name, given in tensors.items():
+        if name == "numbers" and (place.eager or not place.room.general):
+            continue  # the host knows them, and additions have them in their direction
         bank: Tensor = getattr(module, PREFIX + name)
-        rows = given[layer].to(bank)
-        if name == "numbers":
-            rows = _with_gates(rows, bank.shape[1])
-        bank[start : start + len(rows)].copy_(rows)
-
-
-def _with_gates(numbers: Tensor, width: int) -> Tensor:
-    """The numbers with those of gates that an intervention does not have, which never decide."""
-    missing = (width - numbers.shape[1]) // len(GATE)
-    always = numbers[:, NUMBERS.index("combine")] == ALL
-    never_open, always_open = numbers.new_tensor([0.0, UNBOUNDED, 1.0]), numbers.new_tensor([0.0, -UNBOUNDED, 1.0])
-    return torch.cat([numbers, *([torch.where(always[:, None], always_open, never_open)] * missing)], dim=1)
+        rows = given[place.layer]
+        if not place.room.general:
+            rows = rows * tensors["numbers"][place.layer, :, NUMBERS.index("dose"), None]
+        bank[start : start + len(rows)].copy_(rows.to(bank))
 
 
 def _hook(module: nn.Module, inputs: Any, output: Any) -> Any:
     place: Place = module.steerkit_place  # type: ignore[assignment]
-    if place.eager and not (place.now.steers or place.now.reads):
-        return None
+    steers, reads = place.steers, True
+    if place.eager:
+        steers, reads = (place.site, place.layer) in place.now.turns, place.now.reads
+        if not steers and not reads:
+            return None
     pair = isinstance(output, tuple)
     if pair and (SITES[place.site] != "resid_post" or len(output) != 2):
         raise RuntimeError(
@@ -109,59 +148,88 @@ def _hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             "block with its residual; this architecture can't be steered"
         )
     get = lambda name: getattr(module, PREFIX + name)  # noqa: E731 - traced by the compiler
-    reads = not place.eager or place.now.reads
+    parts = output if pair else (output,)
     if reads:
-        _record(get("state"), output, get("read_row"))
-    if not place.steers or (place.eager and not place.now.steers):
-        return None
-    changed = _changed(output, place, get)
-    if reads:
-        _record(get("after"), changed, get("read_row"))
-    return changed
+        _record(get("state"), parts, get("read_row"))
+    changed = None
+    if steers:
+        changed = _told(parts, place, get) if place.eager else _traced(parts, place, get)
+    if reads and place.steers:
+        _record(get("after"), parts if changed is None else changed, get("read_row"))
+    return changed if changed is None or pair else changed[0]
 
 
-def _record(kept: Tensor, output: Any, rows: Tensor) -> None:
+def _record(kept: Tensor, parts: tuple[Tensor, ...], rows: Tensor) -> None:
     """Keep the states of some tokens."""
-    parts = [each.index_select(0, rows) for each in (output if isinstance(output, tuple) else (output,))]
-    kept.copy_(parts[0] + parts[1] if len(parts) == 2 else parts[0])
+    found = [each.index_select(0, rows) for each in parts]
+    kept.copy_(found[0] + found[1] if len(found) == 2 else found[0])
 
 
-def _changed(output: Any, place: Place, get: Any) -> Any:
-    """A module's output with every change that its tokens undergo."""
-    pair = isinstance(output, tuple)
-    if not place.room.general:
-        target = output[1] if pair else output
-        n, added = target.shape[0], None
-        for depth in range(place.room.depth):
-            u = get("u").index_select(0, get("row")[place.site, depth, :n])
-            term = get("coefficient")[place.site, depth, :n][:, None] * u
-            added = term if added is None else added + term
-        changed = target if added is None else target + added.to(target.dtype)
-        return (output[0], changed) if pair else changed
-    state = output[0] + output[1] if pair else output
-    changed, any_row = _general(state, place, get)
-    if not pair:
-        return torch.where(any_row, changed, output)
-    # what is not steered stays as it is, to the last bit
-    kept = torch.where(any_row, changed, output[0])
-    return kept, torch.where(any_row, torch.zeros_like(output[1]), output[1])
-
-
-def _general(state: Tensor, place: Place, get: Any) -> tuple[Tensor, Tensor]:
-    """The changed states, and which tokens have any change, `[n, 1]`."""
-    n = state.shape[0]
-    x = start = state.float()
-    touched = torch.zeros_like(x[:, 0], dtype=torch.bool)
-    for depth in range(place.room.depth):
+def _traced(parts: tuple[Tensor, ...], place: Place, get: Any) -> tuple[Tensor, ...]:
+    """A module's output with every change that its tokens undergo, in the one form that a graph has."""
+    room, n = place.room, parts[0].shape[0]
+    turns, touched = [], None
+    for depth in range(room.depth):
         row = get("row")[place.site, depth, :n]
+        dose = get("coefficient")[place.site, depth, :n][:, None]
+        if not room.general:
+            turns.append((Rows({"dose": dose}, get("u").index_select(0, row), {}), place.facts))
+            continue
         take = lambda name, row=row: get(name).index_select(0, row)  # noqa: E731
-        rows = Rows(
-            take("numbers"),
-            get("coefficient")[place.site, depth, :n],
-            get("u").index_select(0, get("vector")[place.site, depth, :n]),
-            (take("rule"), take("rule_from")) if place.room.rule else None,
-            tuple((take(f"gate{k}"), take(f"gate{k}_from")) for k in range(place.room.gates)),
-        )
-        x, start = advance(x, start, rows, squashed=place.room.squashed)
-        touched = touched | (row > 0)
-    return x.to(state.dtype), touched[:, None]
+        given = take("numbers")
+        numbers = {name: given[:, at : at + 1] for at, name in enumerate(place.names)}
+        numbers["dose"] = dose * numbers["dose"]
+        u = get("u").index_select(0, get("vector")[place.site, depth, :n])
+        pairs = {name: (take(name), take(f"{name}_from")) for name in place.measures}
+        turns.append((Rows(numbers, u, pairs), place.facts))
+        touched = row > 0 if touched is None else touched | (row > 0)
+    if not turns:
+        return parts
+    if not room.general:
+        return (*parts[:-1], _added(parts[-1], turns))
+    assert touched is not None
+    # what is not steered stays as it is, to the last bit
+    pairs = zip(_advanced(parts, turns), parts, strict=True)
+    return tuple(torch.where(touched[:, None], new, old) for new, old in pairs)
+
+
+def _told(parts: tuple[Tensor, ...], place: Place, get: Any) -> tuple[Tensor, ...]:
+    """The same where the step is known: of the tokens that are steered, what is at work on them."""
+    tokens = place.now.tokens[place.site]
+    concerned = parts if place.room.general else parts[-1:]
+    whole = len(tokens) == parts[0].shape[0]
+    here = concerned if whole else tuple(each.index_select(0, tokens) for each in concerned)
+    turns = []
+    for turn in place.now.turns[place.site, place.layer]:
+        pairs = {}
+        for name in turn.measures:
+            reference = _rows(get(f"{name}_from"), turn.row) if f"{name} from" in turn.facts else None
+            pairs[name] = (_rows(get(name), turn.row), reference)
+        turns.append((Rows(turn.numbers, _rows(get("u"), turn.vector), pairs), turn.facts))
+    found = _advanced(here, turns) if place.room.general else (_added(here[0], turns),)
+    if not whole:
+        found = tuple(old.index_copy(0, tokens, new) for old, new in zip(concerned, found, strict=True))
+    return (*parts[: len(parts) - len(found)], *found)
+
+
+def _rows(bank: Tensor, index: Tensor | int) -> Tensor:
+    return bank.narrow(0, index, 1) if isinstance(index, int) else bank.index_select(0, index)
+
+
+def _added(state: Tensor, turns: list[tuple[Rows, Collection[str]]]) -> Tensor:
+    """States, or the residuals beside them, with additions."""
+    added = None
+    for rows, _ in turns:
+        term = rows.numbers["dose"] * rows.u
+        added = term if added is None else added + term
+    return state if added is None else state + added.to(state.dtype)
+
+
+def _advanced(parts: tuple[Tensor, ...], turns: list[tuple[Rows, Collection[str]]]) -> tuple[Tensor, ...]:
+    """States with every change, as the states of a block and no residual where there was one."""
+    state = parts[0] + parts[1] if len(parts) == 2 else parts[0]
+    x, start = state.float(), None
+    for rows, found in turns:
+        x, start = advance(x, start, rows, found)
+    x = x.to(state.dtype)
+    return (x, torch.zeros_like(x)) if len(parts) == 2 else (x,)

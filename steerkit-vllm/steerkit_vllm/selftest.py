@@ -74,9 +74,13 @@ async def start(registry: Registry, engine: Engine) -> None:
 
 
 async def write(registry: Registry, pack: Any, rpc: Callable[..., Awaitable[list[Any]]]) -> None:
-    """Write a pack into the workers."""
-    for site, first, payload in registry.payloads(pack):
-        await rpc("steerkit_add", site, first, payload)
+    """Write a pack into the workers; if one of them does not take all of it, no request will name its rows."""
+    try:
+        for site, first, payload in registry.payloads(pack):
+            await rpc("steerkit_add", site, first, payload)
+    except BaseException:  # who asked for it may have left, too
+        registry.free(registry.rows(pack))
+        raise
 
 
 def prompts(registry: Registry) -> dict[str, tuple[Any, list[int], tuple[int, ...], np.ndarray]]:

@@ -15,7 +15,9 @@ from safetensors.torch import load
 from torch import nn
 
 from steerkit.errors import EngineError
+from steerkit_vllm.arithmetic import with_gates
 from steerkit_vllm.banks import PREFIX, Now, Place, allocate, write
+from steerkit_vllm.eager import Host
 from steerkit_vllm.settings import KEY, MODULES, SITES, settings_of
 
 _RECEIPTS = 16
@@ -64,17 +66,14 @@ class Steering:
         shape = (len(SITES), room.depth, tokens)
         self._own = room.vectors * running
         self._readable = running if room.measured else min(running, _RECEIPTS)
+        eager = bool(config.model_config.enforce_eager)
         # V2's preprocessing sees padded batches, too: one row more than any step holds is never written
-        shared = {
-            "row": torch.zeros(shape, dtype=torch.int64, device=device),
-            "coefficient": torch.zeros(shape, device=device),
-            "read_row": torch.zeros(self._readable, dtype=torch.int64, device=device),
-            **({"vector": torch.zeros(shape, dtype=torch.int64, device=device)} if room.general else {}),
-        }
-        self._shared = shared
-        self._host = {
-            name: np.zeros(t.shape, t.cpu().numpy().dtype) for name, t in shared.items() if name != "read_row"
-        }
+        names = {"row": np.int64, "coefficient": np.float32, **({"vector": np.int64} if eager or room.general else {})}
+        self._host = {name: np.zeros(shape, kind) for name, kind in names.items()}
+        self._shared = shared = {"read_row": torch.zeros(self._readable, dtype=torch.int64, device=device)}
+        self._eager = Host(room, device) if eager else None
+        if not eager:
+            shared |= {name: torch.from_numpy(values).to(device, copy=True) for name, values in self._host.items()}
         self._dirty = 0
         self._places: dict[tuple[int, int], Any] = {}
         self._slots: OrderedDict[tuple[str, int], int] = OrderedDict()
@@ -82,7 +81,6 @@ class Steering:
         self.states: OrderedDict[str, dict[int, torch.Tensor]] = OrderedDict()
         self.moved: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.counts: OrderedDict[str, int] = OrderedDict()
-        eager = bool(config.model_config.enforce_eager)
         for layer, block in enumerate(self._layers):
             if type(block).__name__ == "PPMissingLayer":
                 continue
@@ -93,7 +91,7 @@ class Steering:
                 module = block if reads else getattr(block, MODULES[site], None)
                 if module is None:
                     raise EngineError(f"{type(block).__name__} has no {MODULES[site]}", expected="sites resid_post")
-                place = Place(index, room, eager, self._now, steers)
+                place = Place(index, layer, room, eager, self._now, steers)
                 allocate(module, place, shared, self.hidden, self._own, self._readable)
                 self._places[layer, index] = module
 
@@ -102,9 +100,13 @@ class Steering:
     def add(self, site: int, start: int, payload: bytes) -> None:
         """Write the rows of a change, at every layer that is here."""
         tensors = load(payload)
-        for (layer, index), module in self._places.items():
+        if self.room.general:
+            tensors["numbers"] = with_gates(tensors["numbers"], self.room.gates)
+        for (_, index), module in self._places.items():
             if index == site and module.steerkit_place.steers:
-                write(module, start, layer, tensors)
+                write(module, start, tensors)
+        if self._eager is not None:
+            self._eager.add(site, start, tensors)
 
     def read(self, tag: str, layers: list[int], logits: bool) -> dict[str, Any]:
         """The states that a request was read for, and forget them: `{layer: bytes}`, float32."""
@@ -185,10 +187,13 @@ class Steering:
             wide = max(filled, self._dirty)
             if not filled:
                 self._clear()
-            for name, values in self._host.items():
-                self._shared[name][:, :, :wide].copy_(torch.from_numpy(values[:, :, :wide]))
+            if self._eager is not None:
+                self._eager.tell(self._now, {name: values[:, :, :filled] for name, values in self._host.items()})
+            else:
+                for name, values in self._host.items():
+                    self._shared[name][:, :, :wide].copy_(torch.from_numpy(values[:, :, :wide]))
             self._dirty = filled
-        self._now.steers, self._now.reads = bool(filled), bool(self._reading)
+        self._now.reads = bool(self._reading)
 
     def _fill(self, where: Any, row: Any, coefficient: Any, vector: Any) -> None:
         self._host["row"][where] = row

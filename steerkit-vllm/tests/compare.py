@@ -6,6 +6,7 @@ environment variables need a process of their own: vLLM reads most of them once.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -332,6 +333,42 @@ def refused(served: Served) -> list[str]:
             found.append(f"taken: {asked}")
         except Exception as error:
             found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+def half_written(served: Served) -> dict[str, Any]:
+    """A pack of two changes, of which a worker fails to take the second one: what is free then, and what it does later."""
+    from steerkit_vllm.admin import add
+    from steerkit_vllm.worker import Steering
+
+    lab, registry, take, taken = served.lab, served.llm.llm_engine.steerkit, Steering.add, []
+
+    class Engine:
+        async def collective_rpc(self, method: str, args: Any) -> Any:
+            return served.llm.collective_rpc(method, args=args)
+
+    def failing(self: Any, *args: Any) -> None:
+        taken.append(args)
+        if len(taken) == 2:
+            raise MemoryError("a worker has no memory left")
+        take(self, *args)
+
+    def free() -> dict[str, int]:
+        return registry.describe()["free_rows"]
+
+    found: dict[str, Any] = {"before": free()}
+    Steering.add = failing  # type: ignore[method-assign]
+    try:
+        asyncio.run(add(registry, Engine(), "half", lab.packs["two"], replaces=False))
+    except MemoryError:
+        found["failed"] = len(taken)
+    finally:
+        Steering.add = take  # type: ignore[method-assign]
+    found |= {"after": free(), "served": "half" in registry.packs}
+    asyncio.run(add(registry, Engine(), "half", lab.packs["two"], replaces=False))
+    prompts = list(range(len(lab.samples)))
+    found["right"] = served.tokens(prompts, [wish("half", 4.0)] * len(prompts)) == lab.wanted("two", 4.0)
+    found["later"] = free()
     return found
 
 

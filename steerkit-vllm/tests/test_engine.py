@@ -24,11 +24,12 @@ def check_extras(found, scores):
 
 
 def test_eager(compare, lab):
-    found = compare("table", "contaminated", "together", "scores", "receipts", "refused", "ways")
+    found = compare("table", "contaminated", "together", "scores", "receipts", "refused", "ways", "half_written")
     check_equal(found, 50, "table")
     assert found["caches"][0] == 8
     check_ways(found["ways"])
     check_extras(found, found["scores"])
+    check_half_written(found["half_written"])
     last, image, other = (found["receipts"][key] for key in ("last 0", "image 1", "image 0"))
     assert last["steered"]
     (site,) = last["sites"]
@@ -46,6 +47,14 @@ def test_eager(compare, lab):
     assert "the request has 'steerkit'" in forged
     assert "reads the prompt at layer 3" in reads
     assert all(each.startswith("VLLMValidationError") for each in found["refused"])
+
+
+def check_half_written(found):
+    assert found["failed"] == 2
+    assert not found["served"]
+    assert found["after"] == found["before"], "the rows of a pack that failed are not given back"
+    assert found["right"]
+    assert found["before"]["resid_post"] - found["later"]["resid_post"] == 2
 
 
 def check_ways(ways):

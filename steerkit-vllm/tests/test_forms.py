@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
+import random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import steerkit as sk
 from steerkit import demo
@@ -27,12 +32,11 @@ from steerkit.interventions import (
 )
 from steerkit.vectors import Key, SteeringVector
 from steerkit_vllm import changes, register
-from steerkit_vllm.arithmetic import GATE, NUMBERS, Rows, advance
 from steerkit_vllm.asking import KEYS, Asked, asked, meant
-from steerkit_vllm.banks import _with_gates
 from steerkit_vllm.changes import served
 from steerkit_vllm.plans import Planner, measured_at, receipt, salt, with_changes
 from steerkit_vllm.settings import Room, settings_of
+from steerkit_vllm.worker import Steering
 
 HIDDEN, LAYERS = 96, 8
 
@@ -64,26 +68,56 @@ def made(base: SteeringVector, directions: dict[str, torch.Tensor], *interventio
     )
 
 
+class Same(torch.nn.Module):
+    """A block that changes nothing, and returns its states as vLLM's do: alone, or in two parts."""
+
+    def forward(self, *parts: torch.Tensor) -> Any:
+        return parts if len(parts) > 1 else parts[0]
+
+
+def worker(room: Room, eager: bool) -> tuple[Steering, torch.nn.ModuleList]:
+    """A worker with nothing of vLLM in it, and its blocks."""
+    blocks = torch.nn.ModuleList(Same() for _ in range(LAYERS))
+    config = SimpleNamespace(
+        additional_config={"steerkit": {"allocated": room.model_dump()}},
+        model_config=SimpleNamespace(get_hidden_size=lambda: HIDDEN, enforce_eager=eager),
+        scheduler_config=SimpleNamespace(max_num_seqs=64, max_num_batched_tokens=512),
+    )
+    model = SimpleNamespace(model=SimpleNamespace(layers=blocks))
+    return Steering(SimpleNamespace(get_model=lambda: model, device=torch.device("cpu")), config), blocks
+
+
+def written(steering: Steering, packs: list[changes.Served]) -> list[list[tuple[int, int]]]:
+    """Give a worker packs; by pack the site and row of each of its changes' rows."""
+    row, found = 1, []
+    for pack in packs:
+        found.append([])
+        for change in pack.changes:
+            steering.add(change.site, row, save({name: each.contiguous() for name, each in change.tensors.items()}))
+            found[-1] += [(change.site, row + at) for at in range(change.depth)]
+            row += change.depth
+    return found
+
+
+def plan(rows: list[tuple[int, int]], runs: list[list[Any]]) -> dict[str, Any]:
+    changes = [[site, depth, row, -1, runs] for depth, (site, row) in enumerate(rows)]
+    return {"prompt": 512, "changes": changes, "vectors": []}
+
+
 def run(pack: changes.Served, x: torch.Tensor, strength: float = 1.0, layer: int = 3) -> torch.Tensor:
-    """What the workers' arithmetic makes of states, with every change of a pack at work on every token."""
-    room = pack.room
-    now = start = x
-    for change in pack.changes:
-        for at in range(change.depth):
-            numbers = change.tensors["numbers"][layer, at : at + 1]
-            numbers = _with_gates(numbers, len(NUMBERS) + room.gates * len(GATE))
-            spread = lambda name, at=at, change=change: (  # noqa: E731
-                change.tensors[name][layer, at].expand_as(x) if name in change.tensors else torch.zeros_like(x)
-            )
-            rows = Rows(
-                numbers.expand(len(x), -1),
-                torch.full((len(x),), strength),
-                spread("u"),
-                (spread("rule"), spread("rule_from")) if room.rule else None,
-                tuple((spread(f"gate{k}"), spread(f"gate{k}_from")) for k in range(room.gates)),
-            )
-            now, start = advance(now, start, rows, squashed=room.squashed)
-    return now
+    """What a worker makes of the states of a layer, with every change of a pack at work on every token."""
+    found = []
+    for room in (pack.room, pack.room.joined(Room(depth=4, general=True, gates=3, rule=True, squashed=True))):
+        both = []
+        for eager in (True, False):
+            steering, blocks = worker(room, eager)
+            (rows,) = written(steering, [pack])
+            steering.begin([("a", plan(rows, [[0, len(x), strength]]), 0, 0, len(x))])
+            both.append(blocks[layer](x))
+        torch.testing.assert_close(*both, rtol=1e-6, atol=1e-6)  # what an eager engine leaves out changes nothing
+        found.append(both[0])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    return found[0]
 
 
 def states(seed: int = 0, count: int = 33) -> torch.Tensor:
@@ -100,18 +134,23 @@ def span(x: torch.Tensor) -> torch.Tensor:
     return (x.double() @ basis @ basis.T).float()
 
 
-@pytest.mark.parametrize(
-    ("operation", "directions", "expected"),
-    [
-        (Add(), {"": D}, lambda x, s: x + s * D),
-        (Add(relative=True), {"": D}, lambda x, s: x + s * x.norm(dim=1, keepdim=True) * U),
-        (Ablate(), {"": D}, lambda x, s: x - s * (x @ U)[:, None] * U),
-        (Ablate(), {"": B}, lambda x, s: x - s * span(x)),
-        (Scale(factor=-2.5), {"": D}, lambda x, s: x + s * -3.5 * (x @ U)[:, None] * U),
-        (Clamp(minimum=-1.0, maximum=0.5), {"": D}, lambda x, s: x + s * ((x @ U).clamp(-1, 0.5) - x @ U)[:, None] * U),
-        (Clamp(minimum=0.3), {"": D}, lambda x, s: x + s * ((x @ U).clamp(min=0.3) - x @ U)[:, None] * U),
-    ],
-)
+FORMULAS = [
+    (Add(), {"": D}, lambda x, s: x + s * D),
+    (Add(relative=True), {"": D}, lambda x, s: x + s * x.norm(dim=1, keepdim=True) * U),
+    (Ablate(), {"": D}, lambda x, s: x - s * (x @ U)[:, None] * U),
+    (Ablate(), {"": B}, lambda x, s: x - s * span(x)),
+    (Scale(factor=-2.5), {"": D}, lambda x, s: x + s * -3.5 * (x @ U)[:, None] * U),
+    (Clamp(minimum=-1.0, maximum=0.5), {"": D}, lambda x, s: x + s * ((x @ U).clamp(-1, 0.5) - x @ U)[:, None] * U),
+    (Clamp(minimum=0.3), {"": D}, lambda x, s: x + s * ((x @ U).clamp(min=0.3) - x @ U)[:, None] * U),
+]
+"""An operation, its directions, and what it makes of states at a strength."""
+
+
+def as_long(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    return x * before.norm(dim=1, keepdim=True) / x.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("operation", "directions", "expected"), FORMULAS)
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("strength", [1.0, -0.7])
 def test_operations_are_their_formulas(base, architecture, operation, directions, expected, kept, strength):
@@ -120,7 +159,7 @@ def test_operations_are_their_formulas(base, architecture, operation, directions
     x = states()
     want = expected(x, strength)
     if kept:
-        want = want * x.norm(dim=1, keepdim=True) / want.norm(dim=1, keepdim=True)
+        want = as_long(want, x)
     found = run(pack, x, strength)
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
     assert (found - x).abs().max() > 1e-2
@@ -157,6 +196,66 @@ def test_gates_and_measured_strengths_read_the_state_that_the_intervention_found
         assert opened.any()
         assert not opened.all()
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_of_one_step_undergo_what_their_requests_ask_for(base, architecture):
+    """Packs of all kinds in steps of all sizes, and the steps after them, in which other rows are at work."""
+    w, r = states(7, 1)[0], states(8, 1)[0]
+    line, stored = w / w.norm(), StoredDirection(name="w")
+    opened = lambda x: torch.nn.functional.cosine_similarity(x, line.expand_as(x)) > 0.02  # noqa: E731
+    along = lambda x: (0.5 * ((x - r) @ line) + 0.2).clamp(-1.0, 1.5)[:, None]  # noqa: E731
+    gate = Gate(measure=Measure(kind="cosine", direction=stored), threshold=0.02)
+    below = gate.model_copy(update={"above": False})
+    rule = LinearStrength(
+        measure=Measure(kind="projection", direction=stored, reference=StoredDirection(name="r")),
+        **{"slope": 0.5, "intercept": 0.2, "minimum": -1.0, "maximum": 1.5},
+    )
+    kinds = []
+    for operation, directions, formula in FORMULAS:
+        made_of = directions | {"w": w, "r": r}
+        gated = lambda x, s, f=formula: torch.where(opened(x)[:, None], f(x, s), x)  # noqa: E731
+        closed = lambda x, s, f=formula: torch.where(opened(x)[:, None], x, as_long(f(x, s), x))  # noqa: E731
+        ruled = lambda x, s, f=formula: x + along(x) * (f(x, s) - x)  # noqa: E731
+        for options, expected in (
+            ({}, formula),
+            ({"norm_preserving": True}, lambda x, s, f=formula: as_long(f(x, s), x)),
+            ({"gate": gate}, gated),
+            ({"gate": below, "norm_preserving": True}, closed),
+            ({"strength": rule}, ruled),
+        ):
+            kinds.append((made(base, made_of, Intervention(operation=operation, **options)), expected))
+    packs = [served(f"p{at}", vector, architecture, torch.float32) for at, (vector, _) in enumerate(kinds)]
+    room = functools.reduce(Room.joined, (pack.room for pack in packs)).joined(Room(rows=100, depth=6))
+    draw = random.Random(0)
+    workers = [worker(room, eager) for eager in (True, False)]
+    rows, same = (written(steering, packs) for steering, _ in workers)
+    assert rows == same
+    seen = set()
+    for step in range(60):
+        count = draw.choice((1, 2, 8, 30))
+        asked = [draw.sample(range(len(packs)), draw.choice((0, 1, 1, 2))) for _ in range(count)]
+        if step % 3 == 0:
+            asked = [asked[0]] * count
+        plans = [plan([row for pack in mine for row in rows[pack]], [[0, 2**31, 0.7]]) for mine in asked]
+        batch = [(f"{step} {at}", each, 7, at, 1) for at, each in enumerate(plans)]
+        x, residual = states(step, count), states(100 + step, count)
+        found = []
+        for steering, blocks in workers:
+            steering.begin(batch)
+            assert torch.equal(sum(blocks[2](x, residual)), x + residual), "a layer that no pack steers"
+            found.append(blocks[3](x, residual))
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+        for at, mine in enumerate(asked):
+            if not mine:
+                assert torch.equal(found[0][0][at], x[at])
+                assert torch.equal(found[0][1][at], residual[at])
+                continue
+            want = (x + residual)[at : at + 1]
+            for pack in mine:
+                want = kinds[pack][1](want, 0.7)
+            torch.testing.assert_close(sum(found[0])[at : at + 1], want, rtol=1e-3, atol=1e-3)
+            seen |= set(mine)
+    assert len(seen) == len(packs)
 
 
 def test_every_operation_is_compiled_or_refused_by_name(base, architecture, monkeypatch):

@@ -1,0 +1,146 @@
+"""What the hooks of an eager engine are told before each step: of every layer, what is at work on which tokens.
+
+A graph computes the whole form for every token. In an eager engine the host knows which rows a step holds and what each
+of them has (`arithmetic.facts`), so that hooks leave out the rest: tokens that are not steered, depths that no token
+uses, layers at which none is changed, and terms that no row has.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerkit_vllm.arithmetic import NUMBERS, facts, measures, names, needed, refers
+from steerkit_vllm.banks import Now, Turn
+from steerkit_vllm.settings import Room
+
+_KEPT = 256
+"""How many combinations of rows are remembered; decoding repeats them from step to step."""
+
+
+class _Depth(NamedTuple):
+    """What the rows have that tokens undergo at one depth.
+
+    Attributes:
+        layers: The layers at which some of them change a state.
+        facts: By these, what they have together.
+        names: Their numbers that are needed.
+        table: The numbers: `[layers, names, rows]`.
+    """
+
+    layers: list[int]
+    facts: list[frozenset[str]]
+    names: list[str]
+    table: np.ndarray
+
+
+class Host:
+    """The numbers of all rows, and the steps that they make.
+
+    Args:
+        room: What is allocated.
+        device: The model's.
+    """
+
+    def __init__(self, room: Room, device: torch.device) -> None:
+        self._room, self._device = room, device
+        self._names = names(room.gates) if room.general else ("dose",)
+        self._numbers: dict[tuple[int, int], np.ndarray] = {}
+        self._facts: dict[tuple[int, int], list[frozenset[str]]] = {}
+        self._told: tuple[bytes, ...] | None = None
+        self._known: OrderedDict[tuple[int, tuple[bytes, ...]], list[_Depth]] = OrderedDict()
+
+    def add(self, site: int, start: int, tensors: dict[str, Tensor]) -> None:
+        """Take note of the rows of a change."""
+        self._known.clear()
+        self._told = None
+        numbers = tensors["numbers"]
+        if not self._room.general:  # the directions of additions are times the dose
+            numbers = (numbers[..., [NUMBERS.index("dose")]] != 0).float()
+        referring = [name for name in measures(self._room) if f"{name}_from" in tensors]
+        for at in range(numbers.shape[1]):
+            self._numbers[site, start + at] = numbers[:, at].numpy().copy()
+            self._facts[site, start + at] = [
+                self._of(each[at].tolist(), {name: tensors[f"{name}_from"][layer, at] for name in referring})
+                for layer, each in enumerate(numbers)
+            ]
+
+    def _of(self, numbers: list[float], references: dict[str, Tensor]) -> frozenset[str]:
+        if not self._room.general:
+            return frozenset()
+        referred = [name for name, reference in references.items() if bool(reference.any())]
+        return facts(dict(zip(self._names, numbers, strict=True)), self._room.gates, referred)
+
+    def tell(self, now: Now, step: dict[str, np.ndarray]) -> None:
+        """Say what a step holds.
+
+        Args:
+            now: Where it is said.
+            step: `[sites, depth, tokens]`: the `row` that a token undergoes, 0 being nothing, its `coefficient`, and
+                the row of its direction as `vector`.
+        """
+        told = tuple(values.tobytes() for values in step.values())
+        if told == self._told:
+            return  # decoding repeats a step until a request comes or goes
+        self._told = told
+        now.tokens, now.turns = {}, {}
+        for site in np.flatnonzero(step["row"].any(axis=(1, 2))).tolist():
+            self._tell(now, site, *(step[name][site] for name in ("row", "coefficient", "vector")))
+
+    def _tell(self, now: Now, site: int, rows: np.ndarray, coefficients: np.ndarray, vectors: np.ndarray) -> None:
+        tokens = np.flatnonzero(rows.any(axis=0))
+        used = np.flatnonzero(rows.any(axis=1))
+        rows, coefficients, vectors = (each[used][:, tokens] for each in (rows, coefficients, vectors))
+        found = [np.unique(each, return_inverse=True) for each in rows]
+        key = (site, tuple(each.tobytes() for each, _ in found))
+        if key in self._known:
+            self._known.move_to_end(key)
+        else:
+            self._known[key] = self._combined(site, [each.tolist() for each, _ in found])
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        now.tokens[site] = self._on(tokens)
+        for depth, (_, which), row, coefficient, vector in zip(
+            self._known[key], found, rows, coefficients, vectors, strict=True
+        ):
+            if not depth.layers:
+                continue
+            if depth.table.shape[2] == 1 and (coefficient == coefficient[0]).all():
+                which, coefficient = which[:1], coefficient[:1]
+            numbers = depth.table.take(which, axis=2)
+            numbers[:, 0] *= coefficient
+            columns = iter(self._on(numbers).view(-1, len(which), 1).unbind(0))
+            row, vector = self._index(row), self._index(vector)
+            for layer, has in zip(depth.layers, depth.facts, strict=True):
+                given = dict(zip(depth.names, columns, strict=False))
+                measured = tuple(name for name in measures(self._room) if name in has)
+                now.turns.setdefault((site, layer), []).append(Turn(has, given, measured, vector, row))
+
+    def _combined(self, site: int, rows: list[list[int]]) -> list[_Depth]:
+        """What the rows of each depth have together."""
+        shape = next(self._numbers[site, row] for each in rows for row in each if row).shape
+        nothing = np.zeros(shape, np.float32), [self._of([0.0] * shape[1], {})] * shape[0]
+        depths = []
+        for each in rows:
+            known = [(self._numbers[site, row], self._facts[site, row]) if row else nothing for row in each]
+            numbers = np.stack([values for values, _ in known], axis=-1)
+            layers = np.flatnonzero(numbers.any(axis=(1, 2))).tolist()
+            depths.append((layers, [frozenset().union(*(has[at] for _, has in known)) for at in layers], numbers))
+        referring = {at for layers, found, _ in depths for at, has in zip(layers, found, strict=True) if refers(has)}
+        combined = []
+        for layers, found, numbers in depths:
+            found = [has if at in referring else has - {"not opens"} for at, has in zip(layers, found, strict=True)]
+            wanted = needed(frozenset().union(*found))
+            table = numbers[layers][:, [self._names.index(name) for name in wanted]]
+            combined.append(_Depth(layers, found, wanted, table))
+        return combined
+
+    def _index(self, rows: np.ndarray) -> Tensor | int:
+        return int(rows[0]) if (rows == rows[0]).all() else self._on(rows)
+
+    def _on(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
