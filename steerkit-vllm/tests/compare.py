@@ -337,7 +337,7 @@ def refused(served: Served) -> list[str]:
 
 
 def half_written(served: Served) -> dict[str, Any]:
-    """A pack of two changes, of which a worker fails to take the second one: what is free then, and what it does later."""
+    """A pack of two changes, of which a worker fails to take the second one: what is free, and what it does later."""
     from steerkit_vllm.admin import add
     from steerkit_vllm.worker import Steering
 
