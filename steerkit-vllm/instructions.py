@@ -112,7 +112,7 @@ class Whole(Block):
             for each in (q, k)
         )
         self.cache[0, :, :, -1], self.cache[1, :, :, -1] = k, v
-        return functional.scaled_dot_product_attention(q[:, :, None], *self.cache).flatten(1)
+        return functional.scaled_dot_product_attention(q[:, :, None], self.cache[0], self.cache[1]).flatten(1)
 
 
 class Nothing(nn.Module):

@@ -35,7 +35,22 @@ NUMBERS = (
 
 GATE = ("kind", "threshold", "above")
 
-KINDS = ("projection", "cosine", "tanh_cosine")
+
+def projection(x: Tensor, direction: Tensor) -> Tensor:
+    """`[n, 1]`: how far each state goes along a direction of norm 1."""
+    return (x * direction).sum(dim=-1, keepdim=True)
+
+
+def _cosine(x: Tensor, direction: Tensor) -> Tensor:
+    return projection(ops.unit(x), direction)
+
+
+def _tanh_cosine(x: Tensor, direction: Tensor) -> Tensor:
+    return projection(ops.unit(x), ops.unit((projection(x, direction) * direction).tanh()))
+
+
+MEASURES = {"projection": projection, "cosine": _cosine, "tanh_cosine": _tanh_cosine}
+KINDS = tuple(MEASURES)
 """The kinds of measure that are known, by number."""
 
 FREE, ANY, ALL = 0.0, 1.0, 2.0
@@ -158,7 +173,7 @@ def advance(x: Tensor, start: Tensor | None, rows: Rows, found: Collection[str])
     if "k1" in found:
         terms.append(number["k1"] * ops.norm(x))
     if "k2" in found or "k3" in found:
-        p = (x * rows.u).sum(dim=-1, keepdim=True)
+        p = projection(x, rows.u)
         if "k2" in found:
             terms.append(number["k2"] * p)
         if "k3" in found:
@@ -203,17 +218,10 @@ def _measured(x: Tensor, name: str, rows: Rows, found: Collection[str]) -> Tenso
     direction, reference = rows.measures[name]
     if reference is not None:
         x = x - reference
-    projects, turns, squashes = (f"{name} {kind}" in found for kind in KINDS)
-    values = []
-    along = (x * direction).sum(dim=-1, keepdim=True) if projects or squashes else None
-    unit = ops.unit(x) if turns or squashes else None
-    if projects:
-        values.append((0, along))
-    if turns:
-        values.append((1, (unit * direction).sum(dim=-1, keepdim=True)))
-    if squashes:
-        values.append((2, (unit * ops.unit((along * direction).tanh())).sum(dim=-1, keepdim=True)))
-    value = values[0][1]
-    for kind, other in values[1:]:
-        value = torch.where(rows.numbers[f"{name}_kind"] == kind, other, value)
+    value = None
+    for number, (kind, measure) in enumerate(MEASURES.items()):
+        if f"{name} {kind}" in found:
+            other = measure(x, direction)
+            value = other if value is None else torch.where(rows.numbers[f"{name}_kind"] == number, other, value)
+    assert value is not None, "a measure is of some kind"
     return value

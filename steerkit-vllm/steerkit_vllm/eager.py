@@ -44,10 +44,11 @@ class Host:
     Args:
         room: What is allocated.
         device: The model's.
+        now: Where steps are told.
     """
 
-    def __init__(self, room: Room, device: torch.device) -> None:
-        self._room, self._device = room, device
+    def __init__(self, room: Room, device: torch.device, now: Now) -> None:
+        self._room, self._device, self._now = room, device, now
         self._names = names(room.gates) if room.general else ("dose",)
         self._numbers: dict[tuple[int, int], np.ndarray] = {}
         self._facts: dict[tuple[int, int], list[frozenset[str]]] = {}
@@ -75,11 +76,10 @@ class Host:
         referred = [name for name, reference in references.items() if bool(reference.any())]
         return facts(dict(zip(self._names, numbers, strict=True)), self._room.gates, referred)
 
-    def tell(self, now: Now, step: dict[str, np.ndarray]) -> None:
+    def tell(self, step: dict[str, np.ndarray]) -> None:
         """Say what a step holds.
 
         Args:
-            now: Where it is said.
             step: `[sites, depth, tokens]`: the `row` that a token undergoes, 0 being nothing, its `coefficient`, and
                 the row of its direction as `vector`.
         """
@@ -87,11 +87,11 @@ class Host:
         if told == self._told:
             return  # decoding repeats a step until a request comes or goes
         self._told = told
-        now.tokens, now.turns = {}, {}
+        self._now.tokens, self._now.turns = {}, {}
         for site in np.flatnonzero(step["row"].any(axis=(1, 2))).tolist():
-            self._tell(now, site, *(step[name][site] for name in ("row", "coefficient", "vector")))
+            self._tell(site, *(step[name][site] for name in ("row", "coefficient", "vector")))
 
-    def _tell(self, now: Now, site: int, rows: np.ndarray, coefficients: np.ndarray, vectors: np.ndarray) -> None:
+    def _tell(self, site: int, rows: np.ndarray, coefficients: np.ndarray, vectors: np.ndarray) -> None:
         tokens = np.flatnonzero(rows.any(axis=0))
         used = np.flatnonzero(rows.any(axis=1))
         rows, coefficients, vectors = (each[used][:, tokens] for each in (rows, coefficients, vectors))
@@ -103,7 +103,7 @@ class Host:
             self._known[key] = self._combined(site, [each.tolist() for each, _ in found])
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
-        now.tokens[site] = self._on(tokens)
+        self._now.tokens[site] = self._on(tokens)
         for depth, (_, which), row, coefficient, vector in zip(
             self._known[key], found, rows, coefficients, vectors, strict=True
         ):
@@ -118,7 +118,7 @@ class Host:
             for layer, has in zip(depth.layers, depth.facts, strict=True):
                 given = dict(zip(depth.names, columns, strict=False))
                 measured = tuple(name for name in measures(self._room) if name in has)
-                now.turns.setdefault((site, layer), []).append(Turn(has, given, measured, vector, row))
+                self._now.turns.setdefault((site, layer), []).append(Turn(has, given, measured, vector, row))
 
     def _combined(self, site: int, rows: list[list[int]]) -> list[_Depth]:
         """What the rows of each depth have together."""

@@ -71,7 +71,7 @@ class Steering:
         names = {"row": np.int64, "coefficient": np.float32, **({"vector": np.int64} if eager or room.general else {})}
         self._host = {name: np.zeros(shape, kind) for name, kind in names.items()}
         self._shared = shared = {"read_row": torch.zeros(self._readable, dtype=torch.int64, device=device)}
-        self._eager = Host(room, device) if eager else None
+        self._eager = Host(room, device, self._now) if eager else None
         if not eager:
             shared |= {name: torch.from_numpy(values).to(device, copy=True) for name, values in self._host.items()}
         self._dirty = 0
@@ -188,7 +188,7 @@ class Steering:
             if not filled:
                 self._clear()
             if self._eager is not None:
-                self._eager.tell(self._now, {name: values[:, :, :filled] for name, values in self._host.items()})
+                self._eager.tell({name: values[:, :, :filled] for name, values in self._host.items()})
             else:
                 for name, values in self._host.items():
                     self._shared[name][:, :, :wide].copy_(torch.from_numpy(values[:, :, :wide]))
