@@ -83,8 +83,8 @@ def project(x: Rows, basis: Basis) -> Rows:
 def preserve_norm(changed: Rows, original: Rows) -> Rows:
     """Each changed row, rescaled to the norm of the original row; one that was not changed is left to the last bit."""
     rescaled = (unit(changed) * norm(original)).to(changed.dtype)
-    # rounding alone would change a row that a dose of zero left as it was
-    return rescaled.where((changed != original).any(dim=-1, keepdim=True), changed)
+    # rounding alone would change a row that a dose of zero left as it was; what has an infinite entry has no norm to keep
+    return rescaled.where((changed - original).abs().amax(dim=-1, keepdim=True) > 0, changed)
 
 
 # -- measures: numbers read off a hidden state, along a direction of norm 1 --------------------------------------------
