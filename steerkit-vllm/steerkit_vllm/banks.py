@@ -7,7 +7,6 @@ told what a step holds (`Now`), and compute that alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,13 +45,11 @@ class Now:
 
     Attributes:
         reads: Whether states are read.
-        tokens: By site, which tokens are steered.
-        turns: By site and layer, what they undergo.
+        turns: By site and layer, what tokens undergo; no token twice.
     """
 
     reads: bool = False
-    tokens: dict[int, Tensor] = field(default_factory=dict)
-    turns: dict[tuple[int, int], list[Turn]] = field(default_factory=dict)
+    turns: dict[tuple[int, int], list[tuple[Tensor, list[Turn]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,28 +192,36 @@ def _traced(parts: tuple[Tensor, ...], place: Place, get: Any) -> tuple[Tensor, 
 
 def _told(parts: tuple[Tensor, ...], place: Place, get: Any) -> tuple[Tensor, ...]:
     """The same where the step is known: of the tokens that are steered, what is at work on them."""
-    tokens = place.now.tokens[place.site]
     concerned = parts if place.room.general else parts[-1:]
-    whole = len(tokens) == parts[0].shape[0]
-    here = concerned if whole else tuple(each.index_select(0, tokens) for each in concerned)
-    turns = []
-    for turn in place.now.turns[place.site, place.layer]:
-        pairs = {}
-        for name in turn.measures:
-            reference = _rows(get(f"{name}_from"), turn.row) if f"{name} from" in turn.facts else None
-            pairs[name] = (_rows(get(name), turn.row), reference)
-        turns.append((Rows(turn.numbers, _rows(get("u"), turn.vector), pairs), turn.facts))
-    found = _advanced(here, turns) if place.room.general else (_added(here[0], turns),)
-    if not whole:
-        found = tuple(old.index_copy(0, tokens, new) for old, new in zip(concerned, found, strict=True))
-    return (*parts[: len(parts) - len(found)], *found)
+    kept = parts[: len(parts) - len(concerned)]
+    changed: tuple[Tensor, ...] = ()
+    for tokens, turns in place.now.turns[place.site, place.layer]:
+        whole = len(tokens) == parts[0].shape[0]
+        here = concerned if whole else tuple(each.index_select(0, tokens) for each in concerned)
+        rows = [(_given(turn, get), turn.facts) for turn in turns]
+        found = _advanced(here, rows) if place.room.general else (_added(here[0], rows),)
+        if whole:
+            return (*kept, *found)
+        changed = changed or tuple(each.clone() for each in concerned)
+        for each, new in zip(changed, found, strict=True):
+            each.index_copy_(0, tokens, new)
+    return (*kept, *changed)
+
+
+def _given(turn: Turn, get: Any) -> Rows:
+    """A change with its vectors."""
+    pairs = {}
+    for name in turn.measures:
+        reference = _rows(get(f"{name}_from"), turn.row) if f"{name} from" in turn.facts else None
+        pairs[name] = (_rows(get(name), turn.row), reference)
+    return Rows(turn.numbers, _rows(get("u"), turn.vector), pairs)
 
 
 def _rows(bank: Tensor, index: Tensor | int) -> Tensor:
     return bank.narrow(0, index, 1) if isinstance(index, int) else bank.index_select(0, index)
 
 
-def _added(state: Tensor, turns: list[tuple[Rows, Collection[str]]]) -> Tensor:
+def _added(state: Tensor, turns: list[tuple[Rows, frozenset[str]]]) -> Tensor:
     """States, or the residuals beside them, with additions."""
     added = None
     for rows, _ in turns:
@@ -225,7 +230,7 @@ def _added(state: Tensor, turns: list[tuple[Rows, Collection[str]]]) -> Tensor:
     return state if added is None else state + added.to(state.dtype)
 
 
-def _advanced(parts: tuple[Tensor, ...], turns: list[tuple[Rows, Collection[str]]]) -> tuple[Tensor, ...]:
+def _advanced(parts: tuple[Tensor, ...], turns: list[tuple[Rows, frozenset[str]]]) -> tuple[Tensor, ...]:
     """States with every change, as the states of a block and no residual where there was one."""
     state = parts[0] + parts[1] if len(parts) == 2 else parts[0]
     x, start = state.float(), None

@@ -2,12 +2,12 @@
 
 A graph computes the whole form for every token. In an eager engine the host knows which rows a step holds and what each
 of them has (`arithmetic.facts`), so that hooks leave out the rest: tokens that are not steered, depths that no token
-uses, layers at which none is changed, and terms that no row has.
+uses, layers at which none is changed, and terms that no row has. Tokens with the same terms are computed together.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,13 @@ from torch import Tensor
 
 from steerkit_vllm.arithmetic import NUMBERS, facts, measures, names, needed, refers
 from steerkit_vllm.banks import Now, Turn
-from steerkit_vllm.settings import Room
+from steerkit_vllm.settings import SITES, Room
 
 _KEPT = 256
-"""How many combinations of rows are remembered; decoding repeats them from step to step."""
+"""How many combinations of rows are remembered."""
+
+_GROUPS = 8
+"""Up to how many sorts of tokens are computed apart; of more, all of the form for all of them takes fewer operators."""
 
 
 class _Depth(NamedTuple):
@@ -52,6 +55,8 @@ class Host:
         self._names = names(room.gates) if room.general else ("dose",)
         self._numbers: dict[tuple[int, int], np.ndarray] = {}
         self._facts: dict[tuple[int, int], list[frozenset[str]]] = {}
+        self._sorts: dict[object, int] = {}
+        self._sort = np.zeros((len(SITES), 1 + room.rows), np.int64)
         self._told: tuple[bytes, ...] | None = None
         self._known: OrderedDict[tuple[int, tuple[bytes, ...]], list[_Depth]] = OrderedDict()
 
@@ -69,6 +74,8 @@ class Host:
                 self._of(each[at].tolist(), {name: tensors[f"{name}_from"][layer, at] for name in referring})
                 for layer, each in enumerate(numbers)
             ]
+            sort = (*self._facts[site, start + at], *(bool(each[at].any()) for each in numbers))
+            self._sort[site, start + at] = self._sorts.setdefault(sort, 1 + len(self._sorts))
 
     def _of(self, numbers: list[float], references: dict[str, Tensor]) -> frozenset[str]:
         if not self._room.general:
@@ -87,14 +94,22 @@ class Host:
         if told == self._told:
             return  # decoding repeats a step until a request comes or goes
         self._told = told
-        self._now.tokens, self._now.turns = {}, {}
+        self._now.turns = {}
         for site in np.flatnonzero(step["row"].any(axis=(1, 2))).tolist():
-            self._tell(site, *(step[name][site] for name in ("row", "coefficient", "vector")))
+            given = [step[name][site] for name in ("row", "coefficient", "vector")]
+            tokens = np.flatnonzero(given[0].any(axis=0))
+            found, sorts = np.unique(self._sort[site][given[0][:, tokens]], axis=1, return_inverse=True)
+            apart = [tokens]
+            if self._room.general and found.shape[1] <= _GROUPS:
+                apart = [tokens[sorts.reshape(-1) == sort] for sort in range(found.shape[1])]
+            for each in apart:
+                used = np.flatnonzero(given[0][:, each].any(axis=1))
+                self._tell(site, each, *(values[used][:, each] for values in given))
 
-    def _tell(self, site: int, rows: np.ndarray, coefficients: np.ndarray, vectors: np.ndarray) -> None:
-        tokens = np.flatnonzero(rows.any(axis=0))
-        used = np.flatnonzero(rows.any(axis=1))
-        rows, coefficients, vectors = (each[used][:, tokens] for each in (rows, coefficients, vectors))
+    def _tell(
+        self, site: int, tokens: np.ndarray, rows: np.ndarray, coefficients: np.ndarray, vectors: np.ndarray
+    ) -> None:
+        """Say what some tokens undergo: `[depths, tokens]`."""
         found = [np.unique(each, return_inverse=True) for each in rows]
         key = (site, tuple(each.tobytes() for each, _ in found))
         if key in self._known:
@@ -103,7 +118,7 @@ class Host:
             self._known[key] = self._combined(site, [each.tolist() for each, _ in found])
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
-        self._now.tokens[site] = self._on(tokens)
+        turns: dict[int, list[Turn]] = defaultdict(list)
         for depth, (_, which), row, coefficient, vector in zip(
             self._known[key], found, rows, coefficients, vectors, strict=True
         ):
@@ -118,7 +133,10 @@ class Host:
             for layer, has in zip(depth.layers, depth.facts, strict=True):
                 given = dict(zip(depth.names, columns, strict=False))
                 measured = tuple(name for name in measures(self._room) if name in has)
-                self._now.turns.setdefault((site, layer), []).append(Turn(has, given, measured, vector, row))
+                turns[layer].append(Turn(has, given, measured, vector, row))
+        which = self._on(tokens)
+        for layer, found in turns.items():
+            self._now.turns.setdefault((site, layer), []).append((which, found))
 
     def _combined(self, site: int, rows: list[list[int]]) -> list[_Depth]:
         """What the rows of each depth have together."""
