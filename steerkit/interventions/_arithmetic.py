@@ -83,7 +83,7 @@ def project(x: Rows, basis: Basis) -> Rows:
 def preserve_norm(changed: Rows, original: Rows) -> Rows:
     """Each changed row, rescaled to the norm of the original row; one that was not changed is left to the last bit."""
     rescaled = (unit(changed) * norm(original)).to(changed.dtype)
-    # rounding alone would change a row that a dose of zero left as it was; what has an infinite entry has no norm to keep
+    # rounding alone would change a row that a dose of zero left as it was; a row with an infinite entry has no norm
     return rescaled.where((changed - original).abs().amax(dim=-1, keepdim=True) > 0, changed)
 
 
