@@ -19,7 +19,7 @@ from steerkit.evaluation._search import (
     Budget,
     Progress,
     Unit,
-    ascending,
+    calibrated,
     check_range,
     check_vector,
     largest,
@@ -29,7 +29,7 @@ from steerkit.evaluation._search import (
 from steerkit.evaluation._suites import Suite
 from steerkit.models import Sample, as_samples
 from steerkit.policy import Policy
-from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord
+from steerkit.vectors import SteeringVector, StrengthPoint
 from steerkit.vlm import VLM
 
 
@@ -131,16 +131,9 @@ def calibrate(
     smallest(lambda s: measured.unsafe(s) <= least, allowed, tolerance)
     chosen = next(strength for strength in measured.safest_first() if measured.cost(strength) <= budget.limit)
     curve = measured.curve()
-    record = StrengthRecord(
-        recommended=chosen,
-        minimum=0.0,
-        maximum=curve[-1].strength,
-        curve=ascending((*layers, *curve)),
-        chosen_by=f"least unsafe, {budget.kind} at most {budget.limit:g}, on {suite.name}; "
-        f"judge: {suite.judge.name}{rule}",
-    )
+    rule = f"least unsafe, {budget.kind} at most {budget.limit:g}, on {suite.name}; judge: {suite.judge.name}{rule}"
     return Calibration(
-        vector=vector.with_metadata(strength=record.model_dump()),
+        vector=calibrated(vector, chosen, curve, rule, layers),
         strength=chosen,
         unsafe=measured.unsafe(chosen),
         cost=measured.cost(chosen),

@@ -18,12 +18,12 @@ from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import outcomes
 from steerkit.evaluation._generate import Condition, check_measurable, check_vectors
 from steerkit.evaluation._outcome import Judged, Outcome
-from steerkit.evaluation._search import Budget, Progress, Unit, say
+from steerkit.evaluation._search import Budget, Progress, Unit, calibrated, say
 from steerkit.evaluation._suites import Suite
 from steerkit.interventions import Gate, MeasuredContrast, StoredDirection, _arithmetic as ops, is_finite
 from steerkit.models import Sample, as_samples
 from steerkit.policy import Policy
-from steerkit.vectors import Key, SteeringVector, StrengthPoint, StrengthRecord, as_vectors
+from steerkit.vectors import Key, SteeringVector, StrengthPoint, as_vectors
 from steerkit.vlm import VLM
 
 STRENGTHS = (0.5, 1.0, 1.5)
@@ -156,18 +156,11 @@ def _calibration(
         for budget, cost in zip(budgets, each.costs, strict=True)
     )
     within = " and ".join(f"{budget.kind} at most {budget.limit:g}" for budget in budgets)
-    record = StrengthRecord(
-        recommended=best.strength,
-        minimum=doses[0],
-        maximum=doses[-1],
-        curve=curve,
-        chosen_by=f"least unsafe threshold ({best.threshold:.6g}) and strength, {within}, on {suite.name}; "
-        f"judge: {suite.judge.name}",
-    )
+    rule = f"least unsafe threshold ({best.threshold:.6g}) and strength, {within}, on {suite.name}"
     gate = _gate(best.vector).model_copy(update={"threshold": best.threshold})
     rates = [each.unsafe for each in bests]
     return Calibration(
-        vector=_with(best.vector, gate).with_metadata(strength=record.model_dump()),
+        vector=calibrated(_with(best.vector, gate), best.strength, curve, f"{rule}; judge: {suite.judge.name}"),
         strength=best.strength,
         unsafe=best.unsafe,
         cost=best.costs[0],

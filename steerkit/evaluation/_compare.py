@@ -263,19 +263,19 @@ def compare(
         )
     common = as_samples(anchors)
     fits: dict[str, tuple[SteeringMethod, Sequence[Sample]]] = {}
-    for name, entry in methods.items():
-        if not isinstance(entry, SteeringVector):
-            method, chosen = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, common)
-            expect(SteeringMethod, "a method, (method, anchors) or a vector", **{f"methods[{name!r}]": method})
-            plan = method.plan(vlm, as_samples(chosen))
-            if plan.measures:
-                check_unseen(suite, as_samples(chosen))
-            fits[name] = method, chosen
+    vectors: dict[str, SteeringVector] = {}
     for name, entry in methods.items():
         if isinstance(entry, SteeringVector):
             with about(repr(name)):  # which of several it is, its message does not say
                 check_unseen(suite, entry)
                 check_vectors(vlm, [entry], policy)
+            vectors[name] = entry
+            continue
+        method, chosen = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, common)
+        expect(SteeringMethod, "a method, (method, anchors) or a vector", **{f"methods[{name!r}]": method})
+        if method.plan(vlm, as_samples(chosen)).measures:
+            check_unseen(suite, as_samples(chosen))
+        fits[name] = method, chosen
     extra = [strength for strength in dict.fromkeys(map(float, sweep)) if strength not in (0.0, 1.0)]
     answers = suite.size * (1 + len(methods) * (1 + len(extra)))
     done, total, telling = 0, len(fits) + answers + 1 + len(methods), False
@@ -295,9 +295,6 @@ def compare(
     sizes = f"{len(suite.harmful)} harmful, {len(suite.harmless)} harmless, {len(suite.utility)} questions"
     head = repr(vlm), f"{suite.name} ({sizes})", suite.judge.name
     rows: dict[str, Row] = {name: _unmeasured(name) for name in (UNSTEERED, *methods)}
-    vectors: dict[str, SteeringVector] = {
-        name: each for name, each in methods.items() if isinstance(each, SteeringVector)
-    }
     fitting = holding(cluster, vlm) if fits else None
     for name, (method, chosen) in fits.items():
         tell(f"fitting {name}", done)

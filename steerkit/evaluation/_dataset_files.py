@@ -194,7 +194,7 @@ def _cases(
                 expected=f"the images of {dataset.images or dataset.address}, in {base}",
                 fix="pass their folder as images=; whole=False leaves the rows without them out",
             )
-        warnings.warn(f"{said}; {left} of {sum(counts.values())} rows are left out", stacklevel=5)
+        warnings.warn(f"{said}; {left} of {sum(counts.values())} rows are left out", stacklevel=4)
     return {kind: tuple(cases) for kind, cases in groups.items()}
 
 
@@ -259,7 +259,7 @@ def _check_counts(dataset: Dataset, part: Part, counts: Mapping[Kind, int], whol
         return
     problem = f"{dataset.title} has {' and '.join(said)}"
     if not part.confirmed:
-        warnings.warn(f"{problem}; the number is unconfirmed, so this may be right", stacklevel=6)
+        warnings.warn(f"{problem}; the number is unconfirmed, so this may be right", stacklevel=5)
         return
     raise SampleError(
         problem,

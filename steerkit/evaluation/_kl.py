@@ -10,7 +10,7 @@ from torch import Tensor
 from steerkit._internal.validation import expect
 from steerkit.errors import NonFiniteError, OptionError
 from steerkit.evaluation._generate import check_vectors, steered
-from steerkit.evaluation._search import Budget, Progress, ascending, check_range, check_vector, largest, say
+from steerkit.evaluation._search import Budget, Progress, ascending, calibrated, check_range, check_vector, largest, say
 from steerkit.models import Sample
 from steerkit.policy import Policy
 from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord, as_vectors
@@ -67,15 +67,8 @@ def equal_kl(
                 expected=f"{dose:g}",
                 fix="ask for less, or raise maximum",
             )
-        curve = divergence.points("kl")
-        record = StrengthRecord(
-            recommended=strength,
-            minimum=0.0,
-            maximum=curve[-1].strength,
-            curve=curve,
-            chosen_by=f"kl of {dose:g} nats, on {len(samples)} prompts",
-        )
-        found.append(vector.with_metadata(strength=record.model_dump()))
+        rule = f"kl of {dose:g} nats, on {len(samples)} prompts"
+        found.append(calibrated(vector, strength, divergence.points("kl"), rule))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -10,7 +10,7 @@ from steerkit._internal.validation import expect, expect_one_of, expect_whole
 from steerkit._text import quoted
 from steerkit.errors import OptionError
 from steerkit.interventions import is_finite
-from steerkit.vectors import SteeringVector, StrengthPoint
+from steerkit.vectors import SteeringVector, StrengthPoint, StrengthRecord
 
 Progress = Callable[[str], None]
 """Called with what is measured next."""
@@ -69,6 +69,32 @@ def smallest(holds: Callable[[float], bool], maximum: float, tolerance: float) -
 
 def ascending(points: Iterable[StrengthPoint]) -> tuple[StrengthPoint, ...]:
     return tuple(sorted(points, key=lambda point: point.strength))
+
+
+def calibrated(
+    vector: SteeringVector,
+    strength: float,
+    curve: Sequence[StrengthPoint],
+    chosen_by: str,
+    layers: Iterable[StrengthPoint] = (),
+) -> SteeringVector:
+    """The vector that recommends a strength, and says what was measured at which.
+
+    Args:
+        vector: The vector.
+        strength: The strength.
+        curve: Of the vector as a whole, in ascending order.
+        chosen_by: How it was chosen.
+        layers: What was measured of its layers before.
+    """
+    record = StrengthRecord(
+        recommended=strength,
+        minimum=curve[0].strength,
+        maximum=curve[-1].strength,
+        curve=ascending((*layers, *curve)),
+        chosen_by=chosen_by,
+    )
+    return vector.with_metadata(strength=record.model_dump())
 
 
 def say(progress: Progress | None, what: str) -> None:

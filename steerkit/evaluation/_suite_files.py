@@ -113,118 +113,94 @@ def load_suite(
     expect(str | None, "a text", part=part, revision=revision)
     expect(Mapping | None, "{'source field': 'text'}", columns=columns)
     expect(bool, "True or False", whole=whole)
+    name = str(path)
+    dataset = DATASETS.get(name)
+    if root is None and dataset is not None and not columns and not user_path(path).exists():
+        if dataset.shipped is None:
+            raise OptionError(
+                f"root is missing: {name} is a data set, and does not come with steerkit",
+                expected="the folder where you have it",
+                fix=f"get it from {dataset.address}, and pass load_suite({name!r}, root=FOLDER)",
+            )
+        root, revision = dataset.shipped, revision or dataset.revision
+    settings, terms = _Settings(), {}
+    cases: Mapping[Any, Sequence[Case]]
     if root is not None:
         if columns:
             raise OptionError(
                 "columns and root are both given", expected="columns= for a file of your own, without root="
             )
-        return _published(str(path), user_path(root), part, images, revision, whole, refusals, max_new_tokens)
-    if (dataset := DATASETS.get(str(path))) and not columns and not user_path(path).exists():
-        if dataset.shipped is None:
-            raise OptionError(
-                f"root is missing: {path} is a data set, and does not come with steerkit",
-                expected="the folder where you have it",
-                fix=f"get it from {dataset.address}, and pass load_suite({str(path)!r}, root=FOLDER)",
-            )
-        given = (part, images, revision or dataset.revision, whole, refusals, max_new_tokens)
-        return _published(str(path), dataset.shipped, *given)
-    if part is not None or images is not None or not whole:
-        raise OptionError("part, images or whole is given without root", expected="them for data sets alone")
-    return _own(user_path(path), columns or {}, revision, refusals, max_new_tokens)
-
-
-def _published(
-    name: str,
-    root: Path,
-    part: str | None,
-    images: str | Path | None,
-    revision: str | None,
-    whole: bool,
-    refusals: Sequence[str] | None,
-    max_new_tokens: int | None,
-) -> Suite:
-    found = read_dataset(name, root, part=part, images=None if images is None else user_path(images), whole=whole)
+        beside = None if images is None else user_path(images)
+        found = read_dataset(name, user_path(root), part=part, images=beside, whole=whole)
+        name, cases, digest = found.name, found.cases, found.digest
+        terms = {"licence": found.dataset.licence, "citation": found.dataset.citation}
+    else:
+        if part is not None or images is not None or not whole:
+            raise OptionError("part, images or whole is given without root", expected="them for data sets alone")
+        file = user_path(path)
+        settings, cases = _own(file, columns or {})
+        name, digest = settings.name or file.stem, file_digest([file])
+    kind = KeyedJudge if settings.judge.kind == "keyed" else PhraseJudge
     return Suite(
-        found.name,
-        *(found.cases[kind] for kind in KINDS),
-        judge=PhraseJudge(tuple(refusals or REFUSALS)),
-        max_new_tokens=64 if max_new_tokens is None else max_new_tokens,
-        revision=_revision(revision, found.digest),
-        licence=found.dataset.licence,
-        citation=found.dataset.citation,
+        name,
+        *(tuple(cases[kind]) for kind in KINDS),
+        judge=kind(tuple(refusals or settings.judge.refusals), settings.judge.name),
+        max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        revision=f"{revision or ''} sha256:{digest}".strip(),
+        **terms,
     )
 
 
-def _revision(given: str | None, digest: str) -> str:
-    return f"{given or ''} sha256:{digest}".strip()
-
-
-def _own(
-    path: Path,
-    columns: Mapping[str, str | None],
-    revision: str | None,
-    refusals: Sequence[str] | None,
-    max_new_tokens: int | None,
-) -> Suite:
+def _own(path: Path, columns: Mapping[str, str | None]) -> tuple[_Settings, dict[str, list[Case]]]:
+    """The settings and the cases of a file in a format of steerkit."""
     settings = _Settings()
     groups: dict[str, list[Case]] = {kind: [] for kind in KINDS}
-    begun, seen = False, _Seen(unit_of(path))
+    begun, unit = False, unit_of(path)
+    seen: _Seen = {}
+    repeated: list[str] = []
     for number, where, row in sound_rows(path):
         with about(where, SampleError):
             if not begun and set(row) == {"suite"}:
                 settings = _settings(row["suite"])
             else:
                 case = _case(_renamed(row, columns, is_separated(path)), path.parent, settings)
-                seen.add(number, case)
+                if (first := _first(seen, number, case, unit)) != number:
+                    repeated.append(f"{number} (as {first})")
                 groups[case.sample.label or ""].append(case)
         begun = True
-    if seen.repeated:
-        listed = ", ".join(f"{again} (as {first})" for again, first in seen.repeated[:LISTED])
-        more = len(seen.repeated) - LISTED
+    if repeated:
+        more = len(repeated) - LISTED
         warnings.warn(
-            f"{path} holds {len(seen.repeated)} of {sum(map(len, groups.values()))} rows more than once: "
-            f"{unit_of(path)}s {listed}{f' and {more} more' if more > 0 else ''}. Every one counts in the shares, and "
-            "the intervals count rows of one image, or of one text without images, once: leave them out unless they "
-            "are to weigh more",
+            f"{path} holds {len(repeated)} of {sum(map(len, groups.values()))} rows more than once: "
+            f"{unit}s {', '.join(repeated[:LISTED])}{f' and {more} more' if more > 0 else ''}. Every one counts in the "
+            "shares, and the intervals count rows of one image, or of one text without images, once: leave them out "
+            "unless they are to weigh more",
             stacklevel=3,
         )
-    kind = KeyedJudge if settings.judge.kind == "keyed" else PhraseJudge
-    return Suite(
-        settings.name or path.stem,
-        *(tuple(groups[kind]) for kind in KINDS),
-        judge=kind(tuple(refusals or settings.judge.refusals), settings.judge.name),
-        max_new_tokens=settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        revision=_revision(revision, file_digest([path])),
-    )
+    return settings, groups
 
 
-class _Seen:
-    """The rows of a file so far, by what they ask: ids, which may differ, do not count."""
+_Seen = dict[str, dict[tuple[str | None, str | None], int]]
+"""The rows of a file so far, by what they ask, label and answer: ids, which may differ, do not count."""
 
-    def __init__(self, unit: str) -> None:
-        self.repeated: list[tuple[int, int]] = []
-        self._unit = unit
-        self._rows: dict[str, dict[tuple[str | None, str | None], int]] = {}
 
-    def add(self, number: int, case: Case) -> None:
-        """Note a row.
+def _first(seen: _Seen, number: int, case: Case, unit: str) -> int:
+    """The first row that is like this one, which may be this one; it is noted.
 
-        Raises:
-            SampleError: It is a request that is harmful in one place and harmless in another.
-        """
-        sample = case.sample
-        asked = (sample.text, sample.images, sample.videos, sample.caption, dict(sample.chat_template_kwargs))
-        alike = self._rows.setdefault(hashlib.sha256(repr(asked).encode()).hexdigest(), {})
-        other = {"harmful": "harmless", "harmless": "harmful"}.get(sample.label or "")
-        if contrary := [line for (label, _), line in alike.items() if label == other]:
-            raise SampleError(
-                f"the request of {self._unit} {contrary[0]} is {sample.label} here and {other} there",
-                expected="one label for a request with the same images",
-                fix="leave one of the two out",
-            )
-        first = alike.setdefault((sample.label, case.answer), number)
-        if first != number:
-            self.repeated.append((number, first))
+    Raises:
+        SampleError: It is a request that is harmful in one place and harmless in another.
+    """
+    sample = case.sample
+    asked = (sample.text, sample.images, sample.videos, sample.caption, dict(sample.chat_template_kwargs))
+    alike = seen.setdefault(hashlib.sha256(repr(asked).encode()).hexdigest(), {})
+    other = {"harmful": "harmless", "harmless": "harmful"}.get(sample.label or "")
+    if contrary := [line for (label, _), line in alike.items() if label == other]:
+        raise SampleError(
+            f"the request of {unit} {contrary[0]} is {sample.label} here and {other} there",
+            expected="one label for a request with the same images",
+            fix="leave one of the two out",
+        )
+    return alike.setdefault((sample.label, case.answer), number)
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str | None], is_table: bool) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def assert_same(found: SteeringVector, expected: SteeringVector, difference: str
         gap = float((found.tensors[key].float() - tensor.float()).abs().max() / tensor.float().abs().max())
         if not gap <= tolerance:
             raise ContractError(f"{difference}: the directions at {tuple(key)} differ by {gap:.3g} of their size")
-    pair = [[json.loads(each.model_dump_json()) for each in vector.interventions] for vector in (found, expected)]
-    if not _same(*pair, tolerance):
+    one, other = ([json.loads(each.model_dump_json()) for each in vector.interventions] for vector in (found, expected))
+    if not _same(one, other, tolerance):
         raise ContractError(f"{difference}: the interventions differ")
 
 

@@ -18,18 +18,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel
 
+from steerkit._internal.faults import refused_as
 from steerkit._internal.json import json_object
+from steerkit.errors import PackFormatError
+from steerkit.interventions import FiniteFloat
 from steerkit.vectors import MethodRecord
 from steerkit.vectors.formats.container import read_file
-from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, by_layer, malformed
+from steerkit_vectors_hub.interop.base import FIX, Choice, Foreign, ForeignReader, by_layer
 
 MAX_NUMBERS = 2**24
 _LAYER = re.compile(r"(0|[1-9][0-9]{0,3})")
+
+
+class _File(BaseModel, extra="forbid", strict=True):
+    model_type: str
+    directions: dict[str, list[FiniteFloat]]
+    explained_variances: Any = None
 
 
 @final
@@ -46,25 +55,13 @@ class ActivationSteering(ForeignReader):
     def read(self, path: Path, choice: Choice) -> Foreign:
         """See the module."""
         document = json_object(read_file(path), "the file", fix=FIX, most=MAX_NUMBERS)
-        if unknown := sorted(set(document) - {"model_type", "directions", "explained_variances"}):
-            raise malformed(f"unknown fields {unknown[:5]}", "model_type, directions, explained_variances")
-        directions, model_type = document.get("directions"), document.get("model_type")
-        if not isinstance(directions, dict) or not isinstance(model_type, str):
-            raise malformed("directions or model_type is missing", "a .svec file")
-        found = by_layer(directions.items(), _LAYER, "key", "a number from 0")
+        with refused_as(PackFormatError, "the file", expected="a .svec file", fix=FIX):
+            held = _File.model_validate(document)
+        found = by_layer(held.directions.items(), _LAYER, "key", "a number from 0")
         return Foreign(
-            {layer: _vector(numbers, f"layer {layer}") for layer, numbers in found.items()},
+            {layer: torch.tensor(row, dtype=torch.float64, device="cpu") for layer, row in found.items()},
             shift=-1,
             outside={0: "the input of block 0"},
             method=MethodRecord(name="activation-steering"),
-            model_type=model_type[:200],
+            model_type=held.model_type[:200],
         )
-
-
-def _vector(numbers: object, what: str) -> Tensor:
-    if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
-        raise malformed(f"{what} is something else than a list of numbers", "one vector")
-    try:
-        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-    except (OverflowError, RuntimeError) as error:
-        raise malformed(f"{what} has a number that is too large", "finite numbers") from error
