@@ -11,6 +11,8 @@ import numpy as np
 Z = 1.959963984540054
 """The standard normal quantile of a two-sided interval of 95 %."""
 
+RESAMPLES = 1000
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -74,30 +76,20 @@ def wilson(held: int, n: int) -> tuple[float, float]:
     return (0.0 if held == 0 else middle - half), (1.0 if held == n else middle + half)
 
 
-def bootstrap(
-    values: Sequence[float], resamples: int = 1000, seed: int = 0, *, clusters: Sequence[object] | None = None
-) -> Estimate:
+def bootstrap(values: Sequence[float], *, clusters: Sequence[object] | None = None) -> Estimate:
     """A mean, with the percentile interval of its bootstrap, seeded; NaN of nothing.
 
     Args:
         values: The values; truth values for a share.
-        resamples: How often they are drawn.
-        seed: Of the drawing.
         clusters: What each belongs to, such as its image: clusters are drawn as a whole, since values of one are more
             alike than others. What is one and the same for all is no sample of anything, and is not drawn.
     """
     if not values:
         return Estimate(math.nan, math.nan, math.nan)
-    return ratio(values, [1.0] * len(values), clusters, resamples, seed)
+    return ratio(values, [1.0] * len(values), clusters)
 
 
-def ratio(
-    values: Sequence[float],
-    others: Sequence[float],
-    clusters: Sequence[object] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
+def ratio(values: Sequence[float], others: Sequence[float], clusters: Sequence[object] | None = None) -> Estimate:
     """The ratio of two sums, with its interval by bootstrap; see `bootstrap`."""
     names = list(range(len(values)) if clusters is None or len(set(clusters)) == 1 else clusters)
     number = {name: at for at, name in enumerate(dict.fromkeys(names))}
@@ -105,10 +97,10 @@ def ratio(
     for value, other, name in zip(values, others, names, strict=True):
         sums[number[name]] += value
         counts[number[name]] += other
-    drawn = np.random.default_rng(seed).integers(0, len(number), (resamples, len(number)))
+    drawn = np.random.default_rng(0).integers(0, len(number), (RESAMPLES, len(number)))
     means = np.sort(sums[drawn].sum(1) / counts[drawn].sum(1))
     n = len(values)
-    low, high = float(means[int(0.025 * resamples)]), float(means[int(0.975 * resamples) - 1])
+    low, high = float(means[int(0.025 * RESAMPLES)]), float(means[int(0.975 * RESAMPLES) - 1])
     return Estimate(sum(values) / sum(others), low, high, n, clusters=len(number) if len(number) < n else 0)
 
 

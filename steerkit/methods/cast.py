@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from steerkit.interventions import (
     StoredDirection,
     _arithmetic as ops,
 )
-from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth
+from steerkit.methods._base import Fit, Plan, SteeringMethod, at_depth, by_label
 from steerkit.methods._differences import difference_components
 from steerkit.methods._moments import Groups, Moments, Observations
 from steerkit.methods._requirements import require_begun, require_labels
@@ -137,7 +137,7 @@ class CAST(SteeringMethod):
 
     def observe(self, model: SteerableModel, batch: Sequence[Sample], layers: Sequence[int]) -> Observations:
         """States of the condition's prompts, pooled, and of the behaviour's."""
-        found: dict[str, dict[int, Tensor]] = {}
+        found: dict[str, Mapping[int, Tensor]] = {}
         conditions = self._conditions(model, layers)
         parts: tuple[tuple[str, tuple[str, str], Sequence[int], CapturePool], ...] = (
             (CONDITION, (self.meets, self.fails), conditions, self.pool),
@@ -148,9 +148,8 @@ class CAST(SteeringMethod):
             if not shown:
                 continue
             captured = model.capture(shown, images=self.images, layers=where, pool=pool)
-            for side, label in zip(("positive", "negative"), labels, strict=True):
-                chosen = [index for index, sample in enumerate(shown) if sample.label == label]
-                found[f"{kind} {side}"] = {layer: rows[chosen] for layer, rows in captured.items()}
+            split = by_label(shown, captured, labels)
+            found |= {f"{kind} positive": split[labels[0]], f"{kind} negative": split[labels[1]]}
         return found
 
     def solve(self, model: SteerableModel, found: Groups, layers: Sequence[int]) -> Fit:
@@ -164,7 +163,9 @@ class CAST(SteeringMethod):
             stored = vectors[layer].float()  # as the engine will read it
             similar[layer] = _similarities(positive, stored), _similarities(negative, stored)
         choices = [(layer,) for layer in conditions] if self.condition_layers is None else [tuple(conditions)]
-        best = max((point for choice in choices for point in _points(choice, similar)), key=_merit)
+        best = max(
+            (point for choice in choices for point in _points(choice, similar)), key=lambda point: (point.f1, point.gap)
+        )
         _check_told(best, found)
         directions = {Key(layer, name=CONDITION): vectors[layer] for layer in best.layers}
         for layer in layers:
@@ -209,10 +210,6 @@ def _check_told(best: Point, found: Groups) -> None:
             "about are told better",
             stacklevel=3,
         )
-
-
-def _merit(point: Point) -> tuple[float, float]:
-    return point.f1, point.gap
 
 
 def _points(layers: tuple[int, ...], similar: dict[int, tuple[Tensor, Tensor]]) -> list[Point]:
