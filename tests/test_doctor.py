@@ -198,9 +198,9 @@ def test_versions_out_of_bounds_and_extras_that_are_missing(only: Only, monkeypa
     sound = only("versions")
     assert sound["fail"] == []
     assert any(each.startswith("torch ") for each in sound["pass"])
-    installed = doctor._version
+    installed = plugins.version_of
     changed = {"torch": "1.9.0", "gguf": None, "pyarrow": None, "rich": None}
-    monkeypatch.setattr(doctor, "_version", lambda name: changed.get(name, installed(name)))
+    monkeypatch.setattr(plugins, "version_of", lambda name: changed.get(name, installed(name)))
     found = only("versions")
     wrong = {each.partition(",")[0] for each in found["fail"]}
     assert wrong == {"rich>=13 is not installed", "torch 1.9.0 is installed"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import is_dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any, NamedTuple
 
 from steerkit._text import near
@@ -13,6 +13,21 @@ from steerkit.errors import PluginError, UnknownNameError
 
 OURS = "steerkit-vlm"
 """The distribution whose names nobody else may take."""
+
+
+def version_of(distribution: str) -> str | None:
+    """The version that is installed; None where there is none."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+@cache  # a file is parsed for each
+def versions() -> dict[str, str]:
+    """The versions of steerkit and of what it computes with, for records; beside vLLM there may be no nnsight."""
+    names = (OURS, "torch", "transformers", "nnsight")
+    return {name: found for name in names if (found := version_of(name)) is not None}
 
 
 class PluginWarning(UserWarning):

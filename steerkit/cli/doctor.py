@@ -7,10 +7,11 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import metadata, requires
 from pathlib import Path
 from typing import Any
 
+from steerkit._internal import plugins
 from steerkit._version import __version__
 from steerkit.cli.command import Result
 from steerkit.cli.loading import import_libraries
@@ -56,7 +57,7 @@ def _versions() -> Iterator[tuple[Any, ...]]:
 
     extras = ["", *(each for each in metadata(OURS).get_all("Provides-Extra", []) if each not in _FOR_DEVELOPERS)]
     for requirement in map(Requirement, requires(OURS) or ()):
-        marker, there = requirement.marker, _version(requirement.name)
+        marker, there = requirement.marker, plugins.version_of(requirement.name)
         extra = next((each for each in extras if marker is None or marker.evaluate({"extra": each})), None)
         wanted = f"{requirement.name}{requirement.specifier}"
         install = f"pip install '{OURS}[{extra}]'" if extra else f"pip install '{wanted}'"
@@ -71,12 +72,10 @@ def _versions() -> Iterator[tuple[Any, ...]]:
             yield "pass", f"{requirement.name} {there}"
 
 
-def _plugins(group: str, home: str, base: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
+def _plugins(group: plugins.Group, home: str, base: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
     def check() -> Iterator[tuple[Any, ...]]:
-        from steerkit._internal import plugins
-
         import_libraries()
-        rows = plugins.registered(getattr(plugins, group), getattr(importlib.import_module(home), base))
+        rows = plugins.registered(group, getattr(importlib.import_module(home), base))
         good = [each.name for each in rows if each.error is None]
         yield ("pass" if good else "fail"), ", ".join(good) or "none", "" if good else f"reinstall {OURS}"
         for each in rows:
@@ -142,22 +141,15 @@ def _trust() -> Iterator[tuple[Any, ...]]:
     yield "pass", f"{trust_path()}: " + (f"{len(trust.signers)} signers" if trust_path().exists() else "there is none")
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 _FOR_DEVELOPERS = ("test", "docs", "dev")
 """Extras that no user misses."""
 
 _CHECKS: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
     "installation": _installation,
     "versions": _versions,
-    "adapters": _plugins("ADAPTERS", "steerkit.models", "Family"),
-    "methods": _plugins("METHODS", "steerkit.methods", "SteeringMethod"),
-    "formats": _plugins("FORMATS", "steerkit_vectors_hub.interop.base", "ForeignReader"),
+    "adapters": _plugins(plugins.ADAPTERS, "steerkit.models", "Family"),
+    "methods": _plugins(plugins.METHODS, "steerkit.methods", "SteeringMethod"),
+    "formats": _plugins(plugins.FORMATS, "steerkit_vectors_hub.interop.base", "ForeignReader"),
     "engines": _engines,
     "devices": _devices,
     "caches": _caches,

@@ -7,15 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, get_args
 
 from steerkit._internal.files import user_path
+from steerkit._internal.plugins import versions
 from steerkit._internal.validation import PATH, expect, expect_each, expect_one_of, expect_whole
 from steerkit._text import quoted
-from steerkit._version import __version__
 from steerkit.errors import ModelMismatchError, OptionError, RecordsError
 from steerkit.evaluation._journal import Journal
 from steerkit.evaluation._records import Answer, as_told
@@ -296,16 +294,11 @@ def _blanks(suite: Suite, condition: Condition, model: str) -> list[Answer]:
             answer="",
             tokens=0,
             truncated=False,
-            versions=_versions(),
+            versions=versions(),
         )
         for kind in KINDS
         for case in suite.cases(kind)
     ]
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {"steerkit": __version__, **{name: version(name) for name in ("torch", "transformers")}}
 
 
 def check_measurable(vlm: object, suite: object) -> None:

@@ -18,6 +18,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from steerkit._internal.files import user_path
+from steerkit._internal.plugins import versions
 from steerkit._internal.validation import expect, expect_whole
 from steerkit._text import near
 from steerkit.errors import CheckpointError, EmptyAnchorSetError, OptionError
@@ -28,7 +29,6 @@ from steerkit.methods._fit_inputs import (
     check_measuring,
     check_unsteered,
     model_and_anchors,
-    versions,
 )
 from steerkit.methods._moments import Groups, Observations, groups_of
 from steerkit.methods._state import Extraction, Measured, State, check_place, merged

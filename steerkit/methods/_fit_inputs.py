@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
@@ -128,16 +126,3 @@ def check_anchors(
             if all(map(hides_images, shown)):  # they are read all the same, for the digest of the anchor set
                 with named(0, anchors[index]):
                     anchors[index].loaded()
-
-
-@functools.cache  # importlib.metadata parses a file for each
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # beside vLLM there may be no nnsight, and the hooks measure
-        return None
-
-
-def versions() -> dict[str, str]:
-    names = ("steerkit-vlm", "torch", "transformers", "nnsight")
-    return {name: found for name in names if (found := _version(name)) is not None}

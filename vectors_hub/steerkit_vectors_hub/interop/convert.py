@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steerkit._internal import plugins
@@ -132,7 +130,7 @@ def assemble(
             *foreign.notes,
             *(f"the file says {what} {theirs[:80]!r}" for what, theirs, ours in said if theirs and theirs != ours),
         ),
-        "versions": {"steerkit-vlm": importlib.metadata.version("steerkit-vlm"), "torch": torch.__version__},
+        "versions": plugins.versions(),
     }
     with refused_as(PackFormatError, "what it says", expected="what a pack can hold", wrong="is impossible"):
         metadata = PackMetadata.model_validate(document)
