@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steerkit._internal.validation import expect
-from steerkit.errors import EmptyAnchorSetError, OptionError
+from steerkit.errors import EmptyAnchorSetError
 from steerkit.evaluation._disjoint import check_unseen
 from steerkit.evaluation._evaluate import evaluate
 from steerkit.evaluation._generate import check_measurable, check_vectors
@@ -120,12 +120,7 @@ def calibrate(
         vector, run = by_layer(vlm, vector, harmless, per_layer, batch_size=batch_size, progress=progress)
         layers, rule = vector.metadata.strength.curve, f"; before that, {vector.metadata.strength.chosen_by}"
     measured = _Measured(vlm, vector, suite, budget, {"folder": folder, "batch_size": batch_size}, progress)
-    if (cost := measured.cost(0.0)) > budget.limit:
-        raise OptionError(
-            f"{budget.kind} is {cost:.3g} without steering, on {suite.name}",
-            expected=f"at most the budget of {budget.limit:g}",
-            fix="allow more, or read the answers to the harmless prompts: the judge may take them for refusals",
-        )
+    budget.check_unsteered(measured.cost(0.0), suite.name)
     allowed = largest(lambda s: measured.cost(s) <= budget.limit, maximum, tolerance)
     least = measured.unsafe(allowed)
     smallest(lambda s: measured.unsafe(s) <= least, allowed, tolerance)

@@ -116,11 +116,7 @@ def calibrate_gate(
     (before,) = outcomes(vlm, suite, [Condition("unsteered")], **options).values()
     plain = before.judged
     for budget in allowed:
-        if (cost := cost_of(budget.kind, before, before)) > budget.limit:
-            raise OptionError(
-                f"{budget.kind} is {cost:.3g} without steering, on {suite.name}",
-                expected=f"at most the budget of {budget.limit:g}",
-            )
+        budget.check_unsteered(cost_of(budget.kind, before, before), suite.name)
     samples = [suite.named[each.answer.kind, each.answer.row].sample for each in plain]
     called = [f"vector {number}, gate open" for number in range(1, len(vectors) + 1)]
     opened = [_with(vector, None) for vector in vectors]

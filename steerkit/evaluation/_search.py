@@ -42,6 +42,19 @@ class Budget:
         if not is_finite(self.limit) or self.limit < 0:
             raise OptionError(f"a budget of {self.limit!r:.80}", expected="a finite number, not below 0")
 
+    def check_unsteered(self, cost: float, suite: str) -> None:
+        """Refuse a budget that is spent before anything steers.
+
+        Raises:
+            OptionError: It is.
+        """
+        if cost > self.limit:
+            raise OptionError(
+                f"{self.kind} is {cost:.3g} without steering, on {suite}",
+                expected=f"at most the budget of {self.limit:g}",
+                fix="allow more, or read the answers to the harmless prompts: the judge may take them for refusals",
+            )
+
 
 def largest(holds: Callable[[float], bool], maximum: float, tolerance: float) -> float:
     """The largest strength up to which something holds, looked for upwards from 0, where it is taken to hold."""
