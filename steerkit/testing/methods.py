@@ -61,12 +61,11 @@ def method_checks(
     Args:
         method: The class.
         options: How it is configured; default: as it is without options.
-        anchors: What it is fitted on, eight or so. Default: eight requests with images, captions and the labels that
-            the method asks for, by `require_labels`, in its `plan`.
+        anchors: What it is fitted on; default: eight with images, captions and the labels that its `plan` requires.
         model: What it is fitted on; default: the tiny LLaVA.
 
     Returns:
-        One check for each demand; nothing runs before the first is called.
+        A check for each demand; nothing runs before it is called.
 
     Raises:
         ContractError: The method is not a subclass of SteeringMethod.
