@@ -296,11 +296,16 @@ class TestUpload:
         assert "revision" in inspect.signature(HfApi.upload_file).parameters
         assert "revision" in ours
 
-    @pytest.mark.parametrize("revision", ['refs/pr/1")\nimport os', "a b", "x`y", "--"])
+    @pytest.mark.parametrize("revision", ['refs/pr/1");import os#', "a b", "x`y", "--"])
     def test_a_branch_writes_no_code_into_the_card(self, revision: str) -> None:
         card = vector().push_to_hub("someone/pack", revision=revision, dry_run=True).card
         (shown,) = re.findall(r'^vector = sk.load_vector\("([^"\s]*)"\)$', card, re.MULTILINE)
         assert parse_ref(shown) == Ref("hf", "someone/pack", revision)
+
+    @pytest.mark.parametrize("revision", ['refs/pr/1")\nimport os', "a\tb", "\udc80"])
+    def test_a_branch_of_several_lines_is_none(self, revision: str) -> None:
+        with pytest.raises(ReferenceFormatError, match="is not a revision"):
+            vector().push_to_hub("someone/pack", revision=revision, dry_run=True)
 
     def test_a_private_pack_is_not_put_where_everybody_reads(self, hub: LoopbackHub) -> None:
         commit = hub.publish("someone/open", {"README.md": b"x"})

@@ -58,7 +58,7 @@ def publication(
         SigningError: The key can't be used.
         SignatureFormatError: The signature can't be read.
         PublishError: The metadata are incomplete; the message names every field.
-        ReferenceFormatError: The repository's name is malformed.
+        ReferenceFormatError: The name of the repository or of its branch is malformed.
     """
     expect(str, "owner/name", repo_id=repo_id)
     if repo_id and "/" not in repo_id:
