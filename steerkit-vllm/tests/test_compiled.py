@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from test_engine import FEW, check_equal
-
-PLAIN = ["cmrm", "last", "image", "mlp", "steps"]
-"""Packs that only add: a server with no others has a shorter way."""
+from test_engine import FEW, PLAIN, check_equal
 
 CHUNKS = {"enforce_eager": False, "max_num_batched_tokens": 32, "max_num_seqs": 16}
 """Most prompts are read in chunks, and some are not: they are 11 to 37 tokens long."""

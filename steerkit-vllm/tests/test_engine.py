@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 FEW = ["cmrm", "last", "all", "image", "relative", "ablate_kept", "gate_prompt", "sample", "mlp"]
+PLAIN = ["cmrm", "last", "image", "mlp", "steps"]
+"""Packs that only add: a server with no others has a shorter way."""
 
 
 def check_equal(found, recipes, part="mixed"):
@@ -94,6 +96,16 @@ def test_second_model_runner_with_speculation_and_requests_that_are_preempted(co
 
 
 PROCESSES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+
+
+def test_tensor_parallel(compare):
+    check_equal(compare("mixed", only=FEW, options={"tensor_parallel_size": 2}, **PROCESSES), 15)
+
+
+def test_pipeline_parallel(compare):
+    """Compiled: eager, vLLM's CPU build dies of it, with and without steerkit. Additions compile in seconds."""
+    options = {"enforce_eager": False, "pipeline_parallel_size": 2}
+    check_equal(compare("mixed", only=PLAIN, options=options, **PROCESSES), 10)
 
 
 @pytest.mark.long
