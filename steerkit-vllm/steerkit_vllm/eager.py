@@ -7,7 +7,8 @@ uses, layers at which none is changed, and terms that no row has. Tokens with th
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+import functools
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from steerkit_vllm.banks import Now, Turn
 from steerkit_vllm.settings import SITES, Room
 
 _KEPT = 256
-"""How many combinations of rows are remembered."""
+"""How many combinations of rows, and of tokens, are remembered: they come again while requests come and go."""
 
 _GROUPS = 8
 """Up to how many sorts of tokens are computed apart; of more, all of the form for all of them takes fewer operators."""
@@ -58,11 +59,13 @@ class Host:
         self._sorts: dict[object, int] = {}
         self._sort = np.zeros((len(SITES), 1 + room.rows), np.int64)
         self._told: tuple[bytes, ...] | None = None
-        self._known: OrderedDict[tuple[int, tuple[bytes, ...]], list[_Depth]] = OrderedDict()
+        self._combined = functools.lru_cache(_KEPT)(self._rows_together)
+        self._turns = functools.lru_cache(_KEPT)(self._made)
 
     def add(self, site: int, start: int, tensors: dict[str, Tensor]) -> None:
         """Take note of the rows of a change."""
-        self._known.clear()
+        self._combined.cache_clear()
+        self._turns.cache_clear()
         self._told = None
         numbers = tensors["numbers"]
         if not self._room.general:  # the directions of additions are times the dose
@@ -92,53 +95,49 @@ class Host:
         """
         told = tuple(values.tobytes() for values in step.values())
         if told == self._told:
-            return  # decoding repeats a step until a request comes or goes
+            return  # decoding repeats a step
         self._told = told
         self._now.turns = {}
         for site in np.flatnonzero(step["row"].any(axis=(1, 2))).tolist():
             given = [step[name][site] for name in ("row", "coefficient", "vector")]
             tokens = np.flatnonzero(given[0].any(axis=0))
-            found, sorts = np.unique(self._sort[site][given[0][:, tokens]], axis=1, return_inverse=True)
-            apart = [tokens]
-            if self._room.general and found.shape[1] <= _GROUPS:
-                apart = [tokens[sorts.reshape(-1) == sort] for sort in range(found.shape[1])]
+            sorts, apart = self._sort[site][given[0][:, tokens]], [tokens]
+            if self._room.general and (sorts != sorts[:, :1]).any():
+                found, sort = np.unique(sorts, axis=1, return_inverse=True)
+                if found.shape[1] <= _GROUPS:
+                    apart = [tokens[sort.reshape(-1) == at] for at in range(found.shape[1])]
             for each in apart:
-                used = np.flatnonzero(given[0][:, each].any(axis=1))
-                self._tell(site, each, *(values[used][:, each] for values in given))
+                columns = [values[given[0][:, each].any(axis=1)][:, each] for values in given]
+                if all((values == values[:, :1]).all() for values in columns):
+                    columns = [values[:, :1] for values in columns]  # all alike, however many there are
+                made = self._turns(site, columns[0].shape, *(values.tobytes() for values in columns))
+                which = self._on(each)
+                for layer, turns in made.items():
+                    self._now.turns.setdefault((site, layer), []).append((which, turns))
 
-    def _tell(
-        self, site: int, tokens: np.ndarray, rows: np.ndarray, coefficients: np.ndarray, vectors: np.ndarray
-    ) -> None:
-        """Say what some tokens undergo: `[depths, tokens]`."""
-        found = [np.unique(each, return_inverse=True) for each in rows]
-        key = (site, tuple(each.tobytes() for each, _ in found))
-        if key in self._known:
-            self._known.move_to_end(key)
-        else:
-            self._known[key] = self._combined(site, [each.tolist() for each, _ in found])
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
+    def _made(self, site: int, shape: tuple[int, int], *given: bytes) -> dict[int, list[Turn]]:
+        """By layer, what tokens undergo: rows, coefficients and vectors, `[depths, tokens]`."""
+        rows, coefficients, vectors = (
+            np.frombuffer(data, kind).reshape(shape)
+            for data, kind in zip(given, (np.int64, np.float32, np.int64), strict=True)
+        )
         turns: dict[int, list[Turn]] = defaultdict(list)
-        for depth, (_, which), row, coefficient, vector in zip(
-            self._known[key], found, rows, coefficients, vectors, strict=True
-        ):
+        found = [np.unique(each, return_inverse=True) for each in rows]
+        depths = self._combined(site, tuple(tuple(each.tolist()) for each, _ in found))
+        for depth, (_, which), row, coefficient, vector in zip(depths, found, rows, coefficients, vectors, strict=True):
             if not depth.layers:
                 continue
-            if depth.table.shape[2] == 1 and (coefficient == coefficient[0]).all():
-                which, coefficient = which[:1], coefficient[:1]
             numbers = depth.table.take(which, axis=2)
             numbers[:, 0] *= coefficient
-            columns = iter(self._on(numbers).view(-1, len(which), 1).unbind(0))
-            row, vector = self._index(row), self._index(vector)
+            columns = iter(self._on(numbers).view(-1, shape[1], 1).unbind(0))
+            at_row, at_vector = self._index(row), self._index(vector)
             for layer, has in zip(depth.layers, depth.facts, strict=True):
-                given = dict(zip(depth.names, columns, strict=False))
+                numbers_here = dict(zip(depth.names, columns, strict=False))
                 measured = tuple(name for name in measures(self._room) if name in has)
-                turns[layer].append(Turn(has, given, measured, vector, row))
-        which = self._on(tokens)
-        for layer, found in turns.items():
-            self._now.turns.setdefault((site, layer), []).append((which, found))
+                turns[layer].append(Turn(has, numbers_here, measured, at_vector, at_row))
+        return dict(turns)
 
-    def _combined(self, site: int, rows: list[list[int]]) -> list[_Depth]:
+    def _rows_together(self, site: int, rows: tuple[tuple[int, ...], ...]) -> list[_Depth]:
         """What the rows of each depth have together."""
         shape = next(self._numbers[site, row] for each in rows for row in each if row).shape
         nothing = np.zeros(shape, np.float32), [self._of([0.0] * shape[1], {})] * shape[0]
@@ -158,7 +157,7 @@ class Host:
         return combined
 
     def _index(self, rows: np.ndarray) -> Tensor | int:
-        return int(rows[0]) if (rows == rows[0]).all() else self._on(rows)
+        return int(rows[0]) if (rows == rows[0]).all() else self._on(rows.copy())
 
     def _on(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device)
