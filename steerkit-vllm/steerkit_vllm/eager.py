@@ -20,7 +20,7 @@ from steerkit_vllm.banks import Now, Turn
 from steerkit_vllm.settings import SITES, Room
 
 _KEPT = 256
-"""How many combinations of rows, and of tokens, are remembered: they come again while requests come and go."""
+"""How many combinations of rows are remembered: they come again while requests come and go."""
 
 _GROUPS = 8
 """Up to how many sorts of tokens are computed apart; of more, all of the form for all of them takes fewer operators."""
@@ -110,7 +110,9 @@ class Host:
                 columns = [values[given[0][:, each].any(axis=1)][:, each] for values in given]
                 if all((values == values[:, :1]).all() for values in columns):
                     columns = [values[:, :1] for values in columns]  # all alike, however many there are
-                made = self._turns(site, columns[0].shape, *(values.tobytes() for values in columns))
+                # what differs from token to token is large, and seldom comes again
+                make = self._turns if columns[0].shape[1] == 1 else self._made
+                made = make(site, columns[0].shape, *(values.tobytes() for values in columns))
                 which = self._on(each)
                 for layer, turns in made.items():
                     self._now.turns.setdefault((site, layer), []).append((which, turns))
