@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from reference import directions, vector
 
 import steerkit as sk
-from steerkit._internal.validation import as_layers, expect_each, expect_one_of, expect_whole
+from steerkit._internal.validation import as_layers, expect, expect_each, expect_one_of, expect_whole
 from steerkit.errors import LayerRangeError, MissingImageError, OptionError, ProcessorError, SampleError
 
 
@@ -243,3 +244,11 @@ def test_a_message_names_the_argument_the_value_and_what_was_meant() -> None:
         expect_each(str, "texts", answers=["a", None])
     with pytest.raises(OptionError, match=r"^site is 'foo'\. Expected: 'a' or 'b'\.$"):
         expect_one_of(("a", "b"), site="foo")
+
+
+@pytest.mark.parametrize("kind", [int, float | int, Integral, int | None])
+def test_a_truth_value_is_no_number_and_is_named(kind: Any) -> None:
+    with pytest.raises(OptionError, match="share is True of type bool"):
+        expect(kind, "a number", share=True)
+    expect(kind, "a number", share=1)
+    expect(bool | None, "True or False", share=True)

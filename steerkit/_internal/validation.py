@@ -10,7 +10,7 @@ from contextlib import suppress
 from numbers import Integral
 from os import PathLike
 from types import UnionType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from steerkit._text import quoted
 from steerkit.errors import OptionError
@@ -20,13 +20,13 @@ PATH = str | PathLike
 
 
 def expect(kind: type | UnionType, expected: str, fix: str | None = None, /, **given: object) -> None:
-    """Refuse what is not of a type; `kind | None` lets None pass.
+    """Refuse what is not of a type; `kind | None` lets None pass, and a truth value is of no type but its own.
 
     Raises:
         OptionError: It is of another type.
     """
     for name, value in given.items():
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (isinstance(value, bool) and bool not in (get_args(kind) or (kind,))):
             _refuse(name, value, expected, fix)
 
 
@@ -70,7 +70,7 @@ def is_series(given: object) -> bool:
     return isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, Set))
 
 
-def as_layers(given: Any, name: str = "layers") -> list[int]:
+def as_layers(given: Any) -> list[int]:
     """Numbers of layers, in the order and as often as they are given; whether the model has them is not asked.
 
     Raises:
@@ -79,7 +79,7 @@ def as_layers(given: Any, name: str = "layers") -> list[int]:
     series = isinstance(given, Iterable) and not isinstance(given, bytes)
     layers: list[Any] = list(map(plain, given)) if series else [given, None]
     if not all(map(_is_whole, layers)):
-        _refuse(name, given, "a list of whole numbers", "layers=[3] for one layer, layers=range(4, 9) for several")
+        _refuse("layers", given, "a list of whole numbers", "layers=[3] for one layer, layers=range(4, 9) for several")
     return [int(layer) for layer in layers]
 
 

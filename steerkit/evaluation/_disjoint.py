@@ -38,7 +38,7 @@ def split(suite: Suite, shares: Mapping[str, float], seed: int = 0) -> dict[str,
     expect_whole(0, seed=seed)
     for name, share in shares.items():
         expect(str, "a name", shares=name)
-        expect(float | int, "a share, above 0", **{f"shares[{name!r}]": None if isinstance(share, bool) else share})
+        expect(float | int, "a share, above 0", **{f"shares[{name!r}]": share})
     if not shares or not all(share > 0 for share in shares.values()) or not sum(shares.values()) <= 1 + 1e-9:
         raise OptionError(f"the shares are {quoted(dict(shares))}", expected="shares above 0, together at most 1")
     members: dict[str, list[tuple[Kind, str]]] = {}

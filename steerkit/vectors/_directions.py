@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
-from steerkit._internal.validation import as_layers, expect, expect_one_of
+from steerkit._internal.validation import expect, expect_one_of
 from steerkit._text import one_line, quoted
 from steerkit.errors import LayerRangeError, NonFiniteError, OptionError
 from steerkit.interventions import (
@@ -61,7 +61,6 @@ class Directions:
         for key, tensor in self.tensors.items():
             expect(tuple, "sk.Key(layer)", key=key)
             expect(Integral, "a whole number", **{f"the layer of {key!r}": key[0] if key else None})
-            as_layers(key[:1], f"the layer of {key!r}")  # a truth value is an integer as well
             expect(Tensor, "a tensor of shape [hidden] or [k, hidden]", **{f"tensors[{key!r}]": tensor})
             if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
                 kind = "nested" if tensor.is_nested else "on the device meta" if tensor.is_meta else str(tensor.layout)
